@@ -1,0 +1,1 @@
+"""Floor 3: recipes, the pipeline, artifacts, and the command line."""

@@ -1,0 +1,1 @@
+"""Floor 1: a model as torch and as files, the methods that fit interventions, and the plan."""

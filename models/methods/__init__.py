@@ -1,0 +1,1 @@
+"""The methods that fit interventions, a module each."""

@@ -1,0 +1,1 @@
+"""The bundled skills model: its data generator, its tokenizer and its checkpoint."""
