@@ -1,0 +1,165 @@
+"""Data files: JSON lines to token ids, read exactly as the model will be served. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from bakeout.models.errors import BakeoutError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FORMS = ("prompt", "text", "messages")
+
+
+class DataError(BakeoutError):
+    """A data file, or a row of one, that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: a prompt and, where the row has one, its response.
+
+    The model sees ``prompt_ids + response_ids``. ``prompt_ids`` are the prompt as the tokenizer encodes it by default
+    (with a beginning-of-text token where it sets one), or as the chat template renders it.
+    """
+
+    prompt: str
+    response: str | None
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+def read_records(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Record]:
+    """The rows of a JSONL file.
+
+    A row is ``{"prompt": …, "response": …}`` (the response may be absent), ``{"text": …}`` (no prompt; everything is
+    response), or ``{"messages": [{"role": …, "content": …}, …]}``: the tokenizer's chat template renders the
+    conversation before the last assistant message, with its generation prompt, as the prompt, and what the template
+    adds for that message as the response. Other keys are ignored, and so are blank lines.
+
+    Raises ``DataError``, naming file and line, for anything else, and for a file without rows.
+    """
+    records = []
+    for where, row in _rows(path):
+        record = _record(row, tokenizer, where)
+        if not record.prompt_ids and not record.response_ids:
+            raise DataError(f"{where}: the row has no tokens.", "Remove it.")
+        records.append(record)
+    if not records:
+        raise DataError(f"{path}: the file has no rows.", "Put a JSON object on each line.")
+    return records
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises ``DataError`` when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON ({error}).", "Put one JSON object on each line, in UTF-8.") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a {type(row).__name__}, not a JSON object.", "Put one JSON object on each line.")
+        yield where, row
+
+
+def _record(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> Record:
+    present = [name for name in _FORMS if name in row]
+    if len(present) != 1:
+        raise DataError(
+            f"{where}: the row has {' and '.join(present) or 'neither prompt, text nor messages'}.",
+            "Give each row `prompt` and `response`, or `text`, or `messages`.",
+        )
+    if "messages" in row:
+        return _conversation(row["messages"], tokenizer, where)
+    if "text" in row:
+        return _continued("", _string(row, "text", where), tokenizer, special=True)
+    prompt = _string(row, "prompt", where)
+    response = _string(row, "response", where) if "response" in row else None
+    return _continued(prompt, response, tokenizer, special=True)
+
+
+def _continued(prompt: str, response: str | None, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Record:
+    """Encode the prompt alone, as serving does, and the response as what follows it."""
+    prompt_ids = _encode(prompt, tokenizer, special)
+    if response is None:
+        return Record(prompt, None, prompt_ids, [])
+    whole = _encode(prompt + response, tokenizer, special)
+    if whole[: len(prompt_ids)] == prompt_ids:
+        return Record(prompt, response, prompt_ids, whole[len(prompt_ids) :])
+    # A token would span the border between the two; no model that is given the prompt can say it.
+    return Record(prompt, response, prompt_ids, _encode(response, tokenizer, special=False))
+
+
+def _conversation(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Record:
+    if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
+        raise DataError(
+            f"{where}: messages is not a list of objects with `role` and `content`.", "Mend or remove the row."
+        )
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"{where}: the row has messages, but the tokenizer has no chat template.",
+            "Give rows with `prompt` and `response`, or the tokenizer of the chat model.",
+        )
+    answered = messages[-1]["role"] == "assistant"
+    try:
+        prompt = _rendered(tokenizer, messages[:-1] if answered else messages, generation=True)
+        whole = _rendered(tokenizer, messages, generation=False) if answered else prompt
+    except TemplateError as error:
+        raise DataError(
+            f"{where}: the chat template refuses the messages ({error}).", "Mend the row, or the template."
+        ) from None
+    if not whole.startswith(prompt):
+        raise DataError(
+            f"{where}: the chat template does not render the answer as a continuation of its generation prompt.",
+            "Give rows with `prompt` and `response`, rendered as your server renders them.",
+        )
+    # The template writes the special tokens itself.
+    return _continued(prompt, whole[len(prompt) :] if answered else None, tokenizer, special=False)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generation: bool) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+    )
+
+
+def _string(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {name} is {json.dumps(value)}, not text.", "Mend or remove the row.")
+    return value
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase, special: bool) -> list[int]:
+    return [int(token) for token in tokenizer(text, add_special_tokens=special).input_ids]
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}).", "Check the path.")
