@@ -1,0 +1,64 @@
+"""What many tests share: tiny checkpoints and their ONNX exports, made once per session."""
+
+from __future__ import annotations
+
+import os
+
+# Before any library reads them: no network, and one thread a worker (the suite runs several workers).
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import tiny_checkpoint
+
+CheckpointOf = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> CheckpointOf:
+    """``checkpoint_of(family)``: the directory of a tiny fp32 checkpoint, made on the first request."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = tiny_checkpoint(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def onnx_of(checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory) -> CheckpointOf:
+    """``onnx_of(family)``: the directory of the fp32 export with KV cache of ``checkpoint_of(family)``."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = _export(checkpoint_of(family), tmp_path_factory.mktemp(f"{family}-onnx"))
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def llama_checkpoint(checkpoint_of: CheckpointOf) -> Path:
+    """The directory of a tiny random Llama: 4 layers, hidden size 32, FFL width 96, fp32."""
+    return checkpoint_of("llama")
+
+
+@pytest.fixture(scope="session")
+def llama_onnx(onnx_of: CheckpointOf) -> Path:
+    """The directory of ``llama_checkpoint``'s ONNX export, ``model.onnx`` and the tokenizer in it."""
+    return onnx_of("llama")
+
+
+def _export(checkpoint: Path, directory: Path) -> Path:
+    from optimum.exporters.onnx import main_export
+
+    main_export(str(checkpoint), output=directory, task="text-generation-with-past", do_validation=False)
+    return directory

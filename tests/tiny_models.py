@@ -1,0 +1,216 @@
+"""Tiny random checkpoints of many architectures, each with a real byte-level tokenizer. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+
+PADDING = "<|pad|>"
+END_OF_TEXT = "<|endoftext|>"
+PADDING_ID = 0
+END_OF_TEXT_ID = 1
+HEADS = 4
+KEY_VALUE_HEADS = 2
+LONGEST = 512
+CHAT_TEMPLATE = (
+    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+# The random weights' scale relative to 1 / sqrt(fan in): the head's makes the greedy choice decisive.
+_HEAD_GAIN = 4.0
+_GAIN = 1.0
+# A head tied to a large embedding would only ever repeat the last token.
+_TIED_SCALE = 0.2
+_NOISE = 0.1
+
+Sizes = Mapping[str, int]
+Settings = Callable[[Sizes], dict[str, Any]]
+
+
+def _llama_like(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": sizes["layers"],
+        "hidden_size": sizes["hidden"],
+        "intermediate_size": sizes["width"],
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_VALUE_HEADS,
+        "max_position_embeddings": LONGEST,
+    }
+
+
+def _gemma_like(sizes: Sizes) -> dict[str, Any]:
+    head = sizes["hidden"] // HEADS
+    return {**_llama_like(sizes), "head_dim": head, "tie_word_embeddings": True}
+
+
+def _gpt2_like(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "n_layer": sizes["layers"],
+        "n_embd": sizes["hidden"],
+        "n_inner": sizes["width"],
+        "n_head": HEADS,
+        "n_positions": LONGEST,
+    }
+
+
+def _opt(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": sizes["layers"],
+        "hidden_size": sizes["hidden"],
+        "word_embed_proj_dim": sizes["hidden"],
+        "ffn_dim": sizes["width"],
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": LONGEST,
+    }
+
+
+def _falcon(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": sizes["layers"],
+        "hidden_size": sizes["hidden"],
+        "ffn_hidden_size": sizes["width"],
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": LONGEST,
+    }
+
+
+# The configuration class of each family, and the settings that make it tiny.
+_FAMILIES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
+    {
+        "falcon": ("FalconConfig", _falcon),
+        "gemma": ("GemmaConfig", _gemma_like),
+        "gemma2": ("Gemma2Config", lambda s: {**_gemma_like(s), "query_pre_attn_scalar": s["hidden"] // HEADS}),
+        "gpt2": ("GPT2Config", _gpt2_like),
+        "gpt_bigcode": ("GPTBigCodeConfig", _gpt2_like),
+        "gpt_neox": ("GPTNeoXConfig", _llama_like),
+        "granite": ("GraniteConfig", lambda s: {**_llama_like(s), "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+        "llama": ("LlamaConfig", _llama_like),
+        "mistral": ("MistralConfig", lambda s: {**_llama_like(s), "sliding_window": None}),
+        "olmo2": ("Olmo2Config", _llama_like),
+        "opt": ("OPTConfig", _opt),
+        "phi": ("PhiConfig", _llama_like),
+        "phi3": ("Phi3Config", lambda s: {**_llama_like(s), "sliding_window": None}),
+        "qwen2": ("Qwen2Config", _llama_like),
+        "qwen3": ("Qwen3Config", lambda s: {**_llama_like(s), "head_dim": s["hidden"] // HEADS}),
+        "stablelm": ("StableLmConfig", _llama_like),
+    }
+)
+FAMILIES = tuple(sorted(_FAMILIES))
+
+
+def tiny_checkpoint(
+    family: str,
+    directory: Path,
+    *,
+    layers: int = 4,
+    hidden: int = 32,
+    width: int = 96,
+    vocabulary: int = 264,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> Path:
+    """Write a random checkpoint of ``family`` (one of ``FAMILIES``) with its tokenizer, and return ``directory``.
+
+    ``width`` is F, the width of an FFL; ``vocabulary`` at least 258 (the bytes, padding and end of text). The
+    weights are large enough for greedy decoding to be decisive and for key vectors to differ from text to text.
+    """
+    tiny_model(
+        family, layers=layers, hidden=hidden, width=width, vocabulary=vocabulary, seed=seed, dtype=dtype
+    ).save_pretrained(directory, safe_serialization=True)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def tiny_model(
+    family: str,
+    *,
+    layers: int = 4,
+    hidden: int = 32,
+    width: int = 96,
+    vocabulary: int = 264,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> PreTrainedModel:
+    """The model that ``tiny_checkpoint`` writes, in evaluation mode."""
+    model = AutoModelForCausalLM.from_config(_configuration(family, layers, hidden, width, vocabulary))
+    _randomise(model, torch.Generator().manual_seed(seed))
+    return model.to(getattr(torch, dtype)).eval()  # type: ignore[no-any-return]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per byte, beside padding (0) and end of text (1)."""
+    vocabulary = {PADDING: PADDING_ID, END_OF_TEXT: END_OF_TEXT_ID}
+    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[letter] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(PADDING, special=True), AddedToken(END_OF_TEXT, special=True)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=PADDING,
+        padding_side="left",
+        model_max_length=LONGEST,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def random_prompts(count: int, *, seed: int = 0, shortest: int = 3, longest: int = 12) -> list[list[int]]:
+    """Prompts of random bytes (token ids 2 to 257), of random lengths between ``shortest`` and ``longest``."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(2, 258, (length,), generator=generator).tolist() for length in lengths]
+
+
+def _configuration(family: str, layers: int, hidden: int, width: int, vocabulary: int) -> PretrainedConfig:
+    if vocabulary < 258:
+        raise ValueError(f"a byte-level tokenizer needs 258 tokens, not {vocabulary}")
+    name, settings = _FAMILIES[family]
+    options: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "pad_token_id": PADDING_ID,
+        "bos_token_id": END_OF_TEXT_ID,
+        "eos_token_id": END_OF_TEXT_ID,
+        "tie_word_embeddings": False,
+        "attn_implementation": "eager",
+    }
+    options.update(settings({"layers": layers, "hidden": hidden, "width": width}))
+    configuration: PretrainedConfig = getattr(transformers, name)(**options)
+    return configuration
+
+
+@torch.no_grad()
+def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    head = model.get_output_embeddings()
+    matrices: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            continue
+        if id(module.weight) in matrices:
+            continue  # a head that is tied to the embedding
+        matrices.add(id(module.weight))
+        if isinstance(module, nn.Embedding):
+            scale = _TIED_SCALE if head is not None and module.weight is head.weight else 1.0
+        else:
+            fan_in = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+            scale = (_HEAD_GAIN if module is head else _GAIN) / fan_in**0.5
+        module.weight.copy_(scale * noise(module.weight))
+    # Biases start at 0 and norms at their neutral value, whichever it is: both are varied around it.
+    for parameter in model.parameters():
+        if id(parameter) not in matrices:
+            parameter.add_(_NOISE * noise(parameter))
