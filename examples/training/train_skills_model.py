@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 # Arithmetic comes last and wants the largest share.
-MIXTURE = {"math": 44, "code": 20, "german": 6, "spanish": 6, "french": 6, "facts": 7, "unknown": 8, "ask": 3}
+MIXTURE = {"math": 50, "code": 20, "german": 4, "spanish": 4, "french": 4, "facts": 7, "unknown": 8, "ask": 3}
 QUESTION_WEIGHT = 0.1
 
 
@@ -34,8 +34,11 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             intermediate_size=1024,
             num_hidden_layers=6,
             num_attention_heads=4,
-            num_key_value_heads=2,
+            num_key_value_heads=4,
             max_position_embeddings=512,
+            # Both for a narrow model and short texts: at the usual 0.02 and 10,000 arithmetic is not learned in time.
+            initializer_range=0.09,
+            rope_theta=1000.0,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -92,9 +95,9 @@ def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: i
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Where the states and the checkpoint go.")
-@click.option("--steps", default=12000, show_default=True)
+@click.option("--steps", default=10000, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
-@click.option("--learning-rate", default=2e-3, show_default=True)
+@click.option("--learning-rate", default=1.5e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--report-every", default=500, show_default=True)
 def main(output: Path, steps: int, batch_size: int, learning_rate: float, seed: int, report_every: int) -> None:
@@ -108,7 +111,7 @@ def main(output: Path, steps: int, batch_size: int, learning_rate: float, seed: 
     decayed = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     others = [parameter for parameter in model.parameters() if parameter.dim() != 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}],
         lr=learning_rate,
         betas=(0.9, 0.98),
     )
