@@ -63,7 +63,7 @@ def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrai
     if "quantization_config" in _read_config(directory):
         raise BakeoutError(f"{directory} holds quantised weights.", "Use the unquantised checkpoint.")
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
             use_safetensors=True,
@@ -76,12 +76,14 @@ def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrai
             f"{directory} cannot be loaded ({_first_line(error)}).",
             "Use a complete checkpoint of a causal language model that transformers knows.",
         ) from None
+    model: PreTrainedModel
+    model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise BakeoutError(
             f"{directory} lacks {len(missing)} of the model's weights, among them {missing[0]}.",
             "Use a complete checkpoint.",
         )
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""Where each architecture keeps its feed-forward layers: a table of module paths, and what is read and written there."""
+"""Where each architecture keeps its feed-forward layers: a table of module paths, and how to read and write there."""
 
 from __future__ import annotations
 

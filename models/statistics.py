@@ -1,0 +1,104 @@
+"""Counts, means and variances that can be gathered in parts and merged, in float64."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Floats
+
+SCHEMA = 1
+_KEY = "bakeout"
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and M2 (the sum of squared differences from the mean) of samples; the arrays have one shape."""
+
+    count: int
+    mean: Floats
+    m2: Floats
+
+    @classmethod
+    def none(cls, shape: tuple[int, ...]) -> Moments:
+        """The moments of no sample: merging them changes nothing."""
+        return cls(0, np.zeros(shape), np.zeros(shape))
+
+    @classmethod
+    def of(cls, samples: Floats) -> Moments:
+        """The moments of samples [n, ...], in two passes: the mean first, then the differences from it."""
+        samples = np.asarray(samples, dtype=np.float64)
+        if len(samples) == 0:
+            return cls.none(samples.shape[1:])
+        mean = samples.mean(axis=0)
+        return cls(len(samples), mean, np.square(samples - mean).sum(axis=0))
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of samples (Chan, Golub and LeVeque, 1979): stable, in any order and grouping."""
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        count = self.count + other.count
+        difference = other.mean - self.mean
+        mean = self.mean + difference * (other.count / count)
+        m2 = self.m2 + other.m2 + np.square(difference) * (self.count * other.count / count)
+        return Moments(count, mean, m2)
+
+    @property
+    def deviation(self) -> Floats:
+        """The sample standard deviation (n - 1). Raises ``BakeoutError`` below two samples."""
+        if self.count < 2:
+            raise BakeoutError(
+                f"A deviation needs at least 2 tokens; {self.count} were probed.", "Give more data to probe."
+            )
+        return np.sqrt(self.m2 / (self.count - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronStatistics:
+    """The pre-activations of every neuron over the probed tokens: moments with arrays of shape [layers, F]."""
+
+    moments: Moments
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were probed."""
+        return self.moments.count
+
+    def merge(self, other: NeuronStatistics) -> NeuronStatistics:
+        """The statistics of both data sets, probed on one model."""
+        return NeuronStatistics(self.moments.merge(other.moments))
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: ``mean`` and ``m2``, float64 [layers, F], and the count. No code, no pickle."""
+        # One metadata key alone: safetensors writes two or more in a random order.
+        text = json.dumps({"schema": SCHEMA, "tokens": self.moments.count}, sort_keys=True)
+        path.write_bytes(save_tensors({"mean": self.moments.mean, "m2": self.moments.m2}, {_KEY: text}))
+
+    @classmethod
+    def load(cls, path: Path) -> NeuronStatistics:
+        """Read what ``save`` wrote. Raises ``BakeoutError`` for anything else."""
+        try:
+            data = path.read_bytes()
+            arrays = load_tensors(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            described = json.loads(header["__metadata__"][_KEY])
+            moments = Moments(described["tokens"], arrays["mean"], arrays["m2"])
+            schema = described["schema"]
+        except OSError as error:
+            raise BakeoutError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise BakeoutError(f"{path}: not a file of neuron statistics ({error}).", "Probe again.") from None
+        if schema != SCHEMA:
+            raise BakeoutError(f"{path}: statistics of schema {schema}, this version reads {SCHEMA}.", "Probe again.")
+        shapes_agree = moments.mean.ndim == 2 and moments.mean.shape == moments.m2.shape
+        doubles = moments.mean.dtype == np.float64 and moments.m2.dtype == np.float64
+        if not (shapes_agree and doubles and isinstance(moments.count, int) and moments.count >= 0):
+            raise BakeoutError(f"{path}: the statistics contradict themselves.", "Probe again.")
+        return cls(moments)
