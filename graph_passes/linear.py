@@ -1,0 +1,84 @@
+"""Linears of a graph: products with a constant weight, plain or quantised. Shapes and types alone, never the weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.convenience import get_const_tensor
+
+_PASSES_A_CONSTANT_ON = frozenset(("Transpose", "Cast", "Identity", "DequantizeLinear"))
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``output[..., N] = data[..., K] @ weight`` (plus a bias inside the node, for some). ``dtype`` of the output."""
+
+    node: ir.Node
+    data: ir.Value
+    inputs: int
+    outputs: int
+    dtype: ir.DataType
+
+    @property
+    def output(self) -> ir.Value:
+        """The product, [..., outputs]."""
+        return self.node.outputs[0]
+
+
+def as_linear(node: ir.Node) -> Linear | None:
+    """The linear that a node computes: MatMul or Gemm with a constant weight, or MatMulNBits; None for others."""
+    if (node.domain, node.op_type) == ("com.microsoft", "MatMulNBits"):
+        data, scales = node.inputs[0], node.inputs[2]
+        if data is None or scales is None or scales.const_value is None:
+            return None
+        sizes = node.attributes["K"].as_int(), node.attributes["N"].as_int()
+        return Linear(node, data, *sizes, scales.const_value.dtype)
+    if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    data, weight = node.inputs[0], node.inputs[1]
+    if data is None or weight is None or (described := _constant(weight)) is None or len(described[0]) != 2:
+        return None
+    (inputs, outputs), dtype = described
+    if node.op_type == "Gemm":
+        if node.attributes.get_int("transA", 0):
+            return None
+        if node.attributes.get_int("transB", 0):
+            inputs, outputs = outputs, inputs
+    return Linear(node, data, inputs, outputs, dtype)
+
+
+def constant_size(value: ir.Value) -> int | None:
+    """How many elements a constant has; None for what is not constant."""
+    described = _constant(value)
+    if described is None:
+        return None
+    size = 1
+    for extent in described[0]:
+        size *= extent
+    return size
+
+
+def _constant(value: ir.Value) -> tuple[tuple[int, ...], ir.DataType] | None:
+    """Shape and type of a constant, seen through nodes that only rearrange, cast or dequantise it."""
+    tensor = value.const_value if value.const_value is not None else get_const_tensor(value)
+    if tensor is not None:
+        return tuple(tensor.shape.numpy()), tensor.dtype
+    node = value.producer()
+    if node is None or node.domain != "" or node.op_type not in _PASSES_A_CONSTANT_ON:
+        return None
+    source = node.inputs[0]
+    if source is None or (described := _constant(source)) is None:
+        return None
+    shape, dtype = described
+    if node.op_type == "Transpose":
+        order = node.attributes.get_ints("perm", tuple(reversed(range(len(shape)))))
+        return tuple(shape[axis] for axis in order), dtype
+    if node.op_type == "Cast":
+        return shape, ir.DataType(node.attributes["to"].as_int())
+    if node.op_type == "DequantizeLinear":
+        scale = node.inputs[1]
+        if scale is None or (scaled := _constant(scale)) is None:
+            return None
+        return shape, scaled[1]
+    return shape, dtype
