@@ -1,0 +1,230 @@
+"""Neuron Adjust (arXiv 2503.21730, section 3.1) as graph nodes: one ``bakeout::NeuronAdjust`` per touched layer."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import InlinePass
+
+from bakeout.graph_passes.anatomy import FeedForwardLayer, read_anatomy
+from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.graph_file import graph_digest
+from bakeout.models.plan import AdjustedLayer, Coin, NeuronAdjust
+from bakeout.models.receipt import Receipt
+
+DOMAIN = "bakeout"
+FUNCTION = "NeuronAdjust"
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+# The constants in the order of the function's inputs.
+_CONSTANTS = (
+    "retain_mean",
+    "retain_precision",
+    "forget_mean",
+    "forget_precision",
+    "log_deviation_ratio",
+    "retain_deviation",
+)
+# Only the selected neurons are gathered, computed in float32, and scattered back.
+_GATHER = {
+    ir.DataType.FLOAT: "v = Gather <axis = -1> (pre_activation, neurons)",
+    ir.DataType.FLOAT16: "selected = Gather <axis = -1> (pre_activation, neurons)  v = Cast <to = 1> (selected)",
+    ir.DataType.BFLOAT16: "selected = Gather <axis = -1> (pre_activation, neurons)  v = Cast <to = 1> (selected)",
+}
+# q = log p_f(v) - log p_r(v), in z form: multiplied out it would overflow and cancel.
+_LOG_ODDS = """
+    from_retain = Sub(v, retain_mean)    z_retain = Mul(from_retain, retain_precision)
+    from_forget = Sub(v, forget_mean)    z_forget = Mul(from_forget, forget_precision)
+    difference = Sub(z_retain, z_forget)
+    sum = Add(z_retain, z_forget)
+    product = Mul(difference, sum)
+    half = Constant <value_float = 0.5> ()
+    half_product = Mul(product, half)
+    q = Add(half_product, log_deviation_ratio)
+    zero = Constant <value_float = 0.0> ()
+    forget_is_likelier = Greater(q, zero)
+    mirrored = Mul(retain_deviation, z_forget)
+    transported = Sub(retain_mean, mirrored)
+"""
+_COINS: dict[Coin, str] = {
+    "threshold": "after = Where(forget_is_likelier, transported, v)",
+    "expected": """
+        a = Sigmoid(q)
+        shift = Sub(transported, v)
+        expected_shift = Mul(a, shift)
+        moved = Add(v, expected_shift)
+        after = Where(forget_is_likelier, moved, v)
+    """,
+    "stochastic": """
+        a = Sigmoid(q)
+        draw = RandomUniformLike <dtype = 1, seed: float = @seed> (v)
+        coin = Less(draw, a)
+        shifted = And(forget_is_likelier, coin)
+        after = Where(shifted, transported, v)
+    """,
+}
+_SCATTER = {
+    ir.DataType.FLOAT: "adjusted = ScatterElements <axis = -1> (pre_activation, positions, after)",
+    ir.DataType.FLOAT16: """
+        rounded = Cast <to = 10> (after)
+        adjusted = ScatterElements <axis = -1> (pre_activation, positions, rounded)
+    """,
+    ir.DataType.BFLOAT16: """
+        rounded = Cast <to = 16> (after)
+        adjusted = ScatterElements <axis = -1> (pre_activation, positions, rounded)
+    """,
+}
+
+
+class NeuronAdjustPass(ir.passes.InPlacePass):
+    """Put a plan's Neuron Adjust behind the gate linears of a decoder graph.
+
+    Per touched layer one node ``NeuronAdjust`` of the model-local domain ``bakeout`` (its overload is the coin) reads
+    the pre-activation, and all that read the pre-activation read the node instead. Its other inputs are initialisers,
+    ``neurons`` int64 [n] and float32 [n]: mean and precision (1 / deviation) of both Gaussians, the log of the ratio
+    of the deviations, and the retain set's deviation. Only the named neurons change; a value whose log-odds are NaN
+    stays as it is. ``inline`` writes standard operators alone.
+
+    ``index`` is the intervention's place in the plan, ``receipts`` one per layer, once the pass has run. Raises
+    ``GraphError`` where the graph lacks a layer or neuron, or a constant leaves the range of float32.
+    """
+
+    def __init__(self, intervention: NeuronAdjust, index: int, *, inline: bool = False) -> None:
+        super().__init__()
+        self.intervention = intervention
+        self.index = index
+        self.inline = inline
+        self.receipts: list[Receipt] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Edit the graph in place."""
+        layers = read_anatomy(model).layers
+        constants = [self._constants(adjusted, layers) for adjusted in self.intervention.layers]
+        before = graph_digest(model)
+        edited = []
+        for adjusted, arrays in zip(self.intervention.layers, constants, strict=True):
+            layer = layers[adjusted.layer]
+            edited.append((layer.gate.name or "", layer.pre_activation.name or ""))
+            self._insert(model, layer, arrays)
+        self._declare_function(model, layers[0].dtype)
+        if self.inline:
+            InlinePass(criteria=_is_neuron_adjust)(model)
+            model.opset_imports.pop(DOMAIN)
+        after = graph_digest(model)
+        self.receipts = [
+            Receipt(
+                intervention=self.index,
+                kind=self.intervention.kind,
+                layer=adjusted.layer,
+                node=node,
+                tensor=tensor,
+                count=len(adjusted.neurons),
+                before=before,
+                after=after,
+                detail={"coin": self.intervention.coin},
+            )
+            for adjusted, (node, tensor) in zip(self.intervention.layers, edited, strict=True)
+        ]
+        return ir.passes.PassResult(model, modified=True)
+
+    def _constants(
+        self, adjusted: AdjustedLayer, layers: tuple[FeedForwardLayer, ...]
+    ) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
+        if adjusted.layer >= len(layers):
+            raise GraphError(
+                f"Neuron Adjust names layer {adjusted.layer}, but the graph has {len(layers)} feed-forward layers.",
+                "Bake the plan into the model it was fitted on.",
+            )
+        layer = layers[adjusted.layer]
+        if adjusted.neurons[-1] >= layer.width:
+            raise GraphError(
+                f"Neuron Adjust names neuron {adjusted.neurons[-1]} of layer {adjusted.layer}, which has {layer.width}.",
+                "Bake the plan into the model it was fitted on.",
+            )
+        if layer.dtype not in _FLOATS:
+            raise GraphError(f"The pre-activations are {layer.dtype}, not float32, float16 or bfloat16.")
+        with np.errstate(over="ignore", under="ignore"):
+            exact = {
+                "retain_mean": adjusted.retain_mean,
+                "retain_precision": 1 / adjusted.retain_deviation,
+                "forget_mean": adjusted.forget_mean,
+                "forget_precision": 1 / adjusted.forget_deviation,
+                "log_deviation_ratio": np.log(adjusted.retain_deviation) - np.log(adjusted.forget_deviation),
+                "retain_deviation": adjusted.retain_deviation,
+            }
+            single = {name: values.astype(np.float32) for name, values in exact.items()}
+        for name, values in single.items():
+            if not np.all(np.isfinite(values)) or (name.endswith("precision") and not np.all(values > 0)):
+                raise GraphError(
+                    f"Neuron Adjust, layer {adjusted.layer}: {name} leaves the range of float32.",
+                    "Fit the plan on data in which the selected neurons vary.",
+                )
+        return {"neurons": adjusted.neurons.astype(np.int64), **single}
+
+    def _insert(
+        self, model: ir.Model, layer: FeedForwardLayer, arrays: dict[str, NDArray[np.int64] | NDArray[np.float32]]
+    ) -> None:
+        prefix = f"bakeout.neuron_adjust_{self.index}.layers.{layer.index}"
+        inputs = [layer.pre_activation]
+        for name, array in arrays.items():
+            value = ir.Value(
+                name=f"{prefix}.{name}",
+                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+                shape=ir.Shape(array.shape),
+                const_value=ir.tensor(array, name=f"{prefix}.{name}"),
+            )
+            model.graph.register_initializer(value)
+            inputs.append(value)
+        node = ir.Node(
+            DOMAIN,
+            FUNCTION,
+            inputs,
+            [ir.AttrFloat32("seed", self._seed(layer.index))] if self.intervention.coin == "stochastic" else [],
+            overload=self.intervention.coin,
+            name=prefix,
+        )
+        (adjusted,) = node.outputs
+        adjusted.name = f"{prefix}.adjusted"
+        adjusted.type, adjusted.shape = layer.pre_activation.type, layer.pre_activation.shape
+        readers = tuple(layer.pre_activation.uses())
+        gate_end = layer.pre_activation.producer()
+        assert gate_end is not None, "a pre-activation is computed by the graph"
+        model.graph.insert_after(gate_end, node)
+        for reader, position in readers:
+            if reader is not node:
+                reader.replace_input_with(position, adjusted)
+
+    def _seed(self, layer: int) -> float:
+        """A seed of the layer's own, exact in float32; a small one would make the runtime's first draw near 0."""
+        text = f"bakeout neuron_adjust {self.intervention.seed} {self.index} {layer}"
+        return float(2**23 + int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 2**23)
+
+    def _declare_function(self, model: ir.Model, dtype: ir.DataType) -> None:
+        coin = self.intervention.coin
+        opset = model.opset_imports[""]
+        text = f"""
+            <domain: "{DOMAIN}", opset_import: ["": {opset}]>
+            {FUNCTION} {"<seed>" if coin == "stochastic" else ""} (pre_activation, neurons, {", ".join(_CONSTANTS)})
+            => (adjusted)
+            {{
+                {_GATHER[dtype]}
+                {_LOG_ODDS}
+                {_COINS[coin]}
+                shape = Shape(v)
+                positions = Expand(neurons, shape)
+                {_SCATTER[dtype]}
+            }}
+        """
+        proto = onnx.parser.parse_function(text)
+        proto.overload = coin
+        function = ir.serde.deserialize_function(proto)
+        model.functions[function.identifier()] = function
+        model.opset_imports[DOMAIN] = 1
+
+
+def _is_neuron_adjust(function: ir.Function) -> bool:
+    return (function.domain, function.name) == (DOMAIN, FUNCTION)
