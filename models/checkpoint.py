@@ -83,7 +83,8 @@ def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrai
             f"{directory} lacks {len(missing)} of the model's weights, among them {missing[0]}.",
             "Use a complete checkpoint.",
         )
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -81,7 +81,7 @@ def probe_neurons(
     with _hooked(handles):
         for batch in track(batches, "probing neurons", len(batches)):
             rows = [counted[position] for position in batch]
-            input_ids = _padded([sequences[row] for row in rows], model.device)
+            input_ids, attention_mask = _padded([sequences[row] for row in rows], model.device)
             width = input_ids.shape[1]
             tokens = [
                 place * width + token
@@ -90,7 +90,7 @@ def probe_neurons(
             ]
             selected = torch.tensor(tokens, device=model.device)
             pieces = torch.split(selected, max(1, _PIECE // layers[0].width))
-            _forward(model, input_ids)
+            _forward(model, input_ids, attention_mask)
             for number, piece in enumerate(pieces):
                 mean = torch.stack([layer[number][0] for layer in gathered]).cpu().numpy()
                 m2 = torch.stack([layer[number][1] for layer in gathered]).cpu().numpy()
@@ -132,10 +132,10 @@ def probe_keys(
     batches = _batches([len(prompt) for prompt in prompts], batch_size)
     with _hooked(handles):
         for batch in track(batches, "probing key vectors", len(batches)):
-            input_ids = _padded([prompts[row] for row in batch], model.device)
-            lengths = torch.tensor([len(prompts[row]) for row in batch], device=model.device)
-            last_tokens = torch.arange(len(batch), device=model.device) * input_ids.shape[1] + lengths - 1
-            _forward(model, input_ids)
+            input_ids, attention_mask = _padded([prompts[row] for row in batch], model.device)
+            rows_start = torch.arange(len(batch), device=model.device) * input_ids.shape[1]
+            last_tokens = rows_start + attention_mask.sum(dim=1) - 1
+            _forward(model, input_ids, attention_mask)
             for layer, rows in gathered.items():
                 keys[layer][batch] = rows.cpu().numpy()
     return keys
@@ -149,10 +149,10 @@ def _mean_and_m2(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, samples.square_().sum(dim=0)
 
 
-def _forward(model: PreTrainedModel, input_ids: Tensor) -> None:
-    """One pass up to the head. Padding is on the right, where causal attention never looks, so no mask is needed."""
+def _forward(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
+    """One pass up to the head, which no statistic needs."""
     with torch.inference_mode():
-        model.base_model(input_ids=input_ids, use_cache=False)
+        model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -161,9 +161,12 @@ def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Token ids int64 [batch, longest], padded on the right with token 0."""
-    return nn.utils.rnn.pad_sequence([torch.tensor(list(ids)) for ids in sequences], batch_first=True).to(device)
+def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids, padded on the right with token 0, and their attention mask: int64 [batch, longest] each."""
+    rows = [torch.tensor(list(ids)) for ids in sequences]
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    attention_mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return input_ids.to(device), attention_mask.to(device)
 
 
 def _require_context(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
