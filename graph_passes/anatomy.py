@@ -22,8 +22,8 @@ _ACTIVATIONS = frozenset((
     "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
 ))
 _ELEMENT_WISE = frozenset((
-    "Abs", "Add", "Cast", "CastLike", "Clip", "Div", "Exp", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Sqrt", "Sub",
-    "Where",
+    "Abs", "Add", "Cast", "CastLike", "Clip", "Div", "Exp", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Sqrt",
+    "Sub", "Where",
 ))
 # fmt: on
 _RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))

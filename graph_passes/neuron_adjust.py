@@ -142,7 +142,7 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
         layer = layers[adjusted.layer]
         if adjusted.neurons[-1] >= layer.width:
             raise GraphError(
-                f"Neuron Adjust names neuron {adjusted.neurons[-1]} of layer {adjusted.layer}, which has {layer.width}.",
+                f"Neuron Adjust names neuron {adjusted.neurons[-1]} of {layer.width} in layer {adjusted.layer}.",
                 "Bake the plan into the model it was fitted on.",
             )
         if layer.dtype not in _FLOATS:

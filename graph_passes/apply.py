@@ -1,0 +1,80 @@
+"""A plan applied to a graph: all its interventions at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from bakeout.graph_passes.anatomy import read_anatomy
+from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
+from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
+from bakeout.models.receipt import Receipt
+
+if TYPE_CHECKING:
+    from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
+
+# What onnx 1.23 writes by default is newer than what runtimes read; 10 has functions with overloads, and int4.
+IR_VERSION = 10
+OLDEST_OPSET = 18
+
+
+def apply_plan(
+    model: ir.Model, plan: Plan, *, inline: bool = False, early_exit: bool = True, monitor: bool = False
+) -> list[Receipt]:
+    """Edit a decoder graph in place so that it carries a plan, and return the receipts in the plan's order.
+
+    ``inline`` writes Neuron Adjust as standard operators instead of a model-local function, ``early_exit`` lets Key
+    Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``.
+
+    Raises ``PlanError`` where the plan was fitted on a model of another shape, and ``GraphError`` where the graph
+    cannot be read or an edit does not match all that the plan names; the graph is then to be discarded.
+    """
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise GraphError(
+            f"The graph is of opset {opset}; {OLDEST_OPSET} is the oldest that interventions can be baked into.",
+            f"Export it with opset {OLDEST_OPSET} or later.",
+        )
+    anatomy = read_anatomy(model)
+    plan.model.require_shape(layers=len(anatomy.layers), width=anatomy.width, hidden=anatomy.hidden)
+    receipts: list[Receipt] = []
+    for edit in _passes(plan, inline, early_exit, monitor):
+        edit(model)
+        receipts += edit.receipts
+    _require_all_matched(plan, receipts)
+    RemoveUnusedNodesPass()(model)
+    model.ir_version = IR_VERSION
+    return sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer))
+
+
+def _passes(
+    plan: Plan, inline: bool, early_exit: bool, monitor: bool
+) -> Iterator[NeuronAdjustPass | KeySpaceDetectionPass]:
+    """The passes of a plan. Neuron Adjust comes first: Key Space Detection parts the graph into branches."""
+    for index, intervention in enumerate(plan.interventions):
+        if isinstance(intervention, NeuronAdjust):
+            yield NeuronAdjustPass(intervention, index, inline=inline)
+    for index, intervention in enumerate(plan.interventions):
+        if isinstance(intervention, KeySpaceDetection):
+            from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
+
+            yield KeySpaceDetectionPass(intervention, index, early_exit=early_exit, monitor=monitor)
+
+
+def _layers(intervention: Intervention) -> tuple[int, ...]:
+    if isinstance(intervention, NeuronAdjust):
+        return tuple(adjusted.layer for adjusted in intervention.layers)
+    return intervention.layers
+
+
+def _require_all_matched(plan: Plan, receipts: list[Receipt]) -> None:
+    edited = Counter((receipt.intervention, receipt.layer) for receipt in receipts)
+    for index, intervention in enumerate(plan.interventions):
+        missing = [layer for layer in _layers(intervention) if edited[index, layer] != 1]
+        if missing:
+            raise GraphError(f"Intervention {index} ({intervention.kind}) did not match once in layers {missing}.")
