@@ -1,0 +1,134 @@
+"""Small valid plans, and a hypothesis strategy of all kinds of them."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from bakeout.models.plan import (
+    AdjustedLayer,
+    Canary,
+    Coin,
+    Intervention,
+    KeySpaceDetection,
+    ModelIdentity,
+    NeuronAdjust,
+    Plan,
+    Positions,
+)
+
+MODEL = ModelIdentity(architecture="llama", layers=4, width=16, hidden=8, vocabulary=264, digest="ab" * 32)
+
+_JSON = st.dictionaries(
+    st.text(max_size=5), st.one_of(st.integers(-9, 9), st.text(max_size=5), st.lists(st.booleans(), max_size=3))
+)
+
+
+def adjusted_layer(**changes: Any) -> AdjustedLayer:
+    """Neurons 1 and 5 of layer 2."""
+    values: dict[str, Any] = {
+        "layer": 2,
+        "neurons": np.array([1, 5]),
+        "forget_mean": np.array([0.5, -1.0]),
+        "forget_deviation": np.array([1.0, 2.0]),
+        "retain_mean": np.array([0.0, -2.0]),
+        "retain_deviation": np.array([0.5, 1.5]),
+    }
+    return AdjustedLayer(**{**values, **changes})
+
+
+def neuron_adjust(**changes: Any) -> NeuronAdjust:
+    """Two neurons of layer 2, threshold coin."""
+    values: dict[str, Any] = {"coin": "threshold", "layers": (adjusted_layer(),), "seed": 3, "report": {"ratio": 0.03}}
+    return NeuronAdjust(**{**values, **changes})
+
+
+def key_space_detection(**changes: Any) -> KeySpaceDetection:
+    """Three cubes of two skills in the joint key space of layers 1 and 3."""
+    values: dict[str, Any] = {
+        "layers": (1, 3),
+        "centre": np.arange(3 * 32, dtype=np.float64).reshape(3, 32),
+        "deviation": np.full((3, 32), 0.5),
+        "alpha": np.array([2.0, 2.0, 3.0]),
+        "skills": ("math", "math", "code"),
+        "refusal": np.array([7, 8, 1]),
+        "positions": "query",
+        "report": {"floor": 0.1},
+    }
+    return KeySpaceDetection(**{**values, **changes})
+
+
+def plan(*interventions: Intervention, **changes: Any) -> Plan:
+    """Neuron Adjust, then Key Space Detection, unless others are given."""
+    interventions = interventions or (neuron_adjust(), key_space_detection())
+    expected = tuple(
+        np.full((2, 2 if isinstance(intervention, NeuronAdjust) else 3), 0.25) for intervention in interventions
+    )
+    values: dict[str, Any] = {
+        "model": MODEL,
+        "interventions": interventions,
+        "canary": Canary(np.array([[2, 3, 4], [5, 6, 7]]), expected),
+        "provenance": {"versions": {"torch": "2"}},
+    }
+    return Plan(**{**values, **changes})
+
+
+def _floats(shape: tuple[int, ...], low: float = -1e9, high: float = 1e9) -> st.SearchStrategy[Any]:
+    # Filled: a few of the values are drawn one by one, the others are alike. Drawing them all is slow.
+    return arrays.arrays(np.float64, shape, elements=st.floats(low, high), fill=st.floats(low, high))
+
+
+@st.composite
+def _adjusted_layers(draw: st.DrawFn, layer: int) -> AdjustedLayer:
+    neurons = np.array(sorted(draw(st.sets(st.integers(0, MODEL.width - 1), min_size=1))), dtype=np.int64)
+    return AdjustedLayer(
+        layer,
+        neurons,
+        forget_mean=draw(_floats(neurons.shape)),
+        forget_deviation=draw(_floats(neurons.shape, 1e-9)),
+        retain_mean=draw(_floats(neurons.shape)),
+        retain_deviation=draw(_floats(neurons.shape, 1e-9)),
+    )
+
+
+@st.composite
+def _neuron_adjusts(draw: st.DrawFn) -> NeuronAdjust:
+    layers = sorted(draw(st.sets(st.integers(0, MODEL.layers - 1), min_size=1)))
+    return NeuronAdjust(
+        coin=draw(st.sampled_from(get_args(Coin))),
+        layers=tuple(draw(_adjusted_layers(layer)) for layer in layers),
+        seed=draw(st.integers(0, 2**31 - 1)),
+        report=draw(_JSON),
+    )
+
+
+@st.composite
+def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
+    layers = tuple(sorted(draw(st.sets(st.integers(0, MODEL.layers - 1), min_size=1))))
+    cubes = draw(st.integers(1, 3))
+    shape = (cubes, len(layers) * MODEL.width)
+    return KeySpaceDetection(
+        layers=layers,
+        centre=draw(_floats(shape)),
+        deviation=draw(_floats(shape, 1e-9)),
+        alpha=draw(_floats((cubes,), 1e-9)),
+        skills=tuple(draw(st.lists(st.text(max_size=4), min_size=cubes, max_size=cubes))),
+        refusal=draw(arrays.arrays(np.int64, st.integers(2, 9), elements=st.integers(0, MODEL.vocabulary - 1))),
+        positions=draw(st.sampled_from(get_args(Positions))),
+        report=draw(_JSON),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Plans of one to three interventions, at most one of them a Key Space Detection, in any order."""
+    interventions: list[Intervention] = draw(st.lists(_neuron_adjusts(), max_size=2))
+    if not interventions or draw(st.booleans()):
+        interventions.insert(draw(st.integers(0, len(interventions))), draw(_key_space_detections()))
+    sequences = draw(st.integers(1, 3))
+    ids = draw(arrays.arrays(np.int64, (sequences, 4), elements=st.integers(0, MODEL.vocabulary - 1)))
+    expected = tuple(draw(_floats((sequences, 2))) for _ in interventions)
+    return Plan(MODEL, tuple(interventions), Canary(ids, expected), draw(_JSON))
