@@ -1,0 +1,41 @@
+# make demo, make test, make test-all, make lint: each sets up .venv first, once, and again after a change of
+# pyproject.toml, of constraints.txt, or of which files the packages hold (a strict editable install links them singly).
+
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4
+
+.PHONY: demo test test-all lint setup FORCE
+
+demo: setup
+	@$(BIN)/bakeout demo
+
+test: setup
+	@$(PYTEST) -m "not slow"
+
+test-all: setup
+	@$(PYTEST)
+
+lint: setup
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo > .venv/imports.txt || { cat .venv/imports.txt; exit 1; }
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt .venv/files.txt
+	@echo "Setting up .venv" >&2
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation \
+		--config-settings editable_mode=strict --editable ".[test,lint]"
+	@touch $@
+
+.venv/files.txt: .venv/bin/pip FORCE
+	@find models graph_passes export -type f ! -path "*/__pycache__/*" | LC_ALL=C sort > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python 3.11 or newer is needed: give one, as in make PYTHON=python3.12 demo")'
+	@$(PYTHON) -m venv .venv
