@@ -1,0 +1,60 @@
+"""What lies in an ONNX directory: the graph, and the tokens that end and pad its text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bakeout.models.errors import BakeoutError
+
+
+def find_graph(path: Path) -> Path:
+    """The decoder's ONNX file: ``path`` itself, the directory's ``model.onnx``, or its only ``*.onnx``.
+
+    Raises ``BakeoutError`` when there is none, or no telling which.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise BakeoutError(f"There is no file or directory {path}.", "Check the path.")
+    if (path / "model.onnx").is_file():
+        return path / "model.onnx"
+    graphs = sorted(path.glob("*.onnx"))
+    if len(graphs) != 1:
+        found = ", ".join(graph.name for graph in graphs) or "none"
+        raise BakeoutError(f"{path} does not hold one ONNX graph (found: {found}).", "Name the file itself.")
+    return graphs[0]
+
+
+def special_tokens(directory: Path) -> tuple[frozenset[int], int]:
+    """The tokens that end a text, and the one that pads (one of those that end where no other is named).
+
+    From ``generation_config.json``, ``config.json`` or, for onnxruntime-genai's directories, ``genai_config.json``, in
+    this order. Raises ``BakeoutError`` when none of them names an end-of-text token.
+    """
+    genai = _read_json(directory / "genai_config.json").get("model", {})
+    sources = (_read_json(directory / "generation_config.json"), _read_json(directory / "config.json"), genai)
+    for source in sources:
+        ends = source.get("eos_token_id")
+        if ends is not None:
+            ends = [ends] if isinstance(ends, int) else ends
+            padding = next(
+                (other["pad_token_id"] for other in sources if other.get("pad_token_id") is not None), ends[0]
+            )
+            return frozenset(ends), padding
+    raise BakeoutError(
+        f"Nothing in {directory} names the end-of-text token.", "Put the model's config.json beside the graph."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BakeoutError(f"{path} cannot be read ({error}).", "Copy the model again.") from None
+    if not isinstance(content, dict):
+        raise BakeoutError(f"{path} is not a JSON object.", "Copy the model again.")
+    return content
