@@ -76,7 +76,8 @@ class Runner:
 
     Inputs ``input_ids``, ``attention_mask``, ``position_ids`` where the graph takes them, and past keys and values
     where it has a cache; outputs ``logits`` and the present ones. CUDA is used where ONNX Runtime has it;
-    ``provider`` names the execution provider that runs. ``threads`` bounds ONNX Runtime's threads.
+    ``provider`` names the execution provider that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in
+    place of the file's content: an edited copy, whose data files are those beside ``path``.
 
     >>> runner = Runner("bakeout-demo/forget-math")        # doctest: +SKIP
     >>> runner.generate([[17, 4, 12]], max_new_tokens=8)   # doctest: +SKIP
@@ -85,11 +86,11 @@ class Runner:
     Raises ``BakeoutError`` when ``path`` holds no graph that ONNX Runtime can run as a decoder of text.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None, graph: bytes | None = None) -> None:
         self.path = find_graph(Path(path))
         self.directory = self.path.parent
         self.end_tokens, self.padding_token = special_tokens(self.directory)
-        self.session = _session(self.path, threads)
+        self.session = _session(self.path, threads, graph)
         self.provider: str = self.session.get_providers()[0]
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
         inputs = {value.name: value for value in self.session.get_inputs()}
@@ -243,7 +244,7 @@ def _left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Intege
     return ids, mask
 
 
-def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int | None, graph: bytes | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -252,8 +253,10 @@ def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
         # The libraries that torch or the nvidia wheels bring, where the system has none.
         onnxruntime.preload_dlls()
         providers.insert(0, "CUDAExecutionProvider")
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        return onnxruntime.InferenceSession(path, options, providers)
+        return onnxruntime.InferenceSession(graph or path, options, providers)
     except _CANNOT_LOAD as error:
         reason = str(error).strip().splitlines()[0]
         raise BakeoutError(f"{path} cannot be run ({reason}).", "Copy or export the model again.") from None

@@ -1,0 +1,74 @@
+"""The canary: does a baked graph compute on the plan's token sequences what the model computed when it was fitted?
+
+It tells a same-shaped wrong model, whose weights nobody read, from the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bakeout.export.runtime import Runner
+from bakeout.graph_passes.graph_file import load_graph
+from bakeout.graph_passes.observe import ObservePass
+from bakeout.models.canary_check import CanaryMatch, compare_canary
+from bakeout.models.plan import Floats, NeuronAdjust, Plan, PlanError
+from bakeout.models.receipt import Receipt
+
+# What rounding explains, in the units of ``compare_canary``; another model is about 1 away.
+_FLOAT32 = 0.01
+_FLOAT16 = 0.1
+_QUANTISED = 0.5
+
+
+def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+    """Run the canary through a baked graph: how near it comes, per intervention.
+
+    ``receipts`` name the tensors that were edited. Raises ``GraphError`` where the graph lacks one of them.
+    """
+    model = load_graph(graph_file)
+    tolerance = _tolerance(model)
+    ObservePass([receipt.tensor for receipt in receipts])(model)
+    content = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    ids = plan.canary.input_ids
+    seen = Runner(graph_file, graph=content).step(ids, np.ones_like(ids)).others
+    return tuple(
+        compare_canary(expected, _measured(plan, index, receipts, seen), plan.interventions[index], tolerance)
+        for index, expected in enumerate(plan.canary.expected)
+    )
+
+
+def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> None:
+    """Raise ``PlanError`` unless the baked graph is, by the canary, the model that the plan was fitted on."""
+    for match in match_canary(graph_file, plan, receipts):
+        if not match.ok and not match.skipped:
+            raise PlanError(
+                f"The canary died: on the plan's token sequences this model's {match.kind} values are {match.distance:.2g} "
+                f"away from those of the model that the plan was fitted on (at most {match.tolerance:g} is rounding).",
+                "Bake the plan into the model it was fitted on, or fit one for this model.",
+            )
+
+
+def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping[str, NDArray[Any]]) -> Floats:
+    """One intervention's values at the last token, as ``Canary.expected`` has them: float64 [sequences, values]."""
+    intervention = plan.interventions[index]
+    own = [receipt for receipt in receipts if receipt.intervention == index]
+    in_order = sorted(own, key=lambda receipt: receipt.layer)
+    last = [seen[receipt.tensor][:, -1].astype(np.float64) for receipt in in_order]
+    if isinstance(intervention, NeuronAdjust):
+        last = [values[:, layer.neurons] for values, layer in zip(last, intervention.layers, strict=True)]
+        return np.concatenate(last, axis=1)
+    return intervention.margins(np.concatenate(last, axis=1))
+
+
+def _tolerance(model: ir.Model) -> float:
+    if any(node.op_type == "MatMulNBits" for node in model.graph.all_nodes()):
+        return _QUANTISED
+    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    stored = [value.dtype for graph in model.graphs() for value in graph.initializers.values()]
+    return _FLOAT16 if any(dtype in half for dtype in stored) else _FLOAT32

@@ -1,0 +1,90 @@
+"""What people see while a command works and when it is done: rich on a terminal, plain lines elsewhere.
+
+Progress and messages go to standard error, results to standard output, so that ``--json`` can be piped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item")
+SCHEMA = 1
+
+
+class Track(Protocol):
+    """Passes an iterable on, and shows how far it is."""
+
+    def __call__(self, iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        """``total``: how many items there will be, where that is known."""
+
+
+def no_track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+    """Shows nothing."""
+    return iterable
+
+
+@contextmanager
+def progress() -> Iterator[Track]:
+    """A ``Track`` for the time of a command: bars with the time left on a terminal, a line for each job elsewhere."""
+    if not sys.stderr.isatty():
+        yield _announce
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+            task = bars.add_task(description, total=total)
+            try:
+                for item in iterable:
+                    yield item
+                    bars.advance(task)
+            finally:
+                bars.remove_task(task)
+
+        yield track
+
+
+def _announce(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+    say(description)
+    return iterable
+
+
+def say(line: str) -> None:
+    """A line for people, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def emit_json(content: Mapping[str, Any]) -> None:
+    """The one object that ``--json`` prints."""
+    print(json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+    """A table on standard output: the first column is text, the others are figures."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Without a terminal there is no width to keep to.
+    console = Console(markup=True) if sys.stdout.isatty() else Console(width=200, highlight=False)
+    console.print(table)
+
+
+def error_line(cause: str, remedy: str, *, machine: bool) -> None:
+    """An error on standard error: one line, or one JSON object."""
+    if machine:
+        say(json.dumps({"error": cause, "remedy": remedy}, ensure_ascii=False))
+    else:
+        say(" ".join(f"error: {cause} {remedy}".split()))
