@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bakeout.graph_passes.anatomy import read_anatomy
 from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.receipt import Receipt
-
-if TYPE_CHECKING:
-    from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
 
 # What onnx 1.23 writes by default is newer than what runtimes read; 10 has functions with overloads, and int4.
 IR_VERSION = 10
@@ -61,8 +58,6 @@ def _passes(
             yield NeuronAdjustPass(intervention, index, inline=inline)
     for index, intervention in enumerate(plan.interventions):
         if isinstance(intervention, KeySpaceDetection):
-            from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
-
             yield KeySpaceDetectionPass(intervention, index, early_exit=early_exit, monitor=monitor)
 
 

@@ -14,8 +14,16 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from bakeout.graph_passes.errors import GraphError
 
 
+class DataTensor(ir.ExternalTensor):
+    """A tensor in a data file, by the file's real path: onnx_ir itself reads no file that is linked, but model hubs
+    and ``cp -l`` link them. ``name_in_graph`` is the file's name as the graph has it.
+    """
+
+    name_in_graph: str
+
+
 def load_graph(path: Path) -> ir.Model:
-    """Read a graph; the data files it refers to are checked for presence and size, never read.
+    """Read a graph; the data files it refers to are checked for presence and size, not read.
 
     Metadata and doc strings are dropped: torch's exporter writes absolute source paths into them, which would make
     the artifact depend on the directory it was exported in.
@@ -33,29 +41,27 @@ def load_graph(path: Path) -> ir.Model:
     if len(model.graph) == 0:
         raise GraphError(f"{path}: not a whole ONNX file (it holds no node).", "Copy or export it again.")
     _require_data(model, path)
+    _resolve_data(model, path)
     ClearMetadataAndDocStringPass()(model)
     return model
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
     """Write the graph alone: tensors that lie in a data file are written as references to it, by its old name."""
-    path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+    proto = ir.serde.serialize_model(model)
+    names = {str(tensor.location): tensor.name_in_graph for tensor in _data_tensors(model)}
+    for graph in _graphs(proto.graph):
+        for tensor in graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = names[entry.value]
+    path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def data_files(model: ir.Model) -> dict[str, Path]:
-    """The data files that the graph refers to: name as written in the graph to path, symbolic links resolved."""
-    return {
-        str(tensor.location): Path(tensor.path).resolve()
-        for tensor in sorted(external_tensors(model), key=lambda tensor: str(tensor.location))
-    }
-
-
-def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """All tensors whose bytes lie in a data file."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
+    """The data files of a loaded graph: name as written in the graph to real path, symbolic links resolved."""
+    found = {tensor.name_in_graph: Path(tensor.location) for tensor in _data_tensors(model)}
+    return dict(sorted(found.items()))
 
 
 def graph_digest(model: ir.Model) -> str:
@@ -76,12 +82,24 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(attribute.g)
 
 
+def _initialisers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+
+
+def _data_tensors(model: ir.Model) -> Iterator[DataTensor]:
+    for value in _initialisers(model):
+        if isinstance(value.const_value, DataTensor):
+            yield value.const_value
+
+
 def _require_data(model: ir.Model, path: Path) -> None:
     needed: dict[str, int] = {}
-    for tensor in external_tensors(model):
-        location = str(tensor.location)
-        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-        needed[location] = max(end, needed.get(location, 0))
+    for value in _initialisers(model):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+            needed[str(tensor.location)] = max(end, needed.get(str(tensor.location), 0))
     for location, size in sorted(needed.items()):
         relative = PurePosixPath(location)
         if relative.is_absolute() or ".." in relative.parts:
@@ -97,3 +115,19 @@ def _require_data(model: ir.Model, path: Path) -> None:
             raise GraphError(
                 f"{path}: its data file {location} is truncated ({found} bytes of {size}).", "Copy it again."
             )
+
+
+def _resolve_data(model: ir.Model, path: Path) -> None:
+    for value in _initialisers(model):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            resolved = DataTensor(
+                (path.parent / tensor.location).resolve(),
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+            )
+            resolved.name_in_graph = str(tensor.location)
+            value.const_value = resolved
