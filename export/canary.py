@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from bakeout.export.runtime import Runner
 from bakeout.graph_passes.graph_file import load_graph
 from bakeout.graph_passes.observe import ObservePass
+from bakeout.graph_passes.precision import Precision, stored_precision
 from bakeout.models.canary_check import CanaryMatch, compare_canary
 from bakeout.models.plan import Floats, NeuronAdjust, Plan, PlanError
 from bakeout.models.receipt import Receipt
 
 # What rounding explains, in the units of ``compare_canary``; another model is about 1 away.
-_FLOAT32 = 0.01
-_FLOAT16 = 0.1
-_QUANTISED = 0.5
+_TOLERANCE: dict[Precision, float] = {"float32": 0.01, "float16": 0.1, "quantised": 0.5}
 
 
 def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
@@ -32,7 +31,7 @@ def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> t
     ``receipts`` name the tensors that were edited. Raises ``GraphError`` where the graph lacks one of them.
     """
     model = load_graph(graph_file)
-    tolerance = _tolerance(model)
+    tolerance = _TOLERANCE[stored_precision(model)]
     ObservePass([receipt.tensor for receipt in receipts])(model)
     content = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
     ids = plan.canary.input_ids
@@ -48,8 +47,8 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
     for match in match_canary(graph_file, plan, receipts):
         if not match.ok and not match.skipped:
             raise PlanError(
-                f"The canary died: on the plan's token sequences this model's {match.kind} values are {match.distance:.2g} "
-                f"away from those of the model that the plan was fitted on (at most {match.tolerance:g} is rounding).",
+                f"The canary died: on the plan's token sequences this model's {match.kind} values are "
+                f"{match.distance:.2g} away from the fitted ones (at most {match.tolerance:g} is rounding).",
                 "Bake the plan into the model it was fitted on, or fit one for this model.",
             )
 
@@ -64,11 +63,3 @@ def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping
         last = [values[:, layer.neurons] for values, layer in zip(last, intervention.layers, strict=True)]
         return np.concatenate(last, axis=1)
     return intervention.margins(np.concatenate(last, axis=1))
-
-
-def _tolerance(model: ir.Model) -> float:
-    if any(node.op_type == "MatMulNBits" for node in model.graph.all_nodes()):
-        return _QUANTISED
-    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    stored = [value.dtype for graph in model.graphs() for value in graph.initializers.values()]
-    return _FLOAT16 if any(dtype in half for dtype in stored) else _FLOAT32

@@ -80,6 +80,11 @@ _SCATTER = {
 }
 
 
+def name_prefix(index: int, layer: int) -> str:
+    """What the names of all that intervention ``index`` puts into a layer begin with."""
+    return f"{DOMAIN}.neuron_adjust_{index}.layers.{layer}"
+
+
 class NeuronAdjustPass(ir.passes.InPlacePass):
     """Put a plan's Neuron Adjust behind the gate linears of a decoder graph.
 
@@ -168,7 +173,7 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
     def _insert(
         self, model: ir.Model, layer: FeedForwardLayer, arrays: dict[str, NDArray[np.int64] | NDArray[np.float32]]
     ) -> None:
-        prefix = f"bakeout.neuron_adjust_{self.index}.layers.{layer.index}"
+        prefix = name_prefix(self.index, layer.index)
         inputs = [layer.pre_activation]
         for name, array in arrays.items():
             value = ir.Value(
