@@ -1,0 +1,85 @@
+"""Two ways to do the same thing, timed in interleaved pairs: what drifts on the machine drifts for both."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from scipy.stats import binom
+
+Action = Callable[[], object]
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Median times in milliseconds, and the median of the pairs' ratios with its 95 % interval."""
+
+    baseline: float
+    variant: float
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def interval(self) -> str:
+        """The ratio and its interval, as it stands in a table."""
+        return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def compare(baseline: Action, variant: Action, pairs: int) -> Comparison:
+    """Time ``baseline`` and ``variant`` in turn, ``pairs`` times each, the one that goes first changing every time."""
+    for _ in range(WARM_UP):
+        baseline()
+        variant()
+    times: list[tuple[float, float]] = []
+    for pair in range(pairs):
+        if pair % 2:
+            second = _seconds(variant)
+            times.append((_seconds(baseline), second))
+        else:
+            times.append((_seconds(baseline), _seconds(variant)))
+    ratios = sorted(second / first for first, second in times)
+    # The interval of the median by order statistics: no assumption on how the times are distributed.
+    outside = max(int(binom.ppf(0.025, pairs, 0.5)) - 1, 0)
+    return Comparison(
+        baseline=1000 * statistics.median(first for first, _ in times),
+        variant=1000 * statistics.median(second for _, second in times),
+        ratio=statistics.median(ratios),
+        low=ratios[outside],
+        high=ratios[-1 - outside],
+    )
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table, its columns aligned."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, ["-" * width for width in widths], *rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |", flush=True)
+
+
+def print_machine(*distributions: str) -> None:
+    """Print what the figures were measured on: processor, cores, Python, and the versions of ``distributions``."""
+    versions = ", ".join(f"{name} {version(name)}" for name in distributions)
+    print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}\n", flush=True)
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _seconds(action: Action) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began

@@ -1,0 +1,280 @@
+"""What interventions cost, and what an early exit saves: baked graphs against the unbaked one, and against hooks.
+
+A Llama of at least 100 M parameters with random weights; prefill and decode, without and with a long past.
+
+    python examples/benchmarks/speed.py --cache /tmp/bakeout-speed
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import onnxruntime
+from comparison import Action, compare, print_machine, print_table
+from random_llama import REFUSAL, Shape, export, key_space_detection, neuron_adjust, plan_of, random_llama
+
+from bakeout.export.runtime import Cache, Runner
+from bakeout.graph_passes.apply import apply_plan
+from bakeout.graph_passes.graph_file import load_graph, save_graph
+from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+# The tokens of the past that are computed rather than drawn, so that a refusal leaves its latch.
+OPENING = 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run of ``new`` tokens behind ``past`` tokens, one row."""
+
+    name: str
+    past: int
+    new: int
+
+
+@click.command()
+@click.option("--layers", default=16, show_default=True)
+@click.option("--hidden", default=768, show_default=True)
+@click.option("--width", default=3072, show_default=True, help="F, the width of an FFL.")
+@click.option("--vocabulary", default=16000, show_default=True)
+@click.option("--prompt", default=128, show_default=True, help="Tokens of a prefill.")
+@click.option("--past", default=4096, show_default=True, help="Tokens of the long past.")
+@click.option("--pairs", default=50, show_default=True, help="Interleaved pairs per ratio.")
+@click.option("--threads", type=int, help="Threads of either runtime; by default each chooses.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Where the exported model is kept for the next time.")
+def main(
+    layers: int,
+    hidden: int,
+    width: int,
+    vocabulary: int,
+    prompt: int,
+    past: int,
+    pairs: int,
+    threads: int | None,
+    cache: Path | None,
+) -> None:
+    """Measure and print two tables: baked against unbaked graphs, and hooks in transformers against baked graphs."""
+    head_size = 64
+    heads = hidden // head_size
+    shape = Shape(layers, hidden, width, vocabulary, heads, max(heads // 3, 1), head_size, past + prompt + OPENING)
+    workloads = [
+        Workload(f"prefill of {prompt}", 0, prompt),
+        Workload(f"decode at {prompt}", prompt, 1),
+        Workload(f"prefill of {prompt} at {past}", past, prompt),
+        Workload(f"decode at {past}", past, 1),
+    ]
+    interventions: dict[str, Intervention] = {
+        "NA 3 %, threshold": neuron_adjust(shape, "threshold"),
+        "NA 3 %, expected": neuron_adjust(shape, "expected"),
+        f"KSD in layer {layers // 2 - 1}, passing": key_space_detection(shape, refuses=False, layer=layers // 2 - 1),
+        f"KSD in layer {layers // 2 - 1}, refused": key_space_detection(shape, refuses=True, layer=layers // 2 - 1),
+    }
+    model = random_llama(shape)
+    print_machine("onnxruntime-gpu", "torch", "transformers")
+    print(f"{model.num_parameters() / 1e6:.0f} M parameters, {shape}, {pairs} pairs\n", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = (cache or Path(temporary)) / "-".join(map(str, (layers, hidden, width, vocabulary, past + prompt)))
+        unbaked = Runner(_exported(model, directory), threads=threads)
+        baked = {
+            name: Runner(_bake(directory, shape, intervention), threads=threads)
+            for name, intervention in interventions.items()
+        }
+        print(f"{unbaked.provider}\n")
+        _print_baked(unbaked, baked, interventions, workloads, shape, pairs)
+        _print_hooked(model, unbaked, baked, interventions, workloads, pairs, threads)
+
+
+def _print_baked(
+    unbaked: Runner,
+    baked: dict[str, Runner],
+    interventions: dict[str, Intervention],
+    workloads: list[Workload],
+    shape: Shape,
+    pairs: int,
+) -> None:
+    rows = []
+    for name, runner in baked.items():
+        for workload in workloads:
+            _require_outcome(unbaked, runner, interventions[name], workload)
+            measured = compare(_run(unbaked, workload), _run(runner, workload), pairs)
+            rows.append(
+                [name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval]
+            )
+    print_table(["baked", "run", "unbaked, ms", "baked, ms", "ratio (95 % interval)"], rows)
+    print()
+
+
+def _print_hooked(
+    model: PreTrainedModel,
+    unbaked: Runner,
+    baked: dict[str, Runner],
+    interventions: dict[str, Intervention],
+    workloads: list[Workload],
+    pairs: int,
+    threads: int | None,
+) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rows = []
+    for name, runner in {"nothing": unbaked, **baked}.items():
+        if name.endswith("refused"):
+            continue  # a hook cannot end the forward pass that it is called from
+        for workload in workloads:
+            with _hooks(model, interventions.get(name)):
+                measured = compare(_run(runner, workload), _torch_run(model, workload), pairs)
+            rows.append(
+                [name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval]
+            )
+    print_table(["intervention", "run", "baked, ms", "hooks in transformers, ms", "ratio (95 % interval)"], rows)
+
+
+def _exported(model: PreTrainedModel, directory: Path) -> Path:
+    graph = directory / "model.onnx"
+    if not graph.is_file():
+        directory.mkdir(parents=True)
+        model.config.save_pretrained(directory)
+        export(model, directory)
+    return graph
+
+
+def _bake(directory: Path, shape: Shape, intervention: Intervention) -> Path:
+    """Bake into a graph that shares the unbaked one's data file."""
+    model = load_graph(directory / "model.onnx")
+    apply_plan(model, plan_of(shape, intervention))
+    path = directory / "baked.onnx"
+    save_graph(model, path)
+    return path
+
+
+def _tokens(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.random.default_rng(count).integers(2, 256, (1, count))
+
+
+def _past(runner: Runner, length: int) -> Cache | None:
+    """A cache of random keys and values whose last tokens the graph itself has computed."""
+    if length == 0:
+        return None
+    random = np.random.default_rng(0)
+    drawn = {
+        value.name: onnxruntime.OrtValue.ortvalue_from_numpy(
+            random.standard_normal((1, value.shape[1], length - OPENING, value.shape[3]), dtype=np.float32),
+            "cuda" if runner.provider == "CUDAExecutionProvider" else "cpu",
+        )
+        for value in runner.session.get_inputs()
+        if value.name.startswith("past_key_values")
+    }
+    return runner.step(_tokens(OPENING), np.ones((1, length), np.int64), drawn).cache
+
+
+def _run(runner: Runner, workload: Workload) -> Action:
+    cache = _past(runner, workload.past)
+    ids, mask = _tokens(workload.new), np.ones((1, workload.past + workload.new), np.int64)
+    return lambda: runner.step(ids, mask, cache)
+
+
+def _require_outcome(unbaked: Runner, runner: Runner, intervention: Intervention, workload: Workload) -> None:
+    """Make sure that what is timed is what the row says."""
+    ids, mask = _tokens(workload.new), np.ones((1, workload.past + workload.new), np.int64)
+    base = unbaked.step(ids, mask, _past(unbaked, workload.past)).logits
+    logits = runner.step(ids, mask, _past(runner, workload.past)).logits
+    if isinstance(intervention, NeuronAdjust):
+        happened = bool(np.abs(logits - base).max() > 1e-3)
+    elif intervention.skills == ("nothing",):
+        happened = bool(np.array_equal(logits, base))
+    else:
+        happened = int(logits[0, -1].argmax()) in REFUSAL and bool(logits[0, -1].max() == 0)
+    if not happened:
+        raise RuntimeError(f"{workload.name}: the intervention did not do what is to be timed")
+
+
+def _torch_run(model: PreTrainedModel, workload: Workload) -> Action:
+    import torch
+    from transformers import DynamicCache
+
+    shape = (1, model.config.num_key_value_heads, workload.past, model.config.head_dim)
+    drawn = tuple((torch.randn(shape), torch.randn(shape)) for _ in range(model.config.num_hidden_layers))
+    ids = torch.from_numpy(_tokens(workload.new))
+    mask = torch.ones((1, workload.past + workload.new), dtype=torch.int64)
+
+    def run() -> None:
+        cache = DynamicCache()
+        if workload.past:
+            for layer, (keys, values) in enumerate(drawn):
+                cache.update(keys, values, layer)
+        with torch.inference_mode():
+            model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+
+    return run
+
+
+@contextmanager
+def _hooks(model: PreTrainedModel, intervention: Intervention | None) -> Iterator[None]:
+    """The intervention as the hooks one would write beside a model: float32, from the constants of the plan."""
+    handles = []
+    blocks = model.model.layers
+    if isinstance(intervention, NeuronAdjust):
+        for layer in range(len(intervention.layers)):
+            hook = _adjust(intervention, layer)
+            handles.append(blocks[intervention.layers[layer].layer].mlp.gate_proj.register_forward_hook(hook))
+    elif isinstance(intervention, KeySpaceDetection):
+        down = blocks[intervention.layers[0]].mlp.down_proj
+        handles.append(down.register_forward_pre_hook(_detect(intervention)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adjust(intervention: NeuronAdjust, index: int) -> Callable[[Any, Any, Tensor], Tensor]:
+    import torch
+
+    layer = intervention.layers[index]
+    neurons = torch.from_numpy(layer.neurons)
+    mean_f, deviation_f, mean_r, deviation_r = (
+        torch.from_numpy(values).float()
+        for values in (layer.forget_mean, layer.forget_deviation, layer.retain_mean, layer.retain_deviation)
+    )
+    constant = torch.log(deviation_f / deviation_r)
+
+    def hook(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        value = output[..., neurons]
+        z_f, z_r = (value - mean_f) / deviation_f, (value - mean_r) / deviation_r
+        log_odds = 0.5 * (z_r - z_f) * (z_r + z_f) - constant
+        shifted = mean_r - deviation_r * z_f
+        if intervention.coin == "expected":
+            shifted = value + torch.sigmoid(log_odds) * (shifted - value)
+        output[..., neurons] = torch.where(log_odds > 0, shifted, value)
+        return output
+
+    return hook
+
+
+def _detect(intervention: KeySpaceDetection) -> Callable[[Any, tuple[Tensor]], None]:
+    import torch
+
+    centre, deviation = (torch.from_numpy(values).float() for values in (intervention.centre, intervention.deviation))
+    alpha = float(intervention.alpha[0])
+
+    def hook(_module: object, inputs: tuple[Tensor]) -> None:
+        margin = ((inputs[0][:, -1] - centre) / deviation).abs().amax(dim=-1)
+        if bool((margin <= alpha).any()):
+            raise RuntimeError("a query that was to pass is refused")
+
+    return hook
+
+
+if __name__ == "__main__":
+    main()
