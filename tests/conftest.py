@@ -12,11 +12,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.tiny_models import tiny_checkpoint
 
 CheckpointOf = Callable[[str], Path]
+
+# Examples are the same on every run, and a busy machine is no failure.
+hypothesis.settings.register_profile(
+    "bakeout",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("bakeout")
 
 
 @pytest.fixture(scope="session")

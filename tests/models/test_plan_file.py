@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from safetensors.numpy import load, save
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan, PlanError
 from bakeout.models.plan_file import load_plan, plan_bytes, save_plan
+
 from tests.plan_examples import plan, plans
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(plans())
 def test_a_plan_survives_its_file(tmp_path: Path, original: Plan) -> None:
     save_plan(original, tmp_path / "plan.safetensors")
