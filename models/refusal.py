@@ -1,4 +1,4 @@
-"""How a refusal is said: which token of it each position says, stepping token by token. Pure Python.
+"""What is refused, and how the refusal is said, row by row and token by token. Pure Python.
 
 A refusal is r_0 .. r_{R-1}, the last one the end-of-text token. The state of a refused position is the number s
 (1 to R) of its tokens that have been said once that position has spoken: the position says r_{s-1}. The design
@@ -9,6 +9,57 @@ continues the refusal gets its next token, any other starts it again, and so doe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bakeout.models.plan import Positions
+
+
+@dataclass(frozen=True)
+class RowRefusal:
+    """What becomes of the new positions of one row.
+
+    ``said``: per position the state, 0 where the model itself speaks. ``latched``: per position the state that its
+    slot of the cache keeps, 0 where it keeps none. ``query`` and ``step`` refuse a whole run but latch only from the
+    tested token on, because the tokens before it may be the prefix of another, innocent query.
+    """
+
+    said: list[int]
+    latched: list[int]
+
+
+def tested_positions(positions: Positions, *, has_past: bool, real: Sequence[bool]) -> list[bool]:
+    """Which new positions of a row are held against the cubes. ``real`` is False at padding."""
+    if positions == "every":
+        return list(real)
+    newest = max((index for index, is_real in enumerate(real) if is_real), default=None)
+    if positions == "query" and has_past and len(real) == 1:
+        newest = None
+    return [index == newest for index in range(len(real))]
+
+
+def refuse_row(
+    refusal: Sequence[int],
+    positions: Positions,
+    *,
+    past_said: int,
+    tokens: Sequence[int],
+    inside: Sequence[bool],
+) -> RowRefusal:
+    """The refusal of one row's new ``tokens``.
+
+    ``past_said`` is the state latched in the newest real slot of the row's past, 0 for none; ``inside`` says which
+    tested positions lie in a cube.
+    """
+    if past_said:
+        states = said_after(refusal, past_said, tokens)
+        return RowRefusal(states, states)
+    if not any(inside):
+        return RowRefusal([0] * len(tokens), [0] * len(tokens))
+    first = list(inside).index(True)
+    if positions == "every":
+        states = [0] * first + [1] + said_after(refusal, 1, tokens[first + 1 :])
+        return RowRefusal(states, states)
+    return RowRefusal([1] * len(tokens), [0] * first + [1] * (len(tokens) - first))
 
 
 def said_after(refusal: Sequence[int], previous_said: int, tokens: Sequence[int]) -> list[int]:

@@ -1,0 +1,57 @@
+"""Holding a model's canary against the plan's. NumPy alone: graphs are baked on machines without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bakeout.models.plan import Floats, Intervention, NeuronAdjust
+
+
+@dataclass(frozen=True)
+class CanaryMatch:
+    """How far a model is from the one a plan was fitted on, by one intervention's canary.
+
+    ``distance`` is a mean over the ``compared`` values: of |measured - expected| in units of the retain deviation
+    for Neuron Adjust, relative to the expected margin for Key Space Detection; NaN where there was nothing to
+    compare, infinite where a measured value is not finite. ``kind`` is the intervention's.
+    """
+
+    kind: str
+    distance: float
+    compared: int
+    tolerance: float
+
+    @property
+    def skipped(self) -> bool:
+        """Whether every value is downstream of a stochastic coin, so that nothing could be compared."""
+        return self.compared == 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model is near enough. A comparison that was skipped is not ok."""
+        return self.distance <= self.tolerance
+
+
+def compare_canary(expected: Floats, measured: Floats, intervention: Intervention, tolerance: float) -> CanaryMatch:
+    """Hold what was measured against the plan's values for ``intervention``: both float64 [sequences, values].
+
+    ``tolerance`` depends on the dtype the model runs in. Raises ``ValueError`` where the shapes differ.
+    """
+    if measured.shape != expected.shape:
+        raise ValueError(f"the canary has shape {expected.shape}, and {measured.shape} was measured")
+    if isinstance(intervention, NeuronAdjust):
+        unit = np.broadcast_to(
+            np.concatenate([layer.retain_deviation for layer in intervention.layers]), expected.shape
+        )
+    else:
+        unit = expected
+    comparable = ~np.isnan(expected)
+    compared = int(comparable.sum())
+    if compared == 0:
+        return CanaryMatch(intervention.kind, float("nan"), 0, tolerance)
+    found = measured[comparable]
+    finite = bool(np.all(np.isfinite(found)))
+    distance = float(np.mean(np.abs(found - expected[comparable]) / unit[comparable])) if finite else float("inf")
+    return CanaryMatch(intervention.kind, distance, compared, tolerance)
