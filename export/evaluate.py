@@ -1,0 +1,150 @@
+"""How much a model still answers: exact match and refusals per data file, artifacts beside their base model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.artifact import read_manifest
+from bakeout.export.console import Track, no_track
+from bakeout.export.runtime import Runner
+from bakeout.models.data import DataError, Record, file_digest, read_records
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import KeySpaceDetection
+from bakeout.models.plan_file import load_plan
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one data file.
+
+    ``model``: ``base`` or the artifact's directory; ``data``: the file's name without its ending; ``accuracy``: the
+    share of prompts whose greedy answer is the response to the letter, surrounding whitespace aside; ``refusals``: the
+    share answered with the refusal of one of the artifacts compared.
+    """
+
+    model: str
+    data: str
+    prompts: int
+    accuracy: float
+    refusals: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as it stands in ``--json``."""
+        return asdict(self)
+
+
+def evaluate(
+    directories: Sequence[Path],
+    data: Sequence[Path],
+    *,
+    base: Path | None = None,
+    batch_size: int = 32,
+    track: Track = no_track,
+) -> list[Row]:
+    """Evaluate artifacts, or any ONNX directories, on JSONL files of prompts and responses.
+
+    The base model's rows come first: of ``base`` (a checkpoint or an ONNX directory), or else as they were stored when
+    the first artifact was built on a file of the same content. Raises ``BakeoutError`` for what cannot be read or run.
+    """
+    if not directories and base is None:
+        raise BakeoutError("There is no model to evaluate.", "Name an artifact's directory.")
+    names = data_names(data)
+    refusals = {text for directory in directories for text in refusal_texts(directory)}
+    rows = [] if base is not None else stored_base_rows(directories[0], names)
+    if base is not None:
+        with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+            runner = Runner(_as_onnx(base, Path(scratch)))
+            rows += measure(runner, BASE, names, refusals, batch_size=batch_size, track=track)
+    for directory in directories:
+        rows += measure(Runner(directory), str(directory), names, refusals, batch_size=batch_size, track=track)
+    return rows
+
+
+def measure(
+    runner: Runner,
+    model: str,
+    data: Mapping[str, Path],
+    refusals: set[str],
+    *,
+    batch_size: int = 32,
+    track: Track = no_track,
+) -> list[Row]:
+    """One model's row for each of ``data`` (name to file). ``refusals``: the texts that count as refusing."""
+    rows = []
+    for name, path in data.items():
+        records = read_records(path, runner.tokenizer)
+        answers = _answers(runner, records, path, refusals, batch_size, track, f"{model} on {name}")
+        expected = [_text(runner, record.response_ids) for record in records]
+        right = sum(answer == text for answer, text in zip(answers, expected, strict=True))
+        refused = sum(answer in refusals for answer in answers)
+        rows.append(Row(model, name, len(records), right / len(records), refused / len(records)))
+    return rows
+
+
+def data_names(data: Sequence[Path]) -> dict[str, Path]:
+    """The files by the names they have in tables. Raises ``DataError`` where two have the same."""
+    names: dict[str, Path] = {}
+    for path in data:
+        if path.stem in names:
+            raise DataError(f"{names[path.stem]} and {path} would have the same name.", "Rename one of them.")
+        names[path.stem] = path
+    if not names:
+        raise DataError("There is no data to evaluate on.", "Give a JSONL file with --data.")
+    return names
+
+
+def refusal_texts(directory: Path) -> list[str]:
+    """What an artifact answers to a refused query; nothing for directories without a plan, or one without a refusal."""
+    plan_file = directory / "plan.safetensors"
+    if not plan_file.is_file():
+        return []
+    from bakeout.models.checkpoint import load_tokenizer
+
+    refusals = [
+        intervention.refusal.tolist()
+        for intervention in load_plan(plan_file).interventions
+        if isinstance(intervention, KeySpaceDetection)
+    ]
+    tokenizer = load_tokenizer(directory) if refusals else None
+    return [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in refusals if tokenizer]
+
+
+def _answers(
+    runner: Runner,
+    records: Sequence[Record],
+    path: Path,
+    refusals: set[str],
+    batch_size: int,
+    track: Track,
+    description: str,
+) -> list[str]:
+    for number, record in enumerate(records, start=1):
+        if record.response is None or not record.prompt_ids:
+            raise DataError(
+                f"{path}: row {number} has no {'response' if record.prompt_ids else 'prompt'}.",
+                "Evaluate on rows with `prompt` and `response`, or with `messages` that end with the answer.",
+            )
+    longest = max(
+        *(len(record.response_ids) for record in records),
+        *(len(runner.tokenizer(text).input_ids) for text in refusals),
+        1,
+    )
+    answers = [""] * len(records)
+    shortest_first = sorted(range(len(records)), key=lambda row: len(records[row].prompt_ids))
+    chunks = [shortest_first[start : start + batch_size] for start in range(0, len(records), batch_size)]
+    for chunk in track(chunks, description, total=len(chunks)):
+        # One more than the longest answer: the end-of-text token, or what shows that the answer goes on.
+        said = runner.generate([records[row].prompt_ids for row in chunk], longest + 1, batch_size=batch_size)
+        for row, tokens in zip(chunk, said, strict=True):
+            answers[row] = _text(runner, tokens)
+    return answers
+
+
+def _text(runner: Runner, tokens: Sequence[int]) -> str:
+    return str(runner.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

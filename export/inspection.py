@@ -1,0 +1,157 @@
+"""What a plan or an artifact holds, as plain data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Intervention, NeuronAdjust, Plan
+from bakeout.models.plan_file import load_plan
+
+PLAN_FILE = "plan.safetensors"
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a plan file or an artifact directory holds, as JSON: model, interventions, provenance; files and receipts.
+
+    Raises ``BakeoutError`` for anything else.
+    """
+    if path.is_file():
+        return _describe_plan(load_plan(path))
+    if not (path / PLAN_FILE).is_file():
+        raise BakeoutError(
+            f"{path} is neither a plan nor an artifact.", "Name what `bakeout fit` or `bakeout build` wrote."
+        )
+    from bakeout.export.artifact import read_manifest
+
+    manifest = read_manifest(path)
+    return {
+        **_describe_plan(load_plan(path / PLAN_FILE)),
+        "files": manifest["files"],
+        "receipts": manifest["receipts"],
+    }
+
+
+def _describe_plan(plan: Plan) -> dict[str, Any]:
+    model = plan.model
+    return {
+        "model": {
+            "architecture": model.architecture,
+            "layers": model.layers,
+            "width": model.width,
+            "hidden": model.hidden,
+            "vocabulary": model.vocabulary,
+            "digest": model.digest,
+        },
+        "interventions": [_describe(intervention) for intervention in plan.interventions],
+        "canary": {"sequences": len(plan.canary.input_ids), "tokens": plan.canary.input_ids.shape[1]},
+        "provenance": dict(plan.provenance),
+    }
+
+
+def _describe(intervention: Intervention) -> dict[str, Any]:
+    if isinstance(intervention, NeuronAdjust):
+        return {
+            "kind": intervention.kind,
+            "coin": intervention.coin,
+            "seed": intervention.seed,
+            "neurons": sum(len(layer.neurons) for layer in intervention.layers),
+            "layers": [{"layer": layer.layer, "neurons": len(layer.neurons)} for layer in intervention.layers],
+            "report": dict(intervention.report),
+        }
+    return {
+        "kind": intervention.kind,
+        "positions": intervention.positions,
+        "layers": list(intervention.layers),
+        "refusal": intervention.refusal.tolist(),
+        "cubes": [
+            {
+                "skill": skill,
+                "alpha": float(alpha),
+                "dimensions": int(intervention.centre.shape[1]),
+                "median_deviation": float(np.median(deviation)),
+            }
+            for skill, alpha, deviation in zip(
+                intervention.skills, intervention.alpha, intervention.deviation, strict=True
+            )
+        ],
+        "report": dict(intervention.report),
+    }
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The result of ``inspect`` for people."""
+    model = found["model"]
+    yield (
+        f"model         {model['architecture']}, {model['layers']} layers, FFL width {model['width']}, hidden size "
+        f"{model['hidden']}, {model['vocabulary']} tokens"
+    )
+    yield f"weights       sha256 {model['digest']}"
+    yield f"canary        {found['canary']['sequences']} sequences of {found['canary']['tokens']} tokens"
+    for number, intervention in enumerate(found["interventions"]):
+        yield ""
+        yield from (
+            _neuron_adjust_lines(number, intervention)
+            if "coin" in intervention
+            else _detection_lines(number, intervention)
+        )
+    if found["provenance"]:
+        yield ""
+        yield from _nested("provenance", found["provenance"])
+    if "receipts" in found:
+        yield ""
+        yield f"receipts      {len(found['receipts'])} edits"
+        for receipt in found["receipts"]:
+            yield (
+                f"  {receipt['intervention']}  layer {receipt['layer']:<3} {receipt['count']:>6} "
+                f"{'neurons' if receipt['kind'] == NeuronAdjust.kind else 'cubes'}  {receipt['tensor']}"
+            )
+    if "files" in found:
+        yield ""
+        yield f"files         {len(found['files'])}"
+        for name, file in sorted(found["files"].items()):
+            yield f"  {file['sha256'][:16]}…  {file['size']:>12,} bytes  {name}"
+
+
+def _neuron_adjust_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[str]:
+    coin = intervention["coin"] + (f", seed {intervention['seed']}" if intervention["coin"] == "stochastic" else "")
+    yield f"{number}  Neuron Adjust: {intervention['neurons']} neurons, {coin} coin"
+    for layer in intervention["layers"]:
+        yield f"  layer {layer['layer']:<3} {layer['neurons']:>6} neurons"
+    yield from _nested("  report", intervention["report"])
+
+
+def _detection_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[str]:
+    layers = ", ".join(str(layer) for layer in intervention["layers"])
+    cubes = len(intervention["cubes"])
+    yield (
+        f"{number}  Key Space Detection: {cubes} cube{'s' * (cubes > 1)} in layer {layers}, checked at "
+        f"{intervention['positions']}"
+    )
+    yield f"  refusal     {len(intervention['refusal'])} tokens: {intervention['refusal']}"
+    for cube in intervention["cubes"]:
+        yield (
+            f"  cube        {cube['skill']}: alpha {cube['alpha']:.4g}, {cube['dimensions']} dimensions, median "
+            f"deviation {cube['median_deviation']:.3g}"
+        )
+    yield from _nested("  report", intervention["report"])
+
+
+def _nested(title: str, content: Any) -> Iterator[str]:
+    """JSON as indented lines."""
+    indent = " " * (len(title) - len(title.lstrip()) + 2)
+    if isinstance(content, Mapping):
+        yield title
+        for key, value in content.items():
+            yield from _nested(f"{indent}{key}", value)
+    elif isinstance(content, list) and any(isinstance(value, (Mapping, list)) for value in content):
+        yield title
+        for number, value in enumerate(content):
+            yield from _nested(f"{indent}{number}", value)
+    else:
+        text = f"{content:.4g}" if isinstance(content, float) else str(content)
+        yield f"{title.ljust(13)} {text}"
