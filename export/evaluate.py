@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifact import read_manifest
+from bakeout.export.artifact import MANIFEST, PLAN, read_manifest
 from bakeout.export.console import Track, no_track
 from bakeout.export.runtime import Runner
 from bakeout.models.data import DataError, Record, file_digest, read_records
@@ -99,9 +99,37 @@ def data_names(data: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
+def base_figures(rows: Sequence[Row], data: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """The base model's rows as a manifest stores them, under ``base_figures``: each with the digest of its file."""
+    return [
+        {
+            "data": row.data,
+            "digest": file_digest(data[row.data]),
+            "prompts": row.prompts,
+            "accuracy": row.accuracy,
+            "refusals": row.refusals,
+        }
+        for row in rows
+        if row.model == BASE
+    ]
+
+
+def stored_base_rows(directory: Path, data: Mapping[str, Path]) -> list[Row]:
+    """The base model's rows on those of ``data`` that an artifact's manifest has figures for, by the files' content."""
+    if not (directory / MANIFEST).is_file():
+        return []
+    figures = {figure["digest"]: figure for figure in read_manifest(directory).get("base_figures", [])}
+    digests = {name: file_digest(path) for name, path in data.items()}
+    return [
+        Row(BASE, name, figure["prompts"], figure["accuracy"], figure["refusals"])
+        for name, digest in digests.items()
+        if (figure := figures.get(digest)) is not None
+    ]
+
+
 def refusal_texts(directory: Path) -> list[str]:
     """What an artifact answers to a refused query; nothing for directories without a plan, or one without a refusal."""
-    plan_file = directory / "plan.safetensors"
+    plan_file = directory / PLAN
     if not plan_file.is_file():
         return []
     from bakeout.models.checkpoint import load_tokenizer
@@ -113,6 +141,16 @@ def refusal_texts(directory: Path) -> list[str]:
     ]
     tokenizer = load_tokenizer(directory) if refusals else None
     return [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in refusals if tokenizer]
+
+
+def _as_onnx(base: Path, scratch: Path) -> Path:
+    """``base`` itself where it is an ONNX file or holds one, else the checkpoint exported into ``scratch``."""
+    if base.is_file() or any(base.glob("*.onnx")):
+        return base
+    from bakeout.export.onnx_export import export_checkpoint
+    from bakeout.models.checkpoint import resolve_checkpoint
+
+    return export_checkpoint(resolve_checkpoint(base), scratch)
 
 
 def _answers(

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from bakeout.export.artifact import PLAN, read_manifest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, NeuronAdjust, Plan
 from bakeout.models.plan_file import load_plan
-
-PLAN_FILE = "plan.safetensors"
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -22,15 +21,13 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     if path.is_file():
         return _describe_plan(load_plan(path))
-    if not (path / PLAN_FILE).is_file():
+    if not (path / PLAN).is_file():
         raise BakeoutError(
             f"{path} is neither a plan nor an artifact.", "Name what `bakeout fit` or `bakeout build` wrote."
         )
-    from bakeout.export.artifact import read_manifest
-
     manifest = read_manifest(path)
     return {
-        **_describe_plan(load_plan(path / PLAN_FILE)),
+        **_describe_plan(load_plan(path / PLAN)),
         "files": manifest["files"],
         "receipts": manifest["receipts"],
     }

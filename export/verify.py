@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifact import MANIFEST, hash_file, read_manifest
+from bakeout.export.artifact import GRAPH, MANIFEST, PLAN, hash_file, read_manifest
 from bakeout.export.console import Track, no_track
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import NeuronAdjust, Plan
@@ -45,7 +45,7 @@ def verify(
     checks = [*_digest_check(directory, digest), *_file_checks(directory, manifest, track)]
     checks.append(_graph_check(directory))
     try:
-        plan = load_plan(directory / "plan.safetensors")
+        plan = load_plan(directory / PLAN)
     except BakeoutError as error:
         return [*checks, Check("plan", False, str(error)), _skipped("canary"), _skipped("parity")]
     receipts = [Receipt(**receipt) for receipt in manifest["receipts"]]
@@ -89,7 +89,7 @@ def _graph_check(directory: Path) -> Check:
     import onnx
     from google.protobuf.message import DecodeError
 
-    graph = directory / "model.onnx"
+    graph = directory / GRAPH
     try:
         onnx.checker.check_model(str(graph))
     except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
@@ -101,7 +101,7 @@ def _canary_check(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> C
     from bakeout.export.canary import match_canary
 
     try:
-        matches = match_canary(directory / "model.onnx", plan, receipts)
+        matches = match_canary(directory / GRAPH, plan, receipts)
     except BakeoutError as error:
         return Check("canary", False, str(error))
     compared = [match for match in matches if not match.skipped]
@@ -124,7 +124,7 @@ def _parity_check(
 ) -> Check:
     from bakeout.export.parity import check_coin, check_parity
 
-    graph = directory / "model.onnx"
+    graph = directory / GRAPH
     try:
         if any(isinstance(one, NeuronAdjust) and one.coin == "stochastic" for one in plan.interventions):
             return Check("parity", *check_coin(graph, plan, receipts, prompts, track))
