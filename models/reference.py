@@ -139,7 +139,8 @@ class Reference:
         mask = attention_mask.bool().cpu().numpy()
         rows = []
         for row, tokens in enumerate(input_ids.tolist()):
-            tested = tested_positions(check.positions, has_past=past > 0, real=mask[row, past:].tolist())
+            real = mask[row, past:].tolist()
+            tested = tested_positions(check.positions, has_past=past > 0, real=real)
             newest_past = np.flatnonzero(mask[row, :past])
             rows.append(
                 refuse_row(
@@ -147,6 +148,7 @@ class Reference:
                     check.positions,
                     past_said=int(cache.said[row, newest_past[-1]]) if len(newest_past) else 0,
                     tokens=tokens,
+                    real=real,
                     inside=[t and bool(np.any(m <= check.alpha)) for t, m in zip(tested, margins[row], strict=True)],
                 )
             )

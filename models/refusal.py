@@ -43,21 +43,22 @@ def refuse_row(
     *,
     past_said: int,
     tokens: Sequence[int],
+    real: Sequence[bool],
     inside: Sequence[bool],
 ) -> RowRefusal:
     """The refusal of one row's new ``tokens``.
 
-    ``past_said`` is the state latched in the newest real slot of the row's past, 0 for none; ``inside`` says which
-    tested positions lie in a cube.
+    ``past_said`` is the state latched in the newest real slot of the row's past, 0 for none; ``real`` is False at
+    padding, which is no part of the conversation; ``inside`` says which tested positions lie in a cube.
     """
     if past_said:
-        states = said_after(refusal, past_said, tokens)
+        states = _said_at(refusal, past_said, tokens, real)
         return RowRefusal(states, states)
     if not any(inside):
         return RowRefusal([0] * len(tokens), [0] * len(tokens))
     first = list(inside).index(True)
     if positions == "every":
-        states = [0] * first + [1] + said_after(refusal, 1, tokens[first + 1 :])
+        states = [0] * first + [1] + _said_at(refusal, 1, tokens[first + 1 :], real[first + 1 :])
         return RowRefusal(states, states)
     return RowRefusal([1] * len(tokens), [0] * first + [1] * (len(tokens) - first))
 
@@ -79,6 +80,16 @@ def said_after(refusal: Sequence[int], previous_said: int, tokens: Sequence[int]
         if matched == len(refusal):
             matched = borders[matched]
         states.append(matched + 1)
+    return states
+
+
+def _said_at(refusal: Sequence[int], said: int, tokens: Sequence[int], real: Sequence[bool]) -> list[int]:
+    """The state at each token; padding leaves it as it was."""
+    states = []
+    for token, is_real in zip(tokens, real, strict=True):
+        if is_real:
+            (said,) = said_after(refusal, said, [token])
+        states.append(said)
     return states
 
 
