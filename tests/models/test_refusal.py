@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bakeout.models.refusal import said_after
+from bakeout.models.plan import Positions
+from bakeout.models.refusal import RowRefusal, refuse_row, said_after, tested_positions
 
 # Few different tokens, so that refusals repeat themselves and conversations fall back into their middle.
 _TOKENS = st.integers(0, 2)
@@ -67,3 +68,55 @@ def test_a_mismatch_keeps_what_still_matches() -> None:
 def test_a_state_that_cannot_be_is_refused(previous_said: int) -> None:
     with pytest.raises(ValueError, match="previous_said"):
         said_after([5, 6, 1], previous_said, [5])
+
+
+@pytest.mark.parametrize(
+    ("positions", "has_past", "real", "tested"),
+    [
+        ("query", False, [1, 1, 1], [0, 0, 1]),
+        ("query", False, [1], [1]),
+        ("query", True, [1], [0]),
+        ("query", True, [1, 1], [0, 1]),
+        ("query", False, [0, 1, 1], [0, 0, 1]),
+        ("query", False, [1, 1, 0], [0, 1, 0]),
+        ("query", False, [0, 0], [0, 0]),
+        ("step", True, [1], [1]),
+        ("step", True, [1, 0], [1, 0]),
+        ("step", True, [0], [0]),
+        ("every", True, [0, 1, 1], [0, 1, 1]),
+    ],
+)
+def test_which_positions_are_tested(positions: Positions, has_past: bool, real: list[int], tested: list[int]) -> None:
+    found = tested_positions(positions, has_past=has_past, real=[bool(r) for r in real])
+    assert found == [bool(t) for t in tested]
+
+
+@pytest.mark.parametrize("positions", ["query", "step"])
+def test_a_query_inside_refuses_the_whole_run_and_latches_from_the_tested_token_on(positions: Positions) -> None:
+    # Right padding: the third token is none.
+    row = refuse_row(
+        [5, 6, 1], positions, past_said=0, tokens=[9, 5, 0], real=[True, True, False], inside=[False, True, False]
+    )
+    assert row == RowRefusal([1, 1, 1], [0, 1, 1])
+
+
+def test_every_refuses_causally_and_each_later_position_continues() -> None:
+    row = refuse_row(
+        [5, 6, 1], "every", past_said=0, tokens=[5, 9, 5, 6], real=[True] * 4, inside=[False, True, False, True]
+    )
+    assert row == RowRefusal([0, 1, 2, 3], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("positions", ["query", "step", "every"])
+def test_a_latched_row_stays_refused_and_padding_is_no_part_of_the_conversation(positions: Positions) -> None:
+    row = refuse_row(
+        [5, 6, 7, 1], positions, past_said=2, tokens=[0, 6, 7], real=[False, True, True], inside=[False] * 3
+    )
+    assert row.said[1:] == [3, 4]
+    assert row.latched == row.said
+
+
+@pytest.mark.parametrize("positions", ["query", "step", "every"])
+def test_a_row_outside_speaks_for_itself(positions: Positions) -> None:
+    row = refuse_row([5, 6, 1], positions, past_said=0, tokens=[5, 6], real=[True, True], inside=[False, False])
+    assert row == RowRefusal([0, 0], [0, 0])
