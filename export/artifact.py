@@ -1,0 +1,204 @@
+"""Artifacts as directories: whole or not at all, with a manifest of every file's digest. Knows nothing of models."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.receipt import Receipt
+
+MANIFEST = "bakeout.json"
+SCHEMA = 1
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR)
+# What some file systems say to copy_file_range: not between these two, not on this kind of file.
+_NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+_CHUNK = 1 << 24
+
+
+@contextmanager
+def artifact_directory(path: Path) -> Iterator[Path]:
+    """A directory to write into, which becomes ``path`` when the block ends, and vanishes when the block fails.
+
+    It lies beside ``path``, so that becoming ``path`` is one rename; everything in it is on the disk by then. Raises
+    ``BakeoutError`` before anything is written when ``path`` exists, and later when the disk is full or refuses.
+    """
+    path = Path(os.path.abspath(path))
+    require_new(path)
+    new_parents = [parent for parent in path.parents if not parent.exists()]
+    temporary: Path | None = None
+    try:
+        with _disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent))
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            _to_disk(temporary)
+            require_new(path)
+            temporary.rename(path)
+            _sync(path.parent)
+    except BaseException:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def require_new(path: Path) -> None:
+    """Raise ``BakeoutError`` where there is something at ``path`` already."""
+    if os.path.lexists(path):
+        raise BakeoutError(f"{path} exists already.", "Name another output, or remove it first.")
+
+
+def require_space(directory: Path, size: int) -> None:
+    """Raise ``BakeoutError`` unless the file system of ``directory`` has room for ``size`` more bytes."""
+    free = shutil.disk_usage(directory).free
+    if free < size:
+        raise BakeoutError(
+            f"{directory} has {_gigabytes(free)} free, and {_gigabytes(size)} are needed.",
+            "Make room, or name an output on another disk.",
+        )
+
+
+def copy_by_kernel(source: Path, target: Path) -> None:
+    """Copy a file's content without reading it into Python; file systems that can share blocks do.
+
+    Symbolic links are followed, and holes stay holes where the file system says so. Never a hard link: the base
+    model's file must not change with the artifact's, and onnx_ir refuses to read linked data.
+    """
+    with source.open("rb") as reader, target.open("xb") as writer:
+        left = os.fstat(reader.fileno()).st_size
+        try:
+            while left > 0:
+                copied = os.copy_file_range(reader.fileno(), writer.fileno(), left)
+                if copied == 0:
+                    break
+                left -= copied
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NOT_BY_KERNEL:
+                raise
+            # What was copied so far moved both files' positions: go on from there.
+            shutil.copyfileobj(reader, writer, _CHUNK)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's content, streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(directory: Path) -> dict[str, dict[str, Any]]:
+    """Every file below ``directory`` but the manifest: its name (with ``/``) to its ``sha256`` and ``size``."""
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return {
+        name: {"sha256": hash_file(directory / name), "size": (directory / name).stat().st_size}
+        for name in names
+        if name != MANIFEST
+    }
+
+
+def write_manifest(directory: Path, entries: Mapping[str, Any]) -> None:
+    """Write ``bakeout.json``: the digests of all files that lie in ``directory`` by now, and ``entries``.
+
+    ``entries`` is JSON and must not hold what differs from build to build: times, paths, host names.
+    """
+    manifest = {**entries, "schema": SCHEMA, "files": file_digests(directory)}
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an artifact, its ``files`` and ``receipts`` checked for form. Raises ``BakeoutError``."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BakeoutError(
+            f"{directory} holds no {MANIFEST}, so it is not an artifact.", "Name what `bakeout bake` or `build` wrote."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _malformed(path, str(error)) from None
+    if not isinstance(manifest, dict) or "schema" not in manifest:
+        raise _malformed(path, "no schema number")
+    if manifest["schema"] != SCHEMA:
+        raise BakeoutError(
+            f"{path} has schema {manifest['schema']!r}; this Bakeout reads {SCHEMA}.",
+            "Use the version of Bakeout that wrote it.",
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(_is_file_entry(name, entry) for name, entry in files.items()):
+        raise _malformed(path, "`files` is not a table of digests and sizes")
+    receipts = manifest.get("receipts")
+    wanted = {field.name for field in fields(Receipt)}
+    if not isinstance(receipts, list) or not all(isinstance(one, dict) and one.keys() == wanted for one in receipts):
+        raise _malformed(path, "`receipts` is not a list of receipts")
+    return manifest
+
+
+def _is_file_entry(name: str, entry: Any) -> bool:
+    inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+    return (
+        inside
+        and isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256"))) is not None
+    )
+
+
+def _malformed(path: Path, why: str) -> BakeoutError:
+    return BakeoutError(f"{path} is not a manifest ({' '.join(why.split())}).", "Copy or bake the artifact again.")
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise BakeoutError(
+                f"{path} cannot be written: {error.strerror}.", "Make room, or name an output on another disk."
+            ) from error
+        if error.errno in _REFUSED:
+            raise BakeoutError(
+                f"{error.filename or path} cannot be read or written: {error.strerror}.",
+                "Check the path, its permissions and the disk.",
+            ) from error
+        raise
+
+
+def _to_disk(directory: Path) -> None:
+    for path in sorted(directory.rglob("*")):
+        _sync(path)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
