@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bakeout.models.plan import AdjustedLayer, Canary, Intervention, KeySpaceDetection, ModelIdentity, NeuronAdjust, Plan
+from bakeout.models.plan import (
+    AdjustedLayer,
+    Canary,
+    Intervention,
+    KeySpaceDetection,
+    ModelIdentity,
+    NeuronAdjust,
+    Plan,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +76,9 @@ def neuron_adjust(shape: Shape, coin: Coin, share: float = 0.03, seed: int = 0) 
     for layer in range(shape.layers):
         neurons = np.sort(chosen[chosen // shape.width == layer] % shape.width)
         deviation = np.full(len(neurons), DEVIATION)
-        layers.append(AdjustedLayer(layer, neurons, DEVIATION / 2 * np.ones(len(neurons)), deviation, -deviation / 2, deviation))
+        layers.append(
+            AdjustedLayer(layer, neurons, DEVIATION / 2 * np.ones(len(neurons)), deviation, -deviation / 2, deviation)
+        )
     return NeuronAdjust(coin, tuple(layers))
 
 

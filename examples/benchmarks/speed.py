@@ -107,9 +107,7 @@ def _print_baked(
         for workload in workloads:
             _require_outcome(unbaked, runner, interventions[name], workload)
             measured = compare(_run(unbaked, workload), _run(runner, workload), pairs)
-            rows.append(
-                [name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval]
-            )
+            rows.append([name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
     print_table(["baked", "run", "unbaked, ms", "baked, ms", "ratio (95 % interval)"], rows)
     print()
 
@@ -134,9 +132,7 @@ def _print_hooked(
         for workload in workloads:
             with _hooks(model, interventions.get(name)):
                 measured = compare(_run(runner, workload), _torch_run(model, workload), pairs)
-            rows.append(
-                [name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval]
-            )
+            rows.append([name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
     print_table(["intervention", "run", "baked, ms", "hooks in transformers, ms", "ratio (95 % interval)"], rows)
 
 

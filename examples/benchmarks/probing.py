@@ -1,0 +1,54 @@
+"""What probing costs over the same forward passes without it.
+
+python examples/benchmarks/probing.py
+"""
+
+from __future__ import annotations
+
+import click
+import torch
+from comparison import compare, print_machine, print_table
+from random_llama import Shape, random_llama
+
+from bakeout.models.data import Record
+from bakeout.models.probing import probe_keys, probe_neurons
+
+
+@click.command()
+@click.option("--layers", default=8, show_default=True)
+@click.option("--hidden", default=512, show_default=True)
+@click.option("--width", default=1408, show_default=True, help="F, the width of an FFL.")
+@click.option("--tokens", default=64, show_default=True, help="Tokens of a sequence, half of them the answer.")
+@click.option("--batch", default=8, show_default=True, help="Sequences per batch.")
+@click.option("--batches", default=2, show_default=True, help="Batches per measurement.")
+@click.option("--pairs", default=50, show_default=True, help="Interleaved pairs per ratio.")
+def main(layers: int, hidden: int, width: int, tokens: int, batch: int, batches: int, pairs: int) -> None:
+    """Measure and print a table; every row probes all layers at once."""
+    shape = Shape(layers, hidden, width, 1000, hidden // 64, hidden // 64, 64, tokens)
+    model = random_llama(shape)
+    input_ids = torch.randint(2, 1000, (batches * batch, tokens), generator=torch.Generator().manual_seed(0))
+    attention_mask = torch.ones((batch, tokens), dtype=torch.int64)
+    sequences: list[list[int]] = input_ids.tolist()
+    records = [Record("", None, ids[: tokens // 2], ids[tokens // 2 :]) for ids in sequences]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for ids in input_ids.split(batch):
+                model.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
+
+    probes = {
+        "pre-activations, the answer's tokens": lambda: probe_neurons(model, records, scope="answer", batch_size=batch),
+        "pre-activations, all tokens": lambda: probe_neurons(model, records, scope="all", batch_size=batch),
+        "key vectors, last token": lambda: probe_keys(model, sequences, layers=range(layers), batch_size=batch),
+    }
+    print_machine("torch", "transformers")
+    print(f"{shape}, {batches} x {batch} sequences of {tokens} tokens, {pairs} pairs\n")
+    rows = []
+    for name, probe in probes.items():
+        measured = compare(forward, probe, pairs)
+        rows.append([name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
+    print_table(["probing", "forward, ms", "probing, ms", "ratio (95 % interval)"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Baking into a large graph: a Llama-3-8B-shaped ONNX file beside 16 GB of (sparse) data that is never read.
+
+    python examples/benchmarks/size.py
+
+The graph is exported from a model that is narrow, and then widened: the exporter never sees the large weights.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from comparison import print_machine, print_table
+from random_llama import Shape, export, key_space_detection, neuron_adjust, plan_of, random_llama
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LLAMA_3_8B = Shape(
+    layers=32,
+    hidden=4096,
+    width=14336,
+    vocabulary=128256,
+    heads=32,
+    key_value_heads=8,
+    head_size=128,
+    context=8192,
+)
+# Dimensions that occur nowhere else in the graph, so that they can be told apart when it is widened.
+NARROW = replace(LLAMA_3_8B, hidden=48, width=80, vocabulary=272)
+DATA = "model.onnx.data"
+ALIGNMENT = 4096
+
+
+@click.command()
+@click.option("--layers", default=LLAMA_3_8B.layers, show_default=True)
+@click.option("--directory", type=click.Path(path_type=Path), help="Where the files go; by default a temporary one.")
+def main(layers: int, directory: Path | None) -> None:
+    """Measure the time and the peak of resident memory that baking Neuron Adjust and Key Space Detection takes."""
+    shape = replace(LLAMA_3_8B, layers=layers)
+    print_machine("onnx", "onnx-ir")
+    with tempfile.TemporaryDirectory() as temporary:
+        base = directory or Path(temporary)
+        size = write_wide_graph(base, shape)
+        print(f"{shape}, fp16, {size / 2**30:.1f} GiB of sparse data\n")
+        rows = []
+        for name, measured in (("importing alone", _import), ("NA 3 %, KSD in the middle layer", _bake)):
+            seconds, peak = _in_a_process_of_its_own(measured, base, shape)
+            rows.append([name, f"{seconds:.1f}", f"{peak / 2**20:.0f}"])
+        print_table(["baking the graph", "s", "peak resident, MiB"], rows)
+
+
+def write_wide_graph(directory: Path, shape: Shape) -> int:
+    """Write ``directory/model.onnx`` and its data file, whose holes take no room. The data's size in bytes."""
+    import onnx_ir as ir
+
+    narrow = replace(NARROW, layers=shape.layers)
+    wider = {getattr(narrow, name): getattr(shape, name) for name in ("hidden", "width", "vocabulary")}
+    with tempfile.TemporaryDirectory() as temporary:
+        model = ir.load(export(random_llama(narrow).half(), Path(temporary)))
+        _widen_values(model.graph, wider)
+        end = 0
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            dimensions = [wider.get(int(dimension), int(dimension)) for dimension in tensor.shape]
+            if not isinstance(tensor, ir.ExternalTensor) and dimensions == list(tensor.shape):
+                continue  # a small constant of the graph itself
+            length = int(tensor.dtype.itemsize)
+            for dimension in dimensions:
+                length *= dimension
+            value.shape = ir.Shape(dimensions)
+            value.const_value = ir.ExternalTensor(
+                DATA, end, length, tensor.dtype, shape=ir.Shape(dimensions), name=tensor.name or "", base_dir=directory
+            )
+            end += -(-length // ALIGNMENT) * ALIGNMENT
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / DATA).open("wb") as file:
+            file.truncate(end)
+        ir.save(model, directory / "model.onnx")
+    return end
+
+
+def _widen_values(graph: ir.Graph, wider: dict[int, int]) -> None:
+    """Correct the recorded shapes of everything that is not a weight."""
+    import onnx_ir as ir
+
+    for value in (*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [
+                    wider.get(dimension, dimension) if isinstance(dimension, int) else dimension
+                    for dimension in value.shape
+                ]
+            )
+
+
+def _import(_directory: Path, _shape: Shape) -> None:
+    import bakeout.graph_passes.apply
+    import bakeout.graph_passes.key_space_detection  # noqa: F401
+
+
+def _bake(directory: Path, shape: Shape) -> None:
+    from bakeout.graph_passes.apply import apply_plan
+    from bakeout.graph_passes.graph_file import load_graph, save_graph
+
+    detection = key_space_detection(shape, refuses=False, layer=shape.layers // 2 - 1)
+    plan = plan_of(shape, neuron_adjust(shape, "threshold"), detection)
+    model = load_graph(directory / "model.onnx")
+    apply_plan(model, plan)
+    save_graph(model, directory / "baked.onnx")
+
+
+def _in_a_process_of_its_own(
+    measured: Callable[[Path, Shape], None], directory: Path, shape: Shape
+) -> tuple[float, int]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure, (measured, directory, shape))
+
+
+def _measure(measured: Callable[[Path, Shape], None], directory: Path, shape: Shape) -> tuple[float, int]:
+    began = time.perf_counter()
+    measured(directory, shape)
+    return time.perf_counter() - began, _peak_resident()
+
+
+def _peak_resident() -> int:
+    """Bytes. Linux's own record is preferred: rusage's begins with what the parent process held."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()
