@@ -131,6 +131,8 @@ def _dead_floor(deviation: Floats, skill: str) -> float:
 
 
 def _clusters(standardised: Floats, count: int, seed: int) -> NDArray[np.int32]:
+    # k-means++ needs as many different keys as clusters.
+    count = min(count, len(np.unique(standardised, axis=0)))
     if count == 1:
         return np.zeros(len(standardised), dtype=np.int32)
     with warnings.catch_warnings():
@@ -181,10 +183,8 @@ def _false_refusals(check: KeySpaceDetection, keys: Floats) -> dict[str, Any]:
     }
 
 
-def _joint(keys: LayerKeys, layers: Sequence[int], what: str, *, may_lack: bool = False) -> Floats:
+def _joint(keys: LayerKeys, layers: Sequence[int], what: str) -> Floats:
     """The layers' keys side by side, float64 [queries, layers * F]."""
-    if not keys and may_lack:
-        return np.empty((0, 0))
     if absent := [layer for layer in layers if layer not in keys]:
         raise BakeoutError(f"Key Space Detection: the {what} have no keys of layer {absent[0]}.", "Probe that layer.")
     parts = [np.asarray(keys[layer], dtype=np.float64) for layer in layers]
