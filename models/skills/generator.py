@@ -230,4 +230,5 @@ def _ask(draw: random.Random) -> Iterator[Example]:
     while True:
         skill = draw.choice(skills)
         topic = draw.choice(words.TOPICS[skill])
-        yield Example(draw.choice(words.ASK_PHRASINGS).format(topic=topic), f" {next(streams[skill]).prompt}")
+        question = next(streams[skill]).prompt.removesuffix(" Answer:").removesuffix(" Reply:")
+        yield Example(draw.choice(words.ASK_PHRASINGS).format(topic=topic), f" {question}")
