@@ -35,7 +35,7 @@ def artifact_directory(path: Path) -> Iterator[Path]:
     It lies beside ``path``, so that becoming ``path`` is one rename; everything in it is on the disk by then. Raises
     ``BakeoutError`` before anything is written when ``path`` exists, and later when the disk is full or refuses.
     """
-    path = Path(os.path.abspath(path))
+    path = path.absolute()
     require_new(path)
     new_parents = [parent for parent in path.parents if not parent.exists()]
     temporary: Path | None = None

@@ -1,4 +1,4 @@
-"""What lies in an ONNX directory: the graph, and the tokens that end and pad its text."""
+"""What lies in an ONNX directory: the graph, its companion files, and the tokens that end and pad its text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.models.errors import BakeoutError
+
+# What travels with a model's weights: configuration, tokenizer, licence.
+_COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "genai_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+)
 
 
 def find_graph(path: Path) -> Path:
@@ -27,14 +43,19 @@ def find_graph(path: Path) -> Path:
     return graphs[0]
 
 
+def companion_files(directory: Path) -> list[Path]:
+    """A model's configuration, tokenizer and licence files in ``directory``, in order of name."""
+    return sorted({path for pattern in _COMPANIONS for path in directory.glob(pattern) if path.is_file()})
+
+
 def special_tokens(directory: Path) -> tuple[frozenset[int], int]:
     """The tokens that end a text, and the one that pads (one of those that end where no other is named).
 
     From ``generation_config.json``, ``config.json`` or, for onnxruntime-genai's directories, ``genai_config.json``, in
     this order. Raises ``BakeoutError`` when none of them names an end-of-text token.
     """
-    genai = _read_json(directory / "genai_config.json").get("model", {})
-    sources = (_read_json(directory / "generation_config.json"), _read_json(directory / "config.json"), genai)
+    genai = read_json(directory / "genai_config.json").get("model", {})
+    sources = (read_json(directory / "generation_config.json"), read_json(directory / "config.json"), genai)
     for source in sources:
         ends = source.get("eos_token_id")
         if ends is not None:
@@ -48,7 +69,7 @@ def special_tokens(directory: Path) -> tuple[frozenset[int], int]:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:

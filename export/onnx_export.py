@@ -23,7 +23,16 @@ DATA = "model.onnx.data"
 _TASK = "text-generation-with-past"
 _BYTES = {"fp32": 4, "fp16": 2}
 # What an exporter that does not know a model fails with; a full disk is an OSError, and not among them.
-_EXPORT_FAILS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+_EXPORT_FAILS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def export_checkpoint(checkpoint: Path, directory: Path, dtype: DType = "fp32") -> Path:
