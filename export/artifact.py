@@ -19,6 +19,8 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.receipt import Receipt
 
 MANIFEST = "bakeout.json"
+GRAPH = "model.onnx"
+PLAN = "plan.safetensors"
 SCHEMA = 1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
