@@ -63,6 +63,9 @@ def fit_key_space_detection(
             f"Key Space Detection: calibration queries for {unknown[0]}, which is not probed.", "Probe it too."
         )
     probe_keys = {skill: _joint(keys, layers, f"probe queries of {skill}") for skill, keys in probe.items()}
+    dimension = next(iter(probe_keys.values())).shape[1]
+    for skill, keys in probe_keys.items():
+        _require_dimension(keys, dimension, f"probe queries of {skill}")
     skills: list[str] = []
     centres, deviations, reports = [], [], {}
     for skill, keys in probe_keys.items():
@@ -81,17 +84,20 @@ def fit_key_space_detection(
     )
     alphas = {}
     for skill in probe:
-        queries = _joint(
-            calibration.get(skill, {}), layers, f"calibration queries of {skill}", may_lack=alpha != "auto"
-        )
-        margins = _skill_margins(check, queries, skill)
+        if skill in calibration or alpha == "auto":
+            margins = _skill_margins(check, calibration.get(skill, {}), skill)
+        else:
+            margins = np.empty(0)
         alphas[skill] = _conformal_quantile(margins, epsilon, skill) if alpha == "auto" else float(alpha)
         reports[skill] |= _coverage(margins, alphas[skill], epsilon if alpha == "auto" else None)
     check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
-    false_refusals = {
-        name: _false_refusals(check, _joint(keys, layers, f"queries of {name}")) for name, keys in retain.items()
+    report = {
+        "floor": floor,
+        "dead_floor": _DEAD_FLOOR,
+        "seed": seed,
+        "skills": reports,
+        "retain": {name: _false_refusals(check, keys, name) for name, keys in retain.items()},
     }
-    report = {"floor": floor, "dead_floor": _DEAD_FLOOR, "seed": seed, "skills": reports, "retain": false_refusals}
     return replace(check, report=report)
 
 
@@ -142,10 +148,16 @@ def _clusters(standardised: Floats, count: int, seed: int) -> NDArray[np.int32]:
     return labels
 
 
-def _skill_margins(check: KeySpaceDetection, keys: Floats, skill: str) -> Floats:
-    """The margin [queries] to the nearest of the skill's own cubes."""
+def _margins(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
+    joint = _joint(keys, check.layers, what)
+    _require_dimension(joint, check.centre.shape[1], what)
+    return check.margins(joint)
+
+
+def _skill_margins(check: KeySpaceDetection, keys: LayerKeys, skill: str) -> Floats:
+    """The margin [queries] of a skill's calibration queries to the nearest of its own cubes."""
     own = [index for index, name in enumerate(check.skills) if name == skill]
-    nearest: Floats = check.margins(keys)[:, own].min(axis=1)
+    nearest: Floats = _margins(check, keys, f"calibration queries of {skill}")[:, own].min(axis=1)
     return nearest
 
 
@@ -172,13 +184,14 @@ def _coverage(margins: Floats, alpha: float, epsilon: float | None) -> dict[str,
     }
 
 
-def _false_refusals(check: KeySpaceDetection, keys: Floats) -> dict[str, Any]:
-    refused = int((check.margins(keys) <= check.alpha).any(axis=1).sum())
-    interval = binomtest(refused, len(keys)).proportion_ci(_CONFIDENCE, method="exact")
+def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str) -> dict[str, Any]:
+    inside = (_margins(check, keys, f"queries of {name}") <= check.alpha).any(axis=1)
+    refused, queries = int(inside.sum()), len(inside)
+    interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
     return {
-        "queries": len(keys),
+        "queries": queries,
         "refused": refused,
-        "rate": refused / len(keys),
+        "rate": refused / queries,
         "interval": [float(interval.low), float(interval.high)],
     }
 
@@ -200,6 +213,14 @@ def _joint(keys: LayerKeys, layers: Sequence[int], what: str) -> Floats:
             "Probe again, in float32, and look for overflow.",
         )
     return joint
+
+
+def _require_dimension(keys: Floats, dimension: int, what: str) -> None:
+    if keys.shape[1] != dimension:
+        raise BakeoutError(
+            f"Key Space Detection: the keys of the {what} have {keys.shape[1]} numbers, not {dimension}.",
+            "Probe all queries on one model.",
+        )
 
 
 def _require_options(

@@ -233,6 +233,9 @@ def test_units_do_not_matter(seed: int, cubes: int, scale: float) -> None:
         ({"retain": {"code": {1: np.zeros((0, WIDTH)), 3: np.zeros((0, WIDTH))}}}, "queries of code have shapes"),
         ({"probe": {"math": {1: np.zeros((4, WIDTH)), 3: np.zeros((5, WIDTH))}}}, "have shapes"),
         ({"probe": {"math": {1: np.zeros((4, WIDTH)), 3: np.zeros((4, WIDTH))}}}, "do not vary"),
+        ({"retain": {"code": {1: np.ones((4, 5)), 3: np.ones((4, 5))}}}, "queries of code have 10 numbers, not 12"),
+        ({"calibration": {"math": {1: np.ones((4, 5)), 3: np.ones((4, 5))}}}, "have 10 numbers, not 12"),
+        ({"probe": {"math": _keys(9, 1), "b": {1: np.ones((4, 5)), 3: np.ones((4, 5))}}}, "of b have 10 numbers"),
         ({"refusal": [1]}, "refusal"),
     ],
 )
