@@ -63,10 +63,9 @@ def main() -> None:
 def build(recipe: Path, output: Path, machine: bool) -> None:
     """Probe, fit, export, bake and verify: the whole way."""
     from bakeout.export.build import build
-    from bakeout.export.recipe import load_recipe
 
     with progress() as track:
-        built = build(load_recipe(recipe), output, track=track)
+        built = build(recipe, output, track=track)
     _report_artifact(built.directory, [receipt.as_json() for receipt in built.receipts], machine)
 
 

@@ -14,7 +14,6 @@ from bakeout.export.build import build
 from bakeout.export.console import Track, emit_table, no_track
 from bakeout.export.evaluate import BASE, Row
 from bakeout.export.onnx_export import export_checkpoint
-from bakeout.export.recipe import load_recipe
 from bakeout.export.runtime import Runner
 from bakeout.models.errors import BakeoutError
 from bakeout.models.skills import checkpoint_directory
@@ -64,7 +63,7 @@ def run_demo(directory: Path, model: Path | None = None, *, track: Track = no_tr
             recipe = scratch / f"{method}.yaml"
             template = files(__package__).joinpath(f"templates/demo_{method.replace('-', '_')}.yaml")
             recipe.write_bytes(template.read_bytes())
-            built = build(load_recipe(recipe), scratch / method, track=track)
+            built = build(recipe, scratch / method, track=track)
             rows += [row for row in built.rows if row.model == BASE and not rows]
             rows += [replace(row, model=str(directory / method)) for row in built.rows if row.model != BASE]
         runners = [Runner(scratch / name) for name in ("base", *METHODS)]

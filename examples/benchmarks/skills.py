@@ -1,0 +1,236 @@
+"""What forgetting does to every skill of the bundled model: the tables of Key Space Detection and Neuron Adjust.
+
+    python examples/benchmarks/skills.py --output runs/benchmarks/skills
+
+Figures are exact-match accuracies of greedy answers under ONNX Runtime, on test prompts that nothing else has seen.
+Stops and resumes: finished rows lie in ``<output>/rows.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from bakeout.export.bake import BakeOptions, bake
+from bakeout.export.evaluate import measure
+from bakeout.export.fit import refusal_tokens
+from bakeout.export.onnx_export import export_checkpoint
+from bakeout.export.runtime import Runner
+from bakeout.models.canary import measure_canary
+from bakeout.models.checkpoint import load_model, load_tokenizer, weights_digest
+from bakeout.models.data import read_records
+from bakeout.models.families import identity
+from bakeout.models.methods.key_space_detection import fit_key_space_detection
+from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+from bakeout.models.plan import Intervention, KeySpaceDetection, Plan
+from bakeout.models.probing import probe_keys, probe_neurons
+from bakeout.models.skills import checkpoint_directory
+from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
+from bakeout.models.skills.tokenizer import REFUSAL
+
+ROWS = {"probing": 1000, "selection": 600, "calibration": 1000, "test": 1000}
+DETECTED = [skill for skill in SKILLS if skill != "unknown"]
+ADJUSTED = ["math", "german", "code"]
+LAYER_SETS = [(5,), (4,), (3,), (2,), (4, 5), (3, 4), (2, 3), (3, 4, 5), (2, 3, 4), (2, 3, 4, 5)]
+CUBES = [1, 2, 4, 8]
+RATIOS = [0.005, 0.015, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3]
+SELECTIONS = ("difference", "standardised")
+EPSILON = 0.005
+
+LayerKeys = dict[int, Any]
+
+
+class Bench:
+    """The bundled model, its data files and its ONNX export, and the rows measured so far."""
+
+    def __init__(self, output: Path, checkpoint: Path) -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        self.output = output
+        self.checkpoint = checkpoint
+        self.tokenizer = load_tokenizer(checkpoint)
+        self.model = load_model(checkpoint)
+        self.identity = identity(self.model, weights_digest(checkpoint))
+        self.base = output / "base"
+        if not self.base.exists():
+            self.base.mkdir()
+            export_checkpoint(checkpoint, self.base, "fp32")
+        self.files = {skill: output / f"{skill}.jsonl" for skill in SKILLS}
+        for skill, path in self.files.items():
+            write_jsonl(examples(skill, "test", ROWS["test"]), path)
+        self._saved = output / "rows.json"
+        self.rows: dict[str, Any] = json.loads(self._saved.read_text()) if self._saved.exists() else {}
+
+    def save(self, key: str, row: Any) -> None:
+        """Keep a finished row."""
+        self.rows[key] = row
+        self._saved.write_text(json.dumps(self.rows, indent=1))
+
+    def records(self, skill: str, split: str) -> list[Any]:
+        """The records of a skill's split."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "rows.jsonl"
+            write_jsonl(examples(skill, split, ROWS[split]), path)
+            return read_records(path, self.tokenizer)
+
+    def accuracies(self, graph: Path) -> dict[str, float]:
+        """Accuracy per skill on the test split."""
+        rows = measure(Runner(graph), "artifact", self.files, set(), batch_size=64)
+        return {row.data: row.accuracy for row in rows}
+
+    def artifact_accuracies(self, intervention: Intervention, prompts: Sequence[list[int]]) -> dict[str, float]:
+        """Accuracy per skill of the artifact that carries one intervention."""
+        plan = Plan(
+            model=self.identity,
+            interventions=(intervention,),
+            canary=measure_canary(self.model, [intervention], prompts),
+            provenance={"data": {}, "versions": {}},
+        )
+        directory = self.output / "artifact"
+        shutil.rmtree(directory, ignore_errors=True)
+        bake(self.base, plan, directory, BakeOptions())
+        return self.accuracies(directory)
+
+
+def choose_structure(
+    skill: str, keys: Mapping[str, Mapping[str, LayerKeys]], refusal: Any
+) -> tuple[tuple[int, ...], int, dict[str, float]]:
+    """The layers and the number of cubes with the fewest false refusals on the selection split.
+
+    At like false refusals fewer cubes win, then fewer and deeper layers. The selection split's own queries of the skill
+    set alpha here; the calibration split is not touched.
+    """
+    others = {name: keys[name]["selection"] for name in SKILLS if name != skill}
+    best: tuple[Any, ...] | None = None
+    for layers in LAYER_SETS:
+        for cubes in CUBES:
+            check = fit_key_space_detection(
+                {skill: keys[skill]["probing"]},
+                {skill: keys[skill]["selection"]},
+                others,
+                layers=layers,
+                cubes=cubes,
+                refusal=refusal,
+                epsilon=EPSILON,
+            )
+            rates = {name: entry["rate"] for name, entry in check.report["retain"].items()}
+            rank = (round(max(rates.values()), 3), cubes, len(layers), -layers[-1])
+            if best is None or rank < best[0]:
+                best = (rank, layers, cubes, rates)
+    assert best is not None
+    return best[1], best[2], best[3]
+
+
+def key_space_detection(bench: Bench) -> None:
+    """Forget every skill in turn, with the structure chosen on the selection split and with the plain defaults."""
+    refusal = refusal_tokens(REFUSAL, bench.tokenizer)
+    layers = sorted({layer for chosen in LAYER_SETS for layer in chosen})
+    keys: dict[str, dict[str, LayerKeys]] = {}
+    prompts = {}
+    for skill in SKILLS:
+        keys[skill] = {}
+        for split in ("probing", "selection", "calibration"):
+            ids = [record.prompt_ids for record in bench.records(skill, split)]
+            prompts[skill] = ids
+            keys[skill][split] = probe_keys(bench.model, ids, layers=layers, batch_size=64)
+    for skill in DETECTED:
+        for name in ("chosen", "defaults"):
+            if f"ksd {skill} {name}" in bench.rows:
+                continue
+            chosen = choose_structure(skill, keys, refusal) if name == "chosen" else ((max(layers),), 1, {})
+            check = fit_key_space_detection(
+                {skill: keys[skill]["probing"]},
+                {skill: keys[skill]["calibration"]},
+                {other: keys[other]["calibration"] for other in SKILLS if other != skill},
+                layers=chosen[0],
+                cubes=chosen[1],
+                refusal=refusal,
+                epsilon=EPSILON,
+            )
+            row = {"layers": chosen[0], "cubes": chosen[1], "alpha": float(check.alpha[0])}
+            row["false_refusals"] = {other: entry["rate"] for other, entry in check.report["retain"].items()}
+            row["accuracy"] = bench.artifact_accuracies(check, prompts[skill])
+            print(f"KSD {skill} {name}: {row}", flush=True)
+            bench.save(f"ksd {skill} {name}", row)
+
+
+def neuron_adjust(bench: Bench, coin: str) -> None:
+    """The whole frontier over beta, for both selections."""
+    records = {skill: bench.records(skill, "probing") for skill in SKILLS}
+    statistics = {skill: probe_neurons(bench.model, records[skill], batch_size=64) for skill in SKILLS}
+    for skill in ADJUSTED:
+        retained = [record for other in SKILLS if other != skill for record in records[other]]
+        retain = probe_neurons(bench.model, retained, batch_size=64)
+        for selection in SELECTIONS:
+            for ratio in RATIOS:
+                key = f"na {skill} {selection} {ratio} {coin}"
+                if key in bench.rows:
+                    continue
+                adjust = fit_neuron_adjust(
+                    statistics[skill],
+                    retain,
+                    ratio=ratio,
+                    selection=selection,
+                    coin=coin,  # type: ignore[arg-type]
+                )
+                prompts = [record.prompt_ids for record in records[skill]]
+                row = bench.artifact_accuracies(adjust, prompts)
+                print(f"{key}: {row}", flush=True)
+                bench.save(key, row)
+
+
+def tables(bench: Bench) -> str:
+    """The rows as Markdown."""
+    base = bench.rows["base"]
+    header = "| " + " | ".join(["forgotten", "settings", *SKILLS]) + " |\n" + "| --- " * (len(SKILLS) + 2) + "|\n"
+    lines = [
+        f"Base accuracy: {', '.join(f'{skill} {base[skill]:.1%}' for skill in SKILLS)}.\n",
+        "Key Space Detection: accuracy as a share of base (positions: query, epsilon 0.5 %).\n\n" + header,
+    ]
+    for key, row in bench.rows.items():
+        if key.startswith("ksd"):
+            skill, name = key.split()[1:]
+            settings = (
+                f"{name}: layers {', '.join(map(str, row['layers']))}, cubes {row['cubes']}, alpha {row['alpha']:.1f}"
+            )
+            lines.append(_table_row(skill, settings, row["accuracy"], base))
+    lines.append("\nNeuron Adjust: accuracy as a share of base.\n\n" + header)
+    for key, row in bench.rows.items():
+        if key.startswith("na"):
+            _, skill, selection, ratio, coin = key.split()
+            lines.append(_table_row(skill, f"beta {float(ratio):.1%}, {selection}, {coin}", row, base))
+    return "".join(lines)
+
+
+def _table_row(skill: str, settings: str, row: Mapping[str, float], base: Mapping[str, float]) -> str:
+    shares = [
+        f"**{row[name] / base[name]:.3f}**" if name == skill else f"{row[name] / base[name]:.3f}" for name in SKILLS
+    ]
+    return f"| {skill} | {settings} | {' | '.join(shares)} |\n"
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Where rows and the export are kept.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Another checkpoint than the bundled one.")
+@click.option("--coin", default="threshold", show_default=True)
+@click.option("--only", type=click.Choice(["ksd", "na"]), help="One of the two methods alone.")
+def main(output: Path, checkpoint: Path | None, coin: str, only: str | None) -> None:
+    """Measure, and print the tables."""
+    np.seterr(all="raise", under="ignore")
+    bench = Bench(output, checkpoint or checkpoint_directory())
+    if "base" not in bench.rows:
+        bench.save("base", bench.accuracies(bench.base))
+    if only != "na":
+        key_space_detection(bench)
+    if only != "ksd":
+        neuron_adjust(bench, coin)
+    print(tables(bench))
+
+
+if __name__ == "__main__":
+    main()
