@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.convenience import get_const_tensor
 
 _PASSES_A_CONSTANT_ON = frozenset(("Transpose", "Cast", "Identity", "DequantizeLinear"))
 
@@ -61,11 +60,14 @@ def constant_size(value: ir.Value) -> int | None:
 
 def _constant(value: ir.Value) -> tuple[tuple[int, ...], ir.DataType] | None:
     """Shape and type of a constant, seen through nodes that only rearrange, cast or dequantise it."""
-    tensor = value.const_value if value.const_value is not None else get_const_tensor(value)
-    if tensor is not None:
-        return tuple(tensor.shape.numpy()), tensor.dtype
+    if value.const_value is not None:
+        return tuple(value.const_value.shape.numpy()), value.const_value.dtype
     node = value.producer()
-    if node is None or node.domain != "" or node.op_type not in _PASSES_A_CONSTANT_ON:
+    if node is None or node.domain != "":
+        return None
+    if node.op_type == "Constant":
+        return _constant_node(node)
+    if node.op_type not in _PASSES_A_CONSTANT_ON:
         return None
     source = node.inputs[0]
     if source is None or (described := _constant(source)) is None:
@@ -82,3 +84,13 @@ def _constant(value: ir.Value) -> tuple[tuple[int, ...], ir.DataType] | None:
             return None
         return shape, scaled[1]
     return shape, dtype
+
+
+def _constant_node(node: ir.Node) -> tuple[tuple[int, ...], ir.DataType]:
+    # Not through onnx_ir.convenience.get_const_tensor, which writes a name into the attribute it reads.
+    (attribute,) = node.attributes.values()
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        return tuple(tensor.shape.numpy()), tensor.dtype
+    count = (len(attribute.value),) if isinstance(attribute.value, tuple | list) else ()
+    return count, ir.DataType.UNDEFINED
