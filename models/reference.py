@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from bakeout.models.hooks import Hooks
 from bakeout.models.plan import Floats, Integers, KeySpaceDetection, Plan
-from bakeout.models.refusal import refuse_row, tested_positions
+from bakeout.models.refusal import positions_tested, refuse_row
 
 # A refused position's logit for every token but the one it says: finite in fp16, out of reach of any temperature.
 SILENCED = -30000.0
@@ -140,7 +140,7 @@ class Reference:
         rows = []
         for row, tokens in enumerate(input_ids.tolist()):
             real = mask[row, past:].tolist()
-            tested = tested_positions(check.positions, has_past=past > 0, real=real)
+            tested = positions_tested(check.positions, has_past=past > 0, real=real)
             newest_past = np.flatnonzero(mask[row, :past])
             rows.append(
                 refuse_row(

@@ -27,7 +27,7 @@ class RowRefusal:
     latched: list[int]
 
 
-def tested_positions(positions: Positions, *, has_past: bool, real: Sequence[bool]) -> list[bool]:
+def positions_tested(positions: Positions, *, has_past: bool, real: Sequence[bool]) -> list[bool]:
     """Which new positions of a row are held against the cubes. ``real`` is False at padding."""
     if positions == "every":
         return list(real)

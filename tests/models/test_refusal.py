@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bakeout.models.plan import Positions
-from bakeout.models.refusal import RowRefusal, refuse_row, said_after, tested_positions
+from bakeout.models.refusal import RowRefusal, positions_tested, refuse_row, said_after
 
 # Few different tokens, so that refusals repeat themselves and conversations fall back into their middle.
 _TOKENS = st.integers(0, 2)
@@ -87,7 +87,7 @@ def test_a_state_that_cannot_be_is_refused(previous_said: int) -> None:
     ],
 )
 def test_which_positions_are_tested(positions: Positions, has_past: bool, real: list[int], tested: list[int]) -> None:
-    found = tested_positions(positions, has_past=has_past, real=[bool(r) for r in real])
+    found = positions_tested(positions, has_past=has_past, real=[bool(r) for r in real])
     assert found == [bool(t) for t in tested]
 
 
