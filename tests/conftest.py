@@ -22,6 +22,7 @@ CheckpointOf = Callable[[str], Path]
 # Examples are the same on every run, and a busy machine is no failure.
 hypothesis.settings.register_profile(
     "bakeout",
+    max_examples=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],

@@ -185,8 +185,8 @@ def _coverage(margins: Floats, alpha: float, epsilon: float | None) -> dict[str,
 
 
 def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str) -> dict[str, Any]:
-    inside = (_margins(check, keys, f"queries of {name}") <= check.alpha).any(axis=1)
-    refused, queries = int(inside.sum()), len(inside)
+    margins = _margins(check, keys, f"queries of {name}")
+    refused, queries = int((margins <= check.alpha).any(axis=1).sum()), len(margins)
     interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
     return {
         "queries": queries,
