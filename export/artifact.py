@@ -18,9 +18,10 @@ from typing import Any
 from bakeout.models.errors import BakeoutError
 from bakeout.models.receipt import Receipt
 
-MANIFEST = "bakeout.json"
 GRAPH = "model.onnx"
+DATA = "model.onnx.data"
 PLAN = "plan.safetensors"
+MANIFEST = "bakeout.json"
 SCHEMA = 1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

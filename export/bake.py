@@ -11,8 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx_ir as ir
+
 from bakeout.export.artifact import (
+    GRAPH,
     MANIFEST,
+    PLAN,
     artifact_directory,
     copy_by_kernel,
     require_new,
@@ -21,9 +25,8 @@ from bakeout.export.artifact import (
 )
 from bakeout.export.canary import require_canary
 from bakeout.export.console import Track, no_track
-from bakeout.export.genai_config import GENAI_CONFIG, write_genai_config
+from bakeout.export.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.onnx_directory import companion_files, find_graph
-from bakeout.graph_passes.anatomy import read_anatomy
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph_file import data_files, load_graph, save_graph
@@ -33,8 +36,6 @@ from bakeout.models.plan import Plan, PlanError
 from bakeout.models.plan_file import plan_bytes
 from bakeout.models.receipt import Receipt
 
-GRAPH = "model.onnx"
-PLAN = "plan.safetensors"
 _PACKAGES = ("bakeout", "numpy", "onnx", "onnx-ir", "safetensors")
 _EXPORT_PACKAGES = ("optimum", "optimum-onnx", "torch", "transformers")
 # The graph itself, the plan, the tokenizer and whatever else is no weight.
@@ -65,8 +66,10 @@ class Baked:
     receipts: tuple[Receipt, ...]
 
 
-# Adds files to an artifact that is written but for its manifest: what it reads there is what will be.
-AddFiles = Callable[[Path, Sequence[Receipt]], None]
+# Looks at the directory of the model that the plan is about to be baked into.
+SeeBase = Callable[[Path], None]
+# Adds files to an artifact that is written but for its manifest, and gives more entries for the manifest.
+AddFiles = Callable[[Path, Sequence[Receipt]], Mapping[str, Any]]
 
 
 def bake(
@@ -75,6 +78,7 @@ def bake(
     output: Path,
     options: BakeOptions = BakeOptions(),
     *,
+    see_base: SeeBase | None = None,
     add_files: AddFiles | None = None,
     track: Track = no_track,
 ) -> Baked:
@@ -82,8 +86,8 @@ def bake(
 
     ``model``: a checkpoint's directory or hub id, which is exported, or an ONNX directory or file made by anybody,
     whose companion files (configuration, tokenizer) are copied from beside it; where there is no ``config.json`` and
-    no ``genai_config.json``, the artifact has none either. ``add_files`` is called with the directory and the receipts
-    before the manifest is written.
+    no ``genai_config.json``, the artifact has none either. ``see_base`` is called with the ONNX directory of the base
+    model, ``add_files`` with the artifact's directory and the receipts before the manifest is written.
 
     Raises ``BakeoutError``, leaving nothing behind, when ``output`` exists, when the model is not the one that the
     plan was fitted on (digest of a checkpoint's weights; shapes and canary of any graph), when it cannot be exported
@@ -92,13 +96,14 @@ def bake(
     require_new(output)
     with artifact_directory(output) as directory:
         with _as_graph(model, plan, options, directory) as source:
+            if see_base is not None:
+                see_base(source.graph.parent)
             receipts = _bake_graph(source, plan, options, directory, track)
         (directory / PLAN).write_bytes(plan_bytes(plan))
         if options.canary:
             require_canary(directory / GRAPH, plan, receipts)
-        if add_files is not None:
-            add_files(directory, receipts)
-        write_manifest(directory, _entries(plan, options, source, receipts))
+        added = {} if add_files is None else add_files(directory, receipts)
+        write_manifest(directory, {**_entries(plan, options, source, receipts), **added})
     return Baked(output, tuple(receipts))
 
 
@@ -143,7 +148,6 @@ def _require_weights(checkpoint: Path, plan: Plan) -> None:
 def _bake_graph(source: _Source, plan: Plan, options: BakeOptions, directory: Path, track: Track) -> list[Receipt]:
     """Write everything but the plan and the manifest: baked graph, data files, companions, genai's configuration."""
     graph = load_graph(source.graph)
-    anatomy = read_anatomy(graph)
     companions = companion_files(source.graph.parent)
     weights = data_files(graph)
     receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
@@ -158,10 +162,17 @@ def _bake_graph(source: _Source, plan: Plan, options: BakeOptions, directory: Pa
             copy_by_kernel(path, directory / name)
     save_graph(graph, directory / GRAPH)
     for path in companions:
-        copy_by_kernel(path, directory / path.name)
-    if (directory / "config.json").is_file() and not (directory / GENAI_CONFIG).is_file():
-        write_genai_config(directory, anatomy, GRAPH)
+        if path.name != GENAI_CONFIG:
+            copy_by_kernel(path, directory / path.name)
+    _describe_to_genai(graph, source.graph.parent, directory)
     return receipts
+
+
+def _describe_to_genai(graph: ir.Model, source: Path, directory: Path) -> None:
+    if (source / GENAI_CONFIG).is_file():
+        copy_genai_config(source, directory)
+    elif (directory / "config.json").is_file() and has_cache(graph):
+        write_genai_config(directory, graph)
 
 
 def _require_own_names(graph: Path, weights: Mapping[str, Path], companions: Sequence[Path]) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bakeout.export.runtime import Runner
-from bakeout.graph_passes.graph_file import load_graph
+from bakeout.graph_passes.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.observe import ObservePass
 from bakeout.graph_passes.precision import Precision, stored_precision
 from bakeout.models.canary_check import CanaryMatch, compare_canary
@@ -33,9 +32,8 @@ def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> t
     model = load_graph(graph_file)
     tolerance = _TOLERANCE[stored_precision(model)]
     ObservePass([receipt.tensor for receipt in receipts])(model)
-    content = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
     ids = plan.canary.input_ids
-    seen = Runner(graph_file, graph=content).step(ids, np.ones_like(ids)).others
+    seen = Runner(graph_file, graph=graph_bytes(model)).step(ids, np.ones_like(ids)).others
     return tuple(
         compare_canary(expected, _measured(plan, index, receipts, seen), plan.interventions[index], tolerance)
         for index, expected in enumerate(plan.canary.expected)

@@ -89,6 +89,11 @@ def write_genai_config(directory: Path, model: ir.Model) -> None:
     _write(directory, content)
 
 
+def has_cache(model: ir.Model) -> bool:
+    """Whether a graph takes past keys and values, without which genai cannot run it."""
+    return bool(_cache_templates([value.name or "" for value in model.graph.inputs]))
+
+
 def copy_genai_config(source: Path, directory: Path) -> None:
     """Take over the ``genai_config.json`` of another graph's directory, for ``model.onnx``."""
     content = read_json(source / GENAI_CONFIG)

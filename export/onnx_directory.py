@@ -70,6 +70,7 @@ def special_tokens(directory: Path) -> tuple[frozenset[int], int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file, empty where there is no such file. Raises ``BakeoutError`` for anything else."""
     if not path.is_file():
         return {}
     try:

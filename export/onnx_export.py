@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from bakeout.export.artifact import copy_by_kernel, require_space
+from bakeout.export.artifact import DATA, GRAPH, copy_by_kernel, require_space
 from bakeout.export.onnx_directory import companion_files
 from bakeout.models.checkpoint import load_model
 from bakeout.models.errors import BakeoutError
 
 DType = Literal["fp32", "fp16"]
-GRAPH = "model.onnx"
-DATA = "model.onnx.data"
 
 _TASK = "text-generation-with-past"
 _BYTES = {"fp32": 4, "fp16": 2}

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from bakeout.export.console import Track
 from bakeout.export.runtime import Runner
 from bakeout.export.sampling import Logits
-from bakeout.graph_passes.graph_file import load_graph
+from bakeout.graph_passes.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.neuron_adjust import name_prefix
 from bakeout.graph_passes.observe import ObservePass
 from bakeout.graph_passes.precision import Precision, stored_precision
@@ -91,7 +90,7 @@ def check_coin(
         if receipt.kind == NeuronAdjust.kind
     }
     ObservePass([name for pair in tensors.values() for name in pair])(model)
-    runner = Runner(graph_file, graph=ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+    runner = Runner(graph_file, graph=graph_bytes(model))
     values = shifted = 0
     expected = variance = 0.0
     for prompt in track(prompts, "counting the coin's draws", len(prompts)):

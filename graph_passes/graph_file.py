@@ -48,6 +48,11 @@ def load_graph(path: Path) -> ir.Model:
 
 def save_graph(model: ir.Model, path: Path) -> None:
     """Write the graph alone: tensors that lie in a data file are written as references to it, by its old name."""
+    path.write_bytes(graph_bytes(model))
+
+
+def graph_bytes(model: ir.Model) -> bytes:
+    """What ``save_graph`` writes. The same graph gives the same bytes."""
     proto = ir.serde.serialize_model(model)
     names = {str(tensor.location): tensor.name_in_graph for tensor in _data_tensors(model)}
     for graph in _graphs(proto.graph):
@@ -55,7 +60,7 @@ def save_graph(model: ir.Model, path: Path) -> None:
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = names[entry.value]
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def data_files(model: ir.Model) -> dict[str, Path]:
