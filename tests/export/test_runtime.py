@@ -1,0 +1,202 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from bakeout.export.onnx_directory import special_tokens
+from bakeout.export.runtime import Runner
+from bakeout.export.sampling import Sampling
+from bakeout.models.checkpoint import load_model
+from bakeout.models.errors import BakeoutError
+
+PROMPTS = [
+    [int(token) for token in np.random.default_rng(length).integers(2, 250, length)] for length in (3, 9, 4, 9, 1, 6)
+]
+NEW = 7
+
+
+@pytest.fixture(scope="module")
+def runner(llama_onnx):
+    return Runner(llama_onnx)
+
+
+def _torch_greedy(checkpoint, prompt):
+    ids = load_model(checkpoint).generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=NEW,
+        do_sample=False,
+    )
+    return ids[0, len(prompt) :].tolist()
+
+
+def test_says_what_pytorch_says(runner, llama_checkpoint):
+    assert runner.generate(PROMPTS, NEW) == [_torch_greedy(llama_checkpoint, prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_batch_does_not_matter(runner, batch_size):
+    assert runner.generate(PROMPTS, NEW, batch_size=batch_size) == runner.generate(PROMPTS, NEW)
+
+
+def test_logits_are_pytorchs(runner, llama_checkpoint):
+    model = load_model(llama_checkpoint)
+    for prompt, logits in zip(PROMPTS, runner.logits(PROMPTS), strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt])).logits[0].numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_the_logits_behind_each_token_choose_it(runner):
+    for (tokens, logits), alone in zip(
+        runner.generate_with_logits(PROMPTS, NEW), runner.generate(PROMPTS, NEW), strict=True
+    ):
+        assert tokens == alone == logits.argmax(axis=-1).tolist()
+
+
+def test_stops_at_any_token_that_ends_a_text(llama_onnx, runner):
+    (said,) = runner.generate([PROMPTS[1]], NEW)
+    stopping = Runner(llama_onnx)
+    stopping.end_tokens = frozenset({said[2], 1})
+    length = said.index(said[2]) + 1
+    assert stopping.generate([PROMPTS[1]], NEW) == [said[:length]]
+    assert list(stopping.stream(PROMPTS[1], NEW)) == said[: length - 1]
+    # A neighbour in the batch that goes on is not stopped with it.
+    assert stopping.generate([PROMPTS[3], PROMPTS[1]], NEW)[1] == said[:length]
+
+
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(runner):
+    hot = Sampling(temperature=3.0, seed=5)
+    said = runner.generate(PROMPTS, NEW, sampling=hot)
+    assert said == runner.generate(PROMPTS, NEW, sampling=hot, batch_size=1)
+    assert said != runner.generate(PROMPTS, NEW, sampling=Sampling(temperature=3.0, seed=6))
+    assert said != runner.generate(PROMPTS, NEW)
+
+
+def test_a_kept_cache_goes_on_where_it_was(runner):
+    prompt = np.array([PROMPTS[1]])
+    whole = runner.step(prompt, np.ones_like(prompt)).logits
+    first = runner.step(prompt[:, :4], np.ones((1, 4), dtype=np.int64))
+    second = runner.step(prompt[:, 4:], np.ones_like(prompt), first.cache)
+    np.testing.assert_allclose(np.concatenate([first.logits, second.logits], axis=1), whole, atol=1e-4)
+
+
+def _counting_positions_itself(path):
+    """The graph without its input ``position_ids``: it counts all tokens, padding too."""
+    model = ir.load(path)
+    graph = model.graph
+    inputs = {value.name: value for value in graph.inputs}
+    tape = ir.tape.Tape()
+    zero, one = (tape.initializer(ir.tensor(np.array(number), name=f"number_{number}")) for number in (0, 1))
+    new = tape.op("Gather", [tape.op("Shape", [inputs["input_ids"]]), one])
+    total = tape.op("Gather", [tape.op("Shape", [inputs["attention_mask"]]), one])
+    counted = tape.op("Range", [tape.op("Sub", [total, new]), total, one])
+    positions = tape.op("Expand", [counted, tape.op("Shape", [inputs["input_ids"]])])
+    ir.convenience.replace_all_uses_with(inputs["position_ids"], positions)
+    graph.inputs.remove(inputs["position_ids"])
+    for value in (zero, one):
+        graph.register_initializer(value)
+    graph.insert_before(graph[0], tape.nodes)
+    return ir.serde.serialize_model(model).SerializeToString()
+
+
+def test_without_position_ids_only_prompts_of_one_length_share_a_batch(llama_onnx, runner):
+    counting = Runner(llama_onnx, graph=_counting_positions_itself(runner.path))
+    assert "position_ids" not in {value.name for value in counting.session.get_inputs()}
+    assert counting.generate(PROMPTS, NEW) == runner.generate(PROMPTS, NEW)
+    for mine, reference in zip(counting.logits(PROMPTS), runner.logits(PROMPTS), strict=True):
+        np.testing.assert_allclose(mine, reference, atol=1e-4)
+
+
+def test_runs_graphs_without_a_cache(llama_checkpoint, llama_onnx, tmp_path):
+    from optimum.exporters.onnx import main_export
+
+    main_export(str(llama_checkpoint), output=tmp_path, task="text-generation", do_validation=False)
+    without = Runner(tmp_path)
+    assert not without.has_cache
+    assert without.generate(PROMPTS, NEW) == Runner(llama_onnx).generate(PROMPTS, NEW)
+
+
+def test_runs_half_precision(llama_checkpoint, runner, tmp_path):
+    from bakeout.export.onnx_export import export_checkpoint
+
+    half = Runner(export_checkpoint(llama_checkpoint, tmp_path, "fp16"))
+    assert {value.type for value in half.session.get_inputs()} == {"tensor(int64)", "tensor(float16)"}
+    for mine, reference in zip(half.logits(PROMPTS), runner.logits(PROMPTS), strict=True):
+        assert mine.dtype == np.float32
+        np.testing.assert_allclose(mine, reference, atol=0.1)
+
+
+def test_says_which_provider_runs(runner):
+    assert runner.provider in {"CPUExecutionProvider", "CUDAExecutionProvider"}
+    assert runner.provider == runner.session.get_providers()[0]
+
+
+def test_needs_neither_torch_nor_transformers(llama_onnx):
+    code = (
+        "import sys; from bakeout.export.runtime import Runner; "
+        f"Runner({str(llama_onnx)!r}).generate([[3, 4]], 2); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_runs_an_edited_copy_beside_the_data(llama_onnx, runner):
+    content = runner.path.read_bytes()
+    assert Runner(llama_onnx, graph=content).generate(PROMPTS, NEW) == runner.generate(PROMPTS, NEW)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"generation_config.json": {"eos_token_id": [7, 8], "pad_token_id": 0}}, ({7, 8}, 0)),
+        ({"config.json": {"eos_token_id": 5}}, ({5}, 5)),
+        ({"config.json": {"eos_token_id": 5, "pad_token_id": 2}, "generation_config.json": {}}, ({5}, 2)),
+        ({"generation_config.json": {"eos_token_id": 9}, "config.json": {"eos_token_id": 5}}, ({9}, 9)),
+        ({"genai_config.json": {"model": {"eos_token_id": [4], "pad_token_id": 3}}}, ({4}, 3)),
+    ],
+    ids=str,
+)
+def test_finds_the_tokens_that_end_and_pad(tmp_path, files, expected):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert special_tokens(tmp_path) == expected
+
+
+def _without_configuration(directory):
+    (directory / "config.json").unlink()
+    (directory / "generation_config.json").unlink()
+
+
+def _truncated(directory):
+    graph = directory / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-500])
+
+
+def _two_graphs(directory):
+    (directory / "model.onnx").rename(directory / "one.onnx")
+    shutil.copy(directory / "one.onnx", directory / "two.onnx")
+
+
+def _broken_configuration(directory):
+    (directory / "generation_config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "damage", [_without_configuration, _truncated, _two_graphs, _broken_configuration, shutil.rmtree]
+)
+def test_what_cannot_run_is_refused(llama_onnx, tmp_path, damage):
+    directory = shutil.copytree(llama_onnx, tmp_path / "model")
+    damage(directory)
+    with pytest.raises(BakeoutError):
+        Runner(directory)
+
+
+def test_an_empty_prompt_is_refused(runner):
+    with pytest.raises(BakeoutError):
+        runner.generate([[3], []], NEW)
