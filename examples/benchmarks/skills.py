@@ -37,8 +37,8 @@ from bakeout.models.skills.tokenizer import REFUSAL
 ROWS = {"probing": 1000, "selection": 600, "calibration": 1000, "test": 1000}
 DETECTED = [skill for skill in SKILLS if skill != "unknown"]
 ADJUSTED = ["math", "german", "code"]
-LAYER_SETS = [(5,), (4,), (3,), (2,), (4, 5), (3, 4), (2, 3), (3, 4, 5), (2, 3, 4), (2, 3, 4, 5)]
-CUBES = [1, 2, 4, 8]
+LAYER_SETS = [(0,), (1,), (2,), (3,), (4,), (5,), (4, 5), (3, 4, 5), (2, 3, 4, 5), (0, 1, 2, 3, 4, 5)]
+CUBES = [1, 4, 8]
 RATIOS = [0.005, 0.015, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3]
 SELECTIONS = ("difference", "standardised")
 EPSILON = 0.005
@@ -102,8 +102,8 @@ def choose_structure(
 ) -> tuple[tuple[int, ...], int, dict[str, float]]:
     """The layers and the number of cubes with the fewest false refusals on the selection split.
 
-    At like false refusals fewer cubes win, then fewer and deeper layers. The selection split's own queries of the skill
-    set alpha here; the calibration split is not touched.
+    At like false refusals fewer cubes win, then fewer layers, then those that let the early exit skip more. The
+    selection split's own queries of the skill set alpha here; the calibration split is not touched.
     """
     others = {name: keys[name]["selection"] for name in SKILLS if name != skill}
     best: tuple[Any, ...] | None = None
@@ -119,7 +119,7 @@ def choose_structure(
                 epsilon=EPSILON,
             )
             rates = {name: entry["rate"] for name, entry in check.report["retain"].items()}
-            rank = (round(max(rates.values()), 3), cubes, len(layers), -layers[-1])
+            rank = (round(max(rates.values()), 3), cubes, len(layers), layers[-1])
             if best is None or rank < best[0]:
                 best = (rank, layers, cubes, rates)
     assert best is not None
@@ -139,6 +139,8 @@ def key_space_detection(bench: Bench) -> None:
             prompts[skill] = ids
             keys[skill][split] = probe_keys(bench.model, ids, layers=layers, batch_size=64)
     for skill in DETECTED:
+        for layer in layers:
+            bench.save(f"figure5 {skill} {layer}", one_cube(skill, layer, keys, refusal))
         for name in ("chosen", "defaults"):
             if f"ksd {skill} {name}" in bench.rows:
                 continue
@@ -157,6 +159,21 @@ def key_space_detection(bench: Bench) -> None:
             row["accuracy"] = bench.artifact_accuracies(check, prompts[skill])
             print(f"KSD {skill} {name}: {row}", flush=True)
             bench.save(f"ksd {skill} {name}", row)
+
+
+def one_cube(
+    skill: str, layer: int, keys: Mapping[str, Mapping[str, LayerKeys]], refusal: Any
+) -> dict[str, float]:
+    """The paper's Figure 5 at the alpha that holds all but epsilon: shares of each skill's fresh queries inside."""
+    check = fit_key_space_detection(
+        {skill: keys[skill]["probing"]},
+        {skill: keys[skill]["calibration"]},
+        {name: keys[name]["selection"] for name in SKILLS},
+        layers=[layer],
+        refusal=refusal,
+        epsilon=EPSILON,
+    )
+    return {"alpha": float(check.alpha[0])} | {name: row["rate"] for name, row in check.report["retain"].items()}
 
 
 def neuron_adjust(bench: Bench, coin: str) -> None:
@@ -199,6 +216,15 @@ def tables(bench: Bench) -> str:
                 f"{name}: layers {', '.join(map(str, row['layers']))}, cubes {row['cubes']}, alpha {row['alpha']:.1f}"
             )
             lines.append(_table_row(skill, settings, row["accuracy"], base))
+    lines.append(
+        "\nOne cube in one layer (the paper's Figure 5): share of fresh queries inside, alpha holding 99.5 % of the "
+        "calibration queries.\n\n" + header
+    )
+    for key, row in bench.rows.items():
+        if key.startswith("figure5"):
+            _, skill, layer = key.split()
+            shares = " | ".join(f"**{row[name]:.3f}**" if name == skill else f"{row[name]:.3f}" for name in SKILLS)
+            lines.append(f"| {skill} | layer {layer}, alpha {row['alpha']:.1f} | {shares} |\n")
     lines.append("\nNeuron Adjust: accuracy as a share of base.\n\n" + header)
     for key, row in bench.rows.items():
         if key.startswith("na"):
