@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -103,7 +103,7 @@ def bake(
     model: str,
     plan: Path,
     output: Path,
-    dtype: str,
+    dtype: Literal["fp32", "fp16"],
     inline: bool,
     early_exit: bool,
     monitor: bool,

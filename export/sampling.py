@@ -17,7 +17,8 @@ Choose = Callable[[Logits], Integers]
 
 def greedy(logits: Logits) -> Integers:
     """The likeliest token of each row: float32 [rows, vocabulary] to int64 [rows]."""
-    return logits.argmax(axis=-1).astype(np.int64)
+    likeliest: Integers = logits.argmax(axis=-1).astype(np.int64)
+    return likeliest
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from bakeout.graph_passes.errors import GraphError

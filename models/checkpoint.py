@@ -92,7 +92,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return, no-untyped-call]
+        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
             directory, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
