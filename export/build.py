@@ -55,7 +55,7 @@ def build(recipe_file: Path, output: Path, *, track: Track = no_track) -> Built:
         def add_files(directory: Path, receipts: Sequence[Receipt]) -> Mapping[str, Any]:
             figures.of_artifact(directory, output.name)
             shutil.copyfile(recipe_file, directory / "recipe.yaml")
-            card = model_card(plan, figures.rows, load_tokenizer(directory), output.name)
+            card = model_card(plan, figures.rows, load_tokenizer(directory))
             (directory / "README.md").write_text(card, encoding="utf-8")
             return {"base_figures": figures.of_base_by_content()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def model_card(plan: Plan, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    """The card as Markdown. ``rows`` are the base model's and the artifact's, on the same data, or none."""
+def model_card(plan: Plan, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The card as Markdown. ``rows`` are the base model's and the artifact's, on the same data, or none.
+
+    It does not depend on where the artifact lies, nor on what its directory is called.
+    """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(files(__package__).joinpath("templates/model_card.md.j2").read_text("utf-8"))
     return template.render(
-        name=name,
+        forgotten=list(dict.fromkeys(name for one in plan.interventions for name in _forgotten(one))),
         model=plan.model,
         interventions=[_described(intervention, tokenizer) for intervention in plan.interventions],
         rows=_beside_base(rows),
@@ -30,6 +33,10 @@ def model_card(plan: Plan, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBa
         data=plan.provenance["data"],
         versions=plan.provenance["versions"],
     )
+
+
+def _forgotten(intervention: Intervention) -> Iterable[str]:
+    return intervention.report["forget"] if isinstance(intervention, NeuronAdjust) else intervention.skills
 
 
 def _described(intervention: Intervention, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
