@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.receipt import Receipt
@@ -25,10 +25,12 @@ MANIFEST = "bakeout.json"
 SCHEMA = 1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST)
 # What some file systems say to copy_file_range: not between these two, not on this kind of file.
 _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 _CHUNK = 1 << 24
+# The unit of st_blocks.
+_BLOCK = 512
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def artifact_directory(path: Path) -> Iterator[Path]:
             _to_disk(temporary)
             require_new(path)
             temporary.rename(path)
-            _sync(path.parent)
+            _sync_directory(path.parent)
     except BaseException:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -77,25 +79,58 @@ def require_space(directory: Path, size: int) -> None:
         )
 
 
-def copy_by_kernel(source: Path, target: Path) -> None:
-    """Copy a file's content without reading it into Python; file systems that can share blocks do.
+def room_on_disk(path: Path) -> int:
+    """The bytes that a file takes up on its disk: less than its size where it has holes."""
+    status = path.stat()
+    return min(status.st_size, getattr(status, "st_blocks", status.st_size) * _BLOCK)
 
-    Symbolic links are followed, and holes stay holes where the file system says so. Never a hard link: the base
-    model's file must not change with the artifact's, and onnx_ir refuses to read linked data.
+
+def copy_by_kernel(source: Path, target: Path) -> None:
+    """Copy a file's content without reading it into Python; file systems that can share blocks do, and holes stay.
+
+    Symbolic links are followed. Never a hard link: the base model's file must not change with the artifact's, and
+    onnx_ir refuses to read linked data.
     """
     with source.open("rb") as reader, target.open("xb") as writer:
-        left = os.fstat(reader.fileno()).st_size
-        try:
-            while left > 0:
-                copied = os.copy_file_range(reader.fileno(), writer.fileno(), left)
-                if copied == 0:
-                    break
-                left -= copied
-        except (AttributeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NOT_BY_KERNEL:
-                raise
-            # What was copied so far moved both files' positions: go on from there.
+        size = os.fstat(reader.fileno()).st_size
+        if hasattr(os, "copy_file_range"):
+            for start, end in _extents(reader.fileno(), size):
+                _copy_extent(reader, writer, start, end)
+            writer.truncate(size)
+        else:
             shutil.copyfileobj(reader, writer, _CHUNK)
+
+
+def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file holds data: start and end of each stretch between its holes."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _copy_extent(reader: BinaryIO, writer: BinaryIO, start: int, end: int) -> None:
+    while start < end:
+        try:
+            copied = os.copy_file_range(reader.fileno(), writer.fileno(), end - start, start, start)
+        except OSError as error:
+            if error.errno not in _NOT_BY_KERNEL:
+                raise
+            copied = _copy_by_hand(reader, writer, start, end)
+        if copied == 0:
+            raise OSError(errno.EIO, "the file shrank while it was copied", reader.name)
+        start += copied
+
+
+def _copy_by_hand(reader: BinaryIO, writer: BinaryIO, start: int, end: int) -> int:
+    chunk = os.pread(reader.fileno(), min(_CHUNK, end - start), start)
+    return os.pwrite(writer.fileno(), chunk, start)
 
 
 def hash_file(path: Path) -> str:
@@ -185,11 +220,17 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 def _to_disk(directory: Path) -> None:
     for path in sorted(directory.rglob("*")):
-        _sync(path)
-    _sync(directory)
+        if path.is_dir():
+            _sync_directory(path)
+        else:
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+    _sync_directory(directory)
 
 
-def _sync(path: Path) -> None:
+def _sync_directory(path: Path) -> None:
+    if os.name == "nt":  # directories cannot be opened there, and need not be
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

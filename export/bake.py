@@ -21,6 +21,7 @@ from bakeout.export.artifact import (
     copy_by_kernel,
     require_new,
     require_space,
+    room_on_disk,
     write_manifest,
 )
 from bakeout.export.canary import require_canary
@@ -29,7 +30,8 @@ from bakeout.export.genai_config import GENAI_CONFIG, copy_genai_config, has_cac
 from bakeout.export.onnx_directory import companion_files, find_graph
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph_file import data_files, load_graph, save_graph
+from bakeout.graph_passes.graph_file import data_files, graph_bytes, load_graph
+from bakeout.models.canary_check import CanaryMatch
 from bakeout.models.checkpoint import resolve_checkpoint, weights_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan, PlanError
@@ -38,8 +40,6 @@ from bakeout.models.receipt import Receipt
 
 _PACKAGES = ("bakeout", "numpy", "onnx", "onnx-ir", "safetensors")
 _EXPORT_PACKAGES = ("optimum", "optimum-onnx", "torch", "transformers")
-# The graph itself, the plan, the tokenizer and whatever else is no weight.
-_BESIDE_WEIGHTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,9 @@ def bake(
                 see_base(source.graph.parent)
             receipts = _bake_graph(source, plan, options, directory, track)
         (directory / PLAN).write_bytes(plan_bytes(plan))
-        if options.canary:
-            require_canary(directory / GRAPH, plan, receipts)
+        canary = require_canary(directory / GRAPH, plan, receipts) if options.canary else None
         added = {} if add_files is None else add_files(directory, receipts)
-        write_manifest(directory, {**_entries(plan, options, source, receipts), **added})
+        write_manifest(directory, {**_entries(plan, options, source, receipts, canary), **added})
     return Baked(output, tuple(receipts))
 
 
@@ -118,7 +117,7 @@ class _Source:
 @contextmanager
 def _as_graph(model: str | Path, plan: Plan, options: BakeOptions, directory: Path) -> Iterator[_Source]:
     path = Path(model)
-    if path.is_file() or (path.is_dir() and any(path.glob("*.onnx"))):
+    if path.is_file() or path.suffix == ".onnx" or (path.is_dir() and any(path.glob("*.onnx"))):
         graph = find_graph(path)
         if (graph.parent / MANIFEST).is_file():
             raise BakeoutError(
@@ -152,15 +151,16 @@ def _bake_graph(source: _Source, plan: Plan, options: BakeOptions, directory: Pa
     weights = data_files(graph)
     receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
     _require_own_names(source.graph, weights, companions)
-    needed = 0 if source.exported else sum(path.stat().st_size for path in weights.values())
-    require_space(directory, needed + _BESIDE_WEIGHTS)
+    content = graph_bytes(graph)
+    copied = companions if source.exported else [*companions, *weights.values()]
+    require_space(directory, len(content) + sum(room_on_disk(path) for path in copied))
     for name, path in track(weights.items(), "copying the weights", len(weights)):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         if source.exported:
             path.replace(directory / name)
         else:
             copy_by_kernel(path, directory / name)
-    save_graph(graph, directory / GRAPH)
+    (directory / GRAPH).write_bytes(content)
     for path in companions:
         if path.name != GENAI_CONFIG:
             copy_by_kernel(path, directory / path.name)
@@ -181,10 +181,16 @@ def _require_own_names(graph: Path, weights: Mapping[str, Path], companions: Seq
         raise GraphError(f"{graph}: its data file has the name of another file, {clash[0]}.", "Export it again.")
 
 
-def _entries(plan: Plan, options: BakeOptions, source: _Source, receipts: Sequence[Receipt]) -> dict[str, Any]:
+def _entries(
+    plan: Plan,
+    options: BakeOptions,
+    source: _Source,
+    receipts: Sequence[Receipt],
+    canary: Sequence[CanaryMatch] | None,
+) -> dict[str, Any]:
     packages = _PACKAGES + (_EXPORT_PACKAGES if source.exported else ())
     chosen = asdict(options)
-    canary = chosen.pop("canary")
+    del chosen["canary"]
     if not source.exported:
         chosen["dtype"] = None
     return {
@@ -196,6 +202,11 @@ def _entries(plan: Plan, options: BakeOptions, source: _Source, receipts: Sequen
             "fitted_with": plan.provenance.get("versions", {}),
         },
         "options": chosen,
-        "canary": "passed" if canary else "not run",
+        # Null where it was not run. How near the values came is left out: it differs from machine to machine.
+        "canary": None if canary is None else [_passed(match) for match in canary],
         "receipts": [receipt.as_json() for receipt in receipts],
     }
+
+
+def _passed(match: CanaryMatch) -> dict[str, Any]:
+    return {"kind": match.kind, "compared": match.compared, "tolerance": match.tolerance}

@@ -40,15 +40,17 @@ def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> t
     )
 
 
-def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> None:
-    """Raise ``PlanError`` unless the baked graph is, by the canary, the model that the plan was fitted on."""
-    for match in match_canary(graph_file, plan, receipts):
+def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+    """``match_canary``; raises ``PlanError`` unless the graph is, by it, the model that the plan was fitted on."""
+    matches = match_canary(graph_file, plan, receipts)
+    for match in matches:
         if not match.ok and not match.skipped:
             raise PlanError(
                 f"The canary died: on the plan's token sequences this model's {match.kind} values are "
                 f"{match.distance:.2g} away from the fitted ones (at most {match.tolerance:g} is rounding).",
                 "Bake the plan into the model it was fitted on, or fit one for this model.",
             )
+    return matches
 
 
 def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping[str, NDArray[Any]]) -> Floats:
