@@ -22,7 +22,8 @@ from bakeout.models.probing import probe_keys, probe_neurons
 @click.option("--batch", default=8, show_default=True, help="Sequences per batch.")
 @click.option("--batches", default=2, show_default=True, help="Batches per measurement.")
 @click.option("--pairs", default=50, show_default=True, help="Interleaved pairs per ratio.")
-def main(layers: int, hidden: int, width: int, tokens: int, batch: int, batches: int, pairs: int) -> None:
+@click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall", show_default=True)
+def main(layers: int, hidden: int, width: int, tokens: int, batch: int, batches: int, pairs: int, clock: str) -> None:
     """Measure and print a table; every row probes all layers at once."""
     shape = Shape(layers, hidden, width, 1000, hidden // 64, hidden // 64, 64, tokens)
     model = random_llama(shape)
@@ -42,10 +43,10 @@ def main(layers: int, hidden: int, width: int, tokens: int, batch: int, batches:
         "key vectors, last token": lambda: probe_keys(model, sequences, layers=range(layers), batch_size=batch),
     }
     print_machine("torch", "transformers")
-    print(f"{shape}, {batches} x {batch} sequences of {tokens} tokens, {pairs} pairs\n")
+    print(f"{shape}, {batches} x {batch} sequences of {tokens} tokens, {pairs} pairs, {clock} time\n")
     rows = []
     for name, probe in probes.items():
-        measured = compare(forward, probe, pairs)
+        measured = compare(forward, probe, pairs=pairs, clock=clock)
         rows.append([name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
     print_table(["probing", "forward, ms", "probing, ms", "ratio (95 % interval)"], rows)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -103,13 +104,11 @@ def plan_of(shape: Shape, *interventions: Intervention) -> Plan:
     )
 
 
-def export(model: PreTrainedModel, directory: Path) -> Path:
+def export(model: PreTrainedModel, directory: Path, dtype: Literal["fp32", "fp16"] = "fp32") -> Path:
     """Export ``model`` to ``directory/model.onnx``, its weights beside it, and return that path."""
-    import onnx_ir as ir
-    from optimum.exporters.onnx import onnx_export_from_model
+    from bakeout.export.onnx_export import export_checkpoint
 
-    exported = directory / "exported"
-    onnx_export_from_model(model, output=exported, task="text-generation-with-past", do_validation=False)
-    graph = directory / "model.onnx"
-    ir.save(ir.load(exported / "model.onnx"), graph, external_data="model.onnx.data")
-    return graph
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as checkpoint:
+        model.save_pretrained(checkpoint)
+        return export_checkpoint(Path(checkpoint), directory, dtype)

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 import onnxruntime
-from comparison import Action, compare, print_machine, print_table
+from comparison import Action, Comparison, compare, print_machine, print_table
 from random_llama import REFUSAL, Shape, export, key_space_detection, neuron_adjust, plan_of, random_llama
 
 from bakeout.export.runtime import Cache, Runner
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+Compare = Callable[[Action, Action], Comparison]
 # The tokens of the past that are computed rather than drawn, so that a refusal leaves its latch.
 OPENING = 2
 
@@ -51,6 +53,7 @@ class Workload:
 @click.option("--past", default=4096, show_default=True, help="Tokens of the long past.")
 @click.option("--pairs", default=50, show_default=True, help="Interleaved pairs per ratio.")
 @click.option("--threads", type=int, help="Threads of either runtime; by default each chooses.")
+@click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall", show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), help="Where the exported model is kept for the next time.")
 def main(
     layers: int,
@@ -61,9 +64,13 @@ def main(
     past: int,
     pairs: int,
     threads: int | None,
+    clock: str,
     cache: Path | None,
 ) -> None:
-    """Measure and print two tables: baked against unbaked graphs, and hooks in transformers against baked graphs."""
+    """Measure and print two tables: baked against unbaked graphs, and hooks in transformers against baked graphs.
+
+    On a machine that is busy otherwise: --threads 1 --clock processor.
+    """
     head_size = 64
     heads = hidden // head_size
     shape = Shape(layers, hidden, width, vocabulary, heads, max(heads // 3, 1), head_size, past + prompt + OPENING)
@@ -81,7 +88,8 @@ def main(
     }
     model = random_llama(shape)
     print_machine("onnxruntime-gpu", "torch", "transformers")
-    print(f"{model.num_parameters() / 1e6:.0f} M parameters, {shape}, {pairs} pairs\n", flush=True)
+    print(f"{model.num_parameters() / 1e6:.0f} M parameters, {shape}, {pairs} pairs, {clock} time\n", flush=True)
+    compared = partial(compare, pairs=pairs, clock=clock)
     with tempfile.TemporaryDirectory() as temporary:
         directory = (cache or Path(temporary)) / "-".join(map(str, (layers, hidden, width, vocabulary, past + prompt)))
         unbaked = Runner(_exported(model, directory), threads=threads)
@@ -90,8 +98,8 @@ def main(
             for name, intervention in interventions.items()
         }
         print(f"{unbaked.provider}\n")
-        _print_baked(unbaked, baked, interventions, workloads, shape, pairs)
-        _print_hooked(model, unbaked, baked, interventions, workloads, pairs, threads)
+        _print_baked(unbaked, baked, interventions, workloads, compared)
+        _print_hooked(model, unbaked, baked, interventions, workloads, compared, threads)
 
 
 def _print_baked(
@@ -99,14 +107,13 @@ def _print_baked(
     baked: dict[str, Runner],
     interventions: dict[str, Intervention],
     workloads: list[Workload],
-    shape: Shape,
-    pairs: int,
+    compared: Compare,
 ) -> None:
     rows = []
     for name, runner in baked.items():
         for workload in workloads:
             _require_outcome(unbaked, runner, interventions[name], workload)
-            measured = compare(_run(unbaked, workload), _run(runner, workload), pairs)
+            measured = compared(_run(unbaked, workload), _run(runner, workload))
             rows.append([name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
     print_table(["baked", "run", "unbaked, ms", "baked, ms", "ratio (95 % interval)"], rows)
     print()
@@ -118,7 +125,7 @@ def _print_hooked(
     baked: dict[str, Runner],
     interventions: dict[str, Intervention],
     workloads: list[Workload],
-    pairs: int,
+    compared: Compare,
     threads: int | None,
 ) -> None:
     import torch
@@ -131,18 +138,14 @@ def _print_hooked(
             continue  # a hook cannot end the forward pass that it is called from
         for workload in workloads:
             with _hooks(model, interventions.get(name)):
-                measured = compare(_run(runner, workload), _torch_run(model, workload), pairs)
+                measured = compared(_run(runner, workload), _torch_run(model, workload))
             rows.append([name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
     print_table(["intervention", "run", "baked, ms", "hooks in transformers, ms", "ratio (95 % interval)"], rows)
 
 
 def _exported(model: PreTrainedModel, directory: Path) -> Path:
     graph = directory / "model.onnx"
-    if not graph.is_file():
-        directory.mkdir(parents=True)
-        model.config.save_pretrained(directory)
-        export(model, directory)
-    return graph
+    return graph if graph.is_file() else export(model, directory)
 
 
 def _bake(directory: Path, shape: Shape, intervention: Intervention) -> Path:
