@@ -18,6 +18,8 @@ from bakeout.models.refusal import positions_tested, refuse_row
 
 # A refused position's logit for every token but the one it says: finite in fp16, out of reach of any temperature.
 SILENCED = -30000.0
+# The end-of-text token's where another is said: beam search stops once enough beams, however unlikely, have ended.
+SILENCED_END = -60000.0
 
 
 @dataclass(eq=False)
@@ -69,6 +71,11 @@ class Reference:
     def new_cache(self, batch: int) -> ReferenceCache:
         """An empty cache for ``batch`` conversations."""
         return ReferenceCache(DynamicCache(config=self.model.config), np.zeros((batch, 0), dtype=np.int64))
+
+    @property
+    def pre_activations(self) -> dict[int, Tensor]:
+        """What every Neuron Adjust saw in the latest step before adjusting it, as ``Hooks.pre_activations``."""
+        return self._hooks.pre_activations
 
     @torch.no_grad()
     def step(self, input_ids: Tensor, attention_mask: Tensor, cache: ReferenceCache) -> Tensor:
@@ -158,5 +165,7 @@ class Reference:
         cache.said = np.concatenate([cache.said, latched], axis=1)
         refused = torch.from_numpy(self.said > 0).to(logits.device)
         spoken = torch.from_numpy(check.refusal[np.maximum(self.said, 1) - 1]).to(logits.device)
-        refusal_logits = torch.full_like(logits, SILENCED).scatter_(-1, spoken[..., None], 0.0)
+        refusal_logits = torch.full_like(logits, SILENCED)
+        refusal_logits[..., int(check.refusal[-1])] = SILENCED_END
+        refusal_logits.scatter_(-1, spoken[..., None], 0.0)
         return torch.where(refused[..., None], refusal_logits, logits)
