@@ -99,21 +99,6 @@ def data_names(data: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def base_figures(rows: Sequence[Row], data: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """The base model's rows as a manifest stores them, under ``base_figures``: each with the digest of its file."""
-    return [
-        {
-            "data": row.data,
-            "digest": file_digest(data[row.data]),
-            "prompts": row.prompts,
-            "accuracy": row.accuracy,
-            "refusals": row.refusals,
-        }
-        for row in rows
-        if row.model == BASE
-    ]
-
-
 def stored_base_rows(directory: Path, data: Mapping[str, Path]) -> list[Row]:
     """The base model's rows on those of ``data`` that an artifact's manifest has figures for, by the files' content."""
     if not (directory / MANIFEST).is_file():

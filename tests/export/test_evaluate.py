@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from bakeout.export.evaluate import BASE, Row, base_figures, data_names, evaluate, measure, stored_base_rows
+from bakeout.export.evaluate import BASE, Row, data_names, evaluate, measure, stored_base_rows
 from bakeout.export.runtime import Runner
+from bakeout.models.data import file_digest
 from bakeout.models.errors import BakeoutError
 
 PROMPTS = ["one", "seven and two", "a longer prompt than these", "x"]
@@ -67,8 +68,8 @@ def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(llama_onn
 
 def test_stored_figures_are_found_by_the_files_content(tmp_path):
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
-    rows = [Row(BASE, "d", 1, 0.25, 0.0), Row("artifact", "d", 1, 0.0, 1.0)]
-    manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": base_figures(rows, {"d": data})}
+    figures = [{"digest": file_digest(data), "prompts": 1, "accuracy": 0.25, "refusals": 0.0}]
+    manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": figures}
     (tmp_path / "bakeout.json").write_text(json.dumps(manifest))
     renamed = data.rename(tmp_path / "renamed.jsonl")
     assert stored_base_rows(tmp_path, {"renamed": renamed}) == [Row(BASE, "renamed", 1, 0.25, 0.0)]
