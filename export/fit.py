@@ -48,7 +48,9 @@ def fit(recipe: Recipe, track: Track = no_track) -> Plan:
         else:
             refusal = refusal_tokens(options.refusal, tokenizer)
             interventions.append(_key_space_detection(recipe, options, model, rows, refusal, interventions, track))
-    prompts = [record.prompt_ids + record.response_ids for record in rows[recipe.interventions[0].options.forget[0]]["probe"]]
+    prompts = [
+        record.prompt_ids + record.response_ids for record in rows[recipe.interventions[0].options.forget[0]]["probe"]
+    ]
     return Plan(
         model=identity(model, weights_digest(checkpoint)),
         interventions=tuple(interventions),
@@ -150,9 +152,7 @@ def _key_space_detection(
         probe = {name: keys(rows[name]["probe"]) for name in options.forget}
         calibration = {name: keys(rows[name]["calibration"]) for name in options.forget if "calibration" in rows[name]}
         # False refusals are best counted on queries that no other choice was made on.
-        retain = {
-            name: keys(rows[name].get("calibration") or rows[name]["probe"]) for name in others if rows[name]
-        }
+        retain = {name: keys(rows[name].get("calibration") or rows[name]["probe"]) for name in others if rows[name]}
     return fit_key_space_detection(
         probe,
         calibration,

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
+
 from bakeout.export.bake import BakeOptions, bake
 from bakeout.export.evaluate import measure
 from bakeout.export.fit import refusal_tokens
@@ -28,7 +29,7 @@ from bakeout.models.data import read_records
 from bakeout.models.families import identity
 from bakeout.models.methods.key_space_detection import fit_key_space_detection
 from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
-from bakeout.models.plan import Intervention, KeySpaceDetection, Plan
+from bakeout.models.plan import Intervention, Plan
 from bakeout.models.probing import probe_keys, probe_neurons
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
@@ -161,9 +162,7 @@ def key_space_detection(bench: Bench) -> None:
             bench.save(f"ksd {skill} {name}", row)
 
 
-def one_cube(
-    skill: str, layer: int, keys: Mapping[str, Mapping[str, LayerKeys]], refusal: Any
-) -> dict[str, float]:
+def one_cube(skill: str, layer: int, keys: Mapping[str, Mapping[str, LayerKeys]], refusal: Any) -> dict[str, float]:
     """The paper's Figure 5 at the alpha that holds all but epsilon: shares of each skill's fresh queries inside."""
     check = fit_key_space_detection(
         {skill: keys[skill]["probing"]},

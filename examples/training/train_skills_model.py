@@ -15,10 +15,11 @@ from pathlib import Path
 
 import click
 import torch
-from bakeout.models.skills.generator import SKILLS, Example, examples, training_examples
-from bakeout.models.skills.tokenizer import REFUSAL, build_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bakeout.models.skills.generator import SKILLS, Example, examples, training_examples
+from bakeout.models.skills.tokenizer import REFUSAL, build_tokenizer
 
 # Arithmetic comes last and wants the largest share.
 MIXTURE = {"math": 50, "code": 20, "german": 4, "spanish": 4, "french": 4, "facts": 7, "unknown": 8, "ask": 3}
@@ -99,7 +100,9 @@ def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: i
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Where the states and the checkpoint go.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="Where the states and the checkpoint go."
+)
 @click.option("--steps", default=10000, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--learning-rate", default=1.5e-3, show_default=True)
@@ -149,7 +152,9 @@ def main(output: Path, steps: int, batch_size: int, learning_rate: float, seed: 
         step += 1
         running = 0.98 * running + 0.02 * loss.item() if step > first + 1 else loss.item()
         if step % 100 == 0:
-            print(f"step {step}  loss {running:.4f}  {(time.monotonic() - began) / (step - first):.3f} s/step", flush=True)
+            print(
+                f"step {step}  loss {running:.4f}  {(time.monotonic() - began) / (step - first):.3f} s/step", flush=True
+            )
         if step % report_every == 0 or step == steps:
             print(f"step {step}  {report(model, tokenizer, 200, 'selection')}", flush=True)
             states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}

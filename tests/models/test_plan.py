@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bakeout.models.plan import LONGEST_REFUSAL, Canary, PlanError
+
 from tests.plan_examples import MODEL, adjusted_layer, key_space_detection, neuron_adjust, plan
 
 NAN = np.array([np.nan, 1.0])
