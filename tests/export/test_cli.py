@@ -1,0 +1,165 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bakeout.export.bake import bake
+from bakeout.export.cli import main
+from bakeout.models.plan_file import save_plan
+
+from tests.export.recipes import write_recipe, write_rows
+
+
+def _run(*arguments, **options):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_plan, llama_export, tmp_path_factory):
+    return bake(llama_export, tiny_plan, tmp_path_factory.mktemp("cli") / "artifact").directory
+
+
+@pytest.fixture(scope="module")
+def plan_file(tiny_plan, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli-plan") / "plan.safetensors"
+    save_plan(tiny_plan, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("cli-data") / "sums.jsonl", [{"prompt": "1 + 1 =", "response": " 2"}])
+
+
+def test_help_comes_at_once_and_names_every_command():
+    bare = [sys.executable, "-c", "import click"]
+    helped = [sys.executable, "-m", "bakeout.export.cli", "--help"]
+
+    def seconds(command):
+        begun = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - begun
+
+    # Half a second on an idle machine; on a busy one, not far from what starting Python costs there.
+    fastest = min(seconds(helped) for _ in range(3))
+    assert fastest < max(0.5, 4 * min(seconds(bare) for _ in range(3)))
+    text = _run("--help").output
+    for command in ("build", "fit", "bake", "verify", "evaluate", "inspect", "chat", "demo"):
+        assert f"\n  {command} " in text
+        assert _run(command, "--help").exit_code == 0
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys, bakeout.export.cli; print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", "nowhere.yaml", "-o", "out"),
+        ("fit", "nowhere.yaml", "-o", "plan"),
+        ("bake", "no/such/model", "nowhere.safetensors", "-o", "out"),
+        ("verify", "nowhere"),
+        ("evaluate", "nowhere", "--data", "nowhere.jsonl"),
+        ("inspect", "nowhere"),
+        ("chat", "nowhere", "--prompt", "hello"),
+        ("demo", "-o", __file__),
+        ("chat", "nowhere", "--prompt", "hello", "--temperature", "-1"),
+        ("chat", "nowhere", "--top-p", "0.5"),
+        ("build",),
+        ("bake", "a", "b", "-o", "c", "--dtype", "int2"),
+        ("brew",),
+    ],
+    ids=" ".join,
+)
+def test_errors_are_one_line_or_one_object(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = _run(*arguments)
+    assert plain.exit_code >= 1
+    assert plain.stderr.startswith("error: ")
+    assert plain.stderr.count("\n") == 1
+    machine = _run(*arguments, "--json")
+    assert machine.exit_code == plain.exit_code
+    assert machine.stdout == ""
+    error = json.loads(machine.stderr)
+    assert error.keys() == {"error", "remedy"}
+    assert all(error.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch):
+    def broken(path):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("bakeout.export.inspection.inspect", broken)
+    assert isinstance(_run("inspect", "x").exception, KeyError)
+
+
+def test_fit_then_bake_then_verify(llama_checkpoint, tmp_path):
+    recipe = write_recipe(tmp_path, llama_checkpoint)
+    fitted = _run("fit", recipe, "-o", tmp_path / "plan", "--json")
+    assert json.loads(fitted.stdout) == {"schema": 1, "plan": str(tmp_path / "plan")}
+    again = _run("fit", recipe, "-o", tmp_path / "plan")
+    assert again.exit_code == 1
+    assert "exists" in again.stderr
+    options = ("--inline", "--no-early-exit", "--monitor", "--dtype", "fp16")
+    baked = _run("bake", llama_checkpoint, tmp_path / "plan", "-o", tmp_path / "out", *options, "--json")
+    said = json.loads(baked.stdout)
+    assert said["schema"] == 1
+    assert said["directory"] == str(tmp_path / "out")
+    assert {receipt["kind"] for receipt in said["receipts"]} == {"neuron_adjust", "key_space_detection"}
+    verified = _run("verify", tmp_path / "out", "--digest", said["digest"], "--base", llama_checkpoint, "--json")
+    assert verified.exit_code == 0, verified.output
+    checks = json.loads(verified.stdout)
+    assert checks["ok"] is True
+    assert all(check.keys() == {"name", "ok", "detail"} for check in checks["checks"])
+
+
+def test_verify_fails_with_exit_code_1(artifact):
+    skipped = _run("verify", artifact)
+    assert skipped.exit_code == 1
+    assert "NOT OK" in skipped.stdout
+    machine = _run("verify", artifact, "--json")
+    assert machine.exit_code == 1
+    assert json.loads(machine.stdout)["ok"] is False
+
+
+def test_evaluate_puts_artifact_and_base_side_by_side(artifact, llama_export, data):
+    machine = _run("evaluate", artifact, "--base", llama_export, "--data", data, "--json")
+    said = json.loads(machine.stdout)
+    assert said["schema"] == 1
+    assert [row["model"] for row in said["rows"]] == ["base", str(artifact)]
+    assert all(row.keys() == {"model", "data", "prompts", "accuracy", "refusals"} for row in said["rows"])
+    plain = _run("evaluate", artifact, "--base", llama_export, "--data", data).stdout
+    assert "sums" in plain
+    assert "base" in plain
+
+
+def test_inspect_prints_one_object_or_lines(plan_file):
+    assert json.loads(_run("inspect", plan_file, "--json").stdout)["schema"] == 1
+    assert "Key Space Detection" in _run("inspect", plan_file).stdout
+
+
+def test_chat_answers_one_prompt_or_many(artifact):
+    machine = json.loads(_run("chat", artifact, "--prompt", "1 + 1 =", "--max-new-tokens", "4", "--json").stdout)
+    assert machine.keys() == {"schema", "provider", "prompt", "answer"}
+    once = _run("chat", artifact, "--prompt", "1 + 1 =", "--max-new-tokens", "4")
+    assert once.stdout.strip() == machine["answer"]
+    assert machine["provider"] in once.stderr
+    several = _run("chat", artifact, "--max-new-tokens", "4", input="one\n/new\ntwo\n\nnever read\n")
+    assert several.exit_code == 0
+    assert several.stdout.count(">") >= 4
+    refused = _run("chat", artifact, "--json")
+    assert refused.exit_code == 1
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint, tmp_path):
+    fitted = _run("fit", write_recipe(tmp_path, llama_checkpoint), "-o", tmp_path / "plan")
+    assert "\x1b" not in fitted.stderr
+    assert "probing" in fitted.stderr
+    assert str(Path(tmp_path / "plan")) in fitted.stdout

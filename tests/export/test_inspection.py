@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from bakeout.export.bake import bake
+from bakeout.export.inspection import inspect, lines
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan_file import save_plan
+
+from tests.plan_examples import plan
+
+
+@pytest.fixture
+def plan_file(tmp_path):
+    save_plan(plan(), tmp_path / "plan.safetensors")
+    return tmp_path / "plan.safetensors"
+
+
+def test_a_plan_shows_what_it_holds(plan_file):
+    found = inspect(plan_file)
+    adjust, check = found["interventions"]
+    assert (adjust["kind"], adjust["neurons"], adjust["layers"]) == (
+        "neuron_adjust",
+        2,
+        [{"layer": 2, "neurons": 2}],
+    )
+    assert [(cube["skill"], cube["alpha"]) for cube in check["cubes"]] == [("math", 2.0), ("math", 2.0), ("code", 3.0)]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_people_can_read_it(plan_file):
+    text = "\n".join(lines(inspect(plan_file)))
+    for words in ("FFL width 16", "2 neurons, threshold coin", "3 cubes in layer 1, 3", "code: alpha 3", "ratio"):
+        assert words in text
+
+
+def test_an_artifact_shows_receipts_and_files_too(tiny_plan, llama_export, tmp_path):
+    directory = bake(llama_export, tiny_plan, tmp_path / "artifact").directory
+    found = inspect(directory)
+    assert found["files"]["model.onnx"]["size"] == (directory / "model.onnx").stat().st_size
+    text = "\n".join(lines(found))
+    assert f"{len(found['receipts'])} edits" in text
+    for receipt in found["receipts"]:
+        assert receipt["tensor"] in text
+
+
+def test_anything_else_is_refused(tmp_path, llama_export):
+    for path in (tmp_path, tmp_path / "nothing", llama_export):
+        with pytest.raises(BakeoutError):
+            inspect(path)
