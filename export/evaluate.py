@@ -170,4 +170,4 @@ def _answers(
 
 
 def _text(runner: Runner, tokens: Sequence[int]) -> str:
-    return str(runner.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    return str(runner.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
