@@ -14,7 +14,8 @@ from bakeout.models.plan import KeySpaceDetection
 
 class Cubes:
     """The constants of a plan's cubes as initialisers: ``centre`` and ``precision`` (1 / deviation) [cubes, D],
-    ``alpha`` [cubes], all float32."""
+    ``alpha`` [cubes], all float32.
+    """
 
     def __init__(self, build: GraphBuilder, detection: KeySpaceDetection) -> None:
         self._count = len(detection.centre)
@@ -26,7 +27,7 @@ class Cubes:
     def margins_at_last(
         self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value
     ) -> ir.Value:
-        """The margins of each row's last real token, float32 [B, cubes], from the layers' keys ([B, W, F] or [B * W, F])."""
+        """The margins of each row's last real token, float32 [B, cubes]. A key is [B, W, F] or [B * W, F]."""
         row = build("Unsqueeze", build("Mul", build.range(batch), window.length), [1])
         position = build("Squeeze", build("Add", row, window.last), [1])
         chosen = [build("Gather", self._flat(build, key), position, axis=0) for key in keys]
@@ -40,7 +41,8 @@ class Cubes:
         self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value
     ) -> ir.Value:
         """The margins of every new position, float32 [B, W, cubes]. One cube after the other: all would be cubes times
-        the keys."""
+        the keys.
+        """
         key = self._joined(build, [self._flat(build, key) for key in keys])
         margins = []
         for cube in range(self._count):

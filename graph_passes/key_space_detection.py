@@ -17,7 +17,7 @@ from bakeout.graph_passes.anatomy import Anatomy, read_anatomy
 from bakeout.graph_passes.cubes import Cubes
 from bakeout.graph_passes.early_exit import part
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph_builder import END, GraphBuilder
+from bakeout.graph_passes.graph_builder import GraphBuilder
 from bakeout.graph_passes.graph_file import graph_digest
 from bakeout.graph_passes.latch import BITS, Latched, latch_codes, read_latch
 from bakeout.graph_passes.refusal import refusal_logits, refusal_tokens_matched
@@ -116,7 +116,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
     def _require_fit(self, anatomy: Anatomy) -> None:
         if not anatomy.past:
             raise GraphError(
-                "The graph has no KV cache, and a refusal of several tokens is carried from one token to the next by it.",
+                "The graph has no KV cache, which carries a refusal from one token to the next.",
                 "Export the model with past keys and values (optimum: --task text-generation-with-past).",
             )
         last = self.intervention.layers[-1]

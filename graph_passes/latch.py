@@ -26,7 +26,8 @@ _MIDDLE, _HALF = (SET + CLEAR) / 2, (SET - CLEAR) / 2
 @dataclass(frozen=True, eq=False)
 class Latched:
     """What the past says of each row. ``latched``: bool [B, 1]. ``count``: int64 [B, 1], the number of refusal tokens
-    said so far, 1 where the row is not latched."""
+    said so far, 1 where the row is not latched.
+    """
 
     latched: ir.Value
     count: ir.Value

@@ -19,6 +19,9 @@ from bakeout.graph_passes.window import Window
 
 # Finite in float16, and so low that no temperature, penalty or beam score lifts another token over the refusal's.
 SUPPRESSED = -30000.0
+# The end-of-text token's where another is said. Beam search may stop once enough beams have ended, however unlikely:
+# it must not find that token among the many that are equally suppressed.
+SUPPRESSED_END = -60000.0
 
 
 def refusal_tokens_matched(
@@ -73,9 +76,18 @@ def refusal_tokens_matched(
 def refusal_logits(
     build: GraphBuilder, refusal: NDArray[np.int64], matched: ir.Value, vocabulary: int, dtype: ir.DataType
 ) -> ir.Value:
-    """Logits that leave one choice, [B, W, vocabulary]: 0 for the token after ``matched``, ``SUPPRESSED`` for others."""
-    token = build("Gather", build.constant(refusal, "refusal.tokens"), matched)
-    values = build.constant(np.array([SUPPRESSED, 0], np.float32), "refusal.suppressed_and_said")
-    # OneHot has no float16 kernel on the CPU.
-    logits = build("OneHot", token, [vocabulary], values)
-    return logits if dtype == ir.DataType.FLOAT else build("Cast", logits, to=dtype)
+    """Logits that leave one choice, [B, W, vocabulary]: 0 for the token that follows ``matched`` [B, W].
+
+    All others have ``SUPPRESSED``, and the refusal's last, which ends the text, ``SUPPRESSED_END``.
+    """
+    shape = build("Shape", matched)
+    one_each = build("Concat", shape, [1], axis=0)
+
+    def everywhere(logit: float, name: str, where: ir.Value) -> ir.Value:
+        return build("Expand", build.constant(np.array(logit, dtype.numpy()), f"refusal.{name}"), where)
+
+    logits = everywhere(SUPPRESSED, "suppressed", build("Concat", shape, [vocabulary], axis=0))
+    end = build("Expand", int(refusal[-1]), one_each)
+    logits = build("ScatterElements", logits, end, everywhere(SUPPRESSED_END, "suppressed_end", one_each), axis=2)
+    token = build("Unsqueeze", build("Gather", build.constant(refusal, "refusal.tokens"), matched), [2])
+    return build("ScatterElements", logits, token, everywhere(0.0, "said", one_each), axis=2)

@@ -18,11 +18,12 @@ from bakeout.graph_passes.graph_file import load_graph, save_graph
 from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
 from bakeout.models.plan import KeySpaceDetection, Positions
 from bakeout.models.refusal import positions_tested, refuse_row
+
 from tests.tiny_models import END_OF_TEXT_ID
 
 # "No no, no!" in the bytes of the tiny tokenizer would do; repeated tokens are what a refusal's state is tested by.
 REFUSAL = np.array([80, 113, 80, 113, 114, END_OF_TEXT_ID])
-SUPPRESSED = -30000.0
+SUPPRESSED, SUPPRESSED_END = -30000.0, -60000.0
 
 Array = NDArray[Any]
 
@@ -128,6 +129,7 @@ class Expected:
         self.said = np.concatenate([self.said.reshape(rows, past), latched], axis=1)
         logits = self.before["logits"].copy()
         logits[said > 0] = SUPPRESSED
+        logits[said > 0, self.detection.refusal[-1]] = SUPPRESSED_END
         for row, position in np.argwhere(said > 0):
             logits[row, position, self.detection.refusal[said[row, position] - 1]] = 0
         return logits, said > 0

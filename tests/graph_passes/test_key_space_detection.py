@@ -17,6 +17,7 @@ from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph_file import load_graph
 from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
 from bakeout.models.plan import KeySpaceDetection, Positions
+
 from tests.refusing_graphs import REFUSAL, SUPPRESSED, Expected, Session, bake, detection_of, with_keys
 from tests.tiny_models import random_prompts
 
@@ -115,7 +116,7 @@ def test_every_decides_the_same_however_a_text_is_cut(refusing_amid_a_text: Sess
         before = refusing_amid_a_text.step(np.array([TEXT[start:end]]), np.ones((1, end), np.int64), before)
         said += before["logits"][0].tolist()
         start = end
-    is_refusal = [min(logits) == SUPPRESSED for logits in said]
+    is_refusal = [np.median(logits) == SUPPRESSED for logits in said]
     assert is_refusal == [False] * 4 + [True] * (len(TEXT) - 4)
     # The text goes on with two tokens of the refusal.
     assert np.argmax(said[4:], axis=-1).tolist() == [REFUSAL[0], REFUSAL[0], REFUSAL[1], REFUSAL[2], REFUSAL[0]]

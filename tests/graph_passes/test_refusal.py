@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bakeout.graph_passes.latch import Latched
-from bakeout.graph_passes.refusal import SUPPRESSED, refusal_logits, refusal_tokens_matched
+from bakeout.graph_passes.refusal import SUPPRESSED, SUPPRESSED_END, refusal_logits, refusal_tokens_matched
 from bakeout.graph_passes.window import read_window
 from bakeout.models.refusal import said_after
 
@@ -92,6 +92,8 @@ def test_the_logits_leave_one_choice_under_any_sampling(dtype: ir.DataType) -> N
     assert logits.dtype == dtype.numpy()
     assert logits.shape == (2, 2, 10)
     assert np.array_equal(logits.argmax(axis=-1), refusal[matched])
-    assert np.array_equal(np.sort(np.unique(logits)), [SUPPRESSED, 0])
+    others = np.delete(logits, 1, axis=-1)
+    assert np.array_equal(np.unique(others), [SUPPRESSED, 0])
+    assert np.array_equal(logits[..., 1], [[SUPPRESSED_END, SUPPRESSED_END], [0, 0]])
     hot = np.exp(logits.astype(np.float64) / 1000)
     assert (hot.max(axis=-1) / hot.sum(axis=-1) > 1 - 1e-12).all()

@@ -55,7 +55,7 @@ def _padded(prompts: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
 def _spoken(logits: Tensor) -> list[list[int]]:
     """The token each position says, -1 where the logits are not a refusal's."""
     highest, token = logits.max(dim=-1)
-    refused = (highest == 0) & ((logits == SILENCED).sum(dim=-1) == logits.shape[-1] - 1)
+    refused = (highest == 0) & ((logits <= SILENCED).sum(dim=-1) == logits.shape[-1] - 1)
     return torch.where(refused, token, -1).tolist()
 
 
