@@ -15,6 +15,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from bakeout.models.plan import Plan
+
 from tests.tiny_models import tiny_checkpoint
 
 CheckpointOf = Callable[[str], Path]
@@ -66,6 +68,27 @@ def llama_checkpoint(checkpoint_of: CheckpointOf) -> Path:
 def llama_onnx(onnx_of: CheckpointOf) -> Path:
     """The directory of ``llama_checkpoint``'s ONNX export, ``model.onnx`` and the tokenizer in it."""
     return onnx_of("llama")
+
+
+@pytest.fixture(scope="session")
+def llama_export(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of our own export of ``llama_checkpoint``: its weights lie in ``model.onnx.data``."""
+    from bakeout.export.onnx_export import export_checkpoint
+
+    directory = tmp_path_factory.mktemp("llama-export")
+    export_checkpoint(llama_checkpoint, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_plan(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Neuron Adjust, then Key Space Detection, fitted on ``llama_checkpoint`` by the recipe of ``export.recipes``."""
+    from bakeout.export.fit import fit
+    from bakeout.export.recipe import load_recipe
+
+    from tests.export.recipes import write_recipe
+
+    return fit(load_recipe(write_recipe(tmp_path_factory.mktemp("recipe"), llama_checkpoint)))
 
 
 def _export(checkpoint: Path, directory: Path) -> Path:

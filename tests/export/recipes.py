@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 NEURON_ADJUST: dict[str, Any] = {"neuron_adjust": {"forget": "sums", "ratio": 0.2}}
-KEY_SPACE_DETECTION: dict[str, Any] = {"key_space_detection": {"forget": "sums", "epsilon": 0.1, "floor": 0.2}}
+# In this layer of the tiny Llama the two subjects lie apart.
+KEY_SPACE_DETECTION: dict[str, Any] = {"key_space_detection": {"forget": "sums", "layers": [2], "epsilon": 0.1}}
 
 _SUMS = {"probe": range(30), "calibration": range(30, 50), "test": range(50, 56)}
 
