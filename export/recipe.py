@@ -33,7 +33,7 @@ Names = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataFiles(_Section):
