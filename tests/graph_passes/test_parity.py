@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 
 from bakeout.export.runtime import Runner
 from bakeout.graph_passes.apply import apply_plan
-from bakeout.graph_passes.graph_file import load_graph
+from bakeout.graph_passes.graph_file import graph_bytes, load_graph
 from bakeout.models.canary import measure_canary
 from bakeout.models.checkpoint import load_model
 from bakeout.models.families import feed_forward_layers, identity
@@ -132,7 +131,7 @@ def _model(checkpoint: Path) -> PreTrainedModel:
 def _baked(directory: Path, plan: Plan, *, inline: bool = False, early_exit: bool = True) -> Runner:
     graph = load_graph(directory / "model.onnx")
     apply_plan(graph, plan, inline=inline, early_exit=early_exit)
-    return Runner(directory, threads=1, graph=ir.serde.serialize_model(graph).SerializeToString())
+    return Runner(directory, threads=1, graph=graph_bytes(graph))
 
 
 def _greedy(runner: Runner, ids: Integers, mask: Integers) -> tuple[Integers, Logits]:
@@ -246,21 +245,29 @@ class _Run:
 
 
 def _script(seed: int, batch: int) -> list[_Run]:
-    """Turns of any width, padded on either side, in which some rows continue the refusal and some do not."""
+    """Prompts, then turns of any width that continue the refusal or do not, with padding on either side."""
     random = np.random.default_rng(seed)
-    runs = []
-    for width in (random.integers(4, 9), 1, 1, 4, random.integers(2, 6), 1, 3):
-        ids = random.integers(2, 258, (batch, width))
-        mask = np.ones_like(ids)
-        for row in range(batch):
-            if random.random() < 0.6:
-                start = random.integers(0, len(REFUSAL))
-                ids[row] = np.roll(np.tile(REFUSAL, 4), -start)[:width]
-            blank = random.integers(0, width)
-            if width > 1 and random.random() < 0.5:
-                mask[row, slice(None, blank) if random.random() < 0.5 else slice(width - blank, None)] = 0
-        runs.append(_Run(ids * mask, mask))
+    prompts = [PROMPTS[index] for index in random.choice(len(PROMPTS), batch, replace=False)]
+    runs = [_padded_run(prompts, max(map(len, prompts)), random)]
+    for width in (1, 1, 4, random.integers(2, 6), 1, 3):
+        turns = []
+        for _ in range(batch):
+            length = random.integers(1, width + 1) if random.random() < 0.5 else width
+            start = random.integers(0, len(REFUSAL))
+            continued = np.roll(np.tile(REFUSAL, 2), -start)[:length]
+            turns.append(continued if random.random() < 0.6 else random.integers(2, 258, length))
+        runs.append(_padded_run(turns, width, random))
     return runs
+
+
+def _padded_run(rows: Sequence[Sequence[int] | Integers], width: int, random: np.random.Generator) -> _Run:
+    run = _Run(np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=np.int64))
+    for row, tokens in enumerate(rows):
+        blank = width - len(tokens)
+        real = slice(blank, None) if random.random() < 0.5 else slice(None, width - blank)
+        run.ids[row, real] = tokens
+        run.mask[row, real] = 1
+    return run
 
 
 @pytest.mark.parametrize("early_exit", [True, False], ids=["early-exit", "branch-free"])
