@@ -45,7 +45,7 @@ def artifact_directory(path: Path) -> Iterator[Path]:
     new_parents = [parent for parent in path.parents if not parent.exists()]
     temporary: Path | None = None
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent))
             yield temporary
@@ -60,6 +60,24 @@ def artifact_directory(path: Path) -> Iterator[Path]:
         for parent in new_parents:
             with suppress(OSError):
                 parent.rmdir()
+        raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what the disk has against writing ``path`` as ``BakeoutError``: full, read-only, not permitted, broken."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise BakeoutError(
+                f"{path} cannot be written: {error.strerror}.", "Make room, or name an output on another disk."
+            ) from error
+        if error.errno in _REFUSED:
+            raise BakeoutError(
+                f"{error.filename or path} cannot be read or written: {error.strerror}.",
+                "Check the path, its permissions and the disk.",
+            ) from error
         raise
 
 
@@ -199,23 +217,6 @@ def _is_file_entry(name: str, entry: Any) -> bool:
 
 def _malformed(path: Path, why: str) -> BakeoutError:
     return BakeoutError(f"{path} is not a manifest ({' '.join(why.split())}).", "Copy or bake the artifact again.")
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise BakeoutError(
-                f"{path} cannot be written: {error.strerror}.", "Make room, or name an output on another disk."
-            ) from error
-        if error.errno in _REFUSED:
-            raise BakeoutError(
-                f"{error.filename or path} cannot be read or written: {error.strerror}.",
-                "Check the path, its permissions and the disk.",
-            ) from error
-        raise
 
 
 def _to_disk(directory: Path) -> None:
