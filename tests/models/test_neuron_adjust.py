@@ -92,9 +92,13 @@ def test_a_larger_ratio_selects_more_of_the_same(seed: int, one: float, other: f
 
 
 def test_equal_scores_go_to_the_lower_layer_and_neuron() -> None:
-    same = NeuronStatistics(Moments(TOKENS, np.zeros((LAYERS, WIDTH)), np.ones((LAYERS, WIDTH))))
-    fitted = fit_neuron_adjust(same, same, ratio=12 / 30)
-    assert _selected(fitted) == {(0, neuron) for neuron in range(10)} | {(1, 0), (1, 1)}
+    generator = np.random.default_rng(0)
+    mean = generator.integers(0, 3, size=(4, 500)).astype(np.float64)
+    forget = NeuronStatistics(Moments(TOKENS, mean, np.ones_like(mean)))
+    retain = NeuronStatistics(Moments(TOKENS, np.zeros_like(mean), np.ones_like(mean)))
+    best = [(int(layer), int(neuron)) for layer, neuron in np.argwhere(mean == 2)]
+    assert len(best) > 500
+    assert _selected(fit_neuron_adjust(forget, retain, ratio=500 / 2000)) == set(best[:500])
 
 
 @pytest.mark.parametrize("dead_set", ["forget", "retain"])

@@ -110,10 +110,10 @@ def test_rows_without_a_response_do_not_count(llama: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keys_are_those_of_the_last_token_in_the_order_given(family: str) -> None:
-    model, prompts = tiny_model(family, layers=2), random_prompts(7)
+    model, prompts = tiny_model(family, layers=2), random_prompts(12)
     keys = probe_keys(model, prompts, layers=[1, 0], batch_size=3)
     assert {layer: (array.shape, array.dtype) for layer, array in keys.items()} == {
-        layer: ((7, 96), np.dtype(np.float32)) for layer in (0, 1)
+        layer: ((12, 96), np.dtype(np.float32)) for layer in (0, 1)
     }
     seen: list[torch.Tensor] = []
     handle = feed_forward_layers(model)[1].down.register_forward_pre_hook(
