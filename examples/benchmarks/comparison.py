@@ -6,9 +6,10 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 from scipy.stats import binom
@@ -63,11 +64,10 @@ def compare(baseline: Action, variant: Action, *, pairs: int, clock: str = "wall
     )
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table, its columns aligned."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, ["-" * width for width in widths], *rows):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |", flush=True)
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table, each row as soon as it is measured."""
+    for row in chain((header, ["---"] * len(header)), rows):
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def print_machine(*distributions: str) -> None:

@@ -44,11 +44,11 @@ def main(layers: int, hidden: int, width: int, tokens: int, batch: int, batches:
     }
     print_machine("torch", "transformers")
     print(f"{shape}, {batches} x {batch} sequences of {tokens} tokens, {pairs} pairs, {clock} time\n")
-    rows = []
-    for name, probe in probes.items():
-        measured = compare(forward, probe, pairs=pairs, clock=clock)
-        rows.append([name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
-    print_table(["probing", "forward, ms", "probing, ms", "ratio (95 % interval)"], rows)
+    comparisons = ((name, compare(forward, probe, pairs=pairs, clock=clock)) for name, probe in probes.items())
+    print_table(
+        ["probing", "forward, ms", "probing, ms", "ratio (95 % interval)"],
+        ([name, f"{found.baseline:.1f}", f"{found.variant:.1f}", found.interval] for name, found in comparisons),
+    )
 
 
 if __name__ == "__main__":

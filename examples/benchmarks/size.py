@@ -12,7 +12,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,11 +54,13 @@ def main(layers: int, directory: Path | None) -> None:
         base = directory or Path(temporary)
         size = write_wide_graph(base, shape)
         print(f"{shape}, fp16, {size / 2**30:.1f} GiB of sparse data\n")
-        rows = []
-        for name, measured in STAGES.items():
-            seconds, peak = _in_a_process_of_its_own(measured, base, shape)
-            rows.append([name, f"{seconds:.1f}", f"{peak / 2**20:.0f}"])
-        print_table(["in a process of its own", "s", "peak resident, MiB"], rows)
+        print_table(["in a process of its own", "s", "peak resident, MiB"], _rows(base, shape))
+
+
+def _rows(directory: Path, shape: Shape) -> Iterator[list[str]]:
+    for name, measured in STAGES.items():
+        seconds, peak = _in_a_process_of_its_own(measured, directory, shape)
+        yield [name, f"{seconds:.1f}", f"{peak / 2**20:.0f}"]
 
 
 def write_wide_graph(directory: Path, shape: Shape) -> int:

@@ -8,7 +8,7 @@ A Llama of at least 100 M parameters with random weights; prefill and decode, wi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -71,14 +71,16 @@ def main(
 
     On a machine that is busy otherwise: --threads 1 --clock processor.
     """
+    import torch
+
     head_size = 64
     heads = hidden // head_size
     shape = Shape(layers, hidden, width, vocabulary, heads, max(heads // 3, 1), head_size, past + prompt + OPENING)
     workloads = [
-        Workload(f"prefill of {prompt}", 0, prompt),
         Workload(f"decode at {prompt}", prompt, 1),
-        Workload(f"prefill of {prompt} at {past}", past, prompt),
         Workload(f"decode at {past}", past, 1),
+        Workload(f"prefill of {prompt}", 0, prompt),
+        Workload(f"prefill of {prompt} at {past}", past, prompt),
     ]
     interventions: dict[str, Intervention] = {
         "NA 3 %, threshold": neuron_adjust(shape, "threshold"),
@@ -87,6 +89,8 @@ def main(
         f"KSD in layer {layers // 2 - 1}, refused": key_space_detection(shape, refuses=True, layer=layers // 2 - 1),
     }
     model = random_llama(shape)
+    if threads is not None:
+        torch.set_num_threads(threads)
     print_machine("onnxruntime-gpu", "torch", "transformers")
     print(f"{model.num_parameters() / 1e6:.0f} M parameters, {shape}, {pairs} pairs, {clock} time\n", flush=True)
     compared = partial(compare, pairs=pairs, clock=clock)
@@ -98,49 +102,47 @@ def main(
             for name, intervention in interventions.items()
         }
         print(f"{unbaked.provider}\n")
-        _print_baked(unbaked, baked, interventions, workloads, compared)
-        _print_hooked(model, unbaked, baked, interventions, workloads, compared, threads)
+        print_table(
+            ["run", "intervention", "unbaked, ms", "baked, ms", "ratio (95 % interval)"],
+            _baked_rows(unbaked, baked, interventions, workloads, compared),
+        )
+        print()
+        print_table(
+            ["run", "intervention", "baked, ms", "hooks in transformers, ms", "ratio (95 % interval)"],
+            _hooked_rows(model, {"none": unbaked, **baked}, interventions, workloads, compared),
+        )
 
 
-def _print_baked(
+def _baked_rows(
     unbaked: Runner,
-    baked: dict[str, Runner],
-    interventions: dict[str, Intervention],
-    workloads: list[Workload],
+    baked: Mapping[str, Runner],
+    interventions: Mapping[str, Intervention],
+    workloads: Sequence[Workload],
     compared: Compare,
-) -> None:
-    rows = []
-    for name, runner in baked.items():
-        for workload in workloads:
+) -> Iterator[list[str]]:
+    for workload in workloads:
+        for name, runner in baked.items():
             _require_outcome(unbaked, runner, interventions[name], workload)
-            measured = compared(_run(unbaked, workload), _run(runner, workload))
-            rows.append([name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
-    print_table(["baked", "run", "unbaked, ms", "baked, ms", "ratio (95 % interval)"], rows)
-    print()
+            yield _row(workload, name, compared(_run(unbaked, workload), _run(runner, workload)))
 
 
-def _print_hooked(
+def _hooked_rows(
     model: PreTrainedModel,
-    unbaked: Runner,
-    baked: dict[str, Runner],
-    interventions: dict[str, Intervention],
-    workloads: list[Workload],
+    runners: Mapping[str, Runner],
+    interventions: Mapping[str, Intervention],
+    workloads: Sequence[Workload],
     compared: Compare,
-    threads: int | None,
-) -> None:
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    rows = []
-    for name, runner in {"nothing": unbaked, **baked}.items():
-        if name.endswith("refused"):
-            continue  # a hook cannot end the forward pass that it is called from
-        for workload in workloads:
+) -> Iterator[list[str]]:
+    for workload in workloads:
+        for name, runner in runners.items():
+            if name.endswith("refused"):
+                continue  # a hook cannot end the forward pass that it is called from
             with _hooks(model, interventions.get(name)):
-                measured = compared(_run(runner, workload), _torch_run(model, workload))
-            rows.append([name, workload.name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval])
-    print_table(["intervention", "run", "baked, ms", "hooks in transformers, ms", "ratio (95 % interval)"], rows)
+                yield _row(workload, name, compared(_run(runner, workload), _torch_run(model, workload)))
+
+
+def _row(workload: Workload, name: str, measured: Comparison) -> list[str]:
+    return [workload.name, name, f"{measured.baseline:.1f}", f"{measured.variant:.1f}", measured.interval]
 
 
 def _exported(model: PreTrainedModel, directory: Path) -> Path:
