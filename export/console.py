@@ -71,14 +71,16 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: 
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    # Without a terminal there is no width to keep to.
-    console = Console(markup=True) if sys.stdout.isatty() else Console(width=200, highlight=False)
+        table.add_row(*(Text(cell) for cell in row))
+    # Without a terminal there is no width to keep to. Cells are text: prompts may hold what looks like markup.
+    width = None if sys.stdout.isatty() else 200
+    console = Console(width=width, markup=False, highlight=False)
     console.print(table)
 
 

@@ -22,8 +22,9 @@ from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
 FORGOTTEN = "math"
 # Directory (and recipe) of each artifact, and what the table calls it.
 METHODS = {"neuron-adjust": "Neuron Adjust", "key-space-detection": "Key Space Detection"}
-# A recipe's uses of data, the generator's splits for them, and how many examples the demo takes of each skill.
-_DATA = {"probe": ("probing", 600), "calibration": ("calibration", 300), "test": ("test", 200)}
+# A recipe's uses of data, the generator's splits for them, and how many examples of each skill; cubes want more.
+_DATA = {"probe": ("probing", 200), "calibration": ("calibration", 200), "test": ("test", 200)}
+_FORGOTTEN_TIMES = 3
 _SHOWN = ("math", "code", "german")
 _WRITTEN = {"base", "data", "model", *METHODS, *(f"{method}.yaml" for method in METHODS)}
 
@@ -52,8 +53,8 @@ def run_demo(directory: Path, model: Path | None = None, *, track: Track = no_tr
     An earlier demo in ``directory`` is replaced, once the new one is whole. ``model`` is a checkpoint of the skills
     model (default: the bundled one). Raises ``BakeoutError`` where ``directory`` holds anything else.
     """
-    checkpoint = model or checkpoint_directory()
-    with _replacing(directory) as scratch:
+    with replacing(directory) as scratch:
+        checkpoint = model or checkpoint_directory()
         shutil.copytree(checkpoint, scratch / "model")
         _write_data(scratch / "data", track)
         (scratch / "base").mkdir()
@@ -64,7 +65,8 @@ def run_demo(directory: Path, model: Path | None = None, *, track: Track = no_tr
             template = files(__package__).joinpath(f"templates/demo_{method.replace('-', '_')}.yaml")
             recipe.write_bytes(template.read_bytes())
             built = build(recipe, scratch / method, track=track)
-            rows += [row for row in built.rows if row.model == BASE and not rows]
+            if not rows:
+                rows += [row for row in built.rows if row.model == BASE]
             rows += [replace(row, model=str(directory / method)) for row in built.rows if row.model != BASE]
         runners = [Runner(scratch / name) for name in ("base", *METHODS)]
         samples = tuple(_samples(runners))
@@ -78,7 +80,7 @@ def print_demo(demo: Demo) -> None:
     table = []
     for skill in SKILLS:
         shown = [_figures(found[model, skill]) for model in models]
-        table.append([f"{skill}  <- forgotten", *shown] if skill == FORGOTTEN else [skill, *shown])
+        table.append([f"{skill} (to be forgotten)", *shown] if skill == FORGOTTEN else [skill, *shown])
     prompts = found[BASE, FORGOTTEN].prompts
     title = f"Exact answers to {prompts} unseen prompts a skill ({demo.provider})"
     emit_table(["skill", BASE, *METHODS.values()], table, title=title)
@@ -103,7 +105,8 @@ def _write_data(directory: Path, track: Track) -> None:
     directory.mkdir()
     for skill in track(SKILLS, "writing questions and answers", len(SKILLS)):
         for use, (split, count) in _DATA.items():
-            write_jsonl(examples(skill, split, count), directory / f"{skill}.{use}.jsonl")
+            times = _FORGOTTEN_TIMES if skill == FORGOTTEN and use != "test" else 1
+            write_jsonl(examples(skill, split, times * count), directory / f"{skill}.{use}.jsonl")
 
 
 def _samples(runners: Sequence[Runner]) -> Iterator[Sample]:
@@ -117,17 +120,13 @@ def _samples(runners: Sequence[Runner]) -> Iterator[Sample]:
 
 
 @contextmanager
-def _replacing(directory: Path) -> Iterator[Path]:
+def replacing(directory: Path) -> Iterator[Path]:
     """A new directory beside ``directory`` that takes its place in the end, if that is free or an earlier demo."""
     if directory.exists():
         strange = [] if not directory.is_dir() else sorted({path.name for path in directory.iterdir()} - _WRITTEN)
         if strange or not directory.is_dir():
-            raise BakeoutError(
-                f"{directory} holds {strange[0]}, which the demo did not write."
-                if strange
-                else f"{directory} is a file.",
-                "Name another directory with -o.",
-            )
+            what = f"holds {strange[0]}, which the demo did not write" if strange else "is a file"
+            raise BakeoutError(f"{directory} {what}.", "Name another directory with -o.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
