@@ -8,6 +8,7 @@ Stops and resumes: finished rows lie in ``<output>/rows.json``.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -35,14 +36,18 @@ from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
 from bakeout.models.skills.tokenizer import REFUSAL
 
-ROWS = {"probing": 1000, "selection": 600, "calibration": 1000, "test": 1000}
+ROWS = {"probing": 1400, "selection": 600, "calibration": 1000, "test": 1000}
 DETECTED = [skill for skill in SKILLS if skill != "unknown"]
 ADJUSTED = ["math", "german", "code"]
-LAYER_SETS = [(0,), (1,), (2,), (3,), (4,), (5,), (4, 5), (3, 4, 5), (2, 3, 4, 5), (0, 1, 2, 3, 4, 5)]
-CUBES = [1, 4, 8]
-RATIOS = [0.005, 0.015, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3]
+LAYERS = range(6)
+LAYER_SETS = [(0,), (2, 3), (1, 2, 3), (2, 3, 4, 5)]
+CUBES = [4, 8]
+FLOORS = [0.1, 0.3, 0.5]
+RATIOS = [0.03, 0.1, 0.15, 0.2, 0.3, 0.4]
 SELECTIONS = ("difference", "standardised")
-EPSILON = 0.005
+# One in a hundred queries may get through where the structure is chosen; the defaults' rows have the default epsilon.
+EPSILON = 0.01
+DEFAULT_EPSILON = 0.005
 
 LayerKeys = dict[int, Any]
 
@@ -100,29 +105,29 @@ class Bench:
 
 def choose_structure(
     skill: str, keys: Mapping[str, Mapping[str, LayerKeys]], refusal: Any
-) -> tuple[tuple[int, ...], int, dict[str, float]]:
-    """The layers and the number of cubes with the fewest false refusals on the selection split.
+) -> tuple[tuple[int, ...], int, float]:
+    """The layers, the number of cubes and the floor with the fewest false refusals on the selection split.
 
     At like false refusals fewer cubes win, then fewer layers, then those that let the early exit skip more. The
     selection split's own queries of the skill set alpha here; the calibration split is not touched.
     """
     others = {name: keys[name]["selection"] for name in SKILLS if name != skill}
     best: tuple[Any, ...] | None = None
-    for layers in LAYER_SETS:
-        for cubes in CUBES:
-            check = fit_key_space_detection(
-                {skill: keys[skill]["probing"]},
-                {skill: keys[skill]["selection"]},
-                others,
-                layers=layers,
-                cubes=cubes,
-                refusal=refusal,
-                epsilon=EPSILON,
-            )
-            rates = {name: entry["rate"] for name, entry in check.report["retain"].items()}
-            rank = (round(max(rates.values()), 3), cubes, len(layers), layers[-1])
-            if best is None or rank < best[0]:
-                best = (rank, layers, cubes, rates)
+    for layers, cubes, floor in itertools.product(LAYER_SETS, CUBES, FLOORS):
+        check = fit_key_space_detection(
+            {skill: keys[skill]["probing"]},
+            {skill: keys[skill]["selection"]},
+            others,
+            layers=layers,
+            cubes=cubes,
+            floor=floor,
+            refusal=refusal,
+            epsilon=EPSILON,
+        )
+        worst = max(entry["rate"] for entry in check.report["retain"].values())
+        rank = (round(worst, 3), cubes, len(layers), layers[-1], floor)
+        if best is None or rank < best[0]:
+            best = (rank, layers, cubes, floor)
     assert best is not None
     return best[1], best[2], best[3]
 
@@ -130,7 +135,6 @@ def choose_structure(
 def key_space_detection(bench: Bench) -> None:
     """Forget every skill in turn, with the structure chosen on the selection split and with the plain defaults."""
     refusal = refusal_tokens(REFUSAL, bench.tokenizer)
-    layers = sorted({layer for chosen in LAYER_SETS for layer in chosen})
     keys: dict[str, dict[str, LayerKeys]] = {}
     prompts = {}
     for skill in SKILLS:
@@ -138,24 +142,26 @@ def key_space_detection(bench: Bench) -> None:
         for split in ("probing", "selection", "calibration"):
             ids = [record.prompt_ids for record in bench.records(skill, split)]
             prompts[skill] = ids
-            keys[skill][split] = probe_keys(bench.model, ids, layers=layers, batch_size=64)
+            keys[skill][split] = probe_keys(bench.model, ids, layers=LAYERS, batch_size=64)
     for skill in DETECTED:
-        for layer in layers:
+        for layer in LAYERS:
             bench.save(f"figure5 {skill} {layer}", one_cube(skill, layer, keys, refusal))
         for name in ("chosen", "defaults"):
             if f"ksd {skill} {name}" in bench.rows:
                 continue
-            chosen = choose_structure(skill, keys, refusal) if name == "chosen" else ((max(layers),), 1, {})
+            chosen = choose_structure(skill, keys, refusal) if name == "chosen" else ((max(LAYERS),), 1, 0.1)
             check = fit_key_space_detection(
                 {skill: keys[skill]["probing"]},
                 {skill: keys[skill]["calibration"]},
                 {other: keys[other]["calibration"] for other in SKILLS if other != skill},
                 layers=chosen[0],
                 cubes=chosen[1],
+                floor=chosen[2],
                 refusal=refusal,
-                epsilon=EPSILON,
+                epsilon=EPSILON if name == "chosen" else DEFAULT_EPSILON,
             )
-            row = {"layers": chosen[0], "cubes": chosen[1], "alpha": float(check.alpha[0])}
+            row: dict[str, Any] = {"layers": chosen[0], "cubes": chosen[1], "floor": chosen[2]}
+            row["alpha"] = float(check.alpha[0])
             row["false_refusals"] = {other: entry["rate"] for other, entry in check.report["retain"].items()}
             row["accuracy"] = bench.artifact_accuracies(check, prompts[skill])
             print(f"KSD {skill} {name}: {row}", flush=True)
@@ -170,7 +176,7 @@ def one_cube(skill: str, layer: int, keys: Mapping[str, Mapping[str, LayerKeys]]
         {name: keys[name]["selection"] for name in SKILLS},
         layers=[layer],
         refusal=refusal,
-        epsilon=EPSILON,
+        epsilon=DEFAULT_EPSILON,
     )
     return {"alpha": float(check.alpha[0])} | {name: row["rate"] for name, row in check.report["retain"].items()}
 
@@ -206,14 +212,15 @@ def tables(bench: Bench) -> str:
     header = "| " + " | ".join(["forgotten", "settings", *SKILLS]) + " |\n" + "| --- " * (len(SKILLS) + 2) + "|\n"
     lines = [
         f"Base accuracy: {', '.join(f'{skill} {base[skill]:.1%}' for skill in SKILLS)}.\n",
-        "Key Space Detection: accuracy as a share of base (positions: query, epsilon 0.5 %).\n\n" + header,
+        "Key Space Detection: accuracy as a share of base (positions: query; epsilon 1 %, the defaults' 0.5 %).\n\n"
+        + header,
     ]
     for key, row in bench.rows.items():
         if key.startswith("ksd"):
             skill, name = key.split()[1:]
-            settings = (
-                f"{name}: layers {', '.join(map(str, row['layers']))}, cubes {row['cubes']}, alpha {row['alpha']:.1f}"
-            )
+            layers = ", ".join(map(str, row["layers"]))
+            cubes = f"cubes {row['cubes']}, floor {row['floor']}, alpha {row['alpha']:.1f}"
+            settings = f"{name}: layers {layers}, {cubes}"
             lines.append(_table_row(skill, settings, row["accuracy"], base))
     lines.append(
         "\nOne cube in one layer (the paper's Figure 5): share of fresh queries inside, alpha holding 99.5 % of the "
