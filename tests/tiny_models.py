@@ -98,7 +98,8 @@ _FAMILIES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
         "mistral": ("MistralConfig", lambda s: {**_llama_like(s), "sliding_window": None}),
         "olmo2": ("Olmo2Config", _llama_like),
         "opt": ("OPTConfig", _opt),
-        "phi": ("PhiConfig", _llama_like),
+        # optimum's exporter knows no grouped heads of phi.
+        "phi": ("PhiConfig", lambda s: {**_llama_like(s), "num_key_value_heads": HEADS}),
         "phi3": ("Phi3Config", lambda s: {**_llama_like(s), "sliding_window": None}),
         "qwen2": ("Qwen2Config", _llama_like),
         "qwen3": ("Qwen3Config", lambda s: {**_llama_like(s), "head_dim": s["hidden"] // HEADS}),
