@@ -259,7 +259,7 @@ def _report_artifact(directory: Path, receipts: list[dict[str, Any]], machine: b
     if machine:
         emit_json({"directory": str(directory), "receipts": receipts, "digest": digest})
         return
-    click.echo(f"{directory}: {len(receipts)} edits, {MANIFEST} has sha256 {digest}")
+    click.echo(f"{directory}: edits with a receipt: {len(receipts)}; {MANIFEST} has sha256 {digest}")
     click.echo(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
 
 

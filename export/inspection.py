@@ -101,11 +101,12 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield from _nested("provenance", found["provenance"])
     if "receipts" in found:
         yield ""
-        yield f"receipts      {len(found['receipts'])} edits"
+        yield f"receipts      {_count(len(found['receipts']), 'edit')}"
         for receipt in found["receipts"]:
             yield (
-                f"  {receipt['intervention']}  layer {receipt['layer']:<3} {receipt['count']:>6} "
-                f"{'neurons' if receipt['kind'] == NeuronAdjust.kind else 'cubes'}  {receipt['tensor']}"
+                f"  {receipt['intervention']}  layer {receipt['layer']:<3} "
+                f"{_count(receipt['count'], 'neuron' if receipt['kind'] == NeuronAdjust.kind else 'cube'):>14}  "
+                f"{receipt['tensor']}"
             )
     if "files" in found:
         yield ""
@@ -116,7 +117,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _neuron_adjust_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[str]:
     coin = intervention["coin"] + (f", seed {intervention['seed']}" if intervention["coin"] == "stochastic" else "")
-    yield f"{number}  Neuron Adjust: {intervention['neurons']} neurons, {coin} coin"
+    yield f"{number}  Neuron Adjust: {_count(intervention['neurons'], 'neuron')}, {coin} coin"
     for layer in intervention["layers"]:
         yield f"  layer {layer['layer']:<3} {layer['neurons']:>6} neurons"
     yield from _nested("  report", intervention["report"])
@@ -124,9 +125,8 @@ def _neuron_adjust_lines(number: int, intervention: Mapping[str, Any]) -> Iterat
 
 def _detection_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[str]:
     layers = ", ".join(str(layer) for layer in intervention["layers"])
-    cubes = len(intervention["cubes"])
     yield (
-        f"{number}  Key Space Detection: {cubes} cube{'s' * (cubes > 1)} in layer {layers}, checked at "
+        f"{number}  Key Space Detection: {_count(len(intervention['cubes']), 'cube')} in layer {layers}, checked at "
         f"{intervention['positions']}"
     )
     yield f"  refusal     {len(intervention['refusal'])} tokens: {intervention['refusal']}"
@@ -135,7 +135,22 @@ def _detection_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[s
             f"  cube        {cube['skill']}: alpha {cube['alpha']:.4g}, {cube['dimensions']} dimensions, median "
             f"deviation {cube['median_deviation']:.3g}"
         )
-    yield from _nested("  report", intervention["report"])
+    report = dict(intervention["report"])
+    for skill, found in report.pop("skills", {}).items():
+        inside = found.get("calibration_inside")
+        if inside is not None:
+            yield f"  coverage    {skill}: {inside:.1%} of {found['calibration_queries']} calibration queries inside"
+    for name, found in report.pop("retain", {}).items():
+        low, high = found["interval"]
+        yield (
+            f"  refused     {name}: {found['rate']:.1%} of {found['queries']} queries, falsely "
+            f"(interval {low:.1%} to {high:.1%})"
+        )
+    yield from _nested("  report", report)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _nested(title: str, content: Any) -> Iterator[str]:
