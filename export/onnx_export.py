@@ -27,7 +27,7 @@ DType = Literal["fp32", "fp16"]
 
 _TASK = "text-generation-with-past"
 _BYTES = {"fp32": 4, "fp16": 2}
-_MASKED = -65504.0
+_MASKED = -30000.0
 # What an exporter that does not know a model fails with, or ONNX Runtime, with which optimum tries what it wrote. A
 # full disk is an OSError, and not among them.
 _EXPORT_FAILS = (
