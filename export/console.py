@@ -66,8 +66,10 @@ def emit_json(content: Mapping[str, Any]) -> None:
     print(json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False, indent=2, allow_nan=False))
 
 
-def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """A table on standard output: the first column is text, the others are figures."""
+def emit_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, figures: bool = True
+) -> None:
+    """A table on standard output: the first column is text, and so are the others unless they are ``figures``."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -75,7 +77,7 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: 
 
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        table.add_column(column, justify="right" if figures and index else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     # Without a terminal there is no width to keep to. Cells are text: prompts may hold what looks like markup.

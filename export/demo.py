@@ -88,6 +88,7 @@ def print_demo(demo: Demo) -> None:
         ["prompt", BASE, *METHODS.values()],
         [[sample.prompt, *sample.answers] for sample in demo.samples],
         title="Answers before and after",
+        figures=False,
     )
     print(
         f"All of it is in {demo.directory}: the artifacts (one a method), their recipes (*.yaml), the data, and the "
@@ -111,7 +112,8 @@ def _write_data(directory: Path, track: Track) -> None:
 
 def _samples(runners: Sequence[Runner]) -> Iterator[Sample]:
     for skill in _SHOWN:
-        prompt = examples(skill, "test", 1)[0].prompt
+        # The longest of the first few: a short one may be answered by chance.
+        prompt = max((example.prompt for example in examples(skill, "test", 5)), key=len)
         answers = []
         for runner in runners:
             (said,) = runner.generate([runner.tokenizer(prompt).input_ids], 24)
