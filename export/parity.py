@@ -23,6 +23,9 @@ from bakeout.models.receipt import Receipt
 NEW_TOKENS = 16
 _BATCH = 16
 _STANDARD_ERRORS = 4
+# Neuron Adjust is discontinuous where both Gaussians are equally likely: a value within rounding of that point falls
+# one way in float32 and the other in float64, and what follows in its text moves with it.
+_TIES = 0.02
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,20 @@ def check_parity(
     batches = [[prompts[row] for row in order[start : start + _BATCH]] for start in range(0, len(order), _BATCH)]
     runner = Runner(graph_file)
     reference = _Reference(plan, base, runner)
-    equal, largest = 0, 0.0
+    ties = _TIES * len(prompts) if any(isinstance(one, NeuronAdjust) for one in plan.interventions) else 0
+    equal, differences = 0, []
     for batch in track(batches, "comparing with the PyTorch reference", len(batches)):
         baked = runner.generate_with_logits(batch, NEW_TOKENS, batch_size=_BATCH)
         for (said, logits), (expected, expected_logits) in zip(baked, reference.generate(batch), strict=True):
             agreed = _agreed(said, expected)
             equal += said == expected
             steps = min(agreed + 1, len(said), len(expected))
-            largest = max(largest, float(np.abs(logits[:steps] - expected_logits[:steps]).max()))
-    ok = equal >= tolerance.prompts * len(prompts) and largest <= tolerance.logits
+            differences.append(float(np.abs(logits[:steps] - expected_logits[:steps]).max()))
+    beyond = sum(difference > tolerance.logits for difference in differences)
+    ok = equal >= tolerance.prompts * len(prompts) - ties and beyond <= ties
     return ok, (
-        f"{equal} of {len(prompts)} prompts answered alike to the token, largest logit difference {largest:.1e} "
-        f"(at most {tolerance.logits:g})"
+        f"{equal} of {len(prompts)} prompts answered alike to the token, largest logit difference "
+        f"{max(differences):.1e}, in {beyond} prompts above {tolerance.logits:g} (at most {int(ties)})"
     )
 
 

@@ -55,7 +55,7 @@ def intervention(kind: str, model: Any, scratch: Path) -> Intervention:
             {"math": keys["probing"]}, {"math": keys["calibration"]}, {}, layers=[0], cubes=4, refusal=refusal
         )
     statistics = probe_neurons(model, forget), probe_neurons(model, retain)
-    return fit_neuron_adjust(*statistics, ratio=0.3, coin=kind)  # type: ignore[arg-type]
+    return fit_neuron_adjust(*statistics, ratio=0.2, coin=kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["threshold", "expected", "key_space_detection"])
