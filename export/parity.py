@@ -59,7 +59,8 @@ def check_parity(
     batches = [[prompts[row] for row in order[start : start + _BATCH]] for start in range(0, len(order), _BATCH)]
     runner = Runner(graph_file)
     reference = _Reference(plan, base, runner)
-    ties = _TIES * len(prompts) if any(isinstance(one, NeuronAdjust) for one in plan.interventions) else 0
+    adjusts = any(isinstance(one, NeuronAdjust) for one in plan.interventions)
+    ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
     equal, differences = 0, []
     for batch in track(batches, "comparing with the PyTorch reference", len(batches)):
         baked = runner.generate_with_logits(batch, NEW_TOKENS, batch_size=_BATCH)
@@ -69,10 +70,10 @@ def check_parity(
             steps = min(agreed + 1, len(said), len(expected))
             differences.append(float(np.abs(logits[:steps] - expected_logits[:steps]).max()))
     beyond = sum(difference > tolerance.logits for difference in differences)
-    ok = equal >= tolerance.prompts * len(prompts) - ties and beyond <= ties
+    ok = equal >= int(tolerance.prompts * len(prompts)) - ties and beyond <= ties
     return ok, (
         f"{equal} of {len(prompts)} prompts answered alike to the token, largest logit difference "
-        f"{max(differences):.1e}, in {beyond} prompts above {tolerance.logits:g} (at most {int(ties)})"
+        f"{max(differences):.1e}, in {beyond} prompts above {tolerance.logits:g} (at most {ties})"
     )
 
 
