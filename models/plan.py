@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from bakeout.models.errors import BakeoutError
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Coin = Literal["stochastic", "threshold", "expected"]
 Positions = Literal["query", "step", "every"]
+# The linear layers of an FFL. "gate" makes the pre-activation, in an ungated FFL too; "up" only gated FFLs have.
+Role = Literal["gate", "up", "down"]
 
+# How many neurons of the last layer are a weight edit's canary.
+CANARY_NEURONS = 64
 # The latch stores how much of the refusal has been said in eight bits.
 LONGEST_REFUSAL = 255
 
@@ -165,7 +170,79 @@ class KeySpaceDetection:
         )
 
 
-Intervention = NeuronAdjust | KeySpaceDetection
+@dataclass(frozen=True, eq=False)
+class ZeroedColumns:
+    """The columns of one layer's ``down`` that become 0: int64 [n], ascending neuron indices."""
+
+    layer: int
+    columns: Integers
+
+    def __post_init__(self) -> None:
+        if self.columns.ndim != 1 or len(self.columns) == 0:
+            raise PlanError(f"Zeroed columns, layer {self.layer}: no columns are named.")
+        if self.columns[0] < 0 or bool(np.any(np.diff(self.columns) <= 0)):
+            raise PlanError(f"Zeroed columns, layer {self.layer}: the column indices are not ascending from 0.")
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroColumns:
+    """Selective Pruning (the baseline of arXiv 2503.21730): neurons removed by zeroing their columns of ``down``.
+
+    Shapes stay, so that every loader takes the result. ``report`` is JSON about the fit.
+    """
+
+    kind: ClassVar[str] = "zero_columns"
+    layers: tuple[ZeroedColumns, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = [layer.layer for layer in self.layers]
+        if not numbers or numbers != sorted(set(numbers)):
+            raise PlanError("Zeroed columns: the layers are not ascending, or there is none.")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightUpdate:
+    """What is added to one weight W [out, in] (``y = W x``): ``left`` [out, rank] @ ``right`` [rank, in], float32."""
+
+    layer: int
+    role: Role
+    left: Floats32
+    right: Floats32
+
+    def __post_init__(self) -> None:
+        where = f"Low-rank update, layer {self.layer}, {self.role}"
+        if self.role not in get_args(Role):
+            raise PlanError(f"{where}: no weight of an FFL is called so.")
+        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise PlanError(f"{where}: factors of shapes {self.left.shape} and {self.right.shape} have no product.")
+        if 0 in self.left.shape or 0 in self.right.shape:
+            raise PlanError(f"{where}: the factors are empty.")
+        _require_finite(self.left, f"{where}: left")
+        _require_finite(self.right, f"{where}: right")
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankUpdate:
+    """Weights of FFLs changed by low-rank matrices, as LUNAR, UNLEARN, LEARN and Reveal-and-Release end in.
+
+    ``method`` names the one that fitted it. ``updates``: ascending by layer, then by role, each weight once.
+    ``report`` is JSON about the fit.
+    """
+
+    kind: ClassVar[str] = "low_rank_update"
+    method: str
+    updates: tuple[WeightUpdate, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weights = [(update.layer, update.role) for update in self.updates]
+        if not weights or weights != sorted(set(weights)):
+            raise PlanError("Low-rank update: the weights are not in ascending order, each once, or there is none.")
+
+
+Intervention = NeuronAdjust | KeySpaceDetection | ZeroColumns | LowRankUpdate
+WeightEdit = ZeroColumns | LowRankUpdate
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +251,8 @@ class Canary:
 
     ``input_ids``: int64 [sequences, tokens], no padding. ``expected``: per intervention float64 [sequences, values],
     with all interventions in force: for Neuron Adjust the pre-activations, before the adjustment, of every selected
-    neuron at the last token, layer after layer; for Key Space Detection the margins at the last token. Values
+    neuron at the last token, layer after layer; for Key Space Detection the margins at the last token; for edited
+    weights the pre-activations of the first ``CANARY_NEURONS`` neurons of the last layer at the last token. Values
     downstream of a stochastic coin are NaN and are not compared.
     """
 
@@ -220,6 +298,15 @@ class Plan:
             for layer in intervention.layers:
                 if layer.neurons[-1] >= self.model.width:
                     raise PlanError(f"Neuron Adjust names neuron {layer.neurons[-1]} of {self.model.width}.")
+        elif isinstance(intervention, ZeroColumns):
+            last = intervention.layers[-1].layer
+            for zeroed in intervention.layers:
+                if zeroed.columns[-1] >= self.model.width:
+                    raise PlanError(f"Zeroed columns name neuron {zeroed.columns[-1]} of {self.model.width}.")
+        elif isinstance(intervention, LowRankUpdate):
+            last = intervention.updates[-1].layer
+            for update in intervention.updates:
+                self._require_shape(update)
         else:
             last = intervention.layers[-1]
             if intervention.centre.shape[1] != len(intervention.layers) * self.model.width:
@@ -229,7 +316,13 @@ class Plan:
         if last >= self.model.layers:
             raise PlanError(f"The plan names layer {last} of a model with {self.model.layers}.")
 
+    def _require_shape(self, update: WeightUpdate) -> None:
+        shape = (len(update.left), update.right.shape[1])
+        inner, outer = self.model.width, self.model.hidden
+        if shape != ((outer, inner) if update.role == "down" else (inner, outer)):
+            raise PlanError(f"The update of layer {update.layer}, {update.role}, has shape {shape}.")
 
-def _require_finite(values: Floats, what: str) -> None:
+
+def _require_finite(values: Floats | Floats32, what: str) -> None:
     if not bool(np.all(np.isfinite(values))):
         raise PlanError(f"{what} holds NaN or infinite values.", "Probe again, in float32, and look for overflow.")

@@ -21,10 +21,14 @@ from bakeout.models.plan import (
     Canary,
     Intervention,
     KeySpaceDetection,
+    LowRankUpdate,
     ModelIdentity,
     NeuronAdjust,
     Plan,
     PlanError,
+    WeightUpdate,
+    ZeroColumns,
+    ZeroedColumns,
 )
 
 SCHEMA = 1
@@ -99,6 +103,24 @@ def _describe(intervention: Intervention, prefix: str, arrays: Arrays) -> dict[s
             "layers": [layer.layer for layer in intervention.layers],
             "report": report,
         }
+    if isinstance(intervention, ZeroColumns):
+        for zeroed in intervention.layers:
+            arrays[f"{prefix}.layers.{zeroed.layer}.columns"] = zeroed.columns
+        return {
+            "kind": intervention.kind,
+            "layers": [zeroed.layer for zeroed in intervention.layers],
+            "report": report,
+        }
+    if isinstance(intervention, LowRankUpdate):
+        for update in intervention.updates:
+            arrays[f"{prefix}.{update.layer}.{update.role}.left"] = update.left
+            arrays[f"{prefix}.{update.layer}.{update.role}.right"] = update.right
+        return {
+            "kind": intervention.kind,
+            "method": intervention.method,
+            "weights": [[update.layer, update.role] for update in intervention.updates],
+            "report": report,
+        }
     for name in ("centre", "deviation", "alpha", "refusal"):
         arrays[f"{prefix}.{name}"] = getattr(intervention, name)
     return {
@@ -154,4 +176,22 @@ def _intervention(entry: Mapping[str, Any], prefix: str, take: _Take) -> Interve
             positions=entry["positions"],
             report=entry["report"],
         )
+    if entry["kind"] == ZeroColumns.kind:
+        return ZeroColumns(
+            tuple(
+                ZeroedColumns(layer, take(f"{prefix}.layers.{layer}.columns", np.int64)) for layer in entry["layers"]
+            ),
+            report=entry["report"],
+        )
+    if entry["kind"] == LowRankUpdate.kind:
+        updates = tuple(
+            WeightUpdate(
+                layer,
+                role,
+                take(f"{prefix}.{layer}.{role}.left", np.float32),
+                take(f"{prefix}.{layer}.{role}.right", np.float32),
+            )
+            for layer, role in entry["weights"]
+        )
+        return LowRankUpdate(entry["method"], updates, report=entry["report"])
     raise PlanError(f"The plan holds an intervention of unknown kind {entry['kind']!r}.", "Use a newer Bakeout.")

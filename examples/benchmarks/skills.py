@@ -9,34 +9,22 @@ Stops and resumes: finished rows lie in ``<output>/rows.json``.
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from bench import Bench
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.evaluate import measure
 from bakeout.export.fit import refusal_tokens
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.export.runtime import Runner
-from bakeout.models.canary import measure_canary
-from bakeout.models.checkpoint import load_model, load_tokenizer, weights_digest
-from bakeout.models.data import read_records
-from bakeout.models.families import identity
 from bakeout.models.methods.key_space_detection import fit_key_space_detection
 from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
-from bakeout.models.plan import Intervention, Plan
 from bakeout.models.probing import probe_keys, probe_neurons
 from bakeout.models.skills import checkpoint_directory
-from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
+from bakeout.models.skills.generator import SKILLS
 from bakeout.models.skills.tokenizer import REFUSAL
 
-ROWS = {"probing": 1400, "selection": 600, "calibration": 1000, "test": 1000}
 DETECTED = [skill for skill in SKILLS if skill != "unknown"]
 ADJUSTED = ["math", "german", "code"]
 LAYERS = range(6)
@@ -50,57 +38,6 @@ EPSILON = 0.01
 DEFAULT_EPSILON = 0.005
 
 LayerKeys = dict[int, Any]
-
-
-class Bench:
-    """The bundled model, its data files and its ONNX export, and the rows measured so far."""
-
-    def __init__(self, output: Path, checkpoint: Path) -> None:
-        output.mkdir(parents=True, exist_ok=True)
-        self.output = output
-        self.checkpoint = checkpoint
-        self.tokenizer = load_tokenizer(checkpoint)
-        self.model = load_model(checkpoint)
-        self.identity = identity(self.model, weights_digest(checkpoint))
-        self.base = output / "base"
-        if not self.base.exists():
-            self.base.mkdir()
-            export_checkpoint(checkpoint, self.base, "fp32")
-        self.files = {skill: output / f"{skill}.jsonl" for skill in SKILLS}
-        for skill, path in self.files.items():
-            write_jsonl(examples(skill, "test", ROWS["test"]), path)
-        self._saved = output / "rows.json"
-        self.rows: dict[str, Any] = json.loads(self._saved.read_text()) if self._saved.exists() else {}
-
-    def save(self, key: str, row: Any) -> None:
-        """Keep a finished row."""
-        self.rows[key] = row
-        self._saved.write_text(json.dumps(self.rows, indent=1))
-
-    def records(self, skill: str, split: str) -> list[Any]:
-        """The records of a skill's split."""
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "rows.jsonl"
-            write_jsonl(examples(skill, split, ROWS[split]), path)
-            return read_records(path, self.tokenizer)
-
-    def accuracies(self, graph: Path) -> dict[str, float]:
-        """Accuracy per skill on the test split."""
-        rows = measure(Runner(graph), "artifact", self.files, set(), batch_size=64)
-        return {row.data: row.accuracy for row in rows}
-
-    def artifact_accuracies(self, intervention: Intervention, prompts: Sequence[list[int]]) -> dict[str, float]:
-        """Accuracy per skill of the artifact that carries one intervention."""
-        plan = Plan(
-            model=self.identity,
-            interventions=(intervention,),
-            canary=measure_canary(self.model, [intervention], prompts),
-            provenance={"data": {}, "versions": {}},
-        )
-        directory = self.output / "artifact"
-        shutil.rmtree(directory, ignore_errors=True)
-        bake(self.base, plan, directory, BakeOptions())
-        return self.accuracies(directory)
 
 
 def choose_structure(
