@@ -1,78 +1,41 @@
-"""Where each architecture keeps its feed-forward layers: a table of module paths, and how to read and write there."""
+"""The feed-forward layers of a PyTorch model, by the table of architectures: how to read and write them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from bakeout.models.architectures import Family, Layout, family_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import ModelIdentity
-
-# gated: act(gate(z)) * up(z). fused: gate and up are one linear layer of width 2F, the gate's half first.
-# ungated: act(in(z)); "gate" then names the in-projection.
-Layout = Literal["gated", "fused", "ungated"]
-
-
-@dataclass(frozen=True)
-class Family:
-    """Module paths of one architecture: the list of blocks, and within a block the two ends of its FFL."""
-
-    blocks: str
-    gate: str
-    down: str
-    layout: Layout
-
-
-_LLAMA = Family("model.layers", "mlp.gate_proj", "mlp.down_proj", "gated")
-
-# By the ``model_type`` of the checkpoint's config.json.
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        "falcon": Family("transformer.h", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "ungated"),
-        "gemma": _LLAMA,
-        "gemma2": _LLAMA,
-        "gemma3_text": _LLAMA,
-        "gpt2": Family("transformer.h", "mlp.c_fc", "mlp.c_proj", "ungated"),
-        "gpt_bigcode": Family("transformer.h", "mlp.c_fc", "mlp.c_proj", "ungated"),
-        "gpt_neox": Family("gpt_neox.layers", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "ungated"),
-        "granite": _LLAMA,
-        "llama": _LLAMA,
-        "mistral": _LLAMA,
-        "olmo2": _LLAMA,
-        "opt": Family("model.decoder.layers", "fc1", "fc2", "ungated"),
-        "phi": Family("model.layers", "mlp.fc1", "mlp.fc2", "ungated"),
-        "phi3": Family("model.layers", "mlp.gate_up_proj", "mlp.down_proj", "fused"),
-        "qwen2": _LLAMA,
-        "qwen3": _LLAMA,
-        "smollm3": _LLAMA,
-        "stablelm": _LLAMA,
-    }
-)
 
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
     """One feed-forward layer. Its key vector [batch, tokens, F] is the input of ``down``.
 
-    ``gate_path`` and ``down_path`` are the modules' names in the model; ``width`` is F, ``hidden`` the size of the
-    residual stream. Some architectures (OPT) run their FFL on [batch * tokens, ...]: whoever hooks these modules
-    must expect tensors without a batch dimension.
+    ``gate_path`` and ``down_path`` are the modules' names in the model; ``up`` is None where gate and up are one fused
+    layer, and where the FFL is ungated. ``width`` is F, ``hidden`` the size of the residual stream.
+    ``has_norm_after_down``: a norm follows ``down``; ``residual_multiplier``: what the FFL's output is multiplied by
+    before it is added to the residual stream (Granite; 1 elsewhere). Some architectures (OPT) run their FFL on
+    [batch * tokens, ...]: whoever hooks these modules must expect tensors without a batch dimension.
     """
 
     layer: int
     gate: nn.Module
+    up: nn.Module | None
     down: nn.Module
     gate_path: str
     down_path: str
     width: int
     hidden: int
     layout: Layout
+    has_norm_after_down: bool
+    residual_multiplier: float
 
     def pre_activation(self, gate_output: Tensor) -> Tensor:
         """The pre-activation in the output of ``gate``: [batch, tokens, F], a view."""
@@ -93,12 +56,7 @@ def feed_forward_layers(model: PreTrainedModel) -> tuple[FeedForward, ...]:
     layers of one width that the table promises (quantised or adapter-wrapped ones, mixtures of experts).
     """
     kind = model.config.model_type
-    family = FAMILIES.get(kind)
-    if family is None:
-        raise BakeoutError(
-            f"The architecture {kind!r} is not one whose feed-forward layers are known.",
-            f"Use one of: {', '.join(sorted(FAMILIES))}; or add a row to models/families.py.",
-        )
+    family = family_of(kind)
     blocks = _submodule(model, family.blocks, kind)
     layers = tuple(_feed_forward(model, family, kind, index) for index in range(len(list(blocks.children()))))
     if len({(layer.width, layer.hidden) for layer in layers}) != 1:
@@ -134,7 +92,28 @@ def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int)
             f"{gate_path} ({gate_in} to {gate_out}) and {down_path} ({width} to {hidden}) do not belong together.",
             f"Use a checkpoint that keeps the shapes of {kind!r}.",
         )
-    return FeedForward(index, gate, down, gate_path, down_path, width, hidden, family.layout)
+    up = None
+    if family.up is not None:
+        up_path = f"{family.blocks}.{index}.{family.up}"
+        up = _submodule(model, up_path, kind)
+        if _dimensions(up, up_path) != (gate_in, gate_out):
+            raise BakeoutError(
+                f"{gate_path} and {up_path} do not belong together: their shapes differ.",
+                f"Use a checkpoint that keeps the shapes of {kind!r}.",
+            )
+    return FeedForward(
+        layer=index,
+        gate=gate,
+        up=up,
+        down=down,
+        gate_path=gate_path,
+        down_path=down_path,
+        width=width,
+        hidden=hidden,
+        layout=family.layout,
+        has_norm_after_down=family.norm_after_down,
+        residual_multiplier=float(getattr(model.config, "residual_multiplier", 1.0)),
+    )
 
 
 def _submodule(model: PreTrainedModel, path: str, kind: str) -> nn.Module:

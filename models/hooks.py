@@ -17,12 +17,15 @@ from transformers import PreTrainedModel
 from bakeout.models.families import FeedForward, feed_forward_layers
 from bakeout.models.plan import AdjustedLayer, Coin, Intervention, KeySpaceDetection, NeuronAdjust, PlanError
 
+_Hooked = NeuronAdjust | KeySpaceDetection
+
 
 class Hooks:
     """A context in which ``model`` runs with ``interventions`` in force, and shows what they look at.
 
     Every Neuron Adjust adjusts, in the order given. Key Space Detection only reads: what it does to the logits is
-    ``Reference``'s. Hooks that others register inside the context see the adjusted values.
+    ``Reference``'s. Weight edits are no hooks and are passed over: the model carries them (``models.weight_edits``).
+    Hooks that others register inside the context see the adjusted values.
 
     After a forward pass over N = batch x tokens tokens, in their order: ``pre_activations[index]`` float64 [N, n]
     are those of intervention ``index``'s selected neurons before it adjusts them, layer after layer, and
@@ -37,7 +40,8 @@ class Hooks:
         self.interventions = tuple(interventions)
         self._layers = feed_forward_layers(model)
         for intervention in self.interventions:
-            _require_fit(intervention, self._layers)
+            if isinstance(intervention, _Hooked):
+                _require_fit(intervention, self._layers)
         self._seen: dict[tuple[int, int], Tensor] = {}
         self._handles: list[Any] = []
 
@@ -48,7 +52,7 @@ class Hooks:
         for index, intervention in enumerate(self.interventions):
             if isinstance(intervention, NeuronAdjust):
                 self._hook_neuron_adjust(index, intervention)
-            else:
+            elif isinstance(intervention, KeySpaceDetection):
                 self._hook_key_space_detection(index, intervention)
         return self
 
@@ -73,7 +77,7 @@ class Hooks:
         """What every Key Space Detection saw in the latest forward pass, by its index."""
         return self._seen_by(KeySpaceDetection)
 
-    def _seen_by(self, kind: type[Intervention]) -> dict[int, Tensor]:
+    def _seen_by(self, kind: type[_Hooked]) -> dict[int, Tensor]:
         return {
             index: torch.cat([self._seen[index, layer] for layer in _layers_of(intervention)], dim=-1)
             for index, intervention in enumerate(self.interventions)
@@ -151,13 +155,13 @@ def _on(device: torch.device, values: Any) -> Tensor:
     return torch.from_numpy(values).to(device)
 
 
-def _layers_of(intervention: Intervention) -> tuple[int, ...]:
+def _layers_of(intervention: _Hooked) -> tuple[int, ...]:
     if isinstance(intervention, NeuronAdjust):
         return tuple(adjusted.layer for adjusted in intervention.layers)
     return intervention.layers
 
 
-def _require_fit(intervention: Intervention, layers: Sequence[FeedForward]) -> None:
+def _require_fit(intervention: _Hooked, layers: Sequence[FeedForward]) -> None:
     width = layers[0].width
     last = _layers_of(intervention)[-1]
     if last >= len(layers):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from bakeout.models.architectures import FAMILIES
 from bakeout.models.errors import BakeoutError
-from bakeout.models.families import FAMILIES, feed_forward_layers, identity
+from bakeout.models.families import feed_forward_layers, identity
 
 from tests.tiny_models import FAMILIES as TINY
 from tests.tiny_models import tiny_model
@@ -72,6 +73,9 @@ def test_modules_of_other_shapes_are_refused() -> None:
     with pytest.raises(BakeoutError, match="do not belong together"):
         feed_forward_layers(model)
     model.model.layers[1].mlp.down_proj = nn.Linear(95, 32)
+    with pytest.raises(BakeoutError, match=r"gate_proj and .*up_proj do not belong together"):
+        feed_forward_layers(model)
+    model.model.layers[1].mlp.up_proj = nn.Linear(32, 95)
     with pytest.raises(BakeoutError, match="differ in width"):
         feed_forward_layers(model)
 
