@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bakeout.export.artifact import MANIFEST, PLAN, read_manifest
 from bakeout.export.console import Track, no_track
 from bakeout.export.runtime import Runner
@@ -78,13 +81,34 @@ def measure(
     """One model's row for each of ``data`` (name to file). ``refusals``: the texts that count as refusing."""
     rows = []
     for name, path in data.items():
-        records = read_records(path, runner.tokenizer)
-        answers = _answers(runner, records, path, refusals, batch_size, track, f"{model} on {name}")
-        expected = [_text(runner, record.response_ids) for record in records]
-        right = sum(answer == text for answer, text in zip(answers, expected, strict=True))
-        refused = sum(answer in refusals for answer in answers)
-        rows.append(Row(model, name, len(records), right / len(records), refused / len(records)))
+        graded = grade(runner, path, refusals, batch_size=batch_size, track=track, description=f"{model} on {name}")
+        rows.append(Row(model, name, len(graded.right), float(graded.right.mean()), float(graded.refused.mean())))
     return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """A model's answers to one file, in the file's order: bool [prompts] each, exact match and one of the refusals."""
+
+    right: NDArray[np.bool_]
+    refused: NDArray[np.bool_]
+
+
+def grade(
+    runner: Runner,
+    path: Path,
+    refusals: set[str],
+    *,
+    batch_size: int = 32,
+    track: Track = no_track,
+    description: str = "answering",
+) -> Graded:
+    """Answer every prompt of ``path`` greedily. Raises ``DataError`` for rows without a prompt or a response."""
+    records = read_records(path, runner.tokenizer)
+    answers = _answers(runner, records, path, refusals, batch_size, track, description)
+    expected = [_text(runner, record.response_ids) for record in records]
+    right = [answer == text for answer, text in zip(answers, expected, strict=True)]
+    return Graded(np.array(right), np.array([answer in refusals for answer in answers]))
 
 
 def data_names(data: Sequence[Path]) -> dict[str, Path]:

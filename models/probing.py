@@ -21,8 +21,8 @@ from bakeout.models.statistics import Moments, NeuronStatistics
 Scope = Literal["answer", "all"]
 _Item = TypeVar("_Item")
 
-# Pre-activations are widened to float64 in pieces of this many numbers (32 MiB), whatever the batch.
-_PIECE = 1 << 22
+# Pre-activations are widened to float64 in pieces of this many numbers (1 MiB): a piece stays in the cache.
+_PIECE = 1 << 17
 
 
 class Track(Protocol):

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.evaluate import measure
+from bakeout.export.evaluate import grade, measure
 from bakeout.export.onnx_export import export_checkpoint
 from bakeout.export.runtime import Runner
 from bakeout.models.canary import measure_canary
@@ -49,12 +52,21 @@ class Bench:
         self.rows[key] = row
         self._saved.write_text(json.dumps(self.rows, indent=1))
 
-    def records(self, skill: str, split: str) -> list[Record]:
-        """The records of a skill's split."""
+    def records(self, skill: str, split: str, count: int | None = None) -> list[Record]:
+        """The records of a skill's split: ``count``, or as many as ``PROMPTS`` says."""
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "rows.jsonl"
-            write_jsonl(examples(skill, split, PROMPTS[split]), path)
-            return read_records(path, self.tokenizer)
+            return read_records(self._write(skill, split, count or PROMPTS[split], Path(scratch)), self.tokenizer)
+
+    def right(self, skill: str, split: str) -> NDArray[np.bool_]:
+        """Which of a split's prompts the base model answers rightly."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = self._write(skill, split, PROMPTS[split], Path(scratch))
+            return grade(Runner(self.base), path, set(), batch_size=64).right
+
+    def _write(self, skill: str, split: str, count: int, directory: Path) -> Path:
+        path = directory / f"{skill}.jsonl"
+        write_jsonl(examples(skill, split, count), path)
+        return path
 
     def accuracies(self, graph: Path) -> dict[str, float]:
         """Accuracy per skill on the test split."""

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from bench import Bench
+from numpy.typing import NDArray
 
 from bakeout.export.fit import refusal_tokens
 from bakeout.models.methods.key_space_detection import fit_key_space_detection
 from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.probing import probe_keys, probe_neurons
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS
@@ -28,45 +31,64 @@ from bakeout.models.skills.tokenizer import REFUSAL
 DETECTED = [skill for skill in SKILLS if skill != "unknown"]
 ADJUSTED = ["math", "german", "code"]
 LAYERS = range(6)
-LAYER_SETS = [(0,), (2, 3), (1, 2, 3), (2, 3, 4, 5)]
-CUBES = [4, 8]
-FLOORS = [0.1, 0.3, 0.5]
+# What the structure is chosen from.
+LAYER_SETS = [(0,), (1, 2, 3), (2, 3, 4)]
+CUBES = [4, 32]
+FLOORS = [0.3, 1.0]
+# Queries that cubes are fitted on: many, where the skill has them.
+PROBED = {skill: 1400 if skill == "facts" else 3000 for skill in SKILLS}
 RATIOS = [0.03, 0.1, 0.15, 0.2, 0.3, 0.4]
 SELECTIONS = ("difference", "standardised")
-# One in a hundred queries may get through where the structure is chosen; the defaults' rows have the default epsilon.
-EPSILON = 0.01
-DEFAULT_EPSILON = 0.005
+# The shares of queries that may get through, and how much of another skill may be lost for a smaller one.
+EPSILONS = [0.005, 0.01, 0.015]
+TOLERATED = 0.005
 
 LayerKeys = dict[int, Any]
 
 
-def choose_structure(
-    skill: str, keys: Mapping[str, Mapping[str, LayerKeys]], refusal: Any
-) -> tuple[tuple[int, ...], int, float]:
-    """The layers, the number of cubes and the floor with the fewest false refusals on the selection split.
+@dataclass(frozen=True)
+class Structure:
+    """What is chosen on the selection split."""
 
-    At like false refusals fewer cubes win, then fewer layers, then those that let the early exit skip more. The
-    selection split's own queries of the skill set alpha here; the calibration split is not touched.
+    layers: tuple[int, ...]
+    cubes: int
+    floor: float
+    epsilon: float
+
+
+DEFAULTS = Structure(layers=(max(LAYERS),), cubes=1, floor=0.1, epsilon=0.005)
+
+
+def choose_structure(
+    skill: str, keys: Mapping[str, Mapping[str, LayerKeys]], right: Mapping[str, NDArray[np.bool_]], refusal: Any
+) -> Structure:
+    """The structure that costs the other skills least on the selection split.
+
+    The cost is the share of a skill's right answers that false refusals take, of the skill that loses most. Costs up
+    to ``TOLERATED`` are alike; among the alike a smaller epsilon wins, then fewer cubes, then fewer layers, then
+    those that let the early exit skip more. The selection split's own queries of the skill set alpha here; the
+    calibration split is not touched.
     """
-    others = {name: keys[name]["selection"] for name in SKILLS if name != skill}
-    best: tuple[Any, ...] | None = None
+    best: tuple[Any, Structure] | None = None
     for layers, cubes, floor in itertools.product(LAYER_SETS, CUBES, FLOORS):
         check = fit_key_space_detection(
-            {skill: keys[skill]["probing"]},
-            {skill: keys[skill]["selection"]},
-            others,
-            layers=layers,
-            cubes=cubes,
-            floor=floor,
-            refusal=refusal,
-            epsilon=EPSILON,
+            {skill: keys[skill]["probing"]}, {}, {}, layers=layers, cubes=cubes, floor=floor, refusal=refusal, alpha=1.0
         )
-        worst = max(entry["rate"] for entry in check.report["retain"].values())
-        rank = (round(worst, 3), cubes, len(layers), layers[-1], floor)
-        if best is None or rank < best[0]:
-            best = (rank, layers, cubes, floor)
+        margins = {name: nearest(check, keys[name]["selection"]) for name in SKILLS}
+        for epsilon in EPSILONS:
+            alpha = np.quantile(margins[skill], 1 - epsilon, method="higher")
+            cost = max(float((margins[name][right[name]] <= alpha).mean()) for name in SKILLS if name != skill)
+            rank = (max(round(cost, 3), TOLERATED), epsilon, cubes, len(layers), layers[-1], floor)
+            if best is None or rank < best[0]:
+                best = rank, Structure(layers, cubes, floor, epsilon)
     assert best is not None
-    return best[1], best[2], best[3]
+    return best[1]
+
+
+def nearest(check: KeySpaceDetection, keys: LayerKeys) -> NDArray[np.float64]:
+    """The margin of each query to the nearest cube: float64 [queries]."""
+    margins: NDArray[np.float64] = check.margins(np.concatenate([keys[layer] for layer in check.layers], axis=1))
+    return margins.min(axis=1)
 
 
 def key_space_detection(bench: Bench) -> None:
@@ -76,28 +98,29 @@ def key_space_detection(bench: Bench) -> None:
     prompts = {}
     for skill in SKILLS:
         keys[skill] = {}
-        for split in ("probing", "selection", "calibration"):
-            ids = [record.prompt_ids for record in bench.records(skill, split)]
-            prompts[skill] = ids
-            keys[skill][split] = probe_keys(bench.model, ids, layers=LAYERS, batch_size=64)
+        for split, count in (("probing", PROBED[skill]), ("selection", None), ("calibration", None)):
+            prompts[skill] = [record.prompt_ids for record in bench.records(skill, split, count)]
+            keys[skill][split] = probe_keys(bench.model, prompts[skill], layers=LAYERS, batch_size=64)
+    right = {skill: bench.right(skill, "selection") for skill in SKILLS}
     for skill in DETECTED:
         for layer in LAYERS:
-            bench.save(f"figure5 {skill} {layer}", one_cube(skill, layer, keys, refusal))
+            if (key := f"figure5 {skill} {layer}") not in bench.rows:
+                bench.save(key, one_cube(skill, layer, keys, refusal))
         for name in ("chosen", "defaults"):
             if f"ksd {skill} {name}" in bench.rows:
                 continue
-            chosen = choose_structure(skill, keys, refusal) if name == "chosen" else ((max(LAYERS),), 1, 0.1)
+            structure = choose_structure(skill, keys, right, refusal) if name == "chosen" else DEFAULTS
             check = fit_key_space_detection(
                 {skill: keys[skill]["probing"]},
                 {skill: keys[skill]["calibration"]},
                 {other: keys[other]["calibration"] for other in SKILLS if other != skill},
-                layers=chosen[0],
-                cubes=chosen[1],
-                floor=chosen[2],
+                layers=structure.layers,
+                cubes=structure.cubes,
+                floor=structure.floor,
                 refusal=refusal,
-                epsilon=EPSILON if name == "chosen" else DEFAULT_EPSILON,
+                epsilon=structure.epsilon,
             )
-            row: dict[str, Any] = {"layers": chosen[0], "cubes": chosen[1], "floor": chosen[2]}
+            row: dict[str, Any] = asdict(structure)
             row["alpha"] = float(check.alpha[0])
             row["false_refusals"] = {other: entry["rate"] for other, entry in check.report["retain"].items()}
             row["accuracy"] = bench.artifact_accuracies(check, prompts[skill])
@@ -113,7 +136,7 @@ def one_cube(skill: str, layer: int, keys: Mapping[str, Mapping[str, LayerKeys]]
         {name: keys[name]["selection"] for name in SKILLS},
         layers=[layer],
         refusal=refusal,
-        epsilon=DEFAULT_EPSILON,
+        epsilon=DEFAULTS.epsilon,
     )
     return {"alpha": float(check.alpha[0])} | {name: row["rate"] for name, row in check.report["retain"].items()}
 
@@ -149,14 +172,15 @@ def tables(bench: Bench) -> str:
     header = "| " + " | ".join(["forgotten", "settings", *SKILLS]) + " |\n" + "| --- " * (len(SKILLS) + 2) + "|\n"
     lines = [
         f"Base accuracy: {', '.join(f'{skill} {base[skill]:.1%}' for skill in SKILLS)}.\n",
-        "Key Space Detection: accuracy as a share of base (positions: query; epsilon 1 %, the defaults' 0.5 %).\n\n"
-        + header,
+        "Key Space Detection: accuracy as a share of base (positions: query).\n\n" + header,
     ]
     for key, row in bench.rows.items():
         if key.startswith("ksd"):
             skill, name = key.split()[1:]
             layers = ", ".join(map(str, row["layers"]))
-            cubes = f"cubes {row['cubes']}, floor {row['floor']}, alpha {row['alpha']:.1f}"
+            cubes = (
+                f"cubes {row['cubes']}, floor {row['floor']}, epsilon {row['epsilon']:.1%}, alpha {row['alpha']:.1f}"
+            )
             settings = f"{name}: layers {layers}, {cubes}"
             lines.append(_table_row(skill, settings, row["accuracy"], base))
     lines.append(
