@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.hashing import hash_files
 from bakeout.models.receipt import Receipt
 
 GRAPH = "model.onnx"
@@ -151,19 +151,14 @@ def _copy_by_hand(reader: BinaryIO, writer: BinaryIO, start: int, end: int) -> i
     return os.pwrite(writer.fileno(), chunk, start)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's content, streamed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def file_digests(directory: Path) -> dict[str, dict[str, Any]]:
     """Every file below ``directory`` but the manifest: its name (with ``/``) to its ``sha256`` and ``size``."""
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    names = [name for name in names if name != MANIFEST]
+    digests = hash_files([directory / name for name in names])
     return {
-        name: {"sha256": hash_file(directory / name), "size": (directory / name).stat().st_size}
-        for name in names
-        if name != MANIFEST
+        name: {"sha256": digest, "size": (directory / name).stat().st_size}
+        for name, digest in zip(names, digests, strict=True)
     }
 
 

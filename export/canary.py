@@ -17,7 +17,7 @@ from bakeout.graph_passes.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.observe import ObservePass
 from bakeout.graph_passes.precision import Precision, stored_precision
 from bakeout.models.canary_check import CanaryMatch, compare_canary
-from bakeout.models.plan import Floats, NeuronAdjust, Plan, PlanError
+from bakeout.models.plan import CANARY_NEURONS, Floats, KeySpaceDetection, NeuronAdjust, Plan, PlanError
 from bakeout.models.receipt import Receipt
 
 # What rounding explains, in the units of ``compare_canary``; another model is about 1 away.
@@ -62,4 +62,6 @@ def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping
     if isinstance(intervention, NeuronAdjust):
         last = [values[:, layer.neurons] for values, layer in zip(last, intervention.layers, strict=True)]
         return np.concatenate(last, axis=1)
-    return intervention.margins(np.concatenate(last, axis=1))
+    if isinstance(intervention, KeySpaceDetection):
+        return intervention.margins(np.concatenate(last, axis=1))
+    return last[0][:, :CANARY_NEURONS]

@@ -253,7 +253,8 @@ def demo(output: Path, model: Path | None, machine: bool) -> None:
 
 
 def _report_artifact(directory: Path, receipts: list[dict[str, Any]], machine: bool) -> None:
-    from bakeout.export.artifact import MANIFEST, hash_file
+    from bakeout.export.artifact import MANIFEST
+    from bakeout.models.hashing import hash_file
 
     digest = hash_file(directory / MANIFEST)
     if machine:

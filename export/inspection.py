@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from bakeout.export.artifact import PLAN, read_manifest
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Intervention, NeuronAdjust, Plan
+from bakeout.models.plan import Intervention, KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan, ZeroColumns
 from bakeout.models.plan_file import load_plan
 
 
@@ -60,6 +60,25 @@ def _describe(intervention: Intervention) -> dict[str, Any]:
             "layers": [{"layer": layer.layer, "neurons": len(layer.neurons)} for layer in intervention.layers],
             "report": dict(intervention.report),
         }
+    if isinstance(intervention, ZeroColumns):
+        return {
+            "kind": intervention.kind,
+            "weights": [
+                {"layer": zeroed.layer, "role": "down", "columns": len(zeroed.columns)}
+                for zeroed in intervention.layers
+            ],
+            "report": dict(intervention.report),
+        }
+    if isinstance(intervention, LowRankUpdate):
+        return {
+            "kind": intervention.kind,
+            "method": intervention.method,
+            "weights": [
+                {"layer": update.layer, "role": update.role, "rank": update.left.shape[1]}
+                for update in intervention.updates
+            ],
+            "report": dict(intervention.report),
+        }
     return {
         "kind": intervention.kind,
         "positions": intervention.positions,
@@ -91,11 +110,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"canary        {found['canary']['sequences']} sequences of {found['canary']['tokens']} tokens"
     for number, intervention in enumerate(found["interventions"]):
         yield ""
-        yield from (
-            _neuron_adjust_lines(number, intervention)
-            if "coin" in intervention
-            else _detection_lines(number, intervention)
-        )
+        yield from _LINES[intervention["kind"]](number, intervention)
     if found["provenance"]:
         yield ""
         yield from _nested("provenance", found["provenance"])
@@ -103,11 +118,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"receipts      {_count(len(found['receipts']), 'edit')}"
         for receipt in found["receipts"]:
-            yield (
-                f"  {receipt['intervention']}  layer {receipt['layer']:<3} "
-                f"{_count(receipt['count'], 'neuron' if receipt['kind'] == NeuronAdjust.kind else 'cube'):>14}  "
-                f"{receipt['tensor']}"
-            )
+            count = _COUNTED[receipt["kind"]].format(receipt["count"])
+            yield f"  {receipt['intervention']}  layer {receipt['layer']:<3} {count:>14}  {receipt['tensor']}"
+            if "norm_before" in receipt["detail"]:
+                yield f"  {'':27}{_norms(receipt['detail'])}"
     if "files" in found:
         yield ""
         yield f"files         {len(found['files'])}"
@@ -147,6 +161,43 @@ def _detection_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[s
             f"(interval {low:.1%} to {high:.1%})"
         )
     yield from _nested("  report", report)
+
+
+def _zero_columns_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[str]:
+    columns = sum(weight["columns"] for weight in intervention["weights"])
+    yield f"{number}  Zeroed columns: {_count(columns, 'neuron')}"
+    for weight in intervention["weights"]:
+        yield f"  layer {weight['layer']:<3} {_count(weight['columns'], 'column')} of {weight['role']}"
+    yield from _nested("  report", intervention["report"])
+
+
+def _low_rank_update_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{number}  Low-rank update by {intervention['method']}: {_count(len(intervention['weights']), 'weight')}"
+    for weight in intervention["weights"]:
+        yield f"  layer {weight['layer']:<3} {weight['role']}, rank {weight['rank']}"
+    yield from _nested("  report", intervention["report"])
+
+
+_LINES: Mapping[str, Callable[[int, Mapping[str, Any]], Iterator[str]]] = {
+    NeuronAdjust.kind: _neuron_adjust_lines,
+    KeySpaceDetection.kind: _detection_lines,
+    ZeroColumns.kind: _zero_columns_lines,
+    LowRankUpdate.kind: _low_rank_update_lines,
+}
+# What a receipt's count counts.
+_COUNTED = {
+    NeuronAdjust.kind: "{} neurons",
+    KeySpaceDetection.kind: "{} cubes",
+    ZeroColumns.kind: "{} columns",
+    LowRankUpdate.kind: "rank {}",
+}
+
+
+def _norms(detail: Mapping[str, Any]) -> str:
+    return (
+        f"norm {detail['norm_before']:.4g}, change asked {detail['norm_asked']:.4g}, realised "
+        f"{detail['norm_realised']:.4g} ({detail['dtype']})"
+    )
 
 
 def _count(number: int, what: str) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifact import GRAPH, MANIFEST, PLAN, hash_file, read_manifest
+from bakeout.export.artifact import GRAPH, MANIFEST, PLAN, read_manifest
 from bakeout.export.console import Track, no_track
 from bakeout.models.errors import BakeoutError
+from bakeout.models.hashing import hash_file, hash_files
 from bakeout.models.plan import NeuronAdjust, Plan
 from bakeout.models.plan_file import load_plan
 from bakeout.models.receipt import Receipt
@@ -72,11 +73,9 @@ def _file_checks(directory: Path, manifest: dict[str, Any], track: Track) -> Ite
     }
     missing = sorted(listed.keys() - present)
     extra = sorted(present - listed.keys() - {MANIFEST})
-    changed = [
-        name
-        for name in track(sorted(listed.keys() & present), "hashing the files", len(listed))
-        if hash_file(directory / name) != listed[name]["sha256"]
-    ]
+    both = sorted(listed.keys() & present)
+    digests = track(hash_files([directory / name for name in both]), "hashing the files", len(both))
+    changed = [name for name, digest in zip(both, digests, strict=True) if digest != listed[name]["sha256"]]
     problems = [
         f"{what}: {', '.join(names)}"
         for what, names in (("missing", missing), ("not in the manifest", extra), ("changed", changed))

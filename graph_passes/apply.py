@@ -12,7 +12,7 @@ from bakeout.graph_passes.anatomy import read_anatomy
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
-from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
+from bakeout.models.plan import Intervention, KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan
 from bakeout.models.receipt import Receipt
 
 # What onnx 1.23 writes by default is newer than what runtimes read; 10 has functions with overloads, and int4.
@@ -61,15 +61,18 @@ def _passes(
             yield KeySpaceDetectionPass(intervention, index, early_exit=early_exit, monitor=monitor)
 
 
-def _layers(intervention: Intervention) -> tuple[int, ...]:
-    if isinstance(intervention, NeuronAdjust):
-        return tuple(adjusted.layer for adjusted in intervention.layers)
-    return intervention.layers
+def _layers(intervention: Intervention) -> list[int]:
+    """The layer of every receipt that an intervention owes."""
+    if isinstance(intervention, KeySpaceDetection):
+        return list(intervention.layers)
+    if isinstance(intervention, LowRankUpdate):
+        return [update.layer for update in intervention.updates]
+    return [layer.layer for layer in intervention.layers]
 
 
 def _require_all_matched(plan: Plan, receipts: list[Receipt]) -> None:
     edited = Counter((receipt.intervention, receipt.layer) for receipt in receipts)
     for index, intervention in enumerate(plan.interventions):
-        missing = [layer for layer in _layers(intervention) if edited[index, layer] != 1]
-        if missing:
+        owed = Counter(_layers(intervention))
+        if missing := [layer for layer, edits in owed.items() if edited[index, layer] != edits]:
             raise GraphError(f"Intervention {index} ({intervention.kind}) did not match once in layers {missing}.")

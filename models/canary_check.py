@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bakeout.models.plan import Floats, Intervention, NeuronAdjust
+from bakeout.models.plan import Floats, Intervention, KeySpaceDetection, NeuronAdjust
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,9 @@ class CanaryMatch:
     """How far a model is from the one a plan was fitted on, by one intervention's canary.
 
     ``distance`` is a mean over the ``compared`` values: of |measured - expected| in units of the retain deviation
-    for Neuron Adjust, relative to the expected margin for Key Space Detection; NaN where there was nothing to
-    compare, infinite where a measured value is not finite. ``kind`` is the intervention's.
+    for Neuron Adjust, relative to the expected margin for Key Space Detection, relative to the root mean square of the
+    expected values for weight edits; NaN where there was nothing to compare, infinite where a measured value is not
+    finite. ``kind`` is the intervention's.
     """
 
     kind: str
@@ -45,8 +46,10 @@ def compare_canary(expected: Floats, measured: Floats, intervention: Interventio
         unit = np.broadcast_to(
             np.concatenate([layer.retain_deviation for layer in intervention.layers]), expected.shape
         )
-    else:
+    elif isinstance(intervention, KeySpaceDetection):
         unit = expected
+    else:
+        unit = np.full_like(expected, np.sqrt(np.nanmean(expected**2)) if np.isfinite(expected).any() else np.nan)
     comparable = ~np.isnan(expected)
     compared = int(comparable.sum())
     if compared == 0:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.hashing import hash_files
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 # What a causal language model needs of its repository: neither pickles nor other frameworks' weights.
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-_CHUNK = 1 << 20
 
 
 def resolve_checkpoint(name: str | Path) -> Path:
@@ -38,16 +38,14 @@ def resolve_checkpoint(name: str | Path) -> Path:
 
 
 def weights_digest(directory: Path) -> str:
-    """SHA-256 (hex) over the names, sizes and contents of the checkpoint's ``*.safetensors``, in order of name.
+    """SHA-256 (hex) over the names, sizes and SHA-256 of the checkpoint's ``*.safetensors``, in order of name.
 
     Raises ``BakeoutError`` for a checkpoint without any, and for damaged files.
     """
+    files = weight_files(directory)
     digest = hashlib.sha256()
-    for path in _weight_files(directory):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+    for path, content in zip(files, hash_files(files), strict=True):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0{content}\0".encode())
     return digest.hexdigest()
 
 
@@ -59,8 +57,8 @@ def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrai
     """
     from transformers import AutoModelForCausalLM
 
-    _weight_files(directory)
-    if "quantization_config" in _read_config(directory):
+    weight_files(directory)
+    if "quantization_config" in read_config(directory):
         raise BakeoutError(f"{directory} holds quantised weights.", "Use the unquantised checkpoint.")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -102,24 +100,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         ) from None
 
 
-def _snapshot(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
-    except HFValidationError:
-        raise BakeoutError(
-            f"There is no directory {name}, and it is not a hub id.", "Give a checkpoint's directory or hub id."
-        ) from None
-    except OSError as error:
-        raise BakeoutError(
-            f"There is no directory {name}, and no such checkpoint could be fetched ({_first_line(error)}).",
-            "Check the name, the network and the access rights, or give the directory of a copy.",
-        ) from None
-
-
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The checkpoint's ``*.safetensors``, in order of name. Raises ``BakeoutError`` for none, or damaged ones."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth"))
@@ -138,7 +120,8 @@ def _weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's ``config.json``. Raises ``BakeoutError`` where it cannot be read."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -147,6 +130,23 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BakeoutError(f"{path} is not a JSON object.", "Copy the checkpoint again.")
     return config
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+    except HFValidationError:
+        raise BakeoutError(
+            f"There is no directory {name}, and it is not a hub id.", "Give a checkpoint's directory or hub id."
+        ) from None
+    except OSError as error:
+        raise BakeoutError(
+            f"There is no directory {name}, and no such checkpoint could be fetched ({_first_line(error)}).",
+            "Check the name, the network and the access rights, or give the directory of a copy.",
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

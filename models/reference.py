@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from bakeout.models.hooks import Hooks
 from bakeout.models.plan import Floats, Integers, KeySpaceDetection, Plan
 from bakeout.models.refusal import positions_tested, refuse_row
+from bakeout.models.weight_edits import edited_weights
 
 # A refused position's logit for every token but the one it says: finite in fp16, out of reach of any temperature.
 SILENCED = -30000.0
@@ -36,8 +38,10 @@ class ReferenceCache:
 class Reference:
     """``model`` with all interventions of ``plan`` in force, for as long as the context is entered.
 
-    Neuron Adjust follows the paper's formulas in float64 (``models.hooks``); the margins of Key Space Detection are
-    float64 too; all else runs in the model's own dtype and on its own device. The latch, which a baked graph keeps
+    Weight edits are made to ``model`` itself by their formulas in float64, rounded to its dtype, and taken back bit for
+    bit in the end (``models.weight_edits``): give the base model. Neuron Adjust follows the paper's formulas in float64
+    (``models.hooks``); the margins of Key Space Detection are float64 too; all else runs in the model's own dtype and
+    on its own device. The latch, which a baked graph keeps
     in its value cache, is kept beside the cache here.
 
     After a step, ``margins`` is float64 [batch, tokens, cubes], the margins of the new positions, and ``said``
@@ -50,13 +54,18 @@ class Reference:
         self.margins: Floats | None = None
         self.said: Integers | None = None
         self._hooks = Hooks(model, plan.interventions)
+        self._interventions = plan.interventions
+        self._in_force = ExitStack()
         checks = (intervention for intervention in plan.interventions if isinstance(intervention, KeySpaceDetection))
         self._check = next(checks, None)
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
 
     def __enter__(self) -> Reference:
         """Put the interventions in force."""
-        self._hooks.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(edited_weights(self.model, self._interventions))
+            stack.enter_context(self._hooks)
+            self._in_force = stack.pop_all()
         return self
 
     def __exit__(
@@ -66,7 +75,7 @@ class Reference:
         traceback: TracebackType | None,
     ) -> None:
         """Give the model back as it was."""
-        self._hooks.__exit__(exception_type, exception, traceback)
+        self._in_force.close()
 
     def new_cache(self, batch: int) -> ReferenceCache:
         """An empty cache for ``batch`` conversations."""

@@ -129,7 +129,8 @@ def _bake_artifact(directory: Path, shape: Shape) -> None:
 
 
 def _copy_and_hash(directory: Path, _shape: Shape) -> None:
-    from bakeout.export.artifact import copy_by_kernel, hash_file
+    from bakeout.export.artifact import copy_by_kernel
+    from bakeout.models.hashing import hash_file
 
     copy_by_kernel(directory / DATA, directory / "copy")
     hash_file(directory / "copy")

@@ -17,12 +17,12 @@ from bakeout.export.artifact import (
     SCHEMA,
     artifact_directory,
     copy_by_kernel,
-    hash_file,
     read_manifest,
     require_space,
     write_manifest,
 )
 from bakeout.models.errors import BakeoutError
+from bakeout.models.hashing import hash_file
 
 RECEIPT: dict[str, Any] = {
     "intervention": 0,

@@ -5,12 +5,13 @@ import shutil
 import numpy as np
 import pytest
 
-from bakeout.export.artifact import MANIFEST, hash_file, write_manifest
+from bakeout.export.artifact import MANIFEST, write_manifest
 from bakeout.export.bake import BakeOptions, bake
 from bakeout.export.console import no_track
 from bakeout.export.parity import check_coin
 from bakeout.export.verify import verify
 from bakeout.models.errors import BakeoutError
+from bakeout.models.hashing import hash_file
 from bakeout.models.plan import NeuronAdjust
 
 from tests.tiny_models import tiny_checkpoint
