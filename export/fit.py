@@ -13,7 +13,8 @@ import numpy as np
 
 from bakeout.export.console import Track, no_track
 from bakeout.export.data_files import by_use
-from bakeout.export.recipe import KeySpaceDetectionOptions, NeuronAdjustOptions, Recipe
+from bakeout.export.intervention_options import KeySpaceDetectionOptions, NeuronAdjustOptions
+from bakeout.export.recipe import Recipe
 from bakeout.models.checkpoint import load_tokenizer, resolve_checkpoint, weights_digest
 from bakeout.models.data import Record, file_digest, read_records
 from bakeout.models.errors import BakeoutError

@@ -7,36 +7,29 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from bakeout.export.intervention_options import (
+    InterventionEntry,
+    KeySpaceDetectionOptions,
+    NeuronAdjustOptions,
+    Section,
+)
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.neuron_adjust import Selection
-from bakeout.models.plan import Coin, Positions
-from bakeout.models.probing import Scope
 
 
 class RecipeError(BakeoutError):
     """A recipe that cannot be followed."""
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 def _as_files(value: Any) -> Any:
     return {"file": value} if isinstance(value, str) else value
 
 
-Names = Annotated[list[str], BeforeValidator(_as_list)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DataFiles(_Section):
+class DataFiles(Section):
     """The files of one skill or subject: JSON lines with ``prompt`` and ``response``, ``text``, or ``messages``."""
 
     file: Path | None = Field(
@@ -56,72 +49,7 @@ class DataFiles(_Section):
         return {use: path for use, path in files.items() if path is not None}
 
 
-class NeuronAdjustOptions(_Section):
-    """Neuron Adjust (arXiv 2503.21730): shifts the pre-activations that look like the forget set's."""
-
-    forget: Names = Field(description="Names of the data to forget.", min_length=1)
-    retain: Names | None = Field(None, description="Names of the data to keep; by default all others.")
-    ratio: float = Field(0.03, gt=0, le=1, description="The paper's beta: the share of all neurons that is adjusted.")
-    selection: Selection = Field(
-        "difference",
-        description="How neurons are ranked: by the signed `difference` of the means (the paper), or `standardised`, "
-        "that difference in pooled standard deviations.",
-    )
-    tokens: Scope = Field(
-        "answer", description="Which tokens the statistics are over: the `answer`'s (the paper), or `all`."
-    )
-    coin: Coin = Field(
-        "threshold",
-        description="`threshold` shifts whenever the value looks like the forget set's, `expected` by the expected "
-        "amount (both deterministic), `stochastic` by chance, as in the paper.",
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the stochastic coin.")
-
-
-class KeySpaceDetectionOptions(_Section):
-    """Key Space Detection (arXiv 2503.21730): refuses queries whose key vector lies in a cube."""
-
-    forget: Names = Field(description="Names of the data whose queries are refused.", min_length=1)
-    retain: Names | None = Field(
-        None, description="Names of the data on which false refusals are counted; by default all others."
-    )
-    layers: Literal["last"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
-        "last", description="The layers whose key vectors are checked, jointly: `last`, or a list counted from 0."
-    )
-    cubes: PositiveInt = Field(1, description="Cubes a skill: one around each of so many clusters of its queries.")
-    alpha: Literal["auto"] | PositiveFloat = Field(
-        "auto",
-        description="The cubes' half-width in standard deviations; `auto` takes the smallest that holds all but a "
-        "share `epsilon` of fresh queries (split conformal).",
-    )
-    epsilon: float = Field(0.005, gt=0, lt=1, description="The share of the skill's queries that may get through.")
-    positions: Positions = Field(
-        "query",
-        description="What is checked: the `query`'s last token, the last token of every `step`, or `every` token (the "
-        "only choice whose decision does not depend on how a prompt is cut into chunks).",
-    )
-    refusal: str = Field("Your query is not valid.", min_length=1, description="What the model says instead.")
-    floor: float = Field(
-        0.1, ge=0, description="Lowest deviation of a cube, as a share of the whole skill's in that dimension."
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the clustering.")
-
-
-class InterventionEntry(_Section):
-    """One intervention: a single key that names the method."""
-
-    neuron_adjust: NeuronAdjustOptions | None = None
-    key_space_detection: KeySpaceDetectionOptions | None = None
-
-    @property
-    def options(self) -> NeuronAdjustOptions | KeySpaceDetectionOptions:
-        """The options of the method that the entry names."""
-        options = self.neuron_adjust or self.key_space_detection
-        assert options is not None, "load_recipe refuses entries without a method"
-        return options
-
-
-class ExportOptions(_Section):
+class ExportOptions(Section):
     """How the artifact is written."""
 
     dtype: Literal["fp32", "fp16"] = Field("fp32", description="The type that the graph computes in.")
@@ -134,7 +62,7 @@ class ExportOptions(_Section):
     monitor: bool = Field(False, description="Two more outputs: `refused` and `margin`.")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe, with its paths made absolute."""
 
     model: str = Field(description="A checkpoint's directory, relative to the recipe, or a hub id.")
@@ -157,7 +85,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(written)
     except ValidationError as error:
-        raise _recipe_error(path, [_problem(details, written) for details in error.errors()]) from None
+        raise _recipe_error(path, _problems(error, written)) from None
     problems = [(_line(written, where), text) for where, text in _contradictions(recipe, path.parent)]
     if problems:
         raise _recipe_error(path, problems)
@@ -181,20 +109,29 @@ def _read(path: Path) -> Mapping[str, Any]:
     return written
 
 
-def _problem(details: Mapping[str, Any], written: Any) -> tuple[int, str]:
-    """One of pydantic's errors as a line number and a sentence."""
+def _problems(error: ValidationError, written: Any) -> list[tuple[int, str]]:
+    """Pydantic's errors as line numbers and sentences; what is wrong by every part of a union is one error."""
+    merged: dict[tuple[int, str], list[str]] = {}
+    for details in error.errors():
+        subject, message = _problem(details)
+        merged.setdefault((_line(written, details["loc"]), subject), []).append(message)
+    return [(line, f"{subject}{' or '.join(messages)}") for (line, subject), messages in merged.items()]
+
+
+def _problem(details: ErrorDetails) -> tuple[str, str]:
+    """One of pydantic's errors as what it is about and a sentence."""
     where = details["loc"]
     key = str(where[-1])
     if details["type"] == "extra_forbidden":
         known = _known_keys(where[:-1])
         close = get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        return _line(written, where), f"unknown key {key!r} ({hint})"
+        return f"unknown key {key!r} ({hint})", ""
     if details["type"] == "missing":
-        return _line(written, where[:-1]), f"{key!r} is missing"
+        return f"{key!r} is missing", ""
     # The parts of a union are pydantic's, not the user's.
     name = ".".join(str(part) for part in where if isinstance(part, int) or part.isidentifier())
-    return _line(written, where), f"{name}: {details['msg'][:1].lower()}{details['msg'][1:]}"
+    return f"{name}: ", f"{details['msg'][:1].lower()}{details['msg'][1:]}"
 
 
 def _known_keys(where: Sequence[int | str]) -> list[str]:

@@ -22,6 +22,7 @@ from bakeout.models.data import Record, read_records
 from bakeout.models.families import identity
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
+from bakeout.models.weight_edits import edited_weights
 
 # Prompts a skill, by split.
 PROMPTS = {"probing": 1400, "selection": 600, "calibration": 1000, "test": 1000}
@@ -57,10 +58,10 @@ class Bench:
         with tempfile.TemporaryDirectory() as scratch:
             return read_records(self._write(skill, split, count or PROMPTS[split], Path(scratch)), self.tokenizer)
 
-    def right(self, skill: str, split: str) -> NDArray[np.bool_]:
-        """Which of a split's prompts the base model answers rightly."""
+    def right(self, skill: str, split: str, count: int | None = None) -> NDArray[np.bool_]:
+        """Which of a split's prompts (as for ``records``) the base model answers rightly."""
         with tempfile.TemporaryDirectory() as scratch:
-            path = self._write(skill, split, PROMPTS[split], Path(scratch))
+            path = self._write(skill, split, count or PROMPTS[split], Path(scratch))
             return grade(Runner(self.base), path, set(), batch_size=64).right
 
     def _write(self, skill: str, split: str, count: int, directory: Path) -> Path:
@@ -75,12 +76,9 @@ class Bench:
 
     def plan(self, intervention: Intervention, prompts: Sequence[list[int]]) -> Plan:
         """A plan of one intervention, its canary measured on ``prompts``."""
-        return Plan(
-            model=self.identity,
-            interventions=(intervention,),
-            canary=measure_canary(self.model, [intervention], prompts),
-            provenance={"data": {}, "versions": {}},
-        )
+        with edited_weights(self.model, [intervention]):
+            canary = measure_canary(self.model, [intervention], prompts)
+        return Plan(self.identity, (intervention,), canary, {"data": {}, "versions": {}})
 
     def artifact_accuracies(self, intervention: Intervention, prompts: Sequence[list[int]]) -> dict[str, float]:
         """Accuracy per skill of the artifact that carries one intervention."""

@@ -35,13 +35,14 @@ LAYERS = range(6)
 LAYER_SETS = [(0,), (1, 2, 3), (2, 3, 4)]
 CUBES = [4, 32]
 FLOORS = [0.3, 1.0]
-# Queries that cubes are fitted on: many, where the skill has them.
-PROBED = {skill: 1400 if skill == "facts" else 3000 for skill in SKILLS}
+# Queries a split, for fitting, choosing and calibrating cubes: many, where the skill has them.
+QUERIES = {skill: 1400 if skill == "facts" else 3000 for skill in SKILLS}
 RATIOS = [0.03, 0.1, 0.15, 0.2, 0.3, 0.4]
 SELECTIONS = ("difference", "standardised")
-# The shares of queries that may get through, and how much of another skill may be lost for a smaller one.
-EPSILONS = [0.005, 0.01, 0.015]
-TOLERATED = 0.005
+# The shares of queries that may get through that alpha is set for, and what is tolerated of right answers: how many of
+# the forgotten skill's may be left, and how many of another's lost.
+EPSILONS = [0.005, 0.01, 0.015, 0.02, 0.03]
+LEFT, LOST = 0.02, 0.01
 
 LayerKeys = dict[int, Any]
 
@@ -62,12 +63,11 @@ DEFAULTS = Structure(layers=(max(LAYERS),), cubes=1, floor=0.1, epsilon=0.005)
 def choose_structure(
     skill: str, keys: Mapping[str, Mapping[str, LayerKeys]], right: Mapping[str, NDArray[np.bool_]], refusal: Any
 ) -> Structure:
-    """The structure that costs the other skills least on the selection split.
+    """The structure that forgets, and costs the other skills, least on the selection split.
 
-    The cost is the share of a skill's right answers that false refusals take, of the skill that loses most. Costs up
-    to ``TOLERATED`` are alike; among the alike a smaller epsilon wins, then fewer cubes, then fewer layers, then
-    those that let the early exit skip more. The selection split's own queries of the skill set alpha here; the
-    calibration split is not touched.
+    Of right answers, the share of the skill's that is left and the largest share of another's that is lost are each
+    held against what is tolerated, and the worse of the two counts. At like worth the shallowest wins, then fewer
+    layers, then fewer cubes. The selection split's own queries set alpha here; the calibration split is not touched.
     """
     best: tuple[Any, Structure] | None = None
     for layers, cubes, floor in itertools.product(LAYER_SETS, CUBES, FLOORS):
@@ -77,8 +77,10 @@ def choose_structure(
         margins = {name: nearest(check, keys[name]["selection"]) for name in SKILLS}
         for epsilon in EPSILONS:
             alpha = np.quantile(margins[skill], 1 - epsilon, method="higher")
-            cost = max(float((margins[name][right[name]] <= alpha).mean()) for name in SKILLS if name != skill)
-            rank = (max(round(cost, 3), TOLERATED), epsilon, cubes, len(layers), layers[-1], floor)
+            inside = {name: float((margins[name][right[name]] <= alpha).mean()) for name in SKILLS}
+            lost = max(share for name, share in inside.items() if name != skill)
+            worth = max((1 - inside[skill]) / LEFT, lost / LOST)
+            rank = (round(worth, 2), layers[-1], len(layers), cubes, floor, epsilon)
             if best is None or rank < best[0]:
                 best = rank, Structure(layers, cubes, floor, epsilon)
     assert best is not None
@@ -98,10 +100,10 @@ def key_space_detection(bench: Bench) -> None:
     prompts = {}
     for skill in SKILLS:
         keys[skill] = {}
-        for split, count in (("probing", PROBED[skill]), ("selection", None), ("calibration", None)):
-            prompts[skill] = [record.prompt_ids for record in bench.records(skill, split, count)]
+        for split in ("probing", "selection", "calibration"):
+            prompts[skill] = [record.prompt_ids for record in bench.records(skill, split, QUERIES[skill])]
             keys[skill][split] = probe_keys(bench.model, prompts[skill], layers=LAYERS, batch_size=64)
-    right = {skill: bench.right(skill, "selection") for skill in SKILLS}
+    right = {skill: bench.right(skill, "selection", QUERIES[skill]) for skill in SKILLS}
     for skill in DETECTED:
         for layer in LAYERS:
             if (key := f"figure5 {skill} {layer}") not in bench.rows:

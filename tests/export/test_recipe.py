@@ -168,3 +168,9 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"model: \xe9\n")
     with pytest.raises(RecipeError, match="UTF-8"):
         load_recipe(tmp_path / "latin.yaml")
+
+
+def test_an_option_of_two_kinds_is_one_error(tmp_path: Path) -> None:
+    cause = _refusal(tmp_path, GOOD + "      layers: first\n")
+    assert "has an error" in cause
+    assert "'last' or input should be a valid list" in cause
