@@ -38,14 +38,17 @@ class FeedForwardLayer:
     """One FFL.
 
     ``pre_activation``: output of the gate linear, its bias included, [batch, tokens, F] (of a fused linear: the half
-    that is activated). ``key_vector``: data input of ``down``, F wide: [batch, tokens, F], or [batch * tokens, F]
-    where ``down`` is a Gemm. ``width`` is F, ``hidden`` the width of the residual stream, ``dtype`` the type of
-    the activations.
+    that is activated). ``up`` and ``up_output``: the other linear of a gated FFL (of a fused one: the same) and what it
+    hands on, likewise; None where the FFL is ungated. ``key_vector``: data input of ``down``, F wide: [batch, tokens,
+    F], or [batch * tokens, F] where ``down`` is a Gemm. ``width`` is F, ``hidden`` the width of the residual stream,
+    ``dtype`` the type of the activations.
     """
 
     index: int
     gate: ir.Node
     pre_activation: ir.Value
+    up: ir.Node | None
+    up_output: ir.Value | None
     key_vector: ir.Value
     down: ir.Node
     width: int
@@ -204,7 +207,19 @@ def _feed_forward_layer(down: Linear, sources: Mapping[ir.Value, _Source]) -> Fe
             return None
     (pre_activation,) = activated
     gate = sources[pre_activation].linear
-    return FeedForwardLayer(0, gate.node, pre_activation, down.data, down.node, width, hidden, down.dtype)
+    plain = next(iter(reached - activated), None)
+    return FeedForwardLayer(
+        index=0,
+        gate=gate.node,
+        pre_activation=pre_activation,
+        up=None if plain is None else sources[plain].linear.node,
+        up_output=plain,
+        key_vector=down.data,
+        down=down.node,
+        width=width,
+        hidden=hidden,
+        dtype=down.dtype,
+    )
 
 
 def _walk_back(end: ir.Value, sources: Mapping[ir.Value, _Source]) -> tuple[set[ir.Value], set[ir.Value]] | None:

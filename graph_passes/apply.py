@@ -12,6 +12,7 @@ from bakeout.graph_passes.anatomy import read_anatomy
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
+from bakeout.graph_passes.weight_edits import WeightEditsPass
 from bakeout.models.plan import Intervention, KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan
 from bakeout.models.receipt import Receipt
 
@@ -26,7 +27,8 @@ def apply_plan(
     """Edit a decoder graph in place so that it carries a plan, and return the receipts in the plan's order.
 
     ``inline`` writes Neuron Adjust as standard operators instead of a model-local function, ``early_exit`` lets Key
-    Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``.
+    Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``. Edited
+    weights that lie in a data file show as edited from then on; ``write_edited_tensors`` writes them to a copy of it.
 
     Raises ``PlanError`` where the plan was fitted on a model of another shape, and ``GraphError`` where the graph
     cannot be read or an edit does not match all that the plan names; the graph is then to be discarded.
@@ -46,13 +48,16 @@ def apply_plan(
     _require_all_matched(plan, receipts)
     RemoveUnusedNodesPass()(model)
     model.ir_version = IR_VERSION
-    return sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer))
+    return sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer, receipt.detail.get("role", "")))
 
 
 def _passes(
     plan: Plan, inline: bool, early_exit: bool, monitor: bool
-) -> Iterator[NeuronAdjustPass | KeySpaceDetectionPass]:
-    """The passes of a plan. Neuron Adjust comes first: Key Space Detection parts the graph into branches."""
+) -> Iterator[WeightEditsPass | NeuronAdjustPass | KeySpaceDetectionPass]:
+    """The passes of a plan: weights, then Neuron Adjust, then Key Space Detection, which parts the graph."""
+    weights = WeightEditsPass(plan.interventions)
+    if weights.changes:
+        yield weights
     for index, intervention in enumerate(plan.interventions):
         if isinstance(intervention, NeuronAdjust):
             yield NeuronAdjustPass(intervention, index, inline=inline)

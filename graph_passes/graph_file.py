@@ -16,10 +16,12 @@ from bakeout.graph_passes.errors import GraphError
 
 class DataTensor(ir.ExternalTensor):
     """A tensor in a data file, by the file's real path: onnx_ir itself reads no file that is linked, but model hubs
-    and ``cp -l`` link them. ``name_in_graph`` is the file's name as the graph has it.
+    and ``cp -l`` link them. ``name_in_graph`` is the file's name as the graph has it; ``awaits_writing``: the tensor
+    was edited, and the file does not hold it so.
     """
 
     name_in_graph: str
+    awaits_writing = False
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -47,14 +49,19 @@ def load_graph(path: Path) -> ir.Model:
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write the graph alone: tensors that lie in a data file are written as references to it, by its old name."""
+    """Write the graph alone: tensors that lie in a data file are written as references to it, by its old name.
+
+    Raises ``ValueError`` where one of them was edited since, and the file would hold it as it was.
+    """
+    if any(tensor.awaits_writing for tensor in data_tensors(model)):
+        raise ValueError("tensors in the data file were edited: write them into a copy, and the graph beside it")
     path.write_bytes(graph_bytes(model))
 
 
 def graph_bytes(model: ir.Model) -> bytes:
     """What ``save_graph`` writes. The same graph gives the same bytes."""
     proto = ir.serde.serialize_model(model)
-    names = {str(tensor.location): tensor.name_in_graph for tensor in _data_tensors(model)}
+    names = {str(tensor.location): tensor.name_in_graph for tensor in data_tensors(model)}
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
             for entry in tensor.external_data:
@@ -65,8 +72,15 @@ def graph_bytes(model: ir.Model) -> bytes:
 
 def data_files(model: ir.Model) -> dict[str, Path]:
     """The data files of a loaded graph: name as written in the graph to real path, symbolic links resolved."""
-    found = {tensor.name_in_graph: Path(tensor.location) for tensor in _data_tensors(model)}
+    found = {tensor.name_in_graph: Path(tensor.location) for tensor in data_tensors(model)}
     return dict(sorted(found.items()))
+
+
+def data_tensors(model: ir.Model) -> Iterator[DataTensor]:
+    """The tensors of a loaded graph that lie in data files."""
+    for value in _initialisers(model):
+        if isinstance(value.const_value, DataTensor):
+            yield value.const_value
 
 
 def graph_digest(model: ir.Model) -> str:
@@ -90,12 +104,6 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def _initialisers(model: ir.Model) -> Iterator[ir.Value]:
     for graph in model.graphs():
         yield from graph.initializers.values()
-
-
-def _data_tensors(model: ir.Model) -> Iterator[DataTensor]:
-    for value in _initialisers(model):
-        if isinstance(value.const_value, DataTensor):
-            yield value.const_value
 
 
 def _require_data(model: ir.Model, path: Path) -> None:

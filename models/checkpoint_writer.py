@@ -21,7 +21,7 @@ from bakeout.models.checkpoint import read_config, weight_files
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
 from bakeout.models.receipt import Receipt
-from bakeout.models.weight_arithmetic import EDITABLE, WeightChange, change_weight, require_shape, weight_changes
+from bakeout.models.weight_arithmetic import EDITABLE, WeightChange, change_with_receipt, require_shape, weight_changes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -121,7 +121,7 @@ def _edit_tensor(path: Path, edit: TensorEdit) -> list[Receipt]:
         file.readinto(content)
         values = np.frombuffer(content, dtype=EDITABLE[tensor.dtype]).reshape(tensor.shape)
         receipts = [
-            change_weight(weight_in(values, stored), change, stored=values, node=tensor.file, tensor=tensor.name)
+            change_with_receipt(weight_in(values, stored), change, stored=values, node=tensor.file, tensor=tensor.name)
             for stored, change in edit.changes
         ]
         file.seek(tensor.start)

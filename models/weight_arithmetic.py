@@ -82,48 +82,11 @@ def require_shape(change: WeightChange, shape: tuple[int, ...]) -> None:
         )
 
 
-def change_weight(weight: NDArray[Any], change: WeightChange, *, stored: NDArray[Any], **found: Any) -> Receipt:
-    """Change W [out, in], float32, float16 or bfloat16, in place, and return the receipt.
-
-    Computed in float64 and rounded to float32, then to the stored type, as torch converts. ``weight`` is a view of
-    ``stored``, the tensor as it lies in its file, of which the digests are taken; ``found`` are the receipt's ``node``
-    and ``tensor``, and whatever else belongs into its ``detail``.
-
-    In ``detail``: ``role``, ``dtype``, and the Frobenius norms of W before (``norm_before``), of the change asked for
-    (``norm_asked``) and of the change as it is after rounding (``norm_realised``); ``share_realised`` is how much of
-    the change asked for lies in the realised one, <asked, realised> / <asked, asked>.
-
-    Raises ``BakeoutError`` where less than ``SURVIVES`` of an update is left after rounding, or it is all zero, and
-    where W holds or would hold what is not a finite number. Zeroed columns are exactly zero: nothing rounds away.
-    """
-    require_shape(change, weight.shape)
-    before = _digest(stored)
-    sums = _zero_columns(weight, change.columns) if change.columns is not None else _add_product(weight, change)
-    _require_realised(change, weight.dtype, sums)
-    return Receipt(
-        intervention=change.intervention,
-        kind=change.kind,
-        layer=change.layer,
-        node=found.pop("node"),
-        tensor=found.pop("tensor"),
-        count=change.count,
-        before=before,
-        after=_digest(stored),
-        detail={
-            "role": change.role,
-            "dtype": weight.dtype.name,
-            "norm_before": _rounded(sums.before**0.5),
-            "norm_asked": _rounded(sums.asked**0.5),
-            "norm_realised": _rounded(sums.realised**0.5),
-            "share_realised": _rounded(sums.share),
-            **found,
-        },
-    )
-
-
 @dataclass
-class _Sums:
-    """Squared Frobenius norms, and the inner product of the change asked for with the realised one."""
+class Norms:
+    """Squared Frobenius norms of a weight before a change, of the change asked for and of the change realised after
+    rounding; ``common`` is the inner product of the latter two.
+    """
 
     before: float = 0.0
     asked: float = 0.0
@@ -131,6 +94,7 @@ class _Sums:
     common: float = 0.0
 
     def add(self, before: NDArray[np.float64], asked: NDArray[np.float64], realised: NDArray[np.float64]) -> None:
+        """Count some more rows."""
         self.before += float(np.sum(before * before))
         self.asked += float(np.sum(asked * asked))
         self.realised += float(np.sum(realised * realised))
@@ -138,52 +102,98 @@ class _Sums:
 
     @property
     def share(self) -> float:
+        """How much of the change asked for lies in the realised one: <asked, realised> / <asked, asked>."""
         return self.common / self.asked if self.asked else 1.0
 
 
-def _zero_columns(weight: NDArray[Any], columns: Integers) -> _Sums:
-    sums = _Sums()
+def change_weight(weight: NDArray[Any], change: WeightChange) -> Norms:
+    """Change W [out, in], float32, float16 or bfloat16, in place.
+
+    Computed in float64 and rounded to float32, then to the stored type, as torch converts. Raises ``BakeoutError``
+    where less than ``SURVIVES`` of an update is left after rounding, or it is all zero, and where W holds or would hold
+    what is not a finite number. Zeroed columns are exactly zero: nothing rounds away.
+    """
+    require_shape(change, weight.shape)
+    norms = _zero_columns(weight, change.columns) if change.columns is not None else _add_product(weight, change)
+    _require_realised(change, weight.dtype, norms)
+    return norms
+
+
+def change_with_receipt(
+    weight: NDArray[Any], change: WeightChange, *, stored: NDArray[Any], node: str, tensor: str, **detail: Any
+) -> Receipt:
+    """``change_weight``, and the receipt for it.
+
+    ``weight`` is a view of ``stored``, the tensor as it lies in its file, of which the digests are taken. The receipt
+    says in ``detail``, beside what is given: ``role``, ``dtype``, the Frobenius norms ``norm_before``, ``norm_asked``
+    and ``norm_realised``, and ``share_realised`` (``Norms.share``).
+    """
+    before = _digest(stored)
+    norms = change_weight(weight, change)
+    return Receipt(
+        intervention=change.intervention,
+        kind=change.kind,
+        layer=change.layer,
+        node=node,
+        tensor=tensor,
+        count=change.count,
+        before=before,
+        after=_digest(stored),
+        detail={
+            "role": change.role,
+            "dtype": weight.dtype.name,
+            "norm_before": _rounded(norms.before**0.5),
+            "norm_asked": _rounded(norms.asked**0.5),
+            "norm_realised": _rounded(norms.realised**0.5),
+            "share_realised": _rounded(norms.share),
+            **detail,
+        },
+    )
+
+
+def _zero_columns(weight: NDArray[Any], columns: Integers) -> Norms:
+    norms = Norms()
     for rows in _blocks(weight):
         block = weight[rows].astype(np.float64)
         change = -block[:, columns]
-        sums.add(block, change, change)
+        norms.add(block, change, change)
     weight[:, columns] = 0
-    return sums
+    return norms
 
 
-def _add_product(weight: NDArray[Any], change: WeightChange) -> _Sums:
+def _add_product(weight: NDArray[Any], change: WeightChange) -> Norms:
     assert change.left is not None and change.right is not None
-    sums = _Sums()
+    norms = Norms()
     right = change.right.astype(np.float64)
     for rows in _blocks(weight):
         block = weight[rows].astype(np.float64)
         asked = change.left[rows].astype(np.float64) @ right
         with np.errstate(over="ignore"):
             weight[rows] = (block + asked).astype(np.float32).astype(weight.dtype)
-        sums.add(block, asked, weight[rows].astype(np.float64) - block)
-    return sums
+        norms.add(block, asked, weight[rows].astype(np.float64) - block)
+    return norms
 
 
 def _blocks(weight: NDArray[Any]) -> Iterator[slice]:
     return (slice(start, start + _ROWS) for start in range(0, len(weight), _ROWS))
 
 
-def _require_realised(change: WeightChange, dtype: np.dtype[Any], sums: _Sums) -> None:
+def _require_realised(change: WeightChange, dtype: np.dtype[Any], norms: Norms) -> None:
     where = _where(change)
-    if not np.isfinite(sums.before):
+    if not np.isfinite(norms.before):
         raise BakeoutError(f"{where}: the weight holds NaN or infinite values.", "Use a sound checkpoint.")
-    if not np.isfinite(sums.realised):
+    if not np.isfinite(norms.realised):
         raise BakeoutError(
             f"{where}: the change leaves the range of {dtype.name}.", "Store the weights in bfloat16 or float32."
         )
     if change.columns is not None:
         return
-    if sums.asked == 0:
+    if norms.asked == 0:
         raise PlanError(f"{where}: the update is all zero, so it would change nothing.")
-    if sums.share < SURVIVES:
+    if norms.share < SURVIVES:
         raise BakeoutError(
-            f"{where}: the change rounds away in {dtype.name}: of the norm {sums.asked**0.5:.3g} asked for, "
-            f"{max(sums.share, 0.0):.0%} is left.",
+            f"{where}: the change rounds away in {dtype.name}: of the norm {norms.asked**0.5:.3g} asked for, "
+            f"{max(norms.share, 0.0):.0%} is left.",
             "Bake into a checkpoint or graph of higher precision, or fit a larger change.",
         )
 
@@ -197,5 +207,5 @@ def _digest(stored: NDArray[Any]) -> str:
 
 
 def _rounded(value: float) -> float:
-    """To six digits: sums differ in the last ones from machine to machine, and artifacts must not."""
+    """To six digits: norms differ in the last ones from machine to machine, and artifacts must not."""
     return float(f"{value:.{_DIGITS}g}")

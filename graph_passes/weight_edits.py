@@ -1,0 +1,182 @@
+"""Weight edits in the initialisers of a decoder graph: the graph stays, some of its numbers change.
+
+A plan names weights by layer and role; where they lie is found by structure. An initialiser in the graph's own file is
+edited there. One in a data file is read, edited and dropped again, the graph from then on showing it as edited, and
+``write_edited_tensors`` puts it into a copy of the data file: no other weight is ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bakeout.graph_passes.anatomy import FeedForwardLayer, read_anatomy
+from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.graph_file import DataTensor, data_tensors
+from bakeout.graph_passes.weight_location import WeightLocation, locate_weight
+from bakeout.models.plan import Intervention
+from bakeout.models.receipt import Receipt
+from bakeout.models.weight_arithmetic import (
+    WeightChange,
+    change_weight,
+    change_with_receipt,
+    require_shape,
+    weight_changes,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Edit:
+    """One change of one weight, and where that lies."""
+
+    change: WeightChange
+    location: WeightLocation
+
+    def make(self, values: NDArray[Any]) -> None:
+        """Change the weight in ``values``, the whole tensor that it lies in."""
+        change_weight(self.location.weight_in(values), self.change)
+
+    def make_with_receipt(self, values: NDArray[Any], observed: str) -> Receipt:
+        """``make``, and the receipt for it."""
+        return change_with_receipt(
+            self.location.weight_in(values),
+            self.change,
+            stored=values,
+            node=self.location.linear.name or "",
+            tensor=self.location.initialiser.name or "",
+            observed=observed,
+        )
+
+
+class WeightEditsPass(ir.passes.InPlacePass):
+    """Make all the weight edits of a plan, in its order, to a decoder graph that no other intervention is in yet.
+
+    ``receipts``, once the pass has run: one for every weight of every edit (``models.weight_arithmetic``), its ``node``
+    and ``tensor`` the linear and the initialiser. ``observed`` in their ``detail`` is the value that the canary
+    compares: the pre-activation of the last layer.
+
+    Raises ``BakeoutError``, before anything is changed, where a weight is absent, of another shape, quantised, or also
+    read by something else; and while it runs where a change rounds away (the graph is then to be discarded).
+    """
+
+    def __init__(self, interventions: Iterable[Intervention]) -> None:
+        super().__init__()
+        self.changes = weight_changes(interventions)
+        self.receipts: list[Receipt] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Edit the graph in place."""
+        layers = read_anatomy(model).layers
+        edits: dict[ir.Value, list[_Edit]] = {}
+        for change in self.changes:
+            location = locate_weight(_layer(layers, change), change.role)
+            require_shape(change, location.shape)
+            edits.setdefault(location.initialiser, []).append(_Edit(change, location))
+        _require_ranges_of_their_own(model, edits)
+        observed = layers[-1].pre_activation.name or ""
+        self.receipts = [
+            receipt for initialiser, own in edits.items() for receipt in _edit_initialiser(initialiser, own, observed)
+        ]
+        return ir.passes.PassResult(model, modified=bool(edits))
+
+
+class EditedTensor(DataTensor):
+    """A tensor in a data file as it is after its edits, which are made again whenever it is read."""
+
+    awaits_writing = True
+    original: DataTensor
+    edits: list[_Edit]
+
+    def numpy(self) -> NDArray[Any]:
+        """The edited values."""
+        values = _read(self.original)
+        for edit in self.edits:
+            edit.make(values)
+        return values
+
+    def __array__(self, dtype: Any = None) -> NDArray[Any]:
+        return self.numpy().__array__(dtype)
+
+    def tobytes(self) -> bytes:
+        """The edited values as they lie in a data file."""
+        return self.numpy().tobytes()
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write ``tobytes``."""
+        file.write(self.tobytes())
+
+
+def write_edited_tensors(model: ir.Model, directory: Path) -> None:
+    """Put the edited tensors of ``model`` into the copies of its data files that lie in ``directory``.
+
+    One tensor is in memory at a time, and only its bytes are overwritten.
+    """
+    for tensor in data_tensors(model):
+        if isinstance(tensor, EditedTensor):
+            with (directory / tensor.name_in_graph).open("r+b") as file:
+                file.seek(tensor.offset or 0)
+                file.write(tensor.tobytes())
+
+
+def _layer(layers: tuple[FeedForwardLayer, ...], change: WeightChange) -> FeedForwardLayer:
+    if change.layer >= len(layers):
+        raise GraphError(
+            f"The plan edits layer {change.layer}, but the graph has {len(layers)} feed-forward layers.",
+            "Bake the plan into the model it was fitted on.",
+        )
+    return layers[change.layer]
+
+
+def _edit_initialiser(initialiser: ir.Value, edits: list[_Edit], observed: str) -> list[Receipt]:
+    tensor = initialiser.const_value
+    assert tensor is not None, "an initialiser has a value"
+    values = _read(tensor) if isinstance(tensor, DataTensor) else tensor.numpy().copy()
+    receipts = [edit.make_with_receipt(values, observed) for edit in edits]
+    if isinstance(tensor, DataTensor):
+        initialiser.const_value = _edited(tensor, edits)
+    else:
+        initialiser.const_value = ir.tensor(values, dtype=tensor.dtype, name=tensor.name)
+    return receipts
+
+
+def _edited(tensor: DataTensor, edits: list[_Edit]) -> EditedTensor:
+    edited = EditedTensor(
+        tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name
+    )
+    edited.name_in_graph = tensor.name_in_graph
+    edited.original = tensor
+    edited.edits = edits
+    return edited
+
+
+def _read(tensor: DataTensor) -> NDArray[Any]:
+    """A tensor's values in memory of their own. Not through onnx_ir, which maps the whole data file and keeps it."""
+    values: NDArray[Any] = np.fromfile(
+        tensor.location, dtype=tensor.dtype.numpy(), count=tensor.size, offset=tensor.offset or 0
+    )
+    return values.reshape(tensor.shape.numpy())
+
+
+def _require_ranges_of_their_own(model: ir.Model, edited: Iterable[ir.Value]) -> None:
+    """Raise ``GraphError`` where another initialiser lies in the bytes of an edited one."""
+    ranges = sorted(
+        (str(tensor.location), tensor.offset or 0, (tensor.offset or 0) + tensor.nbytes, tensor.name or "")
+        for tensor in data_tensors(model)
+    )
+    names = {value.name for value in edited}
+    furthest = ranges[:1]
+    for one in ranges[1:]:
+        (before,) = furthest
+        if one[0] == before[0] and one[1] < before[2] and (one[3] in names or before[3] in names):
+            raise GraphError(
+                f"The initialisers {before[3]} and {one[3]} share bytes of their data file, and the plan edits one.",
+                "Export the model with a copy of each weight.",
+            )
+        if one[0] != before[0] or one[2] > before[2]:
+            furthest = [one]

@@ -1,0 +1,61 @@
+"""Plans that edit weights, of any tiny model: random updates, zeroed columns, and a canary that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from bakeout.models.canary import measure_canary
+from bakeout.models.families import feed_forward_layers, identity
+from bakeout.models.plan import (
+    Intervention,
+    LowRankUpdate,
+    Plan,
+    Role,
+    WeightUpdate,
+    ZeroColumns,
+    ZeroedColumns,
+)
+from bakeout.models.weight_edits import edited_weights, weight_of
+
+from tests.tiny_models import random_prompts
+
+PROMPTS = random_prompts(24, seed=3, shortest=4, longest=9)
+
+
+def low_rank_update(
+    model: PreTrainedModel,
+    *,
+    layers: Sequence[int] = (0, 2),
+    roles: Sequence[Role] | None = None,
+    rank: int = 2,
+    scale: float = 0.3,
+    seed: int = 0,
+) -> LowRankUpdate:
+    """Random updates, ``scale`` times as large as the weights: of all the weights of ``layers``, or of ``roles``."""
+    random = np.random.default_rng(seed)
+    found = feed_forward_layers(model)
+    updates = []
+    for layer in layers:
+        gated: tuple[Role, ...] = ("down", "gate", "up")
+        for role in roles or (gated[:2] if found[layer].layout == "ungated" else gated):
+            weight = weight_of(found[layer], role)
+            left, right = random.normal(size=(len(weight), rank)), random.normal(size=(rank, weight.shape[1]))
+            left *= scale * float(weight.detach().double().norm()) / np.linalg.norm(left @ right)
+            updates.append(WeightUpdate(layer, role, left.astype(np.float32), right.astype(np.float32)))
+    return LowRankUpdate("random", tuple(updates), {"seed": seed})
+
+
+def zero_columns(*layers: int, columns: Sequence[int] = (1, 5, 8, 90)) -> ZeroColumns:
+    """The same few columns of several layers."""
+    return ZeroColumns(tuple(ZeroedColumns(layer, np.array(columns)) for layer in layers))
+
+
+def plan_of(model: PreTrainedModel, digest: str, *interventions: Intervention) -> Plan:
+    """A plan whose canary was measured with all interventions in force."""
+    with edited_weights(model, interventions):
+        canary = measure_canary(model, interventions, PROMPTS)
+    provenance = {"data": {}, "versions": {"bakeout": "0"}}
+    return Plan(identity(model, digest), interventions, canary, provenance)
