@@ -54,6 +54,18 @@ class GraphBuilder:
         self.nodes.append(node)
         return node.outputs
 
+    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+        """Add a node that does what another does, to other inputs. Its outputs are named after the other's."""
+        name = f"{self._prefix}.{node.op_type}"
+        copy = ir.Node(
+            node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs), name=name
+        )
+        for output, original in zip(copy.outputs, node.outputs, strict=True):
+            output.name = f"{name}.{original.name}"
+            output.type, output.shape = original.type, original.shape
+        self.nodes.append(copy)
+        return copy
+
     def constant(self, array: NDArray[np.generic], name: str) -> ir.Value:
         """An initialiser; the same name always means the same array."""
         name = f"{self._prefix}.{name}"

@@ -21,6 +21,7 @@ from bakeout.graph_passes.graph_builder import GraphBuilder
 from bakeout.graph_passes.graph_file import graph_digest
 from bakeout.graph_passes.latch import BITS, Latched, latch_codes, read_latch
 from bakeout.graph_passes.refusal import refusal_logits, refusal_tokens_matched
+from bakeout.graph_passes.value_cache import ValueCache
 from bakeout.graph_passes.window import Window, read_window
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.receipt import Receipt
@@ -73,24 +74,24 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         before = graph_digest(model)
         _share_subexpressions(model)
         anatomy = read_anatomy(model)
-        self._require_fit(anatomy)
+        cache = ValueCache(anatomy)
+        self._require_fit(anatomy, cache)
         graph = model.graph
         layers = [anatomy.layers[layer] for layer in self.intervention.layers]
         edited = [(layer.down.name or "", layer.key_vector.name or "") for layer in layers]
 
         build = GraphBuilder(graph, PREFIX)
-        window = read_window(build, anatomy.input_ids, anatomy.attention_mask)
-        past_value = anatomy.past[-1].value
-        latched = read_latch(build, past_value, window, len(self.intervention.refusal), _head_size(anatomy))
+        window = read_window(build, anatomy.input_ids, anatomy.attention_mask, packed=cache.is_packed)
+        latched = read_latch(build, cache.past, window, len(self.intervention.refusal), cache.head_size)
         verdict, margin = self._judge(build, anatomy, window, latched)
-        matched, code = self._state(build, anatomy, window, latched, verdict)
+        matched, code = self._state(build, anatomy, cache, window, latched, verdict)
         graph.extend(build.nodes)
-        self._leave_latch(graph, anatomy, verdict, code)
+        self._leave_latch(graph, anatomy, cache, verdict, code)
         self._say_refusal(graph, anatomy, verdict, matched)
         if self.monitor:
-            self._report(graph, verdict, margin, window)
+            self._report(graph, anatomy, verdict, margin, window)
         graph.sort()
-        moved = self._part(graph, anatomy, window, verdict, matched, code) if self.early_exit else 0
+        moved = self._part(graph, anatomy, cache, window, verdict, matched, code) if self.early_exit else 0
         RemoveUnusedNodesPass()(model)
         after = graph_digest(model)
         self.receipts = [
@@ -113,12 +114,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         ]
         return ir.passes.PassResult(model, modified=True)
 
-    def _require_fit(self, anatomy: Anatomy) -> None:
-        if not anatomy.past:
-            raise GraphError(
-                "The graph has no KV cache, which carries a refusal from one token to the next.",
-                "Export the model with past keys and values (optimum: --task text-generation-with-past).",
-            )
+    def _require_fit(self, anatomy: Anatomy, cache: ValueCache) -> None:
         last = self.intervention.layers[-1]
         if last >= len(anatomy.layers):
             raise GraphError(
@@ -131,9 +127,9 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                 f"{len(self.intervention.layers)} x {anatomy.width}.",
                 "Bake the plan into the model it was fitted on.",
             )
-        if _head_size(anatomy) < BITS:
+        if cache.head_size < BITS:
             raise GraphError(
-                f"The heads of the value cache have {_head_size(anatomy)} elements; the latch needs {BITS}.",
+                f"The heads of the value cache have {cache.head_size} elements; the latch needs {BITS}.",
                 "Use Neuron Adjust, or a model with larger heads.",
             )
         if not isinstance(_vocabulary(anatomy), int):
@@ -176,49 +172,47 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         return Verdict(refused, counts, leaves_latch, any_refused, all_refused), margin
 
     def _state(
-        self, build: GraphBuilder, anatomy: Anatomy, window: Window, latched: Latched, verdict: Verdict
+        self,
+        build: GraphBuilder,
+        anatomy: Anatomy,
+        cache: ValueCache,
+        window: Window,
+        latched: Latched,
+        verdict: Verdict,
     ) -> tuple[ir.Value, ir.Value]:
-        """Where the refusal stands: tokens matched, int64 [B, W], and the latch's code for them, [B, 1, W, head size].
+        """Where the refusal stands: tokens matched, int64 [B, W], and the latch's code for them, [B, W, head size].
 
-        Where nothing is refused, both are single zeros: nobody looks at them.
+        Where nothing is refused, both are zeros for one position of one row: nobody looks at them.
         """
         refusal = self.intervention.refusal
-        dtype = _dtype(anatomy.past[-1].value)
-        codes = latch_codes(len(refusal), _head_size(anatomy))
+        codes = latch_codes(len(refusal), cache.head_size)
 
         def state(build: GraphBuilder) -> tuple[ir.Value, ir.Value]:
             matched = refusal_tokens_matched(build, refusal, anatomy.input_ids, verdict.counts, latched, window)
             code = build("Gather", build.constant(codes, "latch.codes"), matched)
-            return matched, build("Unsqueeze", build("Cast", code, to=dtype), [1], name="latch_code")
+            return matched, build("Cast", code, to=cache.dtype, name="latch_code")
 
         def nothing(build: GraphBuilder) -> tuple[ir.Value, ir.Value]:
             zero = build.constant(np.zeros((1, 1), np.int64), "nothing_matched")
-            code = build("Cast", build.constant(np.zeros((1, 1, 1, 1), np.float32), "no_code"), to=dtype)
-            return build("Identity", zero), code
+            no_code = build.constant(np.zeros((1, 1, cache.head_size), np.float32), "no_code")
+            return build("Identity", zero), build("Cast", no_code, to=cache.dtype)
 
         if not self.early_exit:
             return state(build)
         matched, code = build.choose(verdict.any_refused, state, nothing, ["state.matched", "state.code"])
         return matched, code
 
-    def _leave_latch(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, code: ir.Value) -> None:
-        """Write the code into the new slots of the last layer's values, at best before they join the past."""
+    def _leave_latch(
+        self, graph: ir.Graph, anatomy: Anatomy, cache: ValueCache, verdict: Verdict, code: ir.Value
+    ) -> None:
+        """Write the code into the new slots of the last layer's values."""
         build = GraphBuilder(graph, f"{PREFIX}.latched_value")
-        present = anatomy.present[-1].value
-        join = present.producer()
-        past = anatomy.past[-1].value
-        if join is None or join.op_type != "Concat" or len(join.inputs) != 2 or join.inputs[0] is not past:
-            raise GraphError("The last layer's new values are not appended to its past ones by a Concat.")
-        new = join.inputs[1]
-        assert new is not None, "a Concat has no optional inputs"
-        slots = build("Unsqueeze", verdict.leaves_latch, [1, 3])
-        latched = build("Where", slots, code, new, name="new")
         if self.intervention.layers[-1] < len(anatomy.layers) - 1:
-            join.replace_input_with(1, latched)
+            cache.write_before(build, verdict.leaves_latch, code)
         else:
-            # The check itself depends on the unlatched values.
-            output = build("Concat", past, latched, axis=join.attributes["axis"].as_int())
-            _take_over(graph, present, output)
+            # The check reads what the last layer's attention gives.
+            for before, after in cache.write_after(build, verdict.leaves_latch, code):
+                _take_over(graph, before, after)
         graph.extend(build.nodes)
 
     def _say_refusal(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, matched: ir.Value) -> None:
@@ -237,7 +231,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         _take_over(graph, logits, output)
         graph.extend(build.nodes)
 
-    def _report(self, graph: ir.Graph, verdict: Verdict, margin: ir.Value, window: Window) -> None:
+    def _report(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, margin: ir.Value, window: Window) -> None:
         build = GraphBuilder(graph, f"{PREFIX}.monitor")
         refused = verdict.refused
         if self.intervention.positions == "every":
@@ -245,7 +239,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
             refused = build("Cast", build("GatherElements", as_number, window.last, axis=1), to=ir.DataType.BOOL)
         rows = build("Squeeze", refused, [1])
         margins = build("Identity", margin)
-        batch = graph.inputs[0].shape
+        batch = anatomy.input_ids.shape
         assert batch is not None, "input_ids has a shape"
         cubes = len(self.intervention.centre)
         rows.name, rows.type, rows.shape = "refused", ir.TensorType(ir.DataType.BOOL), ir.Shape([batch[0]])
@@ -258,7 +252,14 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         graph.outputs.extend([rows, margins])
 
     def _part(
-        self, graph: ir.Graph, anatomy: Anatomy, window: Window, verdict: Verdict, matched: ir.Value, code: ir.Value
+        self,
+        graph: ir.Graph,
+        anatomy: Anatomy,
+        cache: ValueCache,
+        window: Window,
+        verdict: Verdict,
+        matched: ir.Value,
+        code: ir.Value,
     ) -> int:
         """Put all that lies behind the check into a branch."""
         skipped_layers = range(self.intervention.layers[-1] + 1, len(anatomy.layers))
@@ -269,12 +270,11 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                 refusal_logits(build, self.intervention.refusal, matched, _vocabulary(anatomy), _dtype(anatomy.logits))
             ]
             for layer in skipped_layers:
-                past = anatomy.past[layer]
-                outputs.append(build("Concat", past.key, _new_zeros(build, past.key, window), axis=2))
-                new = _new_zeros(build, past.value, window)
-                if layer == last:
-                    new = build("Where", build("Unsqueeze", verdict.leaves_latch, [1, 3]), code, new)
-                outputs.append(build("Concat", past.value, new, axis=2))
+                outputs.append(cache.extended(build, anatomy.past[layer].key, window))
+                if layer < last:
+                    outputs.append(cache.extended(build, anatomy.past[layer].value, window))
+                else:
+                    outputs.append(cache.extended_with(build, verdict.leaves_latch, code, window))
             return outputs
 
         names = ["logits"]
@@ -297,28 +297,12 @@ def _any(build: GraphBuilder, condition: ir.Value, name: str) -> ir.Value:
     return build("Greater", build("ReduceMax", number, keepdims=0), 0, name=name)
 
 
-def _new_zeros(build: GraphBuilder, past: ir.Value, window: Window) -> ir.Value:
-    """Zeros for the new slots of a layer's cache, [B, heads, W, head size]."""
-    shape = build(
-        "Concat", build.dimension(past, 0), build.dimension(past, 1), window.length, build.dimension(past, 3), axis=0
-    )
-    zero = build.constant(np.array(0, np.float32), "zero")
-    return build("Expand", build("Cast", zero, to=_dtype(past)), shape)
-
-
 def _take_over(graph: ir.Graph, before: ir.Value, after: ir.Value) -> None:
     """Make ``after`` the graph output that ``before`` was, under its name."""
     name = before.name
     before.name = f"{name}.base"
     after.name, after.type, after.shape = name, before.type, before.shape
     graph.outputs[list(graph.outputs).index(before)] = after
-
-
-def _head_size(anatomy: Anatomy) -> int:
-    shape = anatomy.past[-1].value.shape
-    if shape is None or len(shape) != 4 or not isinstance(shape[3], int):
-        raise GraphError(f"The last layer's value cache has the shape {shape}, not [batch, heads, slots, head size].")
-    return shape[3]
 
 
 def _vocabulary(anatomy: Anatomy) -> int:
