@@ -22,6 +22,7 @@ GRAPH = "model.onnx"
 DATA = "model.onnx.data"
 PLAN = "plan.safetensors"
 MANIFEST = "bakeout.json"
+CARD = "README.md"
 SCHEMA = 1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -92,7 +93,7 @@ def require_space(directory: Path, size: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < size:
         raise BakeoutError(
-            f"{directory} has {_gigabytes(free)} free, and {_gigabytes(size)} are needed.",
+            f"{directory} has {gigabytes(free)} free, and {gigabytes(size)} are needed.",
             "Make room, or name an output on another disk.",
         )
 
@@ -101,6 +102,11 @@ def room_on_disk(path: Path) -> int:
     """The bytes that a file takes up on its disk: less than its size where it has holes."""
     status = path.stat()
     return min(status.st_size, getattr(status, "st_blocks", status.st_size) * _BLOCK)
+
+
+def gigabytes(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def copy_by_kernel(source: Path, target: Path) -> None:
@@ -238,7 +244,3 @@ def _umask() -> int:
     current = os.umask(0o022)
     os.umask(current)
     return current
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

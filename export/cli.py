@@ -13,8 +13,10 @@ from bakeout.export.console import emit_json, emit_table, error_line, progress, 
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
+    from bakeout.export.bake import BakeOptions
     from bakeout.export.evaluate import Row
     from bakeout.export.sampling import Sampling
+    from bakeout.models.plan import Plan
 
 
 class _Commands(click.Group):
@@ -92,22 +94,32 @@ def fit(recipe: Path, output: Path, machine: bool) -> None:
 @main.command()
 @click.argument("model")
 @click.argument("plan", type=_PATH)
-@click.option("-o", "--output", type=_PATH, required=True, help="The artifact's directory; it must not exist.")
+@click.option("-o", "--output", type=_PATH, help="The artifact's directory; it must not exist.")
+@click.option(
+    "--to",
+    type=click.Choice(["onnx", "safetensors"]),
+    default="onnx",
+    show_default=True,
+    help="An ONNX graph or, of weight edits alone, a checkpoint.",
+)
 @click.option("--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of an export.")
 @click.option("--inline", is_flag=True, help="Neuron Adjust as standard operators, without a local function.")
 @click.option("--early-exit/--no-early-exit", default=True, help="Skip what a refusal does not need, in an `If`.")
 @click.option("--monitor", is_flag=True, help="Two more outputs: `refused` and `margin`.")
 @click.option("--canary/--no-canary", default=True, help="Run the plan's canary through the baked graph.")
+@click.option("--dry-run", is_flag=True, help="Only say what would change, and the disk and memory it takes.")
 @_json
 def bake(
     model: str,
     plan: Path,
-    output: Path,
+    output: Path | None,
+    to: Literal["onnx", "safetensors"],
     dtype: Literal["fp32", "fp16"],
     inline: bool,
     early_exit: bool,
     monitor: bool,
     canary: bool,
+    dry_run: bool,
     machine: bool,
 ) -> None:
     """Apply a plan to a checkpoint or an ONNX model.
@@ -117,7 +129,12 @@ def bake(
     from bakeout.export.bake import BakeOptions, bake
     from bakeout.models.plan_file import load_plan
 
-    options = BakeOptions(dtype=dtype, inline=inline, early_exit=early_exit, monitor=monitor, canary=canary)
+    options = BakeOptions(to, dtype, inline=inline, early_exit=early_exit, monitor=monitor, canary=canary)
+    if dry_run:
+        _dry_run(model, load_plan(plan), options, machine)
+        return
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     with progress() as track:
         baked = bake(model, load_plan(plan), output, options, track=track)
     _report_artifact(baked.directory, [receipt.as_json() for receipt in baked.receipts], machine)
@@ -252,8 +269,18 @@ def demo(output: Path, model: Path | None, machine: bool) -> None:
         print_demo(result)
 
 
+def _dry_run(model: str, plan: Plan, options: BakeOptions, machine: bool) -> None:
+    from bakeout.export.dry_run import dry_run, lines
+
+    found = dry_run(model, plan, options)
+    if machine:
+        emit_json(found.as_json())
+    else:
+        click.echo("\n".join(lines(found)))
+
+
 def _report_artifact(directory: Path, receipts: list[dict[str, Any]], machine: bool) -> None:
-    from bakeout.export.artifact import MANIFEST
+    from bakeout.export.artifact import GRAPH, MANIFEST
     from bakeout.models.hashing import hash_file
 
     digest = hash_file(directory / MANIFEST)
@@ -261,7 +288,10 @@ def _report_artifact(directory: Path, receipts: list[dict[str, Any]], machine: b
         emit_json({"directory": str(directory), "receipts": receipts, "digest": digest})
         return
     click.echo(f"{directory}: edits with a receipt: {len(receipts)}; {MANIFEST} has sha256 {digest}")
-    click.echo(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
+    if (directory / GRAPH).is_file():
+        click.echo(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
+    else:
+        click.echo(f"Next: bakeout verify {directory} --base MODEL, or bakeout inspect {directory}")
 
 
 def _print_rows(rows: Sequence[Row]) -> None:

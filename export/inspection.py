@@ -118,15 +118,24 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"receipts      {_count(len(found['receipts']), 'edit')}"
         for receipt in found["receipts"]:
-            count = _COUNTED[receipt["kind"]].format(receipt["count"])
-            yield f"  {receipt['intervention']}  layer {receipt['layer']:<3} {count:>14}  {receipt['tensor']}"
-            if "norm_before" in receipt["detail"]:
-                yield f"  {'':27}{_norms(receipt['detail'])}"
+            yield from receipt_lines(receipt)
     if "files" in found:
         yield ""
         yield f"files         {len(found['files'])}"
         for name, file in sorted(found["files"].items()):
             yield f"  {file['sha256'][:16]}…  {file['size']:>12,} bytes  {name}"
+
+
+def receipt_lines(receipt: Mapping[str, Any]) -> Iterator[str]:
+    """One receipt for people: what was edited and, of weights, how much of the change is left after rounding."""
+    count = _COUNTED[receipt["kind"]].format(receipt["count"])
+    yield f"  {receipt['intervention']}  layer {receipt['layer']:<3} {count:>14}  {receipt['tensor']}".rstrip()
+    detail = receipt["detail"]
+    if "norm_before" in detail:
+        yield (
+            f"{'':29}{detail['role']}, {detail['dtype']}: norm {detail['norm_before']:.4g}, change asked "
+            f"{detail['norm_asked']:.4g}, realised {detail['norm_realised']:.4g}"
+        )
 
 
 def _neuron_adjust_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[str]:
@@ -191,13 +200,6 @@ _COUNTED = {
     ZeroColumns.kind: "{} columns",
     LowRankUpdate.kind: "rank {}",
 }
-
-
-def _norms(detail: Mapping[str, Any]) -> str:
-    return (
-        f"norm {detail['norm_before']:.4g}, change asked {detail['norm_asked']:.4g}, realised "
-        f"{detail['norm_realised']:.4g} ({detail['dtype']})"
-    )
 
 
 def _count(number: int, what: str) -> str:

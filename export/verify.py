@@ -9,11 +9,15 @@ from typing import Any
 
 from bakeout.export.artifact import GRAPH, MANIFEST, PLAN, read_manifest
 from bakeout.export.console import Track, no_track
+from bakeout.models.canary_check import CanaryMatch
+from bakeout.models.checkpoint_writer import holds_weights
 from bakeout.models.errors import BakeoutError
 from bakeout.models.hashing import hash_file, hash_files
 from bakeout.models.plan import NeuronAdjust, Plan
 from bakeout.models.plan_file import load_plan
 from bakeout.models.receipt import Receipt
+
+_NEEDS_BASE = "it needs the base model's checkpoint (--base PATH)"
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,28 @@ def verify(
     prompts: Sequence[Sequence[int]] = (),
     track: Track = no_track,
 ) -> list[Check]:
-    """Check an artifact: files, graph, canary, and parity with the PyTorch reference of the checkpoint ``base``.
+    """Check an artifact: files, graph or edited tensors, canary, and parity with the reference of the model ``base``.
 
     ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``prompts``: token ids to compare on
     beside the canary's. Raises ``BakeoutError`` where there is no artifact; what is wrong with one is in the checks.
     """
     manifest = read_manifest(directory)
     checks = [*_digest_check(directory, digest), *_file_checks(directory, manifest, track)]
-    checks.append(_graph_check(directory))
+    receipts = [Receipt(**receipt) for receipt in manifest["receipts"]]
+    artifact = _Checkpoint if holds_weights(directory) and not (directory / GRAPH).exists() else _Graph
+    checks.append(artifact.check_form(directory, receipts))
     try:
         plan = load_plan(directory / PLAN)
     except BakeoutError as error:
         return [*checks, Check("plan", False, str(error)), _skipped("canary"), _skipped("parity")]
-    receipts = [Receipt(**receipt) for receipt in manifest["receipts"]]
     if not checks[-1].ok:
         return [*checks, _skipped("canary"), _skipped("parity")]
-    checks.append(_canary_check(directory, plan, receipts))
-    checks.append(_parity_check(directory, plan, receipts, base, [*plan.canary.input_ids.tolist(), *prompts], track))
+    checks.append(_canary_check(artifact, directory, plan, receipts))
+    prompts = [*plan.canary.input_ids.tolist(), *prompts]
+    try:
+        checks.append(artifact.check_parity(directory, plan, receipts, base, prompts, track))
+    except BakeoutError as error:
+        checks.append(Check("parity", False, str(error)))
     return checks
 
 
@@ -84,23 +93,11 @@ def _file_checks(directory: Path, manifest: dict[str, Any], track: Track) -> Ite
     yield Check("files", not problems, "; ".join(problems) or f"{len(listed)} files as in {MANIFEST}")
 
 
-def _graph_check(directory: Path) -> Check:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    graph = directory / GRAPH
+def _canary_check(
+    artifact: type[_Graph] | type[_Checkpoint], directory: Path, plan: Plan, receipts: Sequence[Receipt]
+) -> Check:
     try:
-        onnx.checker.check_model(str(graph))
-    except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
-        return Check("graph", False, f"the ONNX checker refuses it: {' '.join(str(error).split())}")
-    return Check("graph", True, "the ONNX checker accepts it")
-
-
-def _canary_check(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> Check:
-    from bakeout.export.canary import match_canary
-
-    try:
-        matches = match_canary(directory / GRAPH, plan, receipts)
+        matches = artifact.match_canary(directory, plan, receipts)
     except BakeoutError as error:
         return Check("canary", False, str(error))
     compared = [match for match in matches if not match.skipped]
@@ -113,25 +110,78 @@ def _canary_check(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> C
     return Check("canary", all(match.ok for match in compared), detail)
 
 
-def _parity_check(
-    directory: Path,
-    plan: Plan,
-    receipts: Sequence[Receipt],
-    base: Path | None,
-    prompts: Sequence[Sequence[int]],
-    track: Track,
-) -> Check:
-    from bakeout.export.parity import check_coin, check_parity
+class _Graph:
+    """The checks of an ONNX artifact."""
 
-    graph = directory / GRAPH
-    try:
+    @staticmethod
+    def check_form(directory: Path, _receipts: Sequence[Receipt]) -> Check:
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        graph = directory / GRAPH
+        try:
+            onnx.checker.check_model(str(graph))
+        except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
+            return Check("graph", False, f"the ONNX checker refuses it: {' '.join(str(error).split())}")
+        return Check("graph", True, "the ONNX checker accepts it")
+
+    @staticmethod
+    def match_canary(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+        from bakeout.export.canary import match_canary
+
+        return match_canary(directory / GRAPH, plan, receipts)
+
+    @staticmethod
+    def check_parity(
+        directory: Path,
+        plan: Plan,
+        receipts: Sequence[Receipt],
+        base: Path | None,
+        prompts: Sequence[Sequence[int]],
+        track: Track,
+    ) -> Check:
+        from bakeout.export.parity import check_coin, check_parity
+
+        graph = directory / GRAPH
         if any(isinstance(one, NeuronAdjust) and one.coin == "stochastic" for one in plan.interventions):
             return Check("parity", *check_coin(graph, plan, receipts, prompts, track))
         if base is None:
-            return _skipped("parity", "it needs the base model's checkpoint (--base PATH)")
+            return _skipped("parity", _NEEDS_BASE)
         return Check("parity", *check_parity(graph, plan, base, prompts, track))
-    except BakeoutError as error:
-        return Check("parity", False, str(error))
+
+
+class _Checkpoint:
+    """The checks of an artifact that is a checkpoint."""
+
+    @staticmethod
+    def check_form(directory: Path, receipts: Sequence[Receipt]) -> Check:
+        from bakeout.export.checkpoint_checks import check_tensors
+
+        try:
+            return Check("tensors", *check_tensors(directory, receipts))
+        except BakeoutError as error:
+            return Check("tensors", False, str(error))
+
+    @staticmethod
+    def match_canary(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+        from bakeout.export.checkpoint_checks import match_checkpoint_canary
+
+        return match_checkpoint_canary(directory, plan, receipts)
+
+    @staticmethod
+    def check_parity(
+        directory: Path,
+        plan: Plan,
+        receipts: Sequence[Receipt],
+        base: Path | None,
+        prompts: Sequence[Sequence[int]],
+        track: Track,
+    ) -> Check:
+        from bakeout.export.checkpoint_checks import check_checkpoint_parity
+
+        if base is None:
+            return _skipped("parity", _NEEDS_BASE)
+        return Check("parity", *check_checkpoint_parity(directory, plan, receipts, base, prompts, track))
 
 
 def _skipped(name: str, why: str = "an earlier check failed") -> Check:

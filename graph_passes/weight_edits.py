@@ -90,12 +90,15 @@ class EditedTensor(DataTensor):
     """A tensor in a data file as it is after its edits, which are made again whenever it is read."""
 
     awaits_writing = True
-    original: DataTensor
     edits: list[_Edit]
 
     def numpy(self) -> NDArray[Any]:
         """The edited values."""
-        values = _read(self.original)
+        return self.edited(Path(self.location))
+
+    def edited(self, data: Path) -> NDArray[Any]:
+        """The edited values of the tensor that lies in ``data``, a copy of its data file."""
+        values = _read(self, data)
         for edit in self.edits:
             edit.make(values)
         return values
@@ -115,13 +118,15 @@ class EditedTensor(DataTensor):
 def write_edited_tensors(model: ir.Model, directory: Path) -> None:
     """Put the edited tensors of ``model`` into the copies of its data files that lie in ``directory``.
 
-    One tensor is in memory at a time, and only its bytes are overwritten.
+    One tensor is in memory at a time, and only its bytes are overwritten. The original data files may be gone.
     """
     for tensor in data_tensors(model):
         if isinstance(tensor, EditedTensor):
-            with (directory / tensor.name_in_graph).open("r+b") as file:
+            copy = directory / tensor.name_in_graph
+            values = tensor.edited(copy)
+            with copy.open("r+b") as file:
                 file.seek(tensor.offset or 0)
-                file.write(tensor.tobytes())
+                file.write(values.tobytes())
 
 
 def _layer(layers: tuple[FeedForwardLayer, ...], change: WeightChange) -> FeedForwardLayer:
@@ -136,7 +141,7 @@ def _layer(layers: tuple[FeedForwardLayer, ...], change: WeightChange) -> FeedFo
 def _edit_initialiser(initialiser: ir.Value, edits: list[_Edit], observed: str) -> list[Receipt]:
     tensor = initialiser.const_value
     assert tensor is not None, "an initialiser has a value"
-    values = _read(tensor) if isinstance(tensor, DataTensor) else tensor.numpy().copy()
+    values = _read(tensor, Path(tensor.location)) if isinstance(tensor, DataTensor) else tensor.numpy().copy()
     receipts = [edit.make_with_receipt(values, observed) for edit in edits]
     if isinstance(tensor, DataTensor):
         initialiser.const_value = _edited(tensor, edits)
@@ -150,16 +155,13 @@ def _edited(tensor: DataTensor, edits: list[_Edit]) -> EditedTensor:
         tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name
     )
     edited.name_in_graph = tensor.name_in_graph
-    edited.original = tensor
     edited.edits = edits
     return edited
 
 
-def _read(tensor: DataTensor) -> NDArray[Any]:
+def _read(tensor: DataTensor, data: Path) -> NDArray[Any]:
     """A tensor's values in memory of their own. Not through onnx_ir, which maps the whole data file and keeps it."""
-    values: NDArray[Any] = np.fromfile(
-        tensor.location, dtype=tensor.dtype.numpy(), count=tensor.size, offset=tensor.offset or 0
-    )
+    values: NDArray[Any] = np.fromfile(data, dtype=tensor.dtype.numpy(), count=tensor.size, offset=tensor.offset or 0)
     return values.reshape(tensor.shape.numpy())
 
 

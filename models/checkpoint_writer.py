@@ -6,12 +6,13 @@ the result.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,11 @@ def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
     return tuple(sorted(edits, key=lambda edit: (edit.tensor.file, edit.tensor.start)))
 
 
+def holds_weights(directory: Path) -> bool:
+    """Whether weights that transformers would load lie in ``directory``."""
+    return (directory / SINGLE).is_file() or (directory / INDEX).is_file()
+
+
 def checkpoint_files(checkpoint: Path) -> list[Path]:
     """The files that transformers reads the weights from: ``model.safetensors``, or an index and its shards.
 
@@ -89,6 +95,22 @@ def checkpoint_files(checkpoint: Path) -> list[Path]:
     if missing := [name for name in shards if name not in present]:
         raise BakeoutError(f"{index} names {missing[0]}, which is missing.", "Copy the checkpoint again.")
     return [index, *(present[name] for name in shards)]
+
+
+def tensor_digests(checkpoint: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 (hex) of the bytes of those of the tensors ``names`` that the checkpoint holds."""
+    digests = {}
+    tensors = _tensors(checkpoint)
+    for name in names:
+        if (tensor := tensors.get(name)) is not None and tensor.dtype in EDITABLE:
+            content = np.fromfile(checkpoint / tensor.file, dtype=np.uint8, count=tensor.size, offset=tensor.start)
+            digests[name] = hashlib.sha256(content.data).hexdigest()
+    return digests
+
+
+def parameter_count(checkpoint: Path) -> int:
+    """How many numbers the weights of a checkpoint are."""
+    return sum(math.prod(tensor.shape) for tensor in _tensors(checkpoint).values())
 
 
 def write_checkpoint(
@@ -110,23 +132,40 @@ def write_checkpoint(
         for edit in edits:
             if edit.tensor.file == path.name:
                 receipts += _edit_tensor(directory / path.name, edit)
-    return sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer, receipt.detail["role"]))
+    return _in_order(receipts)
+
+
+def preview_edits(checkpoint: Path, edits: Sequence[TensorEdit]) -> list[Receipt]:
+    """The receipts that ``write_checkpoint`` will give. Only the edited tensors are read, and nothing is written."""
+    receipts = []
+    for edit in edits:
+        with (checkpoint / edit.tensor.file).open("rb") as file:
+            receipts += _edited(file, edit)[1]
+    return _in_order(receipts)
 
 
 def _edit_tensor(path: Path, edit: TensorEdit) -> list[Receipt]:
-    tensor = edit.tensor
     with path.open("r+b") as file:
-        file.seek(tensor.start)
-        content = bytearray(tensor.size)
-        file.readinto(content)
-        values = np.frombuffer(content, dtype=EDITABLE[tensor.dtype]).reshape(tensor.shape)
-        receipts = [
-            change_with_receipt(weight_in(values, stored), change, stored=values, node=tensor.file, tensor=tensor.name)
-            for stored, change in edit.changes
-        ]
-        file.seek(tensor.start)
-        file.write(content)
+        values, receipts = _edited(file, edit)
+        file.seek(edit.tensor.start)
+        file.write(values.data)
     return receipts
+
+
+def _edited(file: BinaryIO, edit: TensorEdit) -> tuple[NDArray[np.uint8], list[Receipt]]:
+    """The bytes of a tensor after its edits, and a receipt for each."""
+    tensor = edit.tensor
+    content = np.fromfile(file, dtype=np.uint8, count=tensor.size, offset=tensor.start)
+    values = content.view(EDITABLE[tensor.dtype]).reshape(tensor.shape)
+    receipts = [
+        change_with_receipt(weight_in(values, stored), change, stored=values, node=tensor.file, tensor=tensor.name)
+        for stored, change in edit.changes
+    ]
+    return content, receipts
+
+
+def _in_order(receipts: Iterable[Receipt]) -> list[Receipt]:
+    return sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer, receipt.detail["role"]))
 
 
 def weight_in(values: NDArray[Any], stored: StoredWeight) -> NDArray[Any]:

@@ -38,10 +38,10 @@ class ReferenceCache:
 class Reference:
     """``model`` with all interventions of ``plan`` in force, for as long as the context is entered.
 
-    Weight edits are made to ``model`` itself by their formulas in float64, rounded to its dtype, and taken back bit for
-    bit in the end (``models.weight_edits``): give the base model. Neuron Adjust follows the paper's formulas in float64
-    (``models.hooks``); the margins of Key Space Detection are float64 too; all else runs in the model's own dtype and
-    on its own device. The latch, which a baked graph keeps
+    Weight edits are made to ``model`` itself by their formulas in float64, rounded to its dtype, or to ``stored_as``
+    where they are stored in another, and taken back bit for bit in the end (``models.weight_edits``): give the base
+    model. Neuron Adjust follows the paper's formulas in float64 (``models.hooks``); the margins of Key Space Detection
+    are float64 too; all else runs in the model's own dtype and on its own device. The latch, which a baked graph keeps
     in its value cache, is kept beside the cache here.
 
     After a step, ``margins`` is float64 [batch, tokens, cubes], the margins of the new positions, and ``said``
@@ -49,12 +49,13 @@ class Reference:
     Detection. Raises ``PlanError`` where the plan names layers or neurons that the model lacks.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
+    def __init__(self, model: PreTrainedModel, plan: Plan, *, stored_as: torch.dtype | None = None) -> None:
         self.model = model
         self.margins: Floats | None = None
         self.said: Integers | None = None
         self._hooks = Hooks(model, plan.interventions)
         self._interventions = plan.interventions
+        self._stored_as = stored_as
         self._in_force = ExitStack()
         checks = (intervention for intervention in plan.interventions if isinstance(intervention, KeySpaceDetection))
         self._check = next(checks, None)
@@ -63,7 +64,7 @@ class Reference:
     def __enter__(self) -> Reference:
         """Put the interventions in force."""
         with ExitStack() as stack:
-            stack.enter_context(edited_weights(self.model, self._interventions))
+            stack.enter_context(edited_weights(self.model, self._interventions, stored_as=self._stored_as))
             stack.enter_context(self._hooks)
             self._in_force = stack.pop_all()
         return self

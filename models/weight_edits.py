@@ -40,11 +40,12 @@ def weight_of(feed_forward: FeedForward, role: Role) -> Tensor:
     return _weight(feed_forward.up)
 
 
-def apply_weight_edit(model: PreTrainedModel, edit: WeightEdit) -> None:
+def apply_weight_edit(model: PreTrainedModel, edit: WeightEdit, *, stored_as: torch.dtype | None = None) -> None:
     """Change the weights of ``model`` in place: columns of ``down`` become 0, or ``left @ right`` is added.
 
-    Computed in float64 and rounded to the parameter's own dtype (by way of float32, as torch converts). Raises
-    ``PlanError`` or ``BakeoutError``, before anything is changed, where the edit does not fit the model.
+    Computed in float64 and rounded to the parameter's own dtype (by way of float32, as torch converts), or first to
+    ``stored_as``, where the weights are stored in that. Raises ``PlanError`` or ``BakeoutError``, before anything is
+    changed, where the edit does not fit the model.
     """
     layers = feed_forward_layers(model)
     _require_fit(layers, edit)
@@ -57,14 +58,16 @@ def apply_weight_edit(model: PreTrainedModel, edit: WeightEdit) -> None:
                 weight = weight_of(layers[update.layer], update.role)
                 left = torch.from_numpy(update.left).to(weight.device).double()
                 right = torch.from_numpy(update.right).to(weight.device).double()
-                weight.copy_((weight.double() + left @ right).float())
+                weight.copy_((weight.double() + left @ right).float().to(stored_as or weight.dtype))
 
 
 @contextmanager
-def edited_weights(model: PreTrainedModel, interventions: Sequence[Intervention]) -> Iterator[None]:
+def edited_weights(
+    model: PreTrainedModel, interventions: Sequence[Intervention], *, stored_as: torch.dtype | None = None
+) -> Iterator[None]:
     """A context in which ``model`` carries the weight edits among ``interventions``, in their order.
 
-    When it ends, every weight is what it was before, bit for bit.
+    ``stored_as`` as of ``apply_weight_edit``. When it ends, every weight is what it was before, bit for bit.
     """
     edits = [one for one in interventions if isinstance(one, WeightEdit)]
     layers = feed_forward_layers(model)
@@ -73,7 +76,7 @@ def edited_weights(model: PreTrainedModel, interventions: Sequence[Intervention]
     kept = [view.clone() for view in views]
     try:
         for edit in edits:
-            apply_weight_edit(model, edit)
+            apply_weight_edit(model, edit, stored_as=stored_as)
         yield
     finally:
         for view, before in zip(views, kept, strict=True):

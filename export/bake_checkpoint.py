@@ -1,0 +1,97 @@
+"""A plan of weight edits baked into a checkpoint that ``transformers`` loads as it loaded the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bakeout.export.artifact import MANIFEST, copy_by_kernel, require_space, room_on_disk
+from bakeout.export.console import Track
+from bakeout.export.genai_config import GENAI_CONFIG
+from bakeout.export.onnx_directory import companion_files
+from bakeout.models.checkpoint import resolve_checkpoint, weights_digest
+from bakeout.models.checkpoint_writer import TensorEdit, checkpoint_files, find_edits, preview_edits, write_checkpoint
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Plan, PlanError, WeightEdit
+from bakeout.models.receipt import Receipt
+
+_NAMES = {"neuron_adjust": "Neuron Adjust", "key_space_detection": "Key Space Detection"}
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointSource:
+    """A checkpoint to bake into: what is edited in it, and what is copied."""
+
+    directory: Path
+    edits: tuple[TensorEdit, ...]
+    weights: Sequence[Path]
+    companions: Sequence[Path]
+
+    @property
+    def room(self) -> int:
+        """The bytes that the artifact takes up, but for its few small files."""
+        return sum(room_on_disk(path) for path in (*self.weights, *self.companions))
+
+    @property
+    def largest_tensor(self) -> int:
+        """The bytes of the largest edited tensor: one is in memory at a time."""
+        return max(edit.tensor.size for edit in self.edits)
+
+    def preview(self) -> list[Receipt]:
+        """The receipts that baking will give. Only the edited tensors are read, and nothing is written."""
+        return preview_edits(self.directory, self.edits)
+
+
+def find_checkpoint(model: str | Path, plan: Plan) -> CheckpointSource:
+    """Find what ``plan`` edits in the checkpoint ``model``, a directory or hub id.
+
+    Raises ``BakeoutError`` where the plan holds what no weight can express, where the checkpoint is not the one that it
+    was fitted on, and where a tensor that it edits is absent, of another shape, or quantised.
+    """
+    _require_weight_edits_alone(plan)
+    if Path(model).is_file() or (Path(model).is_dir() and any(Path(model).glob("*.onnx"))):
+        raise BakeoutError(
+            f"{model} is an ONNX graph, and no checkpoint can be made of one.",
+            "Name the checkpoint's directory or hub id, or bake --to onnx.",
+        )
+    checkpoint = resolve_checkpoint(model)
+    if (checkpoint / MANIFEST).is_file():
+        raise BakeoutError(
+            f"{checkpoint} is an artifact: a plan is baked into it already.",
+            "Bake into the base model: one plan can hold several interventions.",
+        )
+    edits = find_edits(checkpoint, plan)
+    require_weights(checkpoint, plan)
+    companions = [path for path in companion_files(checkpoint) if path.name != GENAI_CONFIG]
+    return CheckpointSource(checkpoint, edits, checkpoint_files(checkpoint), companions)
+
+
+def require_weights(checkpoint: Path, plan: Plan) -> None:
+    """Raise ``PlanError`` unless ``checkpoint`` holds the weights that ``plan`` was fitted on, by their digest."""
+    found = weights_digest(checkpoint)
+    if found != plan.model.digest:
+        raise PlanError(
+            f"The plan was fitted on weights with sha256 {plan.model.digest[:16]}…, and those in {checkpoint} have "
+            f"{found[:16]}….",
+            "Bake the plan into the checkpoint it was fitted on, or fit one for this checkpoint.",
+        )
+
+
+def write_edited_checkpoint(source: CheckpointSource, directory: Path, track: Track) -> list[Receipt]:
+    """Write the edited weights, configuration and tokenizer into ``directory``, and return the receipts."""
+    require_space(directory, source.room)
+    receipts = write_checkpoint(source.directory, source.edits, directory, copy_by_kernel, track)
+    for path in source.companions:
+        copy_by_kernel(path, directory / path.name)
+    return receipts
+
+
+def _require_weight_edits_alone(plan: Plan) -> None:
+    for intervention in plan.interventions:
+        if not isinstance(intervention, WeightEdit):
+            raise BakeoutError(
+                f"The plan holds {_NAMES[intervention.kind]}, which acts on what the model computes: no weight can "
+                "express it, so no checkpoint can carry it.",
+                "Bake this plan --to onnx, or fit one of weight edits alone.",
+            )
