@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
-from bakeout.models.statistics import Moments, NeuronStatistics
+from bakeout.models.statistics import KeyMagnitudes, Moments, NeuronStatistics
 
 Scope = Literal["answer", "all"]
 _Item = TypeVar("_Item")
@@ -55,18 +56,14 @@ def probe_neurons(
     Raises ``BakeoutError`` when no token counts, or a record is longer than the model's context.
     """
     layers = feed_forward_layers(model)
-    sequences = [record.prompt_ids + record.response_ids for record in records]
-    first_counted = [0 if scope == "all" else len(record.prompt_ids) for record in records]
-    counted = [index for index, first in enumerate(first_counted) if first < len(sequences[index])]
-    if not counted:
-        raise BakeoutError(
-            f"None of the {len(records)} records has {'a token' if scope == 'all' else 'a response'} to probe.",
-            "Give rows with a response, or probe all tokens.",
-        )
-    _require_context(model, sequences)
-
+    sequences, first_counted = _counted(records, scope)
     pieces: tuple[Tensor, ...] = ()
     gathered: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
+
+    def prepare(batch: Batch) -> None:
+        nonlocal pieces
+        tokens = batch.tokens_from([first_counted[row] for row in batch.rows])
+        pieces = torch.split(tokens, max(1, _PIECE // layers[0].width))
 
     def gather(layer: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> None:
@@ -76,26 +73,53 @@ def probe_neurons(
         return hook
 
     total = Moments.none((len(layers), layers[0].width))
-    handles = (layer.gate.register_forward_hook(gather(layer.layer)) for layer in layers)
-    batches = _batches([len(sequences[index]) for index in counted], batch_size)
-    with _hooked(handles):
-        for batch in track(batches, "probing neurons", len(batches)):
-            rows = [counted[position] for position in batch]
-            input_ids, attention_mask = _padded([sequences[row] for row in rows], model.device)
-            width = input_ids.shape[1]
-            tokens = [
-                place * width + token
-                for place, row in enumerate(rows)
-                for token in range(first_counted[row], len(sequences[row]))
-            ]
-            selected = torch.tensor(tokens, device=model.device)
-            pieces = torch.split(selected, max(1, _PIECE // layers[0].width))
-            _forward(model, input_ids, attention_mask)
+    with hooked(layer.gate.register_forward_hook(gather(layer.layer)) for layer in layers):
+        for _ in run_batches(
+            model, sequences, batch_size=batch_size, description="probing neurons", track=track, prepare=prepare
+        ):
             for number, piece in enumerate(pieces):
                 mean = torch.stack([layer[number][0] for layer in gathered]).cpu().numpy()
                 m2 = torch.stack([layer[number][1] for layer in gathered]).cpu().numpy()
                 total = total.merge(Moments(len(piece), mean, m2))
     return NeuronStatistics(total)
+
+
+def probe_key_magnitudes(
+    model: PreTrainedModel,
+    records: Sequence[Record],
+    *,
+    scope: Scope = "answer",
+    batch_size: int = 8,
+    track: Track = untracked,
+) -> KeyMagnitudes:
+    """The sum of every neuron's |key| over the tokens of ``records`` (Selective Pruning's probe), in float64.
+
+    The scope, the padding and the errors are those of ``probe_neurons``.
+    """
+    layers = feed_forward_layers(model)
+    sequences, first_counted = _counted(records, scope)
+    tokens = torch.empty(0, dtype=torch.int64)
+    sums: list[Tensor] = [torch.empty(0) for _ in layers]
+
+    def prepare(batch: Batch) -> None:
+        nonlocal tokens
+        tokens = batch.tokens_from([first_counted[row] for row in batch.rows])
+
+    def gather(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            values = arguments[0].reshape(-1, layers[layer].width)
+            pieces = torch.split(tokens, max(1, _PIECE // layers[0].width))
+            sums[layer] = torch.stack([values[piece].double().abs().sum(dim=0) for piece in pieces]).sum(dim=0)
+
+        return hook
+
+    total = KeyMagnitudes(0, np.zeros((len(layers), layers[0].width)))
+    with hooked(layer.down.register_forward_pre_hook(gather(layer.layer)) for layer in layers):
+        for _ in run_batches(
+            model, sequences, batch_size=batch_size, description="probing neurons", track=track, prepare=prepare
+        ):
+            total = total.merge(KeyMagnitudes(len(tokens), torch.stack(sums).cpu().numpy()))
+    return total
 
 
 def probe_keys(
@@ -116,8 +140,6 @@ def probe_keys(
             raise BakeoutError(f"The model has no layer {layer}.", f"Name layers between 0 and {len(available) - 1}.")
     if not prompts or not all(prompts):
         raise BakeoutError("A prompt to take a key vector from is empty.", "Give every row a prompt.")
-    _require_context(model, prompts)
-
     last_tokens = torch.empty(0, dtype=torch.int64)
     gathered: dict[int, Tensor] = {}
 
@@ -127,18 +149,87 @@ def probe_keys(
 
         return hook
 
+    def prepare(batch: Batch) -> None:
+        nonlocal last_tokens
+        rows_start = torch.arange(len(batch.rows), device=model.device) * batch.input_ids.shape[1]
+        last_tokens = rows_start + batch.attention_mask.sum(dim=1) - 1
+
     keys = {layer: np.empty((len(prompts), available[layer].width), dtype=np.float32) for layer in layers}
-    handles = (available[layer].down.register_forward_pre_hook(gather(layer)) for layer in keys)
-    batches = _batches([len(prompt) for prompt in prompts], batch_size)
-    with _hooked(handles):
-        for batch in track(batches, "probing key vectors", len(batches)):
-            input_ids, attention_mask = _padded([prompts[row] for row in batch], model.device)
-            rows_start = torch.arange(len(batch), device=model.device) * input_ids.shape[1]
-            last_tokens = rows_start + attention_mask.sum(dim=1) - 1
-            _forward(model, input_ids, attention_mask)
+    with hooked(available[layer].down.register_forward_pre_hook(gather(layer)) for layer in keys):
+        for batch in run_batches(
+            model, prompts, batch_size=batch_size, description="probing key vectors", track=track, prepare=prepare
+        ):
             for layer, rows in gathered.items():
-                keys[layer][batch] = rows.cpu().numpy()
+                keys[layer][batch.rows] = rows.cpu().numpy()
     return keys
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Sequences of one forward pass: ``rows`` are their indices, the tensors int64 [rows, longest], padded right."""
+
+    rows: list[int]
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    def tokens_from(self, first: Sequence[int]) -> Tensor:
+        """Positions, in the flattened batch, of each row's real tokens from its ``first`` on: int64 [tokens]."""
+        width = self.input_ids.shape[1]
+        lengths = self.attention_mask.sum(dim=1).tolist()
+        return torch.tensor(
+            [place * width + token for place, start in enumerate(first) for token in range(start, lengths[place])],
+            dtype=torch.int64,
+            device=self.input_ids.device,
+        )
+
+
+def run_batches(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    description: str,
+    track: Track = untracked,
+    prepare: Callable[[Batch], None] | None = None,
+) -> Iterator[Batch]:
+    """Run the model up to its head, which no statistic needs, and yield each batch once its hooks have seen it.
+
+    ``prepare`` is called with a batch before its forward pass. Batches hold sequences of similar lengths, the longest
+    first. Raises ``BakeoutError`` for a sequence longer than the model's context.
+    """
+    _require_context(model, sequences)
+    batches = _batches([len(sequence) for sequence in sequences], batch_size)
+    for rows in track(batches, description, len(batches)):
+        batch = Batch(rows, *_padded([sequences[row] for row in rows], model.device))
+        if prepare is not None:
+            prepare(batch)
+        with torch.inference_mode():
+            model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        yield batch
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """A context in which the hooks of ``handles`` are registered."""
+    registered = list(handles)
+    try:
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()
+
+
+def _counted(records: Sequence[Record], scope: Scope) -> tuple[list[list[int]], list[int]]:
+    """The sequences that have a token in scope, and the first such token of each."""
+    sequences = [record.prompt_ids + record.response_ids for record in records]
+    first_counted = [0 if scope == "all" else len(record.prompt_ids) for record in records]
+    counted = [index for index, first in enumerate(first_counted) if first < len(sequences[index])]
+    if not counted:
+        raise BakeoutError(
+            f"None of the {len(records)} records has {'a token' if scope == 'all' else 'a response'} to probe.",
+            "Give rows with a response, or probe all tokens.",
+        )
+    return [sequences[index] for index in counted], [first_counted[index] for index in counted]
 
 
 def _mean_and_m2(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,12 +238,6 @@ def _mean_and_m2(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     mean = samples.mean(dim=0)
     samples -= mean
     return mean, samples.square_().sum(dim=0)
-
-
-def _forward(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
-    """One pass up to the head, which no statistic needs."""
-    with torch.inference_mode():
-        model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -176,13 +261,3 @@ def _require_context(model: PreTrainedModel, sequences: Sequence[Sequence[int]])
         raise BakeoutError(
             f"A row has {longest} tokens; the model's context is {context}.", "Shorten or remove such rows."
         )
-
-
-@contextmanager
-def _hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    registered = list(handles)
-    try:
-        yield
-    finally:
-        for handle in registered:
-            handle.remove()

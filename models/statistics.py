@@ -102,3 +102,22 @@ class NeuronStatistics:
         if not (shapes_agree and doubles and isinstance(moments.count, int) and moments.count >= 0):
             raise BakeoutError(f"{path}: the statistics contradict themselves.", "Probe again.")
         return cls(moments)
+
+
+@dataclass(frozen=True, eq=False)
+class KeyMagnitudes:
+    """How strongly every neuron speaks: the sum of |key| over the probed tokens, float64 [layers, F]."""
+
+    tokens: int
+    total: Floats
+
+    @property
+    def mean(self) -> Floats:
+        """Mean |key| per token: float64 [layers, F]. Raises ``BakeoutError`` where no token was probed."""
+        if self.tokens == 0:
+            raise BakeoutError("A mean needs at least one token; none was probed.", "Give more data to probe.")
+        return self.total / self.tokens
+
+    def merge(self, other: KeyMagnitudes) -> KeyMagnitudes:
+        """The magnitudes over both data sets, probed on one model."""
+        return KeyMagnitudes(self.tokens + other.tokens, self.total + other.total)

@@ -16,7 +16,7 @@ from bakeout.models import probing
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
-from bakeout.models.probing import Scope, probe_keys, probe_neurons
+from bakeout.models.probing import Scope, probe_keys, probe_neurons, run_batches
 from bakeout.models.statistics import Moments, NeuronStatistics
 
 from tests.tiny_models import FAMILIES, random_prompts, tiny_model
@@ -191,8 +191,8 @@ def test_probing_costs_at_most_a_tenth_of_the_forward_passes() -> None:
             probe_neurons(model, records)
         else:
             sequences = [record.prompt_ids + record.response_ids for record in records]
-            for batch in probing._batches([len(sequence) for sequence in sequences], 8):
-                probing._forward(model, *probing._padded([sequences[row] for row in batch], model.device))
+            for _ in run_batches(model, sequences, batch_size=8, description="forward passes"):
+                pass
         return time.thread_time() - started
 
     threads = torch.get_num_threads()
