@@ -33,9 +33,9 @@ class Cubes:
         chosen = [build("Gather", self._flat(build, key), position, axis=0) for key in keys]
         key = self._joined(build, chosen)
         from_centre = build("Sub", build("Unsqueeze", key, [1]), self._centre)
-        return build(
-            "ReduceMax", build("Abs", build("Mul", from_centre, self._precision)), [2], keepdims=0, name="margin"
-        )
+        farthest = build("ReduceMax", build("Abs", build("Mul", from_centre, self._precision)), [2])
+        # Squeezed by a node of its own: OpenVINO fuses what follows a reduction that squeezes, and subtracts wrongly.
+        return build("Squeeze", farthest, [2], name="margin")
 
     def margins_at_all(
         self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value

@@ -79,9 +79,10 @@ def read_latch(build: GraphBuilder, past_value: ir.Value, window: Window, longes
 def _newest_slot(build: GraphBuilder, past_value: ir.Value, window: Window, head_size: int) -> ir.Value:
     """[B, head_size]. Gathering nothing from an empty past is allowed; gathering something would not be."""
     slot = build("Unsqueeze", build("Max", window.newest_past, 0), [2, 3])
-    spread = build("Expand", slot, [1, 1, 1, head_size])
+    # Of all heads: OpenVINO gathers only where the other dimensions are equal.
+    spread = build("Expand", slot, build("Concat", [1], build.dimension(past_value, 1), [1, head_size], axis=0))
     at_most_one = build("Slice", spread, [0], build.dimension(past_value, 2), [2])
-    read = build("GatherElements", past_value, at_most_one, axis=2)
+    read = build("Slice", build("GatherElements", past_value, at_most_one, axis=2), [0], [1], [1])
     zeros = build(
         "Expand",
         build.cast(_number(build, "none", 0.0), _dtype(past_value)),
