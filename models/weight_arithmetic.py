@@ -168,9 +168,10 @@ def _add_product(weight: NDArray[Any], change: WeightChange) -> Norms:
     for rows in _blocks(weight):
         block = weight[rows].astype(np.float64)
         asked = change.left[rows].astype(np.float64) @ right
-        with np.errstate(over="ignore"):
+        # What leaves the type's range is found in the norms, and told there.
+        with np.errstate(over="ignore", invalid="ignore"):
             weight[rows] = (block + asked).astype(np.float32).astype(weight.dtype)
-        norms.add(block, asked, weight[rows].astype(np.float64) - block)
+            norms.add(block, asked, weight[rows].astype(np.float64) - block)
     return norms
 
 
