@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from bakeout.models.methods.lunar import Solver
 from bakeout.models.methods.neuron_adjust import Selection
+from bakeout.models.methods.redirection import Aim
 from bakeout.models.plan import Coin, Positions
 from bakeout.models.probing import Scope
 
@@ -24,7 +28,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class NeuronAdjustOptions(Section):
+class MethodOptions(Section):
+    """The options of a method, some of which name data of the recipe.
+
+    ``roles``: the options that name data; ``probed``: those of them whose probe files the method is fitted on;
+    ``kept``: the option whose data must not be forgotten too, and that is all other data where it is not given.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("forget", "retain")
+    probed: ClassVar[tuple[str, ...]] = ("forget", "retain")
+    kept: ClassVar[str | None] = "retain"
+
+    def names(self, data: Sequence[str]) -> dict[str, list[str]]:
+        """The data that each role stands for, ``data`` being all names of the recipe."""
+        given: dict[str, list[str]] = {role: getattr(self, role) for role in self.roles if getattr(self, role)}
+        if self.kept is not None and getattr(self, self.kept) is None:
+            taken = {name for names in given.values() for name in names}
+            given[self.kept] = [name for name in data if name not in taken]
+        return given
+
+
+class NeuronAdjustOptions(MethodOptions):
     """Neuron Adjust (arXiv 2503.21730): shifts the pre-activations that look like the forget set's."""
 
     forget: Names = Field(description="Names of the data to forget.", min_length=1)
@@ -46,8 +70,10 @@ class NeuronAdjustOptions(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the stochastic coin.")
 
 
-class KeySpaceDetectionOptions(Section):
+class KeySpaceDetectionOptions(MethodOptions):
     """Key Space Detection (arXiv 2503.21730): refuses queries whose key vector lies in a cube."""
+
+    probed: ClassVar[tuple[str, ...]] = ("forget",)
 
     forget: Names = Field(description="Names of the data whose queries are refused.", min_length=1)
     retain: Names | None = Field(
@@ -75,15 +101,88 @@ class KeySpaceDetectionOptions(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the clustering.")
 
 
+class SelectivePruningOptions(MethodOptions):
+    """Selective Pruning (the baseline of arXiv 2503.21730): cuts off the neurons that speak most on the forget set."""
+
+    forget: Names = Field(description="Names of the data to forget.", min_length=1)
+    retain: Names | None = Field(None, description="Names of the data to keep; by default all others.")
+    ratio: float = Field(0.015, gt=0, le=1, description="The share of all neurons that is cut off.")
+    tokens: Scope = Field("answer", description="Which tokens the scores are over: the `answer`'s, or `all`.")
+
+
+class LunarOptions(MethodOptions):
+    """LUNAR (arXiv 2502.07218): redirects what is to be forgotten to where the model says that it does not know."""
+
+    roles: ClassVar[tuple[str, ...]] = ("forget", "reference", "retain", "redirected")
+    probed: ClassVar[tuple[str, ...]] = roles
+
+    forget: Names = Field(description="Names of the data to forget.", min_length=1)
+    reference: Names = Field(description="Names of data that the model answers with ignorance already.", min_length=1)
+    retain: Names | None = Field(None, description="Names of the data to keep; by default all others.")
+    redirected: Names | None = Field(
+        None, description="Names of data that an earlier request has forgotten: they stay redirected."
+    )
+    layers: Literal["auto"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+        "auto", description="The layers whose `down_proj` is changed, counted from 0; `auto` chooses one."
+    )
+    solver: Solver = Field("closed_form", description="`closed_form` (ridge regression) or `gradient` (the paper's).")
+    aim: Aim = Field(
+        "reference",
+        description="Where forget tokens are sent: to what the reference prompts have there (`reference`), or by a "
+        "`shift` along the paper's direction.",
+    )
+    coefficient: PositiveFloat = Field(1.5, description="How far they are sent.")
+    ridge: PositiveFloat = Field(0.01, description="The ridge of the closed form.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the gradient solver.")
+
+
+class RevealAndReleaseOptions(MethodOptions):
+    """Reveal-and-Release (arXiv 2509.14624): the model itself reveals what it is to forget; no forget data is read."""
+
+    roles: ClassVar[tuple[str, ...]] = ("retain",)
+    probed: ClassVar[tuple[str, ...]] = roles
+
+    instructions: list[str] = Field(
+        description="Instructions that ask the model for a question; the best are found.", min_length=1
+    )
+    patterns: list[str] | None = Field(
+        None,
+        description="Regular expressions that describe what is to be forgotten; without any, it is what is unlike the "
+        "data to keep.",
+    )
+    retain: Names | None = Field(None, description="Names of the data to keep; by default all.")
+    directory: Path = Field(
+        description="Where finished rounds and the revealed data are kept, beside the recipe: a fit that was "
+        "interrupted goes on from there."
+    )
+    rounds: PositiveInt = Field(6, description="At most so many rounds.")
+    target: float = Field(0.02, ge=0, lt=1, description="Stop when so little of what was revealed is left.")
+    utility: float = Field(0.95, ge=0, le=1, description="Stop before any retained data keeps less than this share.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of sampling and training.")
+
+
 class InterventionEntry(Section):
     """One intervention: a single key that names the method."""
 
     neuron_adjust: NeuronAdjustOptions | None = None
     key_space_detection: KeySpaceDetectionOptions | None = None
+    selective_pruning: SelectivePruningOptions | None = None
+    lunar: LunarOptions | None = None
+    reveal_and_release: RevealAndReleaseOptions | None = None
 
     @property
-    def options(self) -> NeuronAdjustOptions | KeySpaceDetectionOptions:
+    def options(self) -> MethodOptions:
         """The options of the method that the entry names."""
-        options = self.neuron_adjust or self.key_space_detection
-        assert options is not None, "load_recipe refuses entries without a method"
+        (name,) = self.model_fields_set  # load_recipe refuses entries with none or several
+        options: MethodOptions = getattr(self, name)
         return options
+
+
+# The methods by the keys they have in a recipe.
+METHODS: dict[str, type[MethodOptions]] = {
+    "neuron_adjust": NeuronAdjustOptions,
+    "key_space_detection": KeySpaceDetectionOptions,
+    "selective_pruning": SelectivePruningOptions,
+    "lunar": LunarOptions,
+    "reveal_and_release": RevealAndReleaseOptions,
+}

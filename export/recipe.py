@@ -13,12 +13,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bakeout.export.intervention_options import (
+    METHODS,
     InterventionEntry,
     KeySpaceDetectionOptions,
-    NeuronAdjustOptions,
+    MethodOptions,
+    RevealAndReleaseOptions,
     Section,
 )
 from bakeout.models.errors import BakeoutError
+
+# What data of a role are, where they cannot be retained as well.
+_PARTICIPLES = {"forget": "forgotten", "reference": "a reference", "redirected": "redirected"}
 
 
 class RecipeError(BakeoutError):
@@ -74,9 +79,9 @@ class Recipe(Section):
     )
     export: ExportOptions = Field(default_factory=lambda: ExportOptions())
 
-    def others(self, names: Sequence[str]) -> list[str]:
-        """All data but those named, in the recipe's order."""
-        return [name for name in self.data if name not in names]
+    def fitted_data(self) -> list[str]:
+        """The names of all data that a method may see: not those that are there for testing alone."""
+        return [name for name, data in self.data.items() if data.named().keys() - {"test"}]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -137,8 +142,7 @@ def _problem(details: ErrorDetails) -> tuple[str, str]:
 def _known_keys(where: Sequence[int | str]) -> list[str]:
     """The keys that a section at this place may have."""
     sections: dict[str, type[BaseModel]] = {
-        "neuron_adjust": NeuronAdjustOptions,
-        "key_space_detection": KeySpaceDetectionOptions,
+        **METHODS,
         "interventions": InterventionEntry,
         "data": DataFiles,
         "export": ExportOptions,
@@ -181,41 +185,48 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         if len(methods) != 1 or getattr(entry, methods[0]) is None:
             yield where, f"an entry names one method, not {' and '.join(methods) or 'none'}"
             continue
-        checks += methods[0] == "key_space_detection"
+        checks += isinstance(entry.options, KeySpaceDetectionOptions)
         yield from _names(recipe, entry.options, [*where, methods[0]])
     if checks > 1:
         yield ["interventions"], "two Key Space Detections (put their skills into one: `forget` takes a list)"
 
 
-def _names(
-    recipe: Recipe, options: NeuronAdjustOptions | KeySpaceDetectionOptions, where: list[int | str]
-) -> Iterator[tuple[list[int | str], str]]:
-    retain = recipe.others(options.forget) if options.retain is None else options.retain
-    for key, names in (("forget", options.forget), ("retain", retain)):
+def _names(recipe: Recipe, options: MethodOptions, where: list[int | str]) -> Iterator[tuple[list[int | str], str]]:
+    by_role = options.names(recipe.fitted_data())
+    for role, names in by_role.items():
         for name in names:
             if name not in recipe.data:
                 close = get_close_matches(name, recipe.data, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(recipe.data)}"
-                yield [*where, key], f"no data are called {name!r} ({hint})"
-            elif not {"file", "probe"} & recipe.data[name].named().keys() and (
-                key == "forget" or isinstance(options, NeuronAdjustOptions)
-            ):
-                yield [*where, key], f"{name!r} has nothing to probe (give it `probe:`, or one file for everything)"
-    if both := sorted(set(options.forget) & set(retain)):
-        yield [*where, "retain"], f"{both[0]!r} is to be both forgotten and retained"
-    if isinstance(options, NeuronAdjustOptions) and not retain:
-        yield where, "there are no data to retain, and Neuron Adjust shifts values towards theirs"
+                yield [*where, role], f"no data are called {name!r} ({hint})"
+            elif role in options.probed and not {"file", "probe"} & recipe.data[name].named().keys():
+                yield [*where, role], f"{name!r} has nothing to probe (give it `probe:`, or one file for everything)"
+    kept = by_role.get(options.kept or "", [])
+    for role in options.roles:
+        if role != options.kept and (both := sorted(set(by_role.get(role, [])) & set(kept))):
+            yield [*where, options.kept or role], f"{both[0]!r} is to be both {_PARTICIPLES[role]} and retained"
+    if options.kept in options.probed and not kept:
+        yield where, "there are no data to retain, and this method needs some"
 
 
 def _resolved(recipe: Recipe, directory: Path) -> Recipe:
-    """The recipe with its files, and a model that is a directory beside it, as absolute paths."""
+    """The recipe with its files and directories, and a model that is a directory beside it, as absolute paths."""
     data = {
         name: DataFiles(**{use: (directory / file).resolve() for use, file in files.named().items()})
         for name, files in recipe.data.items()
     }
     local = directory / recipe.model
     model = str(local.resolve()) if local.is_dir() else recipe.model
-    return recipe.model_copy(update={"data": data, "model": model})
+    interventions = [_with_directory(entry, directory) for entry in recipe.interventions]
+    return recipe.model_copy(update={"data": data, "model": model, "interventions": interventions})
+
+
+def _with_directory(entry: InterventionEntry, directory: Path) -> InterventionEntry:
+    options = entry.options
+    if not isinstance(options, RevealAndReleaseOptions):
+        return entry
+    resolved = options.model_copy(update={"directory": (directory / options.directory).resolve()})
+    return InterventionEntry(reveal_and_release=resolved)
 
 
 def _recipe_error(path: Path, problems: Sequence[tuple[int, str]]) -> RecipeError:

@@ -19,7 +19,7 @@ import numpy as np
 from bench import Bench
 from numpy.typing import NDArray
 
-from bakeout.export.fit import refusal_tokens
+from bakeout.export.fit_methods import refusal_tokens
 from bakeout.models.methods.key_space_detection import fit_key_space_detection
 from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
 from bakeout.models.plan import KeySpaceDetection

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bakeout.export.fit import fit, refusal_tokens
+from bakeout.export.fit import fit
+from bakeout.export.fit_methods import refusal_tokens
 from bakeout.export.recipe import load_recipe
 from bakeout.models.checkpoint import load_model, weights_digest
 from bakeout.models.errors import BakeoutError

@@ -68,7 +68,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "seed": 0,
     }
     assert recipe.export.model_dump() == {"dtype": "fp32", "inline": False, "early_exit": True, "monitor": False}
-    assert recipe.others(["math"]) == ["code"]
+    assert adjust.names(recipe.fitted_data()) == {"forget": ["math"], "retain": ["code"]}
 
 
 def test_what_is_no_directory_is_a_hub_id(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ expert:
         ("forget: math\n", "forget: math\n      retain: math\n", 8, "both forgotten and retained"),
         ("  code: code.jsonl\n", "", 5, "no data to retain"),
         ("code: code.jsonl", "code: gone.jsonl", 4, "gone.jsonl"),
-        ("code: code.jsonl", "code: {test: code.jsonl}", 6, "nothing to probe"),
+        ("code: code.jsonl", "code: {test: code.jsonl}", 6, "no data to retain"),
         ("code: code.jsonl", "code: {}", 4, "no file"),
         ("code: code.jsonl", "code: {file: code.jsonl, test: code.jsonl}", 4, "one file for everything"),
         ("  - neuron_adjust:\n      forget: math\n", "  - {}\n", 6, "one method"),

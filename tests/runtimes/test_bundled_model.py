@@ -10,7 +10,7 @@ import pytest
 
 from bakeout.export.bake import BakeOptions, bake
 from bakeout.export.console import no_track
-from bakeout.export.fit import refusal_tokens
+from bakeout.export.fit_methods import refusal_tokens
 from bakeout.export.onnx_export import export_checkpoint
 from bakeout.export.parity import check_parity
 from bakeout.export.runtime import Runner

@@ -1,0 +1,220 @@
+"""Each method's way from its section of a recipe to an intervention: which data it probes, and what it is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bakeout.export.console import Item, Track
+from bakeout.export.intervention_options import (
+    KeySpaceDetectionOptions,
+    LunarOptions,
+    MethodOptions,
+    NeuronAdjustOptions,
+    RevealAndReleaseOptions,
+    SelectivePruningOptions,
+)
+from bakeout.models.data import Record
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Integers, Intervention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_BATCH = 16
+
+Rows = Mapping[str, Mapping[str, Sequence[Record]]]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a method is fitted with.
+
+    ``model`` carries the earlier weight edits already; ``earlier`` are the interventions before this one. ``rows`` are
+    the records by name and use (``probe``, ``calibration``), ``data`` all names of the recipe.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: Sequence[str]
+    rows: Rows
+    earlier: tuple[Intervention, ...]
+    track: Track
+
+    def probe(self, names: Sequence[str]) -> list[Record]:
+        """The probe records of several names, one after the other."""
+        return [record for name in names for record in self.rows[name]["probe"]]
+
+
+def fit_method(options: MethodOptions, fitting: Fitting) -> Intervention:
+    """Fit one intervention, with the earlier ones in force. Its report names the data of its roles."""
+    from bakeout.models.hooks import Hooks
+
+    names = options.names(fitting.data)
+    with Hooks(fitting.model, fitting.earlier):
+        fitted = _FITS[type(options)](options, fitting, names)
+    return replace(fitted, report={**names, **fitted.report})
+
+
+def refusal_tokens(refusal: str, tokenizer: PreTrainedTokenizerBase) -> Integers:
+    """The refusal as int64 token ids, the end-of-text token last.
+
+    Raises ``BakeoutError`` where the tokenizer cannot write the text, or has no end-of-text token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise BakeoutError(
+            "The tokenizer has no end-of-text token to end the refusal with.", "Set `eos_token` in its configuration."
+        )
+    tokens = tokenizer(refusal, add_special_tokens=False).input_ids
+    written = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    if written != refusal.strip():
+        raise BakeoutError(
+            f"The tokenizer cannot write the refusal {refusal!r}: it would read {written!r}.",
+            "Choose a refusal in the model's own script.",
+        )
+    return np.array([*tokens, tokenizer.eos_token_id], dtype=np.int64)
+
+
+def _neuron_adjust(options: NeuronAdjustOptions, fitting: Fitting, names: Mapping[str, list[str]]) -> Intervention:
+    from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+    from bakeout.models.probing import probe_neurons
+
+    forget, retain = (
+        probe_neurons(
+            fitting.model,
+            fitting.probe(names[role]),
+            scope=options.tokens,
+            batch_size=_BATCH,
+            track=_naming(fitting.track, names[role]),
+        )
+        for role in ("forget", "retain")
+    )
+    return fit_neuron_adjust(
+        forget, retain, ratio=options.ratio, selection=options.selection, coin=options.coin, seed=options.seed
+    )
+
+
+def _key_space_detection(
+    options: KeySpaceDetectionOptions, fitting: Fitting, names: Mapping[str, list[str]]
+) -> Intervention:
+    from bakeout.models.families import feed_forward_layers
+    from bakeout.models.methods.key_space_detection import fit_key_space_detection
+    from bakeout.models.probing import probe_keys
+
+    rows = fitting.rows
+    last = len(feed_forward_layers(fitting.model)) - 1
+    layers = [last] if options.layers == "last" else sorted(set(options.layers))
+    if options.alpha == "auto":
+        for name in names["forget"]:
+            if "calibration" not in rows[name]:
+                raise BakeoutError(
+                    f"`alpha: auto` needs fresh queries of {name}.",
+                    f"Give {name} a `calibration:` file, or one file for everything, or a number for alpha.",
+                )
+
+    def keys(name: str, records: Sequence[Record]) -> dict[int, Any]:
+        prompts = [record.prompt_ids for record in records]
+        track = _naming(fitting.track, [name])
+        return dict(probe_keys(fitting.model, prompts, layers=layers, batch_size=_BATCH, track=track))
+
+    probe = {name: keys(name, rows[name]["probe"]) for name in names["forget"]}
+    fresh = {name: keys(name, rows[name]["calibration"]) for name in names["forget"] if "calibration" in rows[name]}
+    # False refusals are best counted on queries that no other choice was made on.
+    retain = {
+        name: keys(name, rows[name].get("calibration") or rows[name]["probe"])
+        for name in names.get("retain", [])
+        if rows[name]
+    }
+    return fit_key_space_detection(
+        probe,
+        fresh,
+        retain,
+        layers=layers,
+        cubes=options.cubes,
+        alpha=options.alpha,
+        epsilon=options.epsilon,
+        refusal=refusal_tokens(options.refusal, fitting.tokenizer),
+        positions=options.positions,
+        floor=options.floor,
+        seed=options.seed,
+    )
+
+
+def _selective_pruning(
+    options: SelectivePruningOptions, fitting: Fitting, names: Mapping[str, list[str]]
+) -> Intervention:
+    from bakeout.models.methods.selective_pruning import fit_selective_pruning
+    from bakeout.models.probing import probe_key_magnitudes
+
+    forget, retain = (
+        probe_key_magnitudes(
+            fitting.model,
+            fitting.probe(names[role]),
+            scope=options.tokens,
+            batch_size=_BATCH,
+            track=_naming(fitting.track, names[role]),
+        )
+        for role in ("forget", "retain")
+    )
+    return fit_selective_pruning(forget, retain, ratio=options.ratio)
+
+
+def _lunar(options: LunarOptions, fitting: Fitting, names: Mapping[str, list[str]]) -> Intervention:
+    from bakeout.models.methods.lunar import fit_lunar
+
+    return fit_lunar(
+        fitting.model,
+        fitting.probe(names["forget"]),
+        fitting.probe(names["reference"]),
+        fitting.probe(names["retain"]),
+        redirected=fitting.probe(names.get("redirected", [])),
+        layers=options.layers,
+        solver=options.solver,
+        aim=options.aim,
+        coefficient=options.coefficient,
+        ridge=options.ridge,
+        batch_size=_BATCH,
+        seed=options.seed,
+        track=fitting.track,
+    )
+
+
+def _reveal_and_release(
+    options: RevealAndReleaseOptions, fitting: Fitting, names: Mapping[str, list[str]]
+) -> Intervention:
+    from bakeout.models.methods.reveal_and_release import fit_reveal_and_release
+
+    return fit_reveal_and_release(
+        fitting.model,
+        fitting.tokenizer,
+        options.instructions,
+        {name: fitting.rows[name]["probe"] for name in names["retain"]},
+        directory=options.directory,
+        scorer=options.patterns or "novelty",
+        rounds=options.rounds,
+        target=options.target,
+        utility=options.utility,
+        seed=options.seed,
+        track=fitting.track,
+    )
+
+
+def _naming(track: Track, names: Sequence[str]) -> Track:
+    """Progress whose descriptions end with what data is worked on."""
+
+    def named(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        return track(iterable, f"{description}: {', '.join(names)}", total)
+
+    return named
+
+
+_FITS: Mapping[type[MethodOptions], Callable[[Any, Fitting, Mapping[str, list[str]]], Intervention]] = {
+    NeuronAdjustOptions: _neuron_adjust,
+    KeySpaceDetectionOptions: _key_space_detection,
+    SelectivePruningOptions: _selective_pruning,
+    LunarOptions: _lunar,
+    RevealAndReleaseOptions: _reveal_and_release,
+}
