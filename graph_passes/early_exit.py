@@ -25,9 +25,34 @@ def part(graph: ir.Graph, build: GraphBuilder, condition: ir.Value, skipped: Seq
         outputs.append(ir.Value(name=output.name, type=output.type, shape=output.shape))
         graph.outputs[list(graph.outputs).index(output)] = outputs[-1]
         output.name = f"{output.name}.computed"
-    branches = {"then_branch": refuse, "else_branch": ir.Graph([], skipped, nodes=moved, name="go_on")}
+    go_on = ir.Graph([], skipped, nodes=moved, name="go_on")
+    _bring_quantised_weights(graph, go_on)
+    branches = {"then_branch": refuse, "else_branch": go_on}
     graph.append(ir.node("If", [condition], branches, outputs=outputs, name="bakeout.early_exit"))
     return len(moved)
+
+
+def _bring_quantised_weights(graph: ir.Graph, branch: ir.Graph) -> None:
+    """Put what the branch dequantises into it: ONNX Runtime fuses that with the product behind it, and finds the
+    constants in the same graph or fails.
+    """
+    for node in branch:
+        if node.op_type != "DequantizeLinear":
+            continue
+        for value in node.inputs:
+            if value is None or graph.initializers.get(value.name or "") is not value:
+                continue
+            if all(reader.graph is branch for reader in value.consumers()):
+                del graph.initializers[value.name]
+                branch.register_initializer(value)
+            else:
+                name = f"{value.name}.go_on"
+                if name not in branch.initializers:
+                    own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+                    branch.register_initializer(own)
+                for reader, position in tuple(value.uses()):
+                    if reader.graph is branch:
+                        reader.replace_input_with(position, branch.initializers[name])
 
 
 def _ancestors(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:

@@ -47,6 +47,10 @@ def _always_take(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
     branch.outputs.clear()
     inner = list(branch)
     branch.remove(inner)
+    constants = list(branch.initializers.values())
+    branch.initializers.clear()
+    for constant in constants:
+        graph.register_initializer(constant)
     graph.insert_before(node, inner)
     for old, new in zip(node.outputs, results, strict=True):
         name = old.name

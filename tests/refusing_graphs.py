@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from bakeout.graph_passes.anatomy import read_anatomy
-from bakeout.graph_passes.graph_file import load_graph, save_graph
+from bakeout.graph_passes.graph_file import graph_bytes, load_graph, save_graph
 from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
 from bakeout.models.plan import KeySpaceDetection, Positions
 from bakeout.models.refusal import positions_tested, refuse_row
@@ -31,11 +31,14 @@ Array = NDArray[Any]
 class Session:
     """A graph in ONNX Runtime on one thread; outputs by name."""
 
-    def __init__(self, model: ir.Model | Path) -> None:
+    def __init__(self, model: ir.Model | Path, data: Path | None = None) -> None:
+        """``data``: where the data files of an ``ir.Model`` lie."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        source = model if isinstance(model, Path) else ir.serde.serialize_model(model).SerializeToString()
+        if data is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
+        source = model if isinstance(model, Path) else graph_bytes(model)
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._past = {i.name: i for i in self._session.get_inputs() if i.name.startswith("past_key_values")}
@@ -59,9 +62,9 @@ def with_keys(directory: Path) -> Session:
     for layer in read_anatomy(model).layers:
         model.graph.outputs.append(layer.key_vector)
         layer.key_vector.name = f"key.{layer.index}"
-        layer.key_vector.type = layer.key_vector.type or ir.TensorType(ir.DataType.FLOAT)
+        layer.key_vector.type = layer.key_vector.type or ir.TensorType(layer.dtype)
     model.ir_version = 10
-    return Session(model)
+    return Session(model, directory)
 
 
 def detection_of(
