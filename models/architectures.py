@@ -64,23 +64,43 @@ class StoredWeight:
 
 _LLAMA = Family("model.layers", "mlp.gate_proj", "mlp.down_proj", "gated", up="mlp.up_proj")
 _POST_NORM = Family("model.layers", "mlp.gate_proj", "mlp.down_proj", "gated", up="mlp.up_proj", norm_after_down=True)
+# As decoders alone (BartForCausalLM and so on).
+_BART = Family("model.decoder.layers", "fc1", "fc2", "ungated")
 
 
 # By the ``model_type`` of the checkpoint's config.json.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
+        "arcee": Family("model.layers", "mlp.up_proj", "mlp.down_proj", "ungated"),
+        "bart": _BART,
+        "bigbird_pegasus": _BART,
+        "blenderbot": _BART,
+        "blenderbot-small": _BART,
+        "bloom": Family("transformer.h", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "ungated"),
+        "codegen": Family("transformer.h", "mlp.fc_in", "mlp.fc_out", "ungated"),
+        "cohere": _LLAMA,
         "falcon": Family("transformer.h", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "ungated"),
         "gemma": _LLAMA,
         "gemma2": _POST_NORM,
         "gemma3_text": _POST_NORM,
+        "glm": Family("model.layers", "mlp.gate_up_proj", "mlp.down_proj", "fused"),
         "gpt2": Family("transformer.h", "mlp.c_fc", "mlp.c_proj", "ungated", transposed=True),
         "gpt_bigcode": Family("transformer.h", "mlp.c_fc", "mlp.c_proj", "ungated"),
+        "gpt_neo": Family("transformer.h", "mlp.c_fc", "mlp.c_proj", "ungated"),
         "gpt_neox": Family("gpt_neox.layers", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "ungated"),
+        "gptj": Family("transformer.h", "mlp.fc_in", "mlp.fc_out", "ungated"),
         "granite": _LLAMA,
+        "helium": _LLAMA,
         "llama": _LLAMA,
+        "marian": _BART,
+        "mbart": _BART,
         "mistral": _LLAMA,
+        "mpt": Family("transformer.blocks", "ffn.up_proj", "ffn.down_proj", "ungated"),
+        "nemotron": Family("model.layers", "mlp.up_proj", "mlp.down_proj", "ungated"),
+        "olmo": _LLAMA,
         "olmo2": _POST_NORM,
         "opt": Family("model.decoder.layers", "fc1", "fc2", "ungated"),
+        "pegasus": _BART,
         "phi": Family("model.layers", "mlp.fc1", "mlp.fc2", "ungated"),
         "phi3": Family("model.layers", "mlp.gate_up_proj", "mlp.down_proj", "fused"),
         "qwen2": _LLAMA,

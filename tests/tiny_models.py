@@ -53,6 +53,10 @@ def _gemma_like(sizes: Sizes) -> dict[str, Any]:
     return {**_llama_like(sizes), "head_dim": head, "tie_word_embeddings": True}
 
 
+def _gemma2_like(sizes: Sizes) -> dict[str, Any]:
+    return {**_gemma_like(sizes), "query_pre_attn_scalar": sizes["hidden"] // HEADS}
+
+
 def _gpt2_like(sizes: Sizes) -> dict[str, Any]:
     return {
         "n_layer": sizes["layers"],
@@ -84,29 +88,105 @@ def _falcon(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _bart(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "encoder_layers": sizes["layers"],
+        "decoder_layers": sizes["layers"],
+        "d_model": sizes["hidden"],
+        "encoder_ffn_dim": sizes["width"],
+        "decoder_ffn_dim": sizes["width"],
+        "encoder_attention_heads": HEADS,
+        "decoder_attention_heads": HEADS,
+        "max_position_embeddings": LONGEST,
+        "decoder_start_token_id": END_OF_TEXT_ID,
+    }
+
+
+def _gptj(sizes: Sizes) -> dict[str, Any]:
+    return {**_gpt2_like(sizes), "rotary_dim": sizes["hidden"] // HEADS // 2}
+
+
+def _gpt_neo(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "num_layers": sizes["layers"],
+        "hidden_size": sizes["hidden"],
+        "intermediate_size": sizes["width"],
+        "num_heads": HEADS,
+        "attention_types": [[["global"], sizes["layers"]]],
+        "max_position_embeddings": LONGEST,
+    }
+
+
+def _with_head_size(sizes: Sizes) -> dict[str, Any]:
+    return {**_llama_like(sizes), "head_dim": sizes["hidden"] // HEADS}
+
+
+def _mixture(sizes: Sizes) -> dict[str, Any]:
+    return {
+        **_with_head_size(sizes),
+        "moe_intermediate_size": sizes["width"],
+        "num_experts": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+
+
 # The configuration class of each family, and the settings that make it tiny.
 _FAMILIES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
     {
+        "arcee": ("ArceeConfig", _llama_like),
+        "bart": ("BartConfig", _bart),
+        "bigbird_pegasus": ("BigBirdPegasusConfig", lambda s: {**_bart(s), "attention_type": "original_full"}),
+        "blenderbot": ("BlenderbotConfig", _bart),
+        "blenderbot-small": ("BlenderbotSmallConfig", _bart),
+        "bloom": (
+            "BloomConfig",
+            # Its F is four times the hidden size.
+            lambda s: {"n_layer": s["layers"], "hidden_size": s["hidden"], "n_head": HEADS},
+        ),
+        "codegen": ("CodeGenConfig", _gptj),
+        "cohere": ("CohereConfig", lambda s: {**_llama_like(s), "logit_scale": 1.0}),
         "falcon": ("FalconConfig", _falcon),
         "gemma": ("GemmaConfig", _gemma_like),
-        "gemma2": ("Gemma2Config", lambda s: {**_gemma_like(s), "query_pre_attn_scalar": s["hidden"] // HEADS}),
+        "gemma2": ("Gemma2Config", _gemma2_like),
+        "gemma3_text": ("Gemma3TextConfig", _gemma2_like),
+        "glm": ("GlmConfig", _with_head_size),
         "gpt2": ("GPT2Config", _gpt2_like),
         "gpt_bigcode": ("GPTBigCodeConfig", _gpt2_like),
+        "gpt_neo": ("GPTNeoConfig", _gpt_neo),
         "gpt_neox": ("GPTNeoXConfig", _llama_like),
+        "gptj": ("GPTJConfig", _gptj),
         "granite": ("GraniteConfig", lambda s: {**_llama_like(s), "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+        "helium": ("HeliumConfig", _with_head_size),
         "llama": ("LlamaConfig", _llama_like),
+        "marian": ("MarianConfig", _bart),
+        "mbart": ("MBartConfig", _bart),
         "mistral": ("MistralConfig", lambda s: {**_llama_like(s), "sliding_window": None}),
+        "mpt": (
+            "MptConfig",
+            # Its F is four times the hidden size.
+            lambda s: {"n_layers": s["layers"], "d_model": s["hidden"], "n_heads": HEADS, "max_seq_len": LONGEST},
+        ),
+        "nemotron": ("NemotronConfig", _llama_like),
+        "olmo": ("OlmoConfig", _llama_like),
         "olmo2": ("Olmo2Config", _llama_like),
         "opt": ("OPTConfig", _opt),
+        "pegasus": ("PegasusConfig", _bart),
         # optimum's exporter knows no grouped heads of phi.
         "phi": ("PhiConfig", lambda s: {**_llama_like(s), "num_key_value_heads": HEADS}),
         "phi3": ("Phi3Config", lambda s: {**_llama_like(s), "sliding_window": None}),
         "qwen2": ("Qwen2Config", _llama_like),
-        "qwen3": ("Qwen3Config", lambda s: {**_llama_like(s), "head_dim": s["hidden"] // HEADS}),
+        "qwen3": ("Qwen3Config", _with_head_size),
+        "smollm3": ("SmolLM3Config", _llama_like),
         "stablelm": ("StableLmConfig", _llama_like),
     }
 )
+# What Bakeout refuses.
+_MIXTURES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
+    {"gpt_oss": ("GptOssConfig", _mixture), "qwen3_moe": ("Qwen3MoeConfig", _mixture)}
+)
 FAMILIES = tuple(sorted(_FAMILIES))
+MIXTURES = tuple(sorted(_MIXTURES))
 
 
 def tiny_checkpoint(
@@ -120,9 +200,10 @@ def tiny_checkpoint(
     seed: int = 0,
     dtype: str = "float32",
 ) -> Path:
-    """Write a random checkpoint of ``family`` (one of ``FAMILIES``) with its tokenizer, and return ``directory``.
+    """Write a random checkpoint of ``family`` with its tokenizer, and return ``directory``.
 
-    ``width`` is F, the width of an FFL; ``vocabulary`` at least 258 (the bytes, padding and end of text). The
+    ``family`` is one of ``FAMILIES`` or ``MIXTURES``. ``width`` is F, the width of an FFL (bloom and mpt fix their own);
+    ``vocabulary`` at least 258 (the bytes, padding and end of text). The
     weights are large enough for greedy decoding to be decisive and for key vectors to differ from text to text.
     """
     tiny_model(
@@ -178,7 +259,7 @@ def random_prompts(count: int, *, seed: int = 0, shortest: int = 3, longest: int
 def _configuration(family: str, layers: int, hidden: int, width: int, vocabulary: int) -> PretrainedConfig:
     if vocabulary < 258:
         raise ValueError(f"a byte-level tokenizer needs 258 tokens, not {vocabulary}")
-    name, settings = _FAMILIES[family]
+    name, settings = {**_FAMILIES, **_MIXTURES}[family]
     options: dict[str, Any] = {
         "vocab_size": vocabulary,
         "pad_token_id": PADDING_ID,
