@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from bakeout.models.errors import BakeoutError
@@ -157,23 +158,27 @@ def _copy_by_hand(reader: BinaryIO, writer: BinaryIO, start: int, end: int) -> i
     return os.pwrite(writer.fileno(), chunk, start)
 
 
-def file_digests(directory: Path) -> dict[str, dict[str, Any]]:
-    """Every file below ``directory`` but the manifest: its name (with ``/``) to its ``sha256`` and ``size``."""
+def file_digests(directory: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Every file below ``directory`` but the manifest: its name (with ``/``) to its ``sha256`` and ``size``.
+
+    ``known``: the SHA-256 of files that were copied from where they were hashed, and need not be hashed again.
+    """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     names = [name for name in names if name != MANIFEST]
-    digests = hash_files([directory / name for name in names])
-    return {
-        name: {"sha256": digest, "size": (directory / name).stat().st_size}
-        for name, digest in zip(names, digests, strict=True)
-    }
+    unknown = [name for name in names if name not in known]
+    digests = {**known, **dict(zip(unknown, hash_files([directory / name for name in unknown]), strict=True))}
+    return {name: {"sha256": digests[name], "size": (directory / name).stat().st_size} for name in names}
 
 
-def write_manifest(directory: Path, entries: Mapping[str, Any]) -> None:
+def write_manifest(
+    directory: Path, entries: Mapping[str, Any], known: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write ``bakeout.json``: the digests of all files that lie in ``directory`` by now, and ``entries``.
 
-    ``entries`` is JSON and must not hold what differs from build to build: times, paths, host names.
+    ``entries`` is JSON and must not hold what differs from build to build: times, paths, host names. ``known`` as of
+    ``file_digests``.
     """
-    manifest = {**entries, "schema": SCHEMA, "files": file_digests(directory)}
+    manifest = {**entries, "schema": SCHEMA, "files": file_digests(directory, known)}
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
 

@@ -100,7 +100,8 @@ def bake(
             if not exported:
                 options = replace(options, dtype=None)
         added = {} if add_files is None else add_files(directory, receipts)
-        write_manifest(directory, {**_entries(plan, options, packages, receipts, canary), **added})
+        known = checkpoint.unchanged if checkpoint is not None else {}
+        write_manifest(directory, {**_entries(plan, options, packages, receipts, canary), **added}, known)
     return Baked(output, tuple(receipts))
 
 

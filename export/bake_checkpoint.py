@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from bakeout.export.artifact import MANIFEST, copy_by_kernel, require_space, roo
 from bakeout.export.console import Track
 from bakeout.export.genai_config import GENAI_CONFIG
 from bakeout.export.onnx_directory import companion_files
-from bakeout.models.checkpoint import resolve_checkpoint, weights_digest
+from bakeout.models.checkpoint import combined_digest, resolve_checkpoint, weight_file_digests
 from bakeout.models.checkpoint_writer import TensorEdit, checkpoint_files, find_edits, preview_edits, write_checkpoint
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan, PlanError, WeightEdit
@@ -21,17 +21,25 @@ _NAMES = {"neuron_adjust": "Neuron Adjust", "key_space_detection": "Key Space De
 
 @dataclass(frozen=True, eq=False)
 class CheckpointSource:
-    """A checkpoint to bake into: what is edited in it, and what is copied."""
+    """A checkpoint to bake into: what is edited in it, what is copied, and the SHA-256 of its weight files by name."""
 
     directory: Path
     edits: tuple[TensorEdit, ...]
     weights: Sequence[Path]
     companions: Sequence[Path]
+    digests: Mapping[str, str]
 
     @property
     def room(self) -> int:
         """The bytes that the artifact takes up, but for its few small files."""
         return sum(room_on_disk(path) for path in (*self.weights, *self.companions))
+
+    @property
+    def unchanged(self) -> dict[str, str]:
+        """The SHA-256 of the weight files that are copied as they are."""
+        edited = {edit.tensor.file for edit in self.edits}
+        copied = {path.name for path in self.weights} - edited
+        return {name: digest for name, digest in self.digests.items() if name in copied}
 
     @property
     def largest_tensor(self) -> int:
@@ -62,20 +70,25 @@ def find_checkpoint(model: str | Path, plan: Plan) -> CheckpointSource:
             "Bake into the base model: one plan can hold several interventions.",
         )
     edits = find_edits(checkpoint, plan)
-    require_weights(checkpoint, plan)
+    digests = require_weights(checkpoint, plan)
     companions = [path for path in companion_files(checkpoint) if path.name != GENAI_CONFIG]
-    return CheckpointSource(checkpoint, edits, checkpoint_files(checkpoint), companions)
+    return CheckpointSource(checkpoint, edits, checkpoint_files(checkpoint), companions, digests)
 
 
-def require_weights(checkpoint: Path, plan: Plan) -> None:
-    """Raise ``PlanError`` unless ``checkpoint`` holds the weights that ``plan`` was fitted on, by their digest."""
-    found = weights_digest(checkpoint)
+def require_weights(checkpoint: Path, plan: Plan) -> dict[str, str]:
+    """Raise ``PlanError`` unless ``checkpoint`` holds the weights that ``plan`` was fitted on, by their digest.
+
+    Gives the SHA-256 of each of its weight files, by name.
+    """
+    digests = weight_file_digests(checkpoint)
+    found = combined_digest(checkpoint, digests)
     if found != plan.model.digest:
         raise PlanError(
             f"The plan was fitted on weights with sha256 {plan.model.digest[:16]}…, and those in {checkpoint} have "
             f"{found[:16]}….",
             "Bake the plan into the checkpoint it was fitted on, or fit one for this checkpoint.",
         )
+    return digests
 
 
 def write_edited_checkpoint(source: CheckpointSource, directory: Path, track: Track) -> list[Receipt]:

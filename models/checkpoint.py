@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,20 @@ def weights_digest(directory: Path) -> str:
 
     Raises ``BakeoutError`` for a checkpoint without any, and for damaged files.
     """
+    return combined_digest(directory, weight_file_digests(directory))
+
+
+def weight_file_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 (hex) of each of the checkpoint's ``*.safetensors`` by name. Raises as ``weights_digest``."""
     files = weight_files(directory)
+    return dict(zip((path.name for path in files), hash_files(files), strict=True))
+
+
+def combined_digest(directory: Path, digests: Mapping[str, str]) -> str:
+    """``weights_digest`` from the ``weight_file_digests``."""
     digest = hashlib.sha256()
-    for path, content in zip(files, hash_files(files), strict=True):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0{content}\0".encode())
+    for name, content in digests.items():
+        digest.update(f"{name}\0{(directory / name).stat().st_size}\0{content}\0".encode())
     return digest.hexdigest()
 
 

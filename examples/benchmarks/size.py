@@ -7,11 +7,7 @@ The graph is exported from a model that is narrow, and then widened: the exporte
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 from comparison import print_machine, print_table
+from own_process import in_a_process_of_its_own
 from random_llama import Shape, export, key_space_detection, neuron_adjust, plan_of, random_llama
 
 if TYPE_CHECKING:
@@ -59,7 +56,7 @@ def main(layers: int, directory: Path | None) -> None:
 
 def _rows(directory: Path, shape: Shape) -> Iterator[list[str]]:
     for name, measured in STAGES.items():
-        seconds, peak = _in_a_process_of_its_own(measured, directory, shape)
+        seconds, peak = in_a_process_of_its_own(measured, directory, shape)
         yield [name, f"{seconds:.1f}", f"{peak / 2**20:.0f}"]
 
 
@@ -147,29 +144,6 @@ STAGES: dict[str, Callable[[Path, Shape], None]] = {
     "`bake`: the whole artifact": _bake_artifact,
     "copying and hashing the data alone": _copy_and_hash,
 }
-
-
-def _in_a_process_of_its_own(
-    measured: Callable[[Path, Shape], None], directory: Path, shape: Shape
-) -> tuple[float, int]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (measured, directory, shape))
-
-
-def _measure(measured: Callable[[Path, Shape], None], directory: Path, shape: Shape) -> tuple[float, int]:
-    began = time.perf_counter()
-    measured(directory, shape)
-    return time.perf_counter() - began, _peak_resident()
-
-
-def _peak_resident() -> int:
-    """Bytes. Linux's own record is preferred: rusage's begins with what the parent process held."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":
