@@ -16,7 +16,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.families import FeedForward, feed_forward_layers
 from bakeout.models.methods.low_rank import truncated
 from bakeout.models.methods.lunar_gradient import GradientOptions, descend
-from bakeout.models.methods.redirection import Aim, Redirection, redirections, steering_scores
+from bakeout.models.methods.redirection import Aim, Redirection, redirections, require_shiftable, steering_scores
 from bakeout.models.methods.ridge import RidgeSystem
 from bakeout.models.methods.token_rows import Prefixes, TokenRows, probe_rows
 from bakeout.models.plan import Floats, LowRankUpdate, WeightUpdate
@@ -87,10 +87,10 @@ def fit_lunar(
     architectures that normalise what ``down`` gives (no change of ``down`` is a shift of the residual stream there).
     """
     feed_forwards = feed_forward_layers(model)
-    _require_solvable(model, feed_forwards[0])
     _require_options(solver, aim, tokens, coefficient, ridge, truncation)
     for name, records in (("forget", forget), ("reference", reference), ("earlier", redirected)):
         _require_prompts(name, records)
+    require_shiftable(model, forget[0].prompt_ids)
     rows, masked = _rows(forget, reference, retain, redirected, tokens)
     prompts = [record.prompt_ids for record in reference]
 
@@ -258,17 +258,6 @@ def _spread(items: Sequence[list[int]], count: int) -> list[list[int]]:
     """``count`` of ``items``, evenly spread over them: files of several skills follow one another."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
-
-
-def _require_solvable(model: PreTrainedModel, feed_forward: FeedForward) -> None:
-    # OPT comes in two kinds; the one of 350 M parameters normalises behind the sum.
-    behind_the_sum = getattr(model.config, "do_layer_norm_before", True) is False
-    if feed_forward.has_norm_after_down or behind_the_sum:
-        raise BakeoutError(
-            f"LUNAR: {model.config.model_type!r} has a norm behind its feed-forward layers, so that no change of "
-            "`down` shifts the residual stream by a given vector.",
-            "Use Key Space Detection, Neuron Adjust, Selective Pruning or UNLEARN with this model.",
-        )
 
 
 def _require_options(solver: str, aim: str, tokens: str, coefficient: float, ridge: float, truncation: float) -> None:

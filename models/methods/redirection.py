@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
 from bakeout.models.methods.token_rows import TokenRows, block_of, flat_positions, probe_rows, residual_stream
 from bakeout.models.plan import Floats
 from bakeout.models.probing import Batch, Track, hooked, run_batches, untracked
 
 Aim = Literal["shift", "reference"]
+
+# How far a vector added to an FFL's output may be from what arrives behind the block: bfloat16 rounds, a norm distorts.
+_ADDED = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,43 @@ def steering_scores(
         )
         scores[layer] = float(np.minimum(steered, ignorance).sum() - np.minimum(steered, unrelated).sum())
     return scores
+
+
+def require_shiftable(model: PreTrainedModel, prompt: Sequence[int]) -> None:
+    """Raise ``BakeoutError`` unless what ``down`` gives is added to the residual stream as it is.
+
+    Where a norm follows (Gemma 2 and 3, OLMo 2, BART), no change of ``down`` shifts the residual stream by a given
+    vector. It is tried: a vector added to ``down``'s output on ``prompt`` must come out behind the block, multiplied by
+    the architecture's residual multiplier.
+    """
+    feed_forward = feed_forward_layers(model)[0]
+    streams: list[Tensor] = []
+    shift: list[Tensor] = []
+
+    def add(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:
+        return output + shift[0] if shift else output
+
+    def read(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        streams.append(residual_stream(output).reshape(-1, feed_forward.hidden).float())
+
+    def run() -> None:
+        for _ in run_batches(model, [prompt], batch_size=1, description="looking for norms"):
+            pass
+
+    block = block_of(model, feed_forward)
+    with hooked([feed_forward.down.register_forward_hook(add), block.register_forward_hook(read)]):
+        run()
+        vector = torch.randn(feed_forward.hidden, generator=torch.Generator().manual_seed(0)).to(streams[0].device)
+        vector *= streams[0].square().mean().sqrt()
+        shift.append(vector.to(model.dtype))
+        run()
+    expected = feed_forward.residual_multiplier * vector
+    if float((streams[1] - streams[0] - expected).norm(dim=-1).max()) > _ADDED * float(expected.norm()):
+        raise BakeoutError(
+            f"LUNAR: {model.config.model_type!r} has a norm behind its feed-forward layers, so that no change of "
+            "`down` shifts the residual stream by a given vector.",
+            "Use Key Space Detection, Neuron Adjust, Selective Pruning or UNLEARN with this model.",
+        )
 
 
 def _residuals(
