@@ -27,11 +27,11 @@ _TOLERANCE: dict[Precision, float] = {"float32": 0.01, "float16": 0.1, "quantise
 def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
     """Run the canary through a baked graph: how near it comes, per intervention.
 
-    ``receipts`` name the tensors that were edited. Raises ``GraphError`` where the graph lacks one of them.
+    ``receipts`` name the values to look at. Raises ``GraphError`` where the graph lacks one of them.
     """
     model = load_graph(graph_file)
     tolerance = _TOLERANCE[stored_precision(model)]
-    ObservePass([receipt.tensor for receipt in receipts])(model)
+    ObservePass([_observed(receipt) for receipt in receipts])(model)
     ids = plan.canary.input_ids
     seen = Runner(graph_file, graph=graph_bytes(model)).step(ids, np.ones_like(ids)).others
     return tuple(
@@ -58,10 +58,15 @@ def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping
     intervention = plan.interventions[index]
     own = [receipt for receipt in receipts if receipt.intervention == index]
     in_order = sorted(own, key=lambda receipt: receipt.layer)
-    last = [seen[receipt.tensor][:, -1].astype(np.float64) for receipt in in_order]
+    last = [seen[_observed(receipt)][:, -1].astype(np.float64) for receipt in in_order]
     if isinstance(intervention, NeuronAdjust):
         last = [values[:, layer.neurons] for values, layer in zip(last, intervention.layers, strict=True)]
         return np.concatenate(last, axis=1)
     if isinstance(intervention, KeySpaceDetection):
         return intervention.margins(np.concatenate(last, axis=1))
     return last[0][:, :CANARY_NEURONS]
+
+
+def _observed(receipt: Receipt) -> str:
+    """The value that an edit is known by: what it reads, or what a weight edit's receipt names beside its tensor."""
+    return str(receipt.detail.get("observed", receipt.tensor))
