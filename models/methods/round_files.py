@@ -1,0 +1,120 @@
+"""Finished rounds of Reveal-and-Release as files: safetensors, JSON and JSONL, from which a fit goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.lora_modules import Module
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What a round leaves behind: two modules, the state of the bandit after it, and figures (JSON)."""
+
+    forget: Module
+    retain: Module
+    bandit: Mapping[str, Tensor]
+    figures: Mapping[str, Any]
+
+
+class RoundFiles:
+    """The directory of one fit. ``claim`` it first.
+
+    A round is finished once its ``.json``, which is written last, is there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def claim(self, fingerprint: str) -> None:
+        """Make the directory this fit's own. Raises ``BakeoutError`` where it is another's, or holds other files."""
+        marker = self._directory / "fit.json"
+        expected = json.dumps({"schema": _SCHEMA, "fit": fingerprint}) + "\n"
+        if marker.is_file():
+            if marker.read_text(encoding="utf-8") != expected:
+                raise BakeoutError(
+                    f"{self._directory} holds the rounds of another fit: other options, data or weights.",
+                    "Choose another directory, or remove this one.",
+                )
+            return
+        if self._directory.exists() and (not self._directory.is_dir() or any(self._directory.iterdir())):
+            raise BakeoutError(
+                f"{self._directory} exists and is no directory of Reveal-and-Release.", "Choose a new directory."
+            )
+        self._directory.mkdir(parents=True, exist_ok=True)
+        _write(marker, expected.encode())
+
+    def audit(self, number: int) -> Path:
+        """Where the revealed data of a round is kept."""
+        return self._directory / f"round-{number}.jsonl"
+
+    def write_audit(self, number: int, lines: str) -> None:
+        """Keep the revealed data of a round."""
+        _write(self.audit(number), lines.encode())
+
+    def save(self, number: int, finished: Round) -> None:
+        """Keep a finished round."""
+        tensors = {f"bandit.{name}": tensor for name, tensor in finished.bandit.items()}
+        for kind, module in (("forget", finished.forget), ("retain", finished.retain)):
+            for name, (left, right) in module.items():
+                tensors |= {f"{kind}.B.{name}": left, f"{kind}.A.{name}": right}
+        _write(self._path(number, "safetensors"), save({name: t.contiguous() for name, t in tensors.items()}))
+        _write(self._path(number, "json"), (json.dumps(finished.figures, indent=1) + "\n").encode())
+
+    def load(self) -> list[Round]:
+        """The finished rounds, in order. Raises ``BakeoutError`` for a damaged file."""
+        found: list[Round] = []
+        while self._path(len(found) + 1, "json").is_file():
+            found.append(self._load(len(found) + 1))
+        return found
+
+    def _load(self, number: int) -> Round:
+        path = self._path(number, "safetensors")
+        try:
+            tensors = load(path.read_bytes())
+            figures = json.loads(self._path(number, "json").read_bytes())
+        except (OSError, SafetensorError, ValueError) as error:
+            raise BakeoutError(
+                f"{path}: the round cannot be read ({error}).", "Remove the round's files; it is fitted again."
+            ) from None
+        modules: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"forget": {}, "retain": {}}
+        for key in tensors:
+            kind, _, rest = key.partition(".")
+            side, _, name = rest.partition(".")
+            if kind in modules and side == "B":
+                modules[kind][name] = tensors[key], tensors[f"{kind}.A.{name}"]
+        bandit = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith("bandit.")}
+        return Round(modules["forget"], modules["retain"], bandit, figures)
+
+    def _path(self, number: int, suffix: str) -> Path:
+        return self._directory / f"round-{number}.{suffix}"
+
+
+def fingerprint(model: PreTrainedModel, settings: Mapping[str, Any]) -> str:
+    """SHA-256 of the model's parameters and of ``settings`` (JSON): two fits with the same one have the same rounds."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)
