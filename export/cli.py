@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -25,6 +27,9 @@ class _Commands(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args)
         machine = "--json" in arguments
+        if threading.current_thread() is threading.main_thread():
+            # What stops a CI job: end as on an error, so that nothing half-written stays.
+            signal.signal(signal.SIGTERM, _terminated)
         options["standalone_mode"] = False
         try:
             sys.exit(super().main(arguments, *rest, **options) or 0)
@@ -38,6 +43,10 @@ class _Commands(click.Group):
         except (click.Abort, KeyboardInterrupt):
             say("interrupted")
             sys.exit(130)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 _PATH = click.Path(path_type=Path)

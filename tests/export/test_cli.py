@@ -163,3 +163,15 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint, tm
     assert "\x1b" not in fitted.stderr
     assert "probing" in fitted.stderr
     assert str(Path(tmp_path / "plan")) in fitted.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without telling them")
+def test_a_command_that_is_stopped_leaves_nothing_behind(llama_checkpoint, plan_file, tmp_path):
+    command = [sys.executable, "-m", "bakeout.export.cli", "bake", llama_checkpoint, plan_file, "-o", tmp_path / "out"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not any(tmp_path.iterdir()):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+    assert process.returncode == 143
+    assert not any(tmp_path.iterdir())
