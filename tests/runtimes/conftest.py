@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
 
+from tests.runtimes.locks import locked
 from tests.runtimes.served import Served, make
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among the processes that lock ``path``."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,10 @@ class Served:
         content: dict[str, list[list[int]]] = json.loads((self.root / "said.json").read_text(encoding="utf-8"))
         return content
 
+    def text(self, tokens: list[int]) -> str:
+        """Tokens as they are shown: without the end-of-text token and the space that answers begin with."""
+        return str(self.tokenizer.decode(tokens)).lstrip()
+
     @property
     def expected(self) -> list[list[int]]:
         """What every runtime must say."""
