@@ -53,10 +53,11 @@ class Bench:
         self.rows[key] = row
         self._saved.write_text(json.dumps(self.rows, indent=1))
 
-    def records(self, skill: str, split: str, count: int | None = None) -> list[Record]:
-        """The records of a skill's split: ``count``, or as many as ``PROMPTS`` says."""
+    def records(self, skill: str, split: str, count: int | None = None, seed: int = 0) -> list[Record]:
+        """The records of a skill's split: ``count``, or as many as ``PROMPTS`` says. Another seed, another draw."""
         with tempfile.TemporaryDirectory() as scratch:
-            return read_records(self._write(skill, split, count or PROMPTS[split], Path(scratch)), self.tokenizer)
+            path = self._write(skill, split, count or PROMPTS[split], Path(scratch), seed)
+            return read_records(path, self.tokenizer)
 
     def right(self, skill: str, split: str, count: int | None = None) -> NDArray[np.bool_]:
         """Which of a split's prompts (as for ``records``) the base model answers rightly."""
@@ -64,9 +65,9 @@ class Bench:
             path = self._write(skill, split, count or PROMPTS[split], Path(scratch))
             return grade(Runner(self.base), path, set(), batch_size=64).right
 
-    def _write(self, skill: str, split: str, count: int, directory: Path) -> Path:
+    def _write(self, skill: str, split: str, count: int, directory: Path, seed: int = 0) -> Path:
         path = directory / f"{skill}.jsonl"
-        write_jsonl(examples(skill, split, count), path)
+        write_jsonl(examples(skill, split, count, seed), path)
         return path
 
     def accuracies(self, graph: Path) -> dict[str, float]:

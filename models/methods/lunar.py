@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
-from bakeout.models.families import FeedForward, feed_forward_layers
+from bakeout.models.families import feed_forward_layers
 from bakeout.models.methods.low_rank import truncated
-from bakeout.models.methods.lunar_gradient import GradientOptions, descend
+from bakeout.models.methods.lunar_gradient import GradientOptions
+from bakeout.models.methods.lunar_layer import LayerProblem, by_gradient, by_regression
 from bakeout.models.methods.redirection import Aim, Redirection, redirections, require_shiftable, steering_scores
-from bakeout.models.methods.ridge import RidgeSystem
-from bakeout.models.methods.token_rows import Prefixes, TokenRows, probe_rows
-from bakeout.models.plan import Floats, LowRankUpdate, WeightUpdate
+from bakeout.models.methods.token_rows import Prefixes, TokenRows
+from bakeout.models.plan import LowRankUpdate, WeightUpdate
 from bakeout.models.probing import Track, untracked
 from bakeout.models.weight_edits import edited_weights
 
@@ -130,11 +130,13 @@ def fit_lunar(
     for layer in chosen:
         below = [LowRankUpdate("LUNAR", tuple(updates))] if updates else []
         with edited_weights(model, below):
-            solve = _by_regression if solver == "closed_form" else _by_gradient
-            options: Any = ridge if solver == "closed_form" else gradient or GradientOptions()
-            change, figures = solve(
-                model, rows, feed_forwards[layer], redirected_to[layer], options, batch_size, seed, track
+            problem = LayerProblem(
+                model, feed_forwards[layer], rows.forget, redirected_to[layer], rows.retain, batch_size
             )
+            if solver == "closed_form":
+                change, figures = by_regression(problem, ridge, track)
+            else:
+                change, figures = by_gradient(problem, gradient or GradientOptions(), seed, track)
         left, right, residual = truncated(change, truncation)
         updates.append(WeightUpdate(layer, "down", left, right))
         fitted[str(layer)] = {
@@ -186,68 +188,6 @@ def _rows(
         )
     forget_rows = TokenRows(tuple(ids for ids, _ in moving), tuple(positions for _, positions in moving))
     return _Rows(forget_rows, TokenRows(tuple(staying), tuple(list(range(len(ids))) for ids in staying))), masked
-
-
-def _by_regression(
-    model: PreTrainedModel,
-    rows: _Rows,
-    feed_forward: FeedForward,
-    redirection: Redirection,
-    ridge: float,
-    batch_size: int,
-    seed: int,
-    track: Track,
-) -> tuple[Floats, dict[str, Any]]:
-    system = RidgeSystem(feed_forward.width, feed_forward.hidden)
-    layer = feed_forward.layer
-    kept: list[tuple[Floats, Floats]] = []
-    for probed in probe_rows(
-        model, rows.forget, layers=[layer], batch_size=batch_size, description=f"layer {layer}: forget", track=track
-    ):
-        wanted = _wanted(probed.residuals[layer], redirection.targets[probed.numbers], feed_forward)
-        kept.append((probed.keys[layer], wanted))
-        system.add(probed.keys[layer], wanted)
-    for probed in probe_rows(
-        model, rows.retain, layers=[layer], batch_size=batch_size, description=f"layer {layer}: retain", track=track
-    ):
-        system.add(probed.keys[layer])
-    change = system.solve(ridge)
-    missed = sum(float(np.square(keys @ change.T - wanted).sum()) for keys, wanted in kept)
-    asked = sum(float(np.square(wanted).sum()) for _, wanted in kept)
-    return change, {"ridge": ridge, "missed": math.sqrt(missed / asked) if asked else 0.0}
-
-
-def _by_gradient(
-    model: PreTrainedModel,
-    rows: _Rows,
-    feed_forward: FeedForward,
-    redirection: Redirection,
-    options: GradientOptions,
-    batch_size: int,
-    seed: int,
-    track: Track,
-) -> tuple[Floats, dict[str, Any]]:
-    layer = feed_forward.layer
-    staying = rows.retain.sample(round(options.retain_rows * len(rows.forget)), seed)
-    keys = np.zeros((len(rows.forget) + len(staying), feed_forward.width), dtype=np.float32)
-    wanted = np.zeros((len(keys), feed_forward.hidden), dtype=np.float32)
-    for probed in probe_rows(
-        model, rows.forget, layers=[layer], batch_size=batch_size, description=f"layer {layer}: forget", track=track
-    ):
-        keys[probed.numbers] = probed.keys[layer]
-        targets = redirection.targets[probed.numbers]
-        wanted[probed.numbers] = _wanted(probed.residuals[layer], targets, feed_forward)
-    for probed in probe_rows(
-        model, staying, layers=[layer], batch_size=batch_size, description=f"layer {layer}: retain", track=track
-    ):
-        keys[len(rows.forget) + probed.numbers] = probed.keys[layer]
-    change, losses = descend(keys, wanted, options, seed=seed, track=track)
-    return change, {"losses": losses, "sampled_retain_rows": len(staying)}
-
-
-def _wanted(residuals: Floats, targets: Floats, feed_forward: FeedForward) -> Floats:
-    """The changes of ``down``'s output that put the residual stream on its targets."""
-    return (targets - residuals) / feed_forward.residual_multiplier
 
 
 def _first_sequences(rows: TokenRows, count: int) -> TokenRows:
