@@ -75,6 +75,7 @@ class AdjustedLayer:
 
     def __post_init__(self) -> None:
         where = f"Neuron Adjust, layer {self.layer}"
+        _require_layer(self.layer, where)
         if self.neurons.ndim != 1 or len(self.neurons) == 0:
             raise PlanError(f"{where}: no neurons are named.")
         if self.neurons[0] < 0 or bool(np.any(np.diff(self.neurons) <= 0)):
@@ -178,10 +179,12 @@ class ZeroedColumns:
     columns: Integers
 
     def __post_init__(self) -> None:
+        where = f"Zeroed columns, layer {self.layer}"
+        _require_layer(self.layer, where)
         if self.columns.ndim != 1 or len(self.columns) == 0:
-            raise PlanError(f"Zeroed columns, layer {self.layer}: no columns are named.")
+            raise PlanError(f"{where}: no columns are named.")
         if self.columns[0] < 0 or bool(np.any(np.diff(self.columns) <= 0)):
-            raise PlanError(f"Zeroed columns, layer {self.layer}: the column indices are not ascending from 0.")
+            raise PlanError(f"{where}: the column indices are not ascending from 0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +215,7 @@ class WeightUpdate:
 
     def __post_init__(self) -> None:
         where = f"Low-rank update, layer {self.layer}, {self.role}"
+        _require_layer(self.layer, where)
         if self.role not in get_args(Role):
             raise PlanError(f"{where}: no weight of an FFL is called so.")
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
@@ -321,6 +325,11 @@ class Plan:
         inner, outer = self.model.width, self.model.hidden
         if shape != ((outer, inner) if update.role == "down" else (inner, outer)):
             raise PlanError(f"The update of layer {update.layer}, {update.role}, has shape {shape}.")
+
+
+def _require_layer(layer: int, where: str) -> None:
+    if not isinstance(layer, int) or layer < 0:
+        raise PlanError(f"{where}: layers are counted from 0.")
 
 
 def _require_finite(values: Floats | Floats32, what: str) -> None:

@@ -14,10 +14,15 @@ from bakeout.models.plan import (
     Coin,
     Intervention,
     KeySpaceDetection,
+    LowRankUpdate,
     ModelIdentity,
     NeuronAdjust,
     Plan,
     Positions,
+    Role,
+    WeightUpdate,
+    ZeroColumns,
+    ZeroedColumns,
 )
 
 MODEL = ModelIdentity(architecture="llama", layers=4, width=16, hidden=8, vocabulary=264, digest="ab" * 32)
@@ -59,6 +64,27 @@ def key_space_detection(**changes: Any) -> KeySpaceDetection:
         "report": {"floor": 0.1},
     }
     return KeySpaceDetection(**{**values, **changes})
+
+
+def zeroed_columns(**changes: Any) -> ZeroedColumns:
+    """Columns 0 and 7 of layer 1."""
+    return ZeroedColumns(**{"layer": 1, "columns": np.array([0, 7]), **changes})
+
+
+def zero_columns(**changes: Any) -> ZeroColumns:
+    """Two columns of layer 1."""
+    return ZeroColumns(**{"layers": (zeroed_columns(),), "report": {"ratio": 0.1}, **changes})
+
+
+def weight_update(**changes: Any) -> WeightUpdate:
+    """An update of rank 2 of layer 3's ``down``."""
+    left = np.arange(16, dtype=np.float32).reshape(8, 2)
+    return WeightUpdate(**{"layer": 3, "role": "down", "left": left, "right": np.ones((2, 16), np.float32), **changes})
+
+
+def low_rank_update(**changes: Any) -> LowRankUpdate:
+    """One update, by LUNAR."""
+    return LowRankUpdate(**{"method": "lunar", "updates": (weight_update(),), "report": {"residual": 0.5}, **changes})
 
 
 def plan(*interventions: Intervention, **changes: Any) -> Plan:
@@ -123,9 +149,31 @@ def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
 
 
 @st.composite
+def _zero_columns(draw: st.DrawFn) -> ZeroColumns:
+    layers = sorted(draw(st.sets(st.integers(0, MODEL.layers - 1), min_size=1)))
+    columns = st.sets(st.integers(0, MODEL.width - 1), min_size=1)
+    return ZeroColumns(
+        tuple(ZeroedColumns(layer, np.array(sorted(draw(columns)), dtype=np.int64)) for layer in layers), draw(_JSON)
+    )
+
+
+@st.composite
+def _low_rank_updates(draw: st.DrawFn) -> LowRankUpdate:
+    layers, roles = st.integers(0, MODEL.layers - 1), st.sampled_from(get_args(Role))
+    updates = []
+    for layer, role in sorted(draw(st.sets(st.tuples(layers, roles), min_size=1, max_size=3))):
+        outputs, inputs = (MODEL.hidden, MODEL.width) if role == "down" else (MODEL.width, MODEL.hidden)
+        rank = draw(st.integers(1, 3))
+        left, right = draw(_floats((outputs, rank))), draw(_floats((rank, inputs)))
+        updates.append(WeightUpdate(layer, role, left.astype(np.float32), right.astype(np.float32)))
+    return LowRankUpdate(draw(st.text(max_size=5)), tuple(updates), draw(_JSON))
+
+
+@st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """Plans of one to three interventions, at most one of them a Key Space Detection, in any order."""
-    interventions: list[Intervention] = draw(st.lists(_neuron_adjusts(), max_size=2))
+    """Plans of one to four interventions, at most one of them a Key Space Detection, in any order."""
+    others = st.one_of(_neuron_adjusts(), _zero_columns(), _low_rank_updates())
+    interventions: list[Intervention] = draw(st.lists(others, max_size=3))
     if not interventions or draw(st.booleans()):
         interventions.insert(draw(st.integers(0, len(interventions))), draw(_key_space_detections()))
     sequences = draw(st.integers(1, 3))

@@ -13,7 +13,17 @@ from hypothesis.extra import numpy as arrays
 
 from bakeout.models.plan import LONGEST_REFUSAL, Canary, PlanError
 
-from tests.plan_examples import MODEL, adjusted_layer, key_space_detection, neuron_adjust, plan
+from tests.plan_examples import (
+    MODEL,
+    adjusted_layer,
+    key_space_detection,
+    low_rank_update,
+    neuron_adjust,
+    plan,
+    weight_update,
+    zero_columns,
+    zeroed_columns,
+)
 
 NAN = np.array([np.nan, 1.0])
 CANARY = np.array([[2, 3]])
@@ -57,6 +67,23 @@ CANARY = np.array([[2, 3]])
         (key_space_detection, {"refusal": np.array([1])}, "refusal"),
         (key_space_detection, {"refusal": np.array([-7, 1])}, "refusal"),
         (key_space_detection, {"refusal": np.ones(LONGEST_REFUSAL + 1, dtype=np.int64)}, "refusal"),
+        (adjusted_layer, {"layer": -1}, "counted from 0"),
+        (zeroed_columns, {"layer": -1}, "counted from 0"),
+        (weight_update, {"layer": -1}, "counted from 0"),
+        (weight_update, {"layer": "1"}, "counted from 0"),
+        (zeroed_columns, {"columns": np.array([], dtype=np.int64)}, "no columns"),
+        (zeroed_columns, {"columns": np.array([7, 0])}, "not ascending"),
+        (zeroed_columns, {"columns": np.array([-1, 0])}, "not ascending"),
+        (zero_columns, {"layers": ()}, "layers"),
+        (zero_columns, {"layers": (zeroed_columns(), zeroed_columns())}, "layers"),
+        (weight_update, {"role": "sideways"}, "no weight"),
+        (weight_update, {"left": np.ones((8, 3), np.float32)}, "no product"),
+        (weight_update, {"left": np.ones(8, np.float32)}, "no product"),
+        (weight_update, {"left": np.ones((8, 0), np.float32), "right": np.ones((0, 16), np.float32)}, "empty"),
+        (weight_update, {"right": np.full((2, 16), np.nan, np.float32)}, "right holds NaN"),
+        (low_rank_update, {"updates": ()}, "ascending order"),
+        (low_rank_update, {"updates": (weight_update(), weight_update())}, "ascending order"),
+        (low_rank_update, {"updates": (weight_update(), weight_update(layer=2))}, "ascending order"),
     ],
 )
 def test_an_intervention_that_contradicts_itself_is_refused(
@@ -75,6 +102,10 @@ def test_an_intervention_that_contradicts_itself_is_refused(
         ((neuron_adjust(layers=(adjusted_layer(layer=4),)),), {}, "names layer 4 of a model with 4"),
         ((neuron_adjust(layers=(adjusted_layer(neurons=np.array([1, 16])),)),), {}, "names neuron 16 of 16"),
         ((key_space_detection(layers=(1, 4)),), {}, "names layer 4"),
+        ((zero_columns(layers=(zeroed_columns(layer=4),)),), {}, "names layer 4"),
+        ((zero_columns(layers=(zeroed_columns(columns=np.array([16])),)),), {}, "name neuron 16 of 16"),
+        ((low_rank_update(updates=(weight_update(layer=4),)),), {}, "names layer 4"),
+        ((low_rank_update(updates=(weight_update(role="up"),)),), {}, "has shape"),
         ((key_space_detection(layers=(1,)),), {}, "dimension is not 1 x 16"),
         ((key_space_detection(refusal=np.array([264, 1])),), {}, "vocabulary"),
         ((), {"canary": Canary(np.array([[264]]), (np.zeros((1, 2)),) * 2)}, "vocabulary"),

@@ -17,7 +17,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan, PlanError
 from bakeout.models.plan_file import load_plan, plan_bytes, save_plan
 
-from tests.plan_examples import plan, plans
+from tests.plan_examples import key_space_detection, low_rank_update, neuron_adjust, plan, plans, zero_columns
 
 
 @settings(max_examples=25)
@@ -100,6 +100,28 @@ def _interventions_no_list(described: dict[str, Any], arrays: dict[str, Any]) ->
     described["interventions"] = 3
 
 
+def _unknown_role(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    described["interventions"][3]["weights"] = [[3, "sideways"]]
+    for factor in ("left", "right"):
+        arrays[f"interventions.3.3.sideways.{factor}"] = arrays.pop(f"interventions.3.3.down.{factor}")
+
+
+def _factor_of_halves(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    arrays["interventions.3.3.down.left"] = arrays["interventions.3.3.down.left"].astype(np.float16)
+
+
+def _no_factor(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    del arrays["interventions.3.3.down.right"]
+
+
+def _columns_of_no_layer(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    described["interventions"][2]["layers"] = [[1]]
+
+
+def _weights_no_list(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    described["interventions"][3]["weights"] = 3
+
+
 @pytest.mark.parametrize(
     ("garble", "says"),
     [
@@ -113,12 +135,17 @@ def _interventions_no_list(described: dict[str, Any], arrays: dict[str, Any]) ->
         (_wrong_type, "float32, not float64"),
         (_not_finite, "NaN"),
         (_interventions_no_list, "lacks or garbles"),
+        (_unknown_role, "sideways"),
+        (_factor_of_halves, "float16, not float32"),
+        (_no_factor, r"interventions\.3\.3\.down\.right"),
+        (_columns_of_no_layer, "lacks or garbles"),
+        (_weights_no_list, "lacks or garbles"),
     ],
 )
 def test_a_garbled_plan_is_refused_with_its_path(
     tmp_path: Path, garble: Callable[[dict[str, Any], dict[str, Any]], None], says: str
 ) -> None:
-    data = plan_bytes(plan())
+    data = plan_bytes(plan(neuron_adjust(), key_space_detection(), zero_columns(), low_rank_update()))
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     described, arrays = json.loads(header["__metadata__"]["bakeout"]), load(data)
     garble(described, arrays)
