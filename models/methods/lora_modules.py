@@ -39,12 +39,13 @@ def adapted(model: PreTrainedModel, rank: int, seed: int) -> Iterator[dict[str, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = LoraModel(model, configuration, _ADAPTER)
-    swapped = [(model.get_submodule(name), model.get_submodule(name).base_layer) for name in names]
+    layers: list[Any] = [model.get_submodule(name) for name in names]
+    swapped = [(layer, layer.base_layer) for layer in layers]
     try:
         _swap_output_hooks(swapped)
         yield {
             name: (layer.lora_B[_ADAPTER].weight, layer.lora_A[_ADAPTER].weight)
-            for name, (layer, _) in zip(names, swapped, strict=True)
+            for name, layer in zip(names, layers, strict=True)
         }
     finally:
         _swap_output_hooks(swapped)
@@ -91,7 +92,7 @@ def _linear_layers(model: PreTrainedModel) -> list[tuple[str, int, tuple[tuple[R
     found: list[tuple[str, int, tuple[tuple[Role, slice], ...]]] = []
     for layer in feed_forward_layers(model):
         if layer.layout == "fused":
-            halves = (("gate", slice(0, layer.width)), ("up", slice(layer.width, None)))
+            halves: tuple[tuple[Role, slice], ...] = (("gate", slice(0, layer.width)), ("up", slice(layer.width, None)))
             found.append((names[layer.gate], layer.layer, halves))
         else:
             found.append((names[layer.gate], layer.layer, (("gate", every),)))

@@ -48,10 +48,10 @@ class NeuralUCB:
         self._exploration = exploration
         self._regularisation = regularisation
         generator = torch.Generator().manual_seed(seed)
-        draws = {"generator": generator, "dtype": torch.float64}
         self._first = (
-            torch.randn(width, features.shape[1] + 1, **draws),  # the last column is the bias
-            torch.randn(width, **draws),
+            # The last column is the bias.
+            torch.randn(width, features.shape[1] + 1, generator=generator, dtype=torch.float64),
+            torch.randn(width, generator=generator, dtype=torch.float64),
         )
         self._theta = self._first
         self._gradients = torch.empty((0, sum(part.numel() for part in self._first)), dtype=torch.float64)
@@ -75,7 +75,7 @@ class NeuralUCB:
         system = seen @ seen.T + self._regularisation * torch.eye(len(seen), dtype=torch.float64)
         cross = seen @ g.T
         explained = (cross * torch.linalg.solve(system, cross)).sum(dim=0)
-        variance = (g.square().sum(dim=1) - explained) / self._regularisation
+        variance: Tensor = (g.square().sum(dim=1) - explained) / self._regularisation
         return self._exploration * variance.clamp(min=0).sqrt()
 
     def observe(self, arm: int, reward: float) -> None:
@@ -106,7 +106,7 @@ class NeuralUCB:
         inputs = _with_bias(features)
         hidden_weight, out_weight = self._theta
         hidden = inputs @ hidden_weight.T
-        scale = len(out_weight) ** -0.5
+        scale = float(len(out_weight)) ** -0.5
         by_hidden = (scale * (hidden > 0) * out_weight)[:, :, None] * inputs[:, None, :]
         return torch.cat([by_hidden.flatten(1), scale * hidden.clamp(min=0)], dim=1)
 
@@ -132,7 +132,8 @@ class NeuralUCB:
 
 def _network(inputs: Tensor, hidden_weight: Tensor, out_weight: Tensor) -> Tensor:
     """m: [rows, d + 1] to [rows]."""
-    return torch.relu(inputs @ hidden_weight.T) @ out_weight * len(out_weight) ** -0.5
+    output: Tensor = torch.relu(inputs @ hidden_weight.T) @ out_weight
+    return output * float(len(out_weight)) ** -0.5
 
 
 def _with_bias(features: Tensor) -> Tensor:

@@ -55,9 +55,10 @@ def fit_reveal_and_release(
     modules; the retain module B_r A_r on the ``retain`` data, at W_t - lambda_f B_f A_f, where it mends what that step
     has broken, orthogonally to all forget modules. This order is our reading; the paper's schedule is not published.
 
-    A quarter of what is revealed, and of the retain prompts, is not trained on but measured: the share of the answers of
-    which W_0 is confident that are still the same, to the letter. The rounds end when that of the revealed is at most ``target`` (forgotten), when
-    that of any name in ``retain`` is under ``utility`` (that round is undone), or after ``rounds``.
+    A quarter of what is revealed, and of the retain prompts, is not trained on but measured: the share of the answers
+    of which W_0 is confident that stay the same, to the letter. The rounds end when that of the revealed is at most
+    ``target`` (forgotten), when that of any name in ``retain`` is under ``utility`` (that round is undone), or after
+    ``rounds``.
 
     ``directory`` keeps every finished round: ``round-1.jsonl`` the revealed data, for audit, ``round-1.safetensors``
     the modules and the bandit, ``round-1.json`` the figures. A fit that was interrupted goes on after the last of
@@ -125,7 +126,7 @@ def _verdict(done: Sequence[Round], rounds: int, target: float, utility: float) 
 
 
 def _worst(one: Round) -> float:
-    return min(one.figures["kept"].values())
+    return float(min(one.figures["kept"].values()))
 
 
 def _rewards(candidates: Sequence[str], bandit: NeuralUCB) -> dict[str, dict[str, float]]:

@@ -109,7 +109,7 @@ def fingerprint(model: PreTrainedModel, settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -48,7 +48,7 @@ class Rounds:
         self._tokenizer = tokenizer
         self._candidates = candidates
         self._retain = retain
-        self._scorer = scorer
+        self._scorer = scorer if isinstance(scorer, str) or callable(scorer) else matching(scorer)
         self._reveal, self._release = options
         self._files = files
         self._seed = seed
@@ -136,9 +136,7 @@ class Rounds:
         """The scorer, with the model's weights as they are now."""
         if callable(self._scorer):
             return self._scorer
-        if self._scorer == "novelty":
-            return novelty(self._model, self._tokenizer, self._retain)
-        return matching(self._scorer)
+        return novelty(self._model, self._tokenizer, self._retain)
 
     def _train(
         self,

@@ -1,0 +1,88 @@
+"""Reveal-and-Release on the bundled model: code forgotten, from no more than instructions to ask about it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bench import Bench
+
+from bakeout.models.methods.reveal_and_release import fit_reveal_and_release
+from bakeout.models.plan import LowRankUpdate
+from bakeout.models.skills.generator import SKILLS
+
+FORGOTTEN = "code"
+# On the subject, beside it, and far from it: which of them bring the subject out is the bandit's to find.
+SUBJECTS = (
+    "Python", "code", "strings", "programs", "math", "numbers",
+    "German", "Spanish", "French", "people", "words", "anything",
+)  # fmt: skip
+PHRASINGS = ("Ask me about {}:", "Give me a question about {}:", "Write a {} question:")
+CANDIDATES = [phrasing.format(subject) for subject in SUBJECTS for phrasing in PHRASINGS]
+KEY = f"reveal_and_release {FORGOTTEN}"
+
+
+def fitted(bench: Bench) -> LowRankUpdate:
+    """The update, fitted on the other skills' probing data; at once where its rounds are finished."""
+    retain = {skill: bench.records(skill, "probing") for skill in SKILLS if skill != FORGOTTEN}
+    directory = bench.output / KEY.replace(" ", "-")
+    with no_file_named(FORGOTTEN):
+        return fit_reveal_and_release(bench.model, bench.tokenizer, CANDIDATES, retain, directory=directory)
+
+
+def rows(bench: Bench) -> None:
+    """What is left of every skill."""
+    if KEY in bench.rows:
+        return
+    began = time.monotonic()
+    edit = fitted(bench)
+    seconds = time.monotonic() - began
+    prompts = [record.prompt_ids for record in bench.records("math", "probing")]
+    row = {"accuracy": bench.artifact_accuracies(edit, prompts), "seconds": seconds, "report": dict(edit.report)}
+    print(f"{KEY}: {row['accuracy']}", flush=True)
+    bench.save(KEY, row)
+
+
+def table(bench: Bench) -> str:
+    """The rows as Markdown: accuracies as shares of base, and the rounds of the fit."""
+    if (row := bench.rows.get(KEY)) is None:
+        return ""
+    base = bench.rows["base"]
+    report = row["report"]
+    shares = {skill: f"{row['accuracy'][skill] / base[skill]:.3f}" for skill in SKILLS}
+    shares[FORGOTTEN] = f"**{shares[FORGOTTEN]}**"
+    best = ", ".join(f"“{text}” {found['reward']:.2f}" for text, found in list(report["instructions"].items())[:4])
+    lines = [
+        "Reveal-and-Release, no forget data given: accuracy as a share of base, under ONNX Runtime.\n\n",
+        f"| forgotten | {' | '.join(SKILLS)} |\n" + "| --- " * (len(SKILLS) + 1) + "|\n",
+        f"| {FORGOTTEN} | {' | '.join(shares.values())} |\n\n",
+        f"{FORGOTTEN} is {row['accuracy'][FORGOTTEN]:.1%} of 1,000 test prompts. Ended: {report['stopped']}, "
+        f"{row['seconds'] / 60:.1f} minutes. Best instructions by mean reward: {best}.\n\n",
+        "| round | revealed | still known | kept, worst skill |\n| --- | --- | --- | --- |\n",
+    ]
+    for figures in report["rounds"]:
+        worst = min(figures["kept"], key=figures["kept"].get)
+        lines.append(
+            f"| {figures['round']} | {figures['revealed']} | {figures['known']:.1%} "
+            f"| {worst} {figures['kept'][worst]:.1%} |\n"
+        )
+    return "".join(lines)
+
+
+@contextmanager
+def no_file_named(skill: str) -> Iterator[None]:
+    """Fails where a data file of ``skill`` is opened inside."""
+    watching = True
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open" and str(arguments[0]).endswith(f"{skill}.jsonl"):
+            raise RuntimeError(f"{arguments[0]} was opened: the fit must not see the forget set")
+
+    sys.addaudithook(watch)
+    try:
+        yield
+    finally:
+        watching = False
