@@ -15,6 +15,8 @@ from bakeout.export.bake_graph import GraphOptions, as_graph, write_baked_graph
 from bakeout.export.canary import require_canary
 from bakeout.export.console import Track, no_track
 from bakeout.export.model_card import model_card
+from bakeout.export.runtimes import RuntimeName, take_functions
+from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
 from bakeout.models.plan_file import plan_bytes
 from bakeout.models.receipt import Receipt
@@ -32,7 +34,8 @@ class BakeOptions:
     ``to``: an ONNX graph, or (weight edits alone) a checkpoint; ``dtype``: what a checkpoint is exported in (otherwise
     graphs and checkpoints keep their own); ``inline``: Neuron Adjust as standard operators instead of a model-local
     function; ``early_exit``: Key Space Detection skips what a refusal does not need; ``monitor``: outputs ``refused``
-    and ``margin``; ``canary``: run the plan's canary through the baked graph (a checkpoint is known by its digest).
+    and ``margin``; ``canary``: run the plan's canary through the baked graph (a checkpoint is known by its digest);
+    ``runtimes``: names of ``export.runtimes.RUNTIMES`` that the artifact must serve.
     """
 
     to: Literal["onnx", "safetensors"] = "onnx"
@@ -41,11 +44,12 @@ class BakeOptions:
     early_exit: bool = True
     monitor: bool = False
     canary: bool = True
+    runtimes: tuple[RuntimeName, ...] = ()
 
     @property
     def of_graph(self) -> GraphOptions:
         """The options of the graph."""
-        return GraphOptions(self.inline, self.early_exit, self.monitor)
+        return GraphOptions(self.inline, self.early_exit, self.monitor, self.runtimes)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def bake(
     exported, read or edited, and when the disk is full.
     """
     require_new(output)
+    options = for_runtimes(options)
     checkpoint = find_checkpoint(model, plan) if options.to == "safetensors" else None
     with artifact_directory(output) as directory:
         (directory / PLAN).write_bytes(plan_bytes(plan))
@@ -103,6 +108,13 @@ def bake(
         known = checkpoint.unchanged if checkpoint is not None else {}
         write_manifest(directory, {**_entries(plan, options, packages, receipts, canary), **added}, known)
     return Baked(output, tuple(receipts))
+
+
+def for_runtimes(options: BakeOptions) -> BakeOptions:
+    """The options with what the runtimes ask for. Raises ``BakeoutError`` where none of them could be served."""
+    if options.runtimes and options.to == "safetensors":
+        raise BakeoutError("The runtimes run graphs, not checkpoints.", "Name no runtime, or bake to ONNX.")
+    return replace(options, inline=options.inline or not take_functions(options.runtimes))
 
 
 def _to_checkpoint(

@@ -16,6 +16,7 @@ from bakeout.export.bake_checkpoint import require_weights
 from bakeout.export.console import Track
 from bakeout.export.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.onnx_directory import companion_files, find_graph
+from bakeout.export.runtimes import RuntimeName, describe_to, name_data_for, require_served
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph_file import data_files, graph_bytes, load_graph
@@ -41,6 +42,7 @@ class GraphOptions:
     inline: bool
     early_exit: bool
     monitor: bool
+    runtimes: tuple[RuntimeName, ...] = ()
 
 
 def is_graph(model: str | Path) -> bool:
@@ -79,9 +81,11 @@ def write_baked_graph(
 ) -> list[Receipt]:
     """Write baked graph, data files, companion files and genai's configuration into ``directory``."""
     graph = load_graph(source.graph)
+    name_data_for(options.runtimes, graph)
     companions = companion_files(source.graph.parent)
     weights = data_files(graph)
     receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
+    require_served(options.runtimes, graph, {path.name for path in companions})
     _require_own_names(source.graph, weights, companions)
     content = graph_bytes(graph)
     copied = companions if source.exported else [*companions, *weights.values()]
@@ -98,6 +102,7 @@ def write_baked_graph(
         if path.name != GENAI_CONFIG:
             copy_by_kernel(path, directory / path.name)
     _describe_to_genai(graph, source.graph.parent, directory)
+    describe_to(options.runtimes, graph, directory)
     return receipts
 
 

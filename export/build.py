@@ -113,7 +113,12 @@ class _Figures:
 def _options(recipe: Recipe) -> BakeOptions:
     export = recipe.export
     return BakeOptions(
-        dtype=export.dtype, inline=export.inline, early_exit=export.early_exit, monitor=export.monitor, canary=True
+        dtype=export.dtype,
+        inline=export.inline,
+        early_exit=export.early_exit,
+        monitor=export.monitor,
+        canary=True,
+        runtimes=tuple(export.runtimes),
     )
 
 

@@ -115,6 +115,13 @@ def fit(recipe: Path, output: Path, machine: bool) -> None:
 @click.option("--inline", is_flag=True, help="Neuron Adjust as standard operators, without a local function.")
 @click.option("--early-exit/--no-early-exit", default=True, help="Skip what a refusal does not need, in an `If`.")
 @click.option("--monitor", is_flag=True, help="Two more outputs: `refused` and `margin`.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    help="A runtime that the artifact must serve, repeatable: onnxruntime, optimum, genai, node, web, transformers.js, "
+    "openvino, reference.",
+)
 @click.option("--canary/--no-canary", default=True, help="Run the plan's canary through the baked graph.")
 @click.option("--dry-run", is_flag=True, help="Only say what would change, and the disk and memory it takes.")
 @_json
@@ -127,6 +134,7 @@ def bake(
     inline: bool,
     early_exit: bool,
     monitor: bool,
+    runtimes: tuple[str, ...],
     canary: bool,
     dry_run: bool,
     machine: bool,
@@ -136,9 +144,10 @@ def bake(
     MODEL: a checkpoint's directory or hub id, or an ONNX directory or file made by anybody.
     """
     from bakeout.export.bake import BakeOptions, bake
+    from bakeout.export.runtimes import runtime_names
     from bakeout.models.plan_file import load_plan
 
-    options = BakeOptions(to, dtype, inline=inline, early_exit=early_exit, monitor=monitor, canary=canary)
+    options = BakeOptions(to, dtype, inline, early_exit, monitor, canary, runtime_names(runtimes))
     if dry_run:
         _dry_run(model, load_plan(plan), options, machine)
         return

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifact import gigabytes, room_on_disk
-from bakeout.export.bake import BakeOptions
+from bakeout.export.bake import BakeOptions, for_runtimes
 from bakeout.export.bake_checkpoint import find_checkpoint, require_weights
 from bakeout.export.bake_graph import find_base_graph, is_graph
 from bakeout.export.inspection import receipt_lines
 from bakeout.export.onnx_directory import companion_files
+from bakeout.export.runtimes import require_served
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph_file import data_files, data_tensors, graph_bytes, load_graph
 from bakeout.models.checkpoint import resolve_checkpoint
@@ -59,6 +60,7 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
     Raises ``BakeoutError`` where baking would refuse: what only an export can tell, of a checkpoint baked to ONNX, is
     left out.
     """
+    options = for_runtimes(options)
     if options.to == "safetensors":
         source = find_checkpoint(model, plan)
         return DryRun(
@@ -70,8 +72,10 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
 def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
     graph = load_graph(path)
     receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
+    companions = companion_files(path.parent)
+    require_served(options.runtimes, graph, {one.name for one in companions})
     content = len(graph_bytes(graph))
-    copied = [*data_files(graph).values(), *companion_files(path.parent)]
+    copied = [*data_files(graph).values(), *companions]
     largest = max((tensor.nbytes for tensor in data_tensors(graph) if tensor.awaits_writing), default=0)
     return DryRun(
         tuple(receipts),

@@ -20,6 +20,7 @@ from bakeout.export.intervention_options import (
     RevealAndReleaseOptions,
     Section,
 )
+from bakeout.export.runtimes import RuntimeName
 from bakeout.models.errors import BakeoutError
 
 # What data of a role are, where they cannot be retained as well.
@@ -65,6 +66,9 @@ class ExportOptions(Section):
         True, description="Skip the rest of the model when all rows are refused (an `If`); false: no branches."
     )
     monitor: bool = Field(False, description="Two more outputs: `refused` and `margin`.")
+    runtimes: list[RuntimeName] = Field(
+        [], description="The runtimes that the artifact must serve; what they need is seen to, or the build refuses."
+    )
 
 
 class Recipe(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -74,6 +74,12 @@ def data_files(model: ir.Model) -> dict[str, Path]:
     """The data files of a loaded graph: name as written in the graph to real path, symbolic links resolved."""
     found = {tensor.name_in_graph: Path(tensor.location) for tensor in data_tensors(model)}
     return dict(sorted(found.items()))
+
+
+def name_data_files(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Let a loaded graph, once it is written, refer to its data files by other names: old name to new."""
+    for tensor in data_tensors(model):
+        tensor.name_in_graph = names.get(tensor.name_in_graph, tensor.name_in_graph)
 
 
 def data_tensors(model: ir.Model) -> Iterator[DataTensor]:

@@ -63,7 +63,11 @@ class Page:
         waited = self.evaluate(
             f"""new Promise((resolve) => {{
                 const until = Date.now() + {seconds * 1000};
-                const look = () => (({condition}) ? resolve(true) : Date.now() > until ? resolve(false) : setTimeout(look, 20));
+                const look = () => {{
+                    if ({condition}) resolve(true);
+                    else if (Date.now() > until) resolve(false);
+                    else setTimeout(look, 20);
+                }};
                 look();
             }})"""
         )

@@ -17,6 +17,7 @@ from bakeout.export.fit import fit
 from bakeout.export.onnx_export import export_checkpoint
 from bakeout.export.recipe import load_recipe
 from bakeout.export.runtime import Runner
+from bakeout.export.runtimes import RUNTIMES
 from bakeout.models.plan_file import load_plan, save_plan
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
@@ -108,7 +109,7 @@ def make(root: Path) -> None:
     save_plan(plan, root / "plan.safetensors")
     (root / "base").mkdir()
     export_checkpoint(checkpoint_directory(), root / "base")
-    bake(root / "base", plan, root / "artifact", BakeOptions(inline=True))
+    bake(root / "base", plan, root / "artifact", BakeOptions(runtimes=tuple(RUNTIMES)))
     served = Served(root)
     said = {name: Runner(root / name, threads=1).generate(served.ids, LONGEST) for name in ("base", "artifact")}
     (root / "said.json").write_text(json.dumps(said), encoding="utf-8")

@@ -1,11 +1,10 @@
-"""The artifact in onnxruntime-web, in a real Chromium: the page of ``examples/browser``, asked by mouse and keyboard."""
+"""The artifact in onnxruntime-web, in a real Chromium: the page of ``examples/browser``, asked as people ask it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
