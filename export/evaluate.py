@@ -52,6 +52,7 @@ def evaluate(
 ) -> list[Row]:
     """Evaluate artifacts, or any ONNX directories, on JSONL files of prompts and responses.
 
+    An artifact that is a checkpoint is exported first, as the base model's checkpoint is.
     The base model's rows come first: of ``base`` (a checkpoint or an ONNX directory), or else as they were stored when
     the first artifact was built on a file of the same content. Raises ``BakeoutError`` for what cannot be read or run.
     """
@@ -65,7 +66,9 @@ def evaluate(
             runner = Runner(_as_onnx(base, Path(scratch)))
             rows += measure(runner, BASE, names, refusals, batch_size=batch_size, track=track)
     for directory in directories:
-        rows += measure(Runner(directory), str(directory), names, refusals, batch_size=batch_size, track=track)
+        with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+            runner = Runner(_as_onnx(directory, Path(scratch)))
+            rows += measure(runner, str(directory), names, refusals, batch_size=batch_size, track=track)
     return rows
 
 
@@ -152,14 +155,14 @@ def refusal_texts(directory: Path) -> list[str]:
     return [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in refusals if tokenizer]
 
 
-def _as_onnx(base: Path, scratch: Path) -> Path:
-    """``base`` itself where it is an ONNX file or holds one, else the checkpoint exported into ``scratch``."""
-    if base.is_file() or any(base.glob("*.onnx")):
-        return base
+def _as_onnx(model: Path, scratch: Path) -> Path:
+    """``model`` itself where it is an ONNX file or holds one, else the checkpoint exported into ``scratch``."""
+    if model.is_file() or any(model.glob("*.onnx")):
+        return model
     from bakeout.export.onnx_export import export_checkpoint
     from bakeout.models.checkpoint import resolve_checkpoint
 
-    return export_checkpoint(resolve_checkpoint(base), scratch)
+    return export_checkpoint(resolve_checkpoint(model), scratch)
 
 
 def _answers(

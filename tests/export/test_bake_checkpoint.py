@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from bakeout.export.artifact import read_manifest
 from bakeout.export.bake import BakeOptions, bake
 from bakeout.export.dry_run import dry_run
+from bakeout.export.evaluate import evaluate
 from bakeout.export.inspection import inspect, lines
 from bakeout.export.verify import verify
 from bakeout.models.checkpoint import load_model, weights_digest
@@ -24,6 +25,7 @@ from bakeout.models.hashing import hash_file
 from bakeout.models.plan import Plan, PlanError
 from bakeout.models.weight_edits import apply_weight_edit
 
+from tests.export.recipes import rows, write_rows
 from tests.tiny_models import byte_tokenizer, tiny_model
 from tests.weight_plans import low_rank_update, plan_of, zero_columns
 
@@ -225,6 +227,17 @@ def test_parity_is_skipped_without_the_base_model(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "base")
     bake(checkpoint, _plan(checkpoint), tmp_path / "baked", TO)
     assert verify(tmp_path / "baked")[-1].detail.startswith("skipped")
+
+
+def test_an_artifact_is_evaluated_as_its_base_model_is(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path / "base")
+    bake(checkpoint, _plan(checkpoint), tmp_path / "baked", TO)
+    data = write_rows(tmp_path / "sums.jsonl", rows("sums", "test"))
+    found = evaluate([tmp_path / "baked"], [data], base=checkpoint)
+    assert [(row.model, row.data, row.prompts) for row in found] == [
+        ("base", "sums", 6),
+        (str(tmp_path / "baked"), "sums", 6),
+    ]
 
 
 def test_a_dry_run_tells_the_receipts_and_writes_nothing(tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
 from bakeout.export.cli import main
+from bakeout.models.checkpoint import load_model, weights_digest
 from bakeout.models.plan import Plan
 from bakeout.models.plan_file import plan_bytes
 
 from tests.export.recipes import KEY_SPACE_DETECTION, NEURON_ADJUST, write_recipe
 from tests.tiny_models import tiny_checkpoint
+from tests.weight_plans import low_rank_update
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,88 @@ def directory_without_a_model(bench: Bench) -> list[str]:
     return bench.bake(bench.directory)
 
 
+_DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def _weight_edits(spoil: Callable[[Bench, dict[str, Any]], None], **changes: Any) -> Callable[[Bench], list[str]]:
+    """A plan that edits weights, for the very checkpoint that was spoiled: its digest tells nothing."""
+
+    def case(bench: Bench) -> list[str]:
+        path = bench.checkpoint / "model.safetensors"
+        weights = load_file(path)
+        update = low_rank_update(load_model(bench.checkpoint), **{"layers": [0, 1], **changes})
+        spoil(bench, weights)
+        if path.is_file():
+            save_file(weights, path, metadata={"format": "pt"})
+        model = replace(bench.plan.model, digest=weights_digest(bench.checkpoint))
+        canary = replace(bench.plan.canary, expected=(bench.plan.canary.expected[0],))
+        plan = bench.saved_plan(replace(bench.plan, model=model, interventions=(update,), canary=canary))
+        return [*bench.bake(bench.checkpoint, plan), "--to", "safetensors"]
+
+    return case
+
+
+def _sound(bench: Bench, weights: dict[str, Any]) -> None:
+    """Nothing is wrong with the checkpoint."""
+
+
+def _without_a_tensor(bench: Bench, weights: dict[str, Any]) -> None:
+    del weights[_DOWN]
+
+
+def _of_another_shape(bench: Bench, weights: dict[str, Any]) -> None:
+    weights[_DOWN] = np.ones((32, 95), np.float32)
+
+
+def _of_bytes(bench: Bench, weights: dict[str, Any]) -> None:
+    weights[_DOWN] = np.ones((32, 96), np.int8)
+
+
+def _of_doubles(bench: Bench, weights: dict[str, Any]) -> None:
+    weights[_DOWN] = np.ones((32, 96), np.float64)
+
+
+def _packed(bench: Bench, weights: dict[str, Any]) -> None:
+    del weights[_DOWN]
+    weights["model.layers.1.mlp.down_proj.qweight"] = np.ones((12, 32), np.int32)
+
+
+def _quantised(bench: Bench, weights: dict[str, Any]) -> None:
+    path = bench.checkpoint / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"bits": 4}}))
+
+
+def _not_a_number(bench: Bench, weights: dict[str, Any]) -> None:
+    weights[_DOWN][3, 4] = np.nan
+
+
+def _in_shards(index: Any) -> Callable[[Bench, dict[str, Any]], None]:
+    def spoil(bench: Bench, weights: dict[str, Any]) -> None:
+        (bench.checkpoint / "model.safetensors").rename(bench.checkpoint / "model-00001-of-00002.safetensors")
+        if index is not None:
+            (bench.checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return spoil
+
+
+def neurons_for_a_checkpoint(bench: Bench) -> list[str]:
+    return [*bench.bake(bench.checkpoint), "--to", "safetensors"]
+
+
+def graph_for_a_checkpoint(bench: Bench) -> list[str]:
+    case = _weight_edits(_sound)(bench)
+    return [str(bench.graph) if argument == str(bench.checkpoint) else argument for argument in case]
+
+
+def weights_shared_in_a_graph(bench: Bench) -> list[str]:
+    arguments = _weight_edits(_sound)(bench)[:-2]
+    model = onnx.load(bench.graph / "model.onnx", load_external_data=False)
+    shared = [node for node in model.graph.node if node.name.endswith("mlp/down_proj/MatMul")]
+    shared[2].input[1] = shared[1].input[1]
+    onnx.save(model, bench.graph / "model.onnx")
+    return [str(bench.graph) if argument == str(bench.checkpoint) else argument for argument in arguments]
+
+
 CASES: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "unknown recipe key": (
         unknown_recipe_key,
@@ -291,6 +375,30 @@ CASES: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "a graph without a cache": (graph_without_a_cache, r"cache"),
     "an output that exists": (output_that_exists, r"exists already"),
     "no such model": (no_such_model, r"nowhere"),
+    "a plan for weights that lack one": (
+        _weight_edits(_without_a_tensor),
+        r"no tensor model\.layers\.1\.mlp\.down_proj",
+    ),
+    "a plan for weights of another shape": (_weight_edits(_of_another_shape), r"shape \(32, 95\)"),
+    "a plan for weights of eight bits": (_weight_edits(_of_bytes), r"down_proj\.weight \(I8\) is quantised"),
+    "a plan for weights of doubles": (_weight_edits(_of_doubles), r"stored as F64"),
+    "a plan for packed weights": (_weight_edits(_packed), r"down_proj is quantised"),
+    "a plan for a quantised checkpoint": (_weight_edits(_quantised), r"quantised"),
+    "a plan for weights that are no number": (_weight_edits(_not_a_number), r"NaN"),
+    "a change that rounds away": (_weight_edits(_sound, scale=1e-9), r"rounds away in float32"),
+    "shards without an index": (_weight_edits(_in_shards(None)), r"no telling which weights"),
+    "shards with an index of nothing": (_weight_edits(_in_shards([1])), r"not an index"),
+    "shards with an index of a missing one": (
+        _weight_edits(_in_shards({"weight_map": {"a": "model-00002-of-00002.safetensors"}})),
+        r"00002-of-00002\.safetensors, which is missing",
+    ),
+    "an index that leaves the directory": (
+        _weight_edits(_in_shards({"weight_map": {"a": "../plan.safetensors"}})),
+        r"plan\.safetensors, which is missing",
+    ),
+    "a plan for graphs and a checkpoint": (neurons_for_a_checkpoint, r"no weight can express"),
+    "a graph and a checkpoint to be made": (graph_for_a_checkpoint, r"is an ONNX graph"),
+    "weights that a graph shares": (weights_shared_in_a_graph, r"read by other nodes"),
     "a directory without a model": (directory_without_a_model, r"config\.json"),
 }
 
