@@ -17,7 +17,7 @@ from bakeout.models.families import feed_forward_layers
 from bakeout.models.methods.low_rank import truncated
 from bakeout.models.methods.lunar_gradient import GradientOptions
 from bakeout.models.methods.lunar_layer import LayerProblem, by_gradient, by_regression
-from bakeout.models.methods.redirection import Aim, Redirection, redirections, require_shiftable, steering_scores
+from bakeout.models.methods.redirection import Aim, redirections, require_shiftable, steering_scores
 from bakeout.models.methods.token_rows import Prefixes, TokenRows
 from bakeout.models.plan import LowRankUpdate, WeightUpdate
 from bakeout.models.probing import Track, untracked
@@ -62,8 +62,8 @@ def fit_lunar(
 
     Rows are tokens: h is a token's key vector in layer l, a the residual stream behind block l. The change dW solves
     dW h = (target - a) on forget rows and dW h = 0 on retain rows, in the sense of least squares. Targets are those of
-    ``redirection.redirections``: ``aim`` shift is the paper's a + c r, reference our reading, which meets the bars of
-    the project's table that the paper's target meets and takes the difference itself away. Forget rows are the prompt's
+    ``redirection.redirections``: ``aim`` shift is the paper's a + c r; reference, our reading, also takes away what
+    tells the forget prompts apart, so that a step back along r brings nothing back. Forget rows are the prompt's
     tokens (``tokens`` prompt, the authors' code) or its last one alone (last). A token up to which a forget text and a
     retain text are the same is one input that cannot go two ways: it is no forget row (our reading). Retain rows are
     all tokens of ``retain`` and ``reference``, prompts and responses, as the reference prompts are to be answered as
@@ -94,37 +94,35 @@ def fit_lunar(
     rows, masked = _rows(forget, reference, retain, redirected, tokens)
     prompts = [record.prompt_ids for record in reference]
 
-    def aimed(numbers: Sequence[int], moved: TokenRows, references: Sequence[list[int]]) -> dict[int, Redirection]:
-        return redirections(
+    scores: dict[int, float] = {}
+    if layers == "auto":
+        kept = [record.prompt_ids for record in retain if record.prompt_ids]
+        if not kept:
+            raise BakeoutError("LUNAR: no row of the retain data has a prompt, to choose a layer by.", "Name layers.")
+        scores = steering_scores(
             model,
-            moved,
-            references,
-            layers=numbers,
+            TokenRows(*(tuple(_spread(lists, _SCORED)) for lists in (rows.forget.sequences, rows.forget.positions))),
+            _spread(prompts, _SCORED),
+            _spread(kept, _SCORED),
             aim=aim,
             coefficient=coefficient,
             batch_size=batch_size,
             track=track,
         )
-
-    scores: dict[int, float] = {}
-    if layers == "auto":
-        some = _first_sequences(rows.forget, _SCORED)
-        for layer in range(len(feed_forwards)):
-            scores |= steering_scores(
-                model,
-                some,
-                aimed([layer], some, prompts[:_SCORED]),
-                reference=prompts[:_SCORED],
-                retain=_spread([record.prompt_ids for record in retain if record.prompt_ids], _SCORED),
-                batch_size=batch_size,
-                track=track,
-            )
-        best = max(scores.values())
-        layers = [min(layer for layer, score in scores.items() if score >= best - _AS_GOOD)]
+        layers = [min(layer for layer, score in scores.items() if score >= max(scores.values()) - _AS_GOOD)]
     chosen = sorted(set(layers))
     _require_layers(chosen, len(feed_forwards))
 
-    redirected_to = aimed(chosen, rows.forget, prompts)
+    redirected_to = redirections(
+        model,
+        rows.forget,
+        prompts,
+        layers=chosen,
+        aim=aim,
+        coefficient=coefficient,
+        batch_size=batch_size,
+        track=track,
+    )
     updates: list[WeightUpdate] = []
     fitted: dict[str, Any] = {}
     for layer in chosen:
@@ -188,10 +186,6 @@ def _rows(
         )
     forget_rows = TokenRows(tuple(ids for ids, _ in moving), tuple(positions for _, positions in moving))
     return _Rows(forget_rows, TokenRows(tuple(staying), tuple(list(range(len(ids))) for ids in staying))), masked
-
-
-def _first_sequences(rows: TokenRows, count: int) -> TokenRows:
-    return TokenRows(tuple(_spread(rows.sequences, count)), tuple(_spread(rows.positions, count)))
 
 
 def _spread(items: Sequence[list[int]], count: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,10 +75,11 @@ def redirections(
 def steering_scores(
     model: PreTrainedModel,
     forget: TokenRows,
-    redirected: Mapping[int, Redirection],
+    reference: Sequence[list[int]],
+    retain: Sequence[list[int]],
     *,
-    reference: Sequence[Sequence[int]],
-    retain: Sequence[Sequence[int]],
+    aim: Aim,
+    coefficient: float,
     batch_size: int,
     track: Track = untracked,
 ) -> dict[int, float]:
@@ -86,8 +87,8 @@ def steering_scores(
 
     Our reading of the paper's choice of a layer (the steered answers closest to statements of ignorance and farthest
     from unrelated answers; its exact score is not published). p_l is the distribution of the first answer token, a
-    mean over the forget prompts, while a hook puts the rows behind block l on their targets; p_ref and p_ret are those
-    of the unsteered model over the reference and the retain prompts. The score is
+    mean over the forget prompts, while a hook puts the rows behind block l on their targets (``redirections``); p_ref
+    and p_ret are those of the unsteered model over the reference and the retain prompts. The score is
 
         overlap(p_l, p_ref) - overlap(p_l, p_ret),    overlap(p, q) = sum_t min(p_t, q_t)
 
@@ -96,10 +97,19 @@ def steering_scores(
     ignorance = _first_answers(model, reference, batch_size, "reading reference answers", track)
     unrelated = _first_answers(model, retain, batch_size, "reading retain answers", track)
     scores = {}
-    for layer, redirection in redirected.items():
-        steered = _first_answers(
-            model, forget.sequences, batch_size, f"steering layer {layer}", track, (forget, layer, redirection)
+    for layer in range(len(feed_forward_layers(model))):
+        redirected = redirections(
+            model,
+            forget,
+            reference,
+            layers=[layer],
+            aim=aim,
+            coefficient=coefficient,
+            batch_size=batch_size,
+            track=track,
         )
+        steering = forget, layer, redirected[layer]
+        steered = _first_answers(model, forget.sequences, batch_size, f"steering layer {layer}", track, steering)
         scores[layer] = float(np.minimum(steered, ignorance).sum() - np.minimum(steered, unrelated).sum())
     return scores
 
@@ -165,7 +175,7 @@ def _means_by_token(residuals: Floats, rows: TokenRows, wanted: TokenRows) -> Fl
 
 def _first_answers(
     model: PreTrainedModel,
-    prompts: Sequence[list[int]] | Sequence[Sequence[int]],
+    prompts: Sequence[list[int]],
     batch_size: int,
     description: str,
     track: Track,

@@ -324,6 +324,11 @@ def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, 
     assert [one.layer for one in update.updates] == [min(good)]
 
 
+def test_auto_needs_prompts_to_keep(llama: PreTrainedModel, data: dict[str, list[Record]]) -> None:
+    with pytest.raises(BakeoutError, match="to choose a layer by"):
+        fit_lunar(llama, data["forget"], data["reference"], [Record("", "r", [], [5, 6, 7])])
+
+
 def test_fitting_twice_gives_the_same_bytes(llama: PreTrainedModel, data: dict[str, list[Record]]) -> None:
     for options in ({"solver": "closed_form"}, {"solver": "gradient"}):
         state = torch.get_rng_state()
