@@ -35,21 +35,21 @@ OTHER_SKILLS = [skill for skill in SKILLS if skill not in ("facts", "unknown")]
 SETTINGS: dict[str, dict[str, Any]] = {
     "closed form": {"layers": "auto"},
     "gradient": {"layers": [0], "solver": "gradient"},
-    "closed form, the paper's shift": {"layers": "auto", "aim": "shift", "coefficient": 2.0},
+    "closed form, the paper's shift": {"layers": [0], "aim": "shift", "coefficient": 2.0},
     "gradient, the paper's shift": {"layers": [0], "aim": "shift", "coefficient": 2.0, "solver": "gradient"},
     "closed form, layers 0 and 2": {"layers": [0, 2]},
 }
-SEQUENTIAL = {"closed form, sequential": "closed form", "gradient, sequential": "gradient"}
+# Those that the second request is made on as well.
+SEQUENTIAL = ["closed form", "gradient"]
 # How many training rows of each kind the fit sees: as many of the people's as there are, fewer of each other skill.
 PROBED = {"facts": 1400, "unknown": 900} | dict.fromkeys(OTHER_SKILLS, 120)
 BATCH = 64
 
 
 def rows(bench: Bench) -> None:
-    """Every setting on the first request, the second request on top of the first, and the attacks on each."""
-    first = [f"lunar {name}" for name in SETTINGS]
-    second = [f"lunar {name}" for name in SEQUENTIAL]
-    if all(key in bench.rows for key in ["lunar base", *first, *second]):
+    """Every setting on the first request, some with the second request on top, and the attacks on each."""
+    wanted = ["base", *SETTINGS, *map(_sequential, SEQUENTIAL)]
+    if all(f"lunar {name}" in bench.rows for name in wanted):
         return
     data = {skill: bench.records(skill, "probing", count) for skill, count in PROBED.items()}
     test = {skill: bench.records(skill, "test") for skill in [*OTHER_SKILLS, "unknown"]}
@@ -59,35 +59,27 @@ def rows(bench: Bench) -> None:
         both = _answered(Runner(bench.base), {"facts": test["facts"]}, FIRST + SECOND)
         _save(bench, "base", row | {"others of both": both["others"]})
     skills = [record for skill in OTHER_SKILLS for record in data[skill]]
-    asked = _about(data["facts"], FIRST), _about(data["facts"], SECOND)
-    fitted: dict[str, LowRankUpdate] = {}
+    first, second = _about(data["facts"], FIRST), _about(data["facts"], SECOND)
+    unknown = data["unknown"]
     for name, options in SETTINGS.items():
-        if f"lunar {name}" in bench.rows and name not in SEQUENTIAL.values():
+        pending = [one for one in (name, _sequential(name)) if one in wanted and f"lunar {one}" not in bench.rows]
+        if not pending:
             continue
+        if known := bench.rows.get(f"lunar {name}"):
+            options = options | {"layers": list(map(int, known["report"]["layers"]))}
         retain = _about(data["facts"], NAMES[10:]) + skills
-        fitted[name] = fit_lunar(bench.model, asked[0], data["unknown"], retain, batch_size=BATCH, **options)
-        if f"lunar {name}" not in bench.rows:
-            row = _measured(bench, (fitted[name],), test, FIRST)
-            row["attacks"] = _attacks(bench, (), fitted[name], asked[0], data["unknown"], _about(test["facts"], FIRST))
+        update = fit_lunar(bench.model, first, unknown, retain, batch_size=BATCH, **options)
+        if name in pending:
+            row = _measured(bench, (update,), test, FIRST)
+            row["attacks"] = _attacks(bench, (), update, first, unknown, _about(test["facts"], FIRST))
             _save(bench, name, row)
-    for name, before in SEQUENTIAL.items():
-        if f"lunar {name}" in bench.rows:
-            continue
-        retain = _about(data["facts"], NAMES[20:]) + skills
-        with edited_weights(bench.model, [fitted[before]]):
-            update = fit_lunar(
-                bench.model,
-                asked[1],
-                data["unknown"],
-                retain,
-                redirected=asked[0],
-                batch_size=BATCH,
-                **SETTINGS[before],
-            )
-        both = (fitted[before], update)
-        row = _measured(bench, both, test, FIRST + SECOND)
-        row["attacks"] = _attacks(bench, both[:1], update, asked[1], data["unknown"], _about(test["facts"], SECOND))
-        _save(bench, name, row)
+        if _sequential(name) in pending:
+            retain = _about(data["facts"], NAMES[20:]) + skills
+            with edited_weights(bench.model, [update]):
+                more = fit_lunar(bench.model, second, unknown, retain, redirected=first, batch_size=BATCH, **options)
+            row = _measured(bench, (update, more), test, FIRST + SECOND)
+            row["attacks"] = _attacks(bench, (update,), more, second, unknown, _about(test["facts"], SECOND))
+            _save(bench, _sequential(name), row)
 
 
 def table(bench: Bench) -> str:
@@ -109,10 +101,10 @@ def table(bench: Bench) -> str:
         "under attack, in %.\n\n",
         f"| solver | layers | {' | '.join(columns)} |\n" + "| --- " * (len(columns) + 2) + "|\n",
     ]
-    for name in [*SETTINGS, *SEQUENTIAL]:
+    for name in [*SETTINGS, *map(_sequential, SEQUENTIAL)]:
         if (row := bench.rows.get(f"lunar {name}")) is None:
             continue
-        others = base["others of both" if name in SEQUENTIAL else "others"]
+        others = base["others of both" if name in map(_sequential, SEQUENTIAL) else "others"]
         kept = [f"{row['others'] / others:.3f}"]
         kept += [f"{row[skill] / base[skill]:.3f}" for skill in [*OTHER_SKILLS, "unknown"]]
         attacks = [f"{100 * row['attacks'][attack]:.1f}" for attack in ("skipped", "reversed")]
@@ -120,6 +112,10 @@ def table(bench: Bench) -> str:
         layers = ", ".join(row["report"]["layers"])
         lines.append(f"| {name} | {layers} | {' | '.join(cells + attacks)} |\n")
     return "".join(lines)
+
+
+def _sequential(name: str) -> str:
+    return f"{name}, sequential"
 
 
 def _every_fact(bench: Bench) -> list[Record]:
