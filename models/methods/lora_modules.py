@@ -31,7 +31,7 @@ def adapted(model: PreTrainedModel, rank: int, seed: int) -> Iterator[dict[str, 
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
-    names = [name for name, _, _ in _linear_layers(model)]
+    names = [name for name, _, _ in linear_layers(model)]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = [(module, module.training) for module in model.modules()]
     conv = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
@@ -74,7 +74,7 @@ def summed(model: PreTrainedModel, parts: Sequence[tuple[float, Module]]) -> tup
     loss of a weight by compressing, and by rounding to float32, relative to its update in the Frobenius norm.
     """
     updates, residual = [], 0.0
-    for name, layer, roles in _linear_layers(model):
+    for name, layer, roles in linear_layers(model):
         left = torch.cat([share * module[name][0].double() for share, module in parts], dim=1)
         right = torch.cat([module[name][1].double() for _, module in parts])
         for role, rows in roles:
@@ -85,7 +85,7 @@ def summed(model: PreTrainedModel, parts: Sequence[tuple[float, Module]]) -> tup
     return tuple(updates), residual
 
 
-def _linear_layers(model: PreTrainedModel) -> list[tuple[str, int, tuple[tuple[Role, slice], ...]]]:
+def linear_layers(model: PreTrainedModel) -> list[tuple[str, int, tuple[tuple[Role, slice], ...]]]:
     """Name, layer and roles of every linear layer of the FFLs, and which rows of its output each role is."""
     names = {module: name for name, module in model.named_modules()}
     every = slice(None)

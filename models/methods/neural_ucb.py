@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -106,7 +107,7 @@ class NeuralUCB:
         inputs = _with_bias(features)
         hidden_weight, out_weight = self._theta
         hidden = inputs @ hidden_weight.T
-        scale = float(len(out_weight)) ** -0.5
+        scale = 1 / math.sqrt(len(out_weight))
         by_hidden = (scale * (hidden > 0) * out_weight)[:, :, None] * inputs[:, None, :]
         return torch.cat([by_hidden.flatten(1), scale * hidden.clamp(min=0)], dim=1)
 
@@ -133,7 +134,7 @@ class NeuralUCB:
 def _network(inputs: Tensor, hidden_weight: Tensor, out_weight: Tensor) -> Tensor:
     """m: [rows, d + 1] to [rows]."""
     output: Tensor = torch.relu(inputs @ hidden_weight.T) @ out_weight
-    return output * float(len(out_weight)) ** -0.5
+    return output / math.sqrt(len(out_weight))
 
 
 def _with_bias(features: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def fit_reveal_and_release(
     reveal: RevealOptions = _REVEAL,
     release: ReleaseOptions = _RELEASE,
     rounds: int = 6,
-    target: float = 0.02,
+    target: float = 0.05,
     utility: float = 0.95,
     seed: int = 0,
     track: Track = untracked,
