@@ -11,11 +11,13 @@ import numpy as np
 from bakeout.export.console import Item, Track
 from bakeout.export.intervention_options import (
     KeySpaceDetectionOptions,
+    LearnOptions,
     LunarOptions,
     MethodOptions,
     NeuronAdjustOptions,
     RevealAndReleaseOptions,
     SelectivePruningOptions,
+    UnlearnOptions,
 )
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
@@ -23,6 +25,8 @@ from bakeout.models.plan import Integers, Intervention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bakeout.models.methods.unlearn import IdentificationOptions
 
 _BATCH = 16
 
@@ -182,6 +186,42 @@ def _lunar(options: LunarOptions, fitting: Fitting, names: Mapping[str, list[str
     )
 
 
+def _unlearn(options: UnlearnOptions, fitting: Fitting, names: Mapping[str, list[str]]) -> Intervention:
+    from bakeout.models.methods.unlearn import fit_unlearn
+
+    return fit_unlearn(
+        fitting.model,
+        {name: fitting.probe([name]) for name in names["forget"]},
+        {name: fitting.probe([name]) for name in names.get("similar", [])},
+        energy=options.energy,
+        scale=options.scale,
+        options=_identification(options),
+        seed=options.seed,
+        track=fitting.track,
+    )
+
+
+def _learn(options: LearnOptions, fitting: Fitting, names: Mapping[str, list[str]]) -> Intervention:
+    from bakeout.models.methods.unlearn import fit_learn
+
+    return fit_learn(
+        fitting.model,
+        {name: fitting.probe([name]) for name in names["learn"]},
+        {name: fitting.probe([name]) for name in names.get("similar", [])},
+        energy=options.energy,
+        scale=options.scale,
+        options=_identification(options),
+        seed=options.seed,
+        track=fitting.track,
+    )
+
+
+def _identification(options: UnlearnOptions | LearnOptions) -> IdentificationOptions:
+    from bakeout.models.methods.unlearn import IdentificationOptions
+
+    return IdentificationOptions(rank=options.rank, steps=options.steps, learning_rate=options.learning_rate)
+
+
 def _reveal_and_release(
     options: RevealAndReleaseOptions, fitting: Fitting, names: Mapping[str, list[str]]
 ) -> Intervention:
@@ -216,5 +256,7 @@ _FITS: Mapping[type[MethodOptions], Callable[[Any, Fitting, Mapping[str, list[st
     KeySpaceDetectionOptions: _key_space_detection,
     SelectivePruningOptions: _selective_pruning,
     LunarOptions: _lunar,
+    UnlearnOptions: _unlearn,
+    LearnOptions: _learn,
     RevealAndReleaseOptions: _reveal_and_release,
 }

@@ -136,6 +136,44 @@ class LunarOptions(MethodOptions):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the gradient solver.")
 
 
+class UnlearnOptions(MethodOptions):
+    """UNLEARN (arXiv 2408.04140): takes a task's low-rank matrices away, apart from the subspaces of similar tasks."""
+
+    roles: ClassVar[tuple[str, ...]] = ("forget", "similar")
+    probed: ClassVar[tuple[str, ...]] = roles
+    kept: ClassVar[str | None] = None
+
+    forget: Names = Field(description="Names of the data to forget.", min_length=1)
+    similar: Names | None = Field(None, description="Names of data of similar tasks, which must stay.")
+    energy: float = Field(
+        0.95, gt=0, le=1, description="The share of the similar tasks' activations that the change leaves alone."
+    )
+    scale: PositiveFloat = Field(1.0, description="How much of what was found is taken away.")
+    rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
+    steps: PositiveInt = Field(20, description="Training steps for every layer.")
+    learning_rate: PositiveFloat = Field(1e-2, description="AdamW's, at a layer's first step.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the training.")
+
+
+class LearnOptions(MethodOptions):
+    """LEARN (arXiv 2408.04140): adds a task's low-rank matrices, apart from the subspaces of similar tasks."""
+
+    roles: ClassVar[tuple[str, ...]] = ("learn", "similar")
+    probed: ClassVar[tuple[str, ...]] = roles
+    kept: ClassVar[str | None] = None
+
+    learn: Names = Field(description="Names of the data to learn.", min_length=1)
+    similar: Names | None = Field(None, description="Names of data of similar tasks, which must stay.")
+    energy: float = Field(
+        0.9, gt=0, le=1, description="The share of the similar tasks' activations that the change leaves alone."
+    )
+    scale: PositiveFloat = Field(1.0, description="How much of what was found is added.")
+    rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
+    steps: PositiveInt = Field(150, description="Training steps for every layer.")
+    learning_rate: PositiveFloat = Field(5e-3, description="AdamW's, at a layer's first step.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the training.")
+
+
 class RevealAndReleaseOptions(MethodOptions):
     """Reveal-and-Release (arXiv 2509.14624): the model itself reveals what it is to forget; no forget data is read."""
 
@@ -168,6 +206,8 @@ class InterventionEntry(Section):
     key_space_detection: KeySpaceDetectionOptions | None = None
     selective_pruning: SelectivePruningOptions | None = None
     lunar: LunarOptions | None = None
+    unlearn: UnlearnOptions | None = None
+    learn: LearnOptions | None = None
     reveal_and_release: RevealAndReleaseOptions | None = None
 
     @property
@@ -184,5 +224,7 @@ METHODS: dict[str, type[MethodOptions]] = {
     "key_space_detection": KeySpaceDetectionOptions,
     "selective_pruning": SelectivePruningOptions,
     "lunar": LunarOptions,
+    "unlearn": UnlearnOptions,
+    "learn": LearnOptions,
     "reveal_and_release": RevealAndReleaseOptions,
 }

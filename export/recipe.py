@@ -24,7 +24,7 @@ from bakeout.export.runtimes import RuntimeName
 from bakeout.models.errors import BakeoutError
 
 # What data of a role are, where they cannot be retained as well.
-_PARTICIPLES = {"forget": "forgotten", "reference": "a reference", "redirected": "redirected"}
+_PARTICIPLES = {"forget": "forgotten", "reference": "a reference", "redirected": "redirected", "learn": "learned"}
 
 
 class RecipeError(BakeoutError):

@@ -14,11 +14,18 @@ from types import ModuleType
 import click
 import weights_lunar
 import weights_pruning
+import weights_reveal
+import weights_unlearn
 from bench import Bench
 
 from bakeout.models.skills import checkpoint_directory
 
-METHODS: dict[str, ModuleType] = {"pruning": weights_pruning, "lunar": weights_lunar}
+METHODS: dict[str, ModuleType] = {
+    "pruning": weights_pruning,
+    "lunar": weights_lunar,
+    "unlearn": weights_unlearn,
+    "reveal": weights_reveal,
+}
 
 
 @click.command()
