@@ -30,6 +30,7 @@ _RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 _REPLACES_SOME = frozenset(("ScatterElements", "ScatterND", "NeuronAdjust"))
 # What hands its first input on, moved, in part, or with some elements replaced.
 _HANDS_ON = _RESHAPES | _REPLACES_SOME | {"Slice", "Split"}
+_MIXTURES = frozenset((("com.microsoft", "MoE"), ("com.microsoft", "QMoE")))
 _MEASURES = frozenset(("Shape", "Size"))
 
 
@@ -95,10 +96,16 @@ class Anatomy:
 def read_anatomy(model: ir.Model) -> Anatomy:
     """Find the FFLs, in topological order, and the interface of a decoder graph. No weight is read, only shapes.
 
-    Raises ``GraphError`` where no FFL is found, where their number is not that of the layers in the KV cache, or
-    where they differ in width or type; and where ``input_ids``, ``attention_mask`` or ``logits`` is missing.
+    Raises ``GraphError`` where no FFL is found, where experts are inside an operator, where the FFLs' number is not
+    that of the layers in the KV cache, or where they differ in width or type; and where ``input_ids``,
+    ``attention_mask`` or ``logits`` is missing.
     """
     graph = model.graph
+    if mixtures := sum((node.domain, node.op_type) in _MIXTURES for node in graph):
+        raise GraphError(
+            f"The feed-forward layers are mixtures of experts, inside {mixtures} operators that hide their neurons.",
+            "Bake a decoder with dense feed-forward layers.",
+        )
     linears = [linear for node in graph if (linear := as_linear(node)) is not None]
     sources = _sources(linears)
     layers = [layer for down in linears if (layer := _feed_forward_layer(down, sources)) is not None]

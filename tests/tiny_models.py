@@ -202,9 +202,9 @@ def tiny_checkpoint(
 ) -> Path:
     """Write a random checkpoint of ``family`` with its tokenizer, and return ``directory``.
 
-    ``family`` is one of ``FAMILIES`` or ``MIXTURES``. ``width`` is F, the width of an FFL (bloom and mpt fix their own);
-    ``vocabulary`` at least 258 (the bytes, padding and end of text). The
-    weights are large enough for greedy decoding to be decisive and for key vectors to differ from text to text.
+    ``family`` is one of ``FAMILIES`` or ``MIXTURES``. ``width`` is F, the width of an FFL (bloom and mpt have
+    four times the hidden size); ``vocabulary`` at least 258 (the bytes, padding and end of text). The weights are large
+    enough for greedy decoding to be decisive and for key vectors to differ from text to text.
     """
     tiny_model(
         family, layers=layers, hidden=hidden, width=width, vocabulary=vocabulary, seed=seed, dtype=dtype

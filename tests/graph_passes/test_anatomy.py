@@ -213,8 +213,6 @@ def test_what_a_feed_forward_layer_is(key: str) -> None:
         "v = MatMul(x, gate) a = Relu(v) w = MatMul(x, up) b = Relu(w) key = Mul(a, b) logits = MatMul(key, down)",
         # something else than linears goes into the product
         "v = MatMul(x, gate) a = Relu(v) m = ReduceMean(v) key = Mul(a, m) logits = MatMul(key, down)",
-        # a mixture's node hides its neurons
-        "v = MatMul(x, gate) key = com.microsoft.QMoE(v) logits = MatMul(key, down)",
         # the weights do not lead from hidden to F and back
         "v = MatMul(x, odd) s = Slice(v, v, v) a = Relu(s) key = Mul(a, a) logits = MatMul(key, down)",
         # a product of two activations is attention, not a linear
@@ -223,6 +221,13 @@ def test_what_a_feed_forward_layer_is(key: str) -> None:
 )
 def test_what_it_is_not(body: str) -> None:
     with pytest.raises(GraphError, match="No feed-forward layer was found"):
+        read_anatomy(small_graph(body))
+
+
+@pytest.mark.parametrize("operator", ["MoE", "QMoE"])
+def test_a_mixture_of_experts_in_one_operator_is_refused_with_the_reason(operator: str) -> None:
+    body = f"v = MatMul(x, gate) key = com.microsoft.{operator}(v) logits = MatMul(key, down)"
+    with pytest.raises(GraphError, match="mixtures of experts, inside 1 operators that hide their neurons"):
         read_anatomy(small_graph(body))
 
 
