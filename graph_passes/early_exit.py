@@ -40,7 +40,7 @@ def _bring_quantised_weights(graph: ir.Graph, branch: ir.Graph) -> None:
         if node.op_type != "DequantizeLinear":
             continue
         for value in node.inputs:
-            if value is None or graph.initializers.get(value.name or "") is not value:
+            if value is None or value.name is None or graph.initializers.get(value.name) is not value:
                 continue
             if all(reader.graph is branch for reader in value.consumers()):
                 del graph.initializers[value.name]

@@ -32,8 +32,8 @@ DETECTED = [skill for skill in SKILLS if skill != "unknown"]
 ADJUSTED = ["math", "german", "code"]
 LAYERS = range(6)
 # What the structure is chosen from.
-LAYER_SETS = [(0,), (1, 2, 3), (2, 3, 4)]
-CUBES = [4, 32]
+LAYER_SETS = [(0,), (2, 3), (1, 2, 3), (2, 3, 4)]
+CUBES = [4, 16, 32]
 FLOORS = [0.3, 1.0]
 # Queries a split, for fitting, choosing and calibrating cubes: many, where the skill has them.
 QUERIES = {skill: 1400 if skill == "facts" else 3000 for skill in SKILLS}

@@ -220,7 +220,8 @@ def _loss(model: PreTrainedModel, method: Method, texts: Sequence[_Text]) -> Ten
         return nn.functional.cross_entropy(logits, tokens)
     # log(1 - p) from the other tokens' logits: where p is nearly 1, 1 - p has no digits left.
     others = logits.scatter(1, tokens[:, None], -torch.inf)
-    return (logits.logsumexp(dim=-1) - others.logsumexp(dim=-1)).mean()
+    improbability: Tensor = logits.logsumexp(dim=-1) - others.logsumexp(dim=-1)
+    return improbability.mean()
 
 
 def _protected(
@@ -267,7 +268,7 @@ def _texts(method: Method, name: str, records: Sequence[Record], end: list[int])
 
 
 def _end_of_text(model: PreTrainedModel) -> list[int]:
-    end = model.config.eos_token_id
+    end: Any = model.config.eos_token_id
     if end is None:
         raise BakeoutError("LEARN: the model's configuration names no end-of-text token.", "Set `eos_token_id`.")
     return [end[0] if isinstance(end, list) else end]
