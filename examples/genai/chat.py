@@ -1,0 +1,29 @@
+"""A conversation through onnxruntime-genai: python chat.py ARTIFACT PROMPT... Each prompt is a turn.
+
+The artifact's own genai_config.json says all that genai must know.
+"""
+
+import json
+import sys
+
+import onnxruntime_genai as genai
+
+directory, prompts = sys.argv[1], sys.argv[2:]
+model = genai.Model(directory)
+tokenizer = genai.Tokenizer(model)
+stream = tokenizer.create_stream()
+parameters = genai.GeneratorParams(model)
+parameters.set_search_options(max_length=512)
+generator = genai.Generator(model, parameters)
+
+for prompt in prompts:
+    message = json.dumps([{"role": "user", "content": prompt}])
+    generator.append_tokens(tokenizer.encode(tokenizer.apply_chat_template(message, add_generation_prompt=True)))
+    answer = ""
+    while not generator.is_done():
+        generator.generate_next_token()
+        piece = stream.decode(generator.get_next_tokens()[0])
+        # Many tokenizers begin an answer with a space.
+        print(piece if answer else piece.lstrip(), end="", flush=True)
+        answer += piece
+    print()
