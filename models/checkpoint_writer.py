@@ -178,7 +178,13 @@ def _tensors(checkpoint: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for path in checkpoint_files(checkpoint):
         if path.name != INDEX:
-            found.update(_tensors_in(path))
+            tensors = _tensors_in(path)
+            if twice := sorted(found.keys() & tensors.keys()):
+                raise BakeoutError(
+                    f"{checkpoint} holds {twice[0]} in two files, {found[twice[0]].file} and {path.name}.",
+                    "Save the model with save_pretrained.",
+                )
+            found.update(tensors)
     return found
 
 

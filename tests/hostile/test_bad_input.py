@@ -322,6 +322,15 @@ def _in_shards(index: Any) -> Callable[[Bench, dict[str, Any]], None]:
     return spoil
 
 
+def _in_two_shards(bench: Bench, weights: dict[str, Any]) -> None:
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name in names:
+        save_file(weights, bench.checkpoint / name, metadata={"format": "pt"})
+    (bench.checkpoint / "model.safetensors").unlink()
+    index = {"weight_map": dict.fromkeys(weights, names[0]) | {_DOWN: names[1]}}
+    (bench.checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def neurons_for_a_checkpoint(bench: Bench) -> list[str]:
     return [*bench.bake(bench.checkpoint), "--to", "safetensors"]
 
@@ -392,6 +401,7 @@ CASES: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
         _weight_edits(_in_shards({"weight_map": {"a": "model-00002-of-00002.safetensors"}})),
         r"00002-of-00002\.safetensors, which is missing",
     ),
+    "a tensor in two shards": (_weight_edits(_in_two_shards), r"in two files"),
     "an index that leaves the directory": (
         _weight_edits(_in_shards({"weight_map": {"a": "../plan.safetensors"}})),
         r"plan\.safetensors, which is missing",
