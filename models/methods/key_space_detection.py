@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.cluster.vq import kmeans2
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
 from bakeout.models.plan import Floats, KeySpaceDetection, Positions
 
-LayerKeys = Mapping[int, NDArray[np.floating[Any]]]
-
-# A dimension that never varies among the probe queries gets this share of its layer's median deviation (METHODS.md).
-_DEAD_FLOOR = 1e-3
 _CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class TimesLargest:
+    """The authors' own alpha: ``factor`` (their k) times m, the largest margin among the skill's probe queries."""
+
+    factor: float
 
 
 def fit_key_space_detection(
@@ -32,7 +34,7 @@ def fit_key_space_detection(
     layers: Sequence[int],
     refusal: ArrayLike,
     cubes: int = 1,
-    alpha: float | Literal["auto"] = "auto",
+    alpha: float | Literal["auto"] | TimesLargest = "auto",
     epsilon: float = 0.005,
     positions: Positions = "query",
     floor: float = 0.1,
@@ -48,8 +50,9 @@ def fit_key_space_detection(
 
     ``alpha`` ``auto``: the split-conformal quantile, at level 1 - ``epsilon``, of the calibration queries' margins to
     the nearest of the skill's cubes: a fresh query that is exchangeable with them is refused with at least that
-    probability, provided that they chose nothing else. The report carries it, and for each name in ``retain`` the
-    false refusals with a Clopper-Pearson 95 % interval.
+    probability, provided that they chose nothing else. ``TimesLargest`` is what the authors' code does, and promises
+    nothing. The report carries alpha, and for each name in ``retain`` the false refusals with a Clopper-Pearson 95 %
+    interval.
 
     Raises ``BakeoutError`` for too few probe or calibration queries, keys that are not finite or do not fit together,
     and options out of range.
@@ -62,17 +65,24 @@ def fit_key_space_detection(
         raise BakeoutError(
             f"Key Space Detection: calibration queries for {unknown[0]}, which is not probed.", "Probe it too."
         )
-    probe_keys = {skill: _joint(keys, layers, f"probe queries of {skill}") for skill, keys in probe.items()}
+    probe_keys = {skill: joint_keys(keys, layers, f"probe queries of {skill}") for skill, keys in probe.items()}
     dimension = next(iter(probe_keys.values())).shape[1]
     for skill, keys in probe_keys.items():
         _require_dimension(keys, dimension, f"probe queries of {skill}")
     skills: list[str] = []
-    centres, deviations, reports = [], [], {}
+    centres, deviations = [], []
+    reports: dict[str, dict[str, Any]] = {}
     for skill, keys in probe_keys.items():
-        centre, deviation, reports[skill] = _cubes(keys, skill, len(layers), cubes, floor, seed)
-        centres.append(centre)
-        deviations.append(deviation)
-        skills += [skill] * len(centre)
+        clusters = cluster(keys, skill, layers=len(layers), count=cubes, seed=seed)
+        fitted = clusters.cubes(floor)
+        centres.append(fitted.centre)
+        deviations.append(fitted.deviation)
+        skills += [skill] * len(clusters.sizes)
+        reports[skill] = {
+            "probe_queries": len(keys),
+            "cubes": list(clusters.sizes),
+            "floored_dimensions": list(fitted.floored),
+        }
     check = KeySpaceDetection(
         layers=layers,
         centre=np.concatenate(centres),
@@ -85,15 +95,22 @@ def fit_key_space_detection(
     alphas = {}
     for skill in probe:
         if skill in calibration or alpha == "auto":
-            margins = _skill_margins(check, calibration.get(skill, {}), skill)
+            margins = _skill_margins(check, calibration.get(skill, {}), skill, "calibration")
         else:
             margins = np.empty(0)
-        alphas[skill] = _conformal_quantile(margins, epsilon, skill) if alpha == "auto" else float(alpha)
+        if isinstance(alpha, TimesLargest):
+            largest = float(_skill_margins(check, probe[skill], skill, "probe").max())
+            alphas[skill] = alpha.factor * largest
+            reports[skill]["largest_margin"] = largest
+        elif alpha == "auto":
+            alphas[skill] = conformal_quantile(margins, epsilon, skill)
+        else:
+            alphas[skill] = float(alpha)
         reports[skill] |= _coverage(margins, alphas[skill], epsilon if alpha == "auto" else None)
     check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
     report = {
         "floor": floor,
-        "dead_floor": _DEAD_FLOOR,
+        "dead_floor": DEAD_FLOOR,
         "seed": seed,
         "skills": reports,
         "retain": {name: _false_refusals(check, keys, name) for name, keys in retain.items()},
@@ -101,77 +118,38 @@ def fit_key_space_detection(
     return replace(check, report=report)
 
 
-def _cubes(
-    keys: Floats, skill: str, layers: int, count: int, floor: float, seed: int
-) -> tuple[Floats, Floats, dict[str, Any]]:
-    """Centres and deviations [cubes, D] of one skill's clusters, the largest first, and what to report."""
-    if len(keys) < max(2, count):
-        raise BakeoutError(
-            f"Key Space Detection: {len(keys)} probe queries of {skill} are too few for {count} cubes.",
-            f"Give at least {max(2, count)}; a few hundred are better.",
-        )
-    overall = keys.std(axis=0, ddof=1)
-    dead = np.concatenate([np.full(len(part), _dead_floor(part, skill)) for part in np.split(overall, layers)])
-    lowest = np.maximum(floor * overall, dead)
-    labels = _clusters((keys - keys.mean(axis=0)) / np.maximum(overall, dead), count, seed)
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    members.sort(key=lambda rows: (-len(rows), rows[0]))
-    # One query alone has no deviation: its cube is the floor's.
-    measured = [keys[rows].std(axis=0, ddof=1) if len(rows) > 1 else np.zeros_like(overall) for rows in members]
-    report = {
-        "probe_queries": len(keys),
-        "cubes": [len(rows) for rows in members],
-        "floored_dimensions": [int((deviation < lowest).sum()) for deviation in measured],
-    }
-    centre = np.stack([keys[rows].mean(axis=0) for rows in members])
-    return centre, np.maximum(np.stack(measured), lowest), report
-
-
-def _dead_floor(deviation: Floats, skill: str) -> float:
-    varying = deviation[deviation > 0]
-    if len(varying) == 0:
-        raise BakeoutError(
-            f"Key Space Detection: the key vectors of {skill} do not vary in a layer.", "Give different probe queries."
-        )
-    return _DEAD_FLOOR * float(np.median(varying))
-
-
-def _clusters(standardised: Floats, count: int, seed: int) -> NDArray[np.int32]:
-    # k-means++ needs as many different keys as clusters.
-    count = min(count, len(np.unique(standardised, axis=0)))
-    if count == 1:
-        return np.zeros(len(standardised), dtype=np.int32)
-    with warnings.catch_warnings():
-        # An empty cluster is no fault here: it only leaves fewer cubes.
-        warnings.filterwarnings("ignore", message="One of the clusters is empty", category=UserWarning)
-        _, labels = kmeans2(standardised, count, minit="++", seed=np.random.default_rng(seed))
-    return labels
-
-
 def _margins(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
-    joint = _joint(keys, check.layers, what)
+    joint = joint_keys(keys, check.layers, what)
     _require_dimension(joint, check.centre.shape[1], what)
     return check.margins(joint)
 
 
-def _skill_margins(check: KeySpaceDetection, keys: LayerKeys, skill: str) -> Floats:
-    """The margin [queries] of a skill's calibration queries to the nearest of its own cubes."""
+def _skill_margins(check: KeySpaceDetection, keys: LayerKeys, skill: str, use: str) -> Floats:
+    """The margin [queries] of a skill's queries to the nearest of its own cubes."""
     own = [index for index, name in enumerate(check.skills) if name == skill]
-    nearest: Floats = _margins(check, keys, f"calibration queries of {skill}")[:, own].min(axis=1)
+    nearest: Floats = _margins(check, keys, f"{use} queries of {skill}")[:, own].min(axis=1)
     return nearest
 
 
-def _conformal_quantile(margins: Floats, epsilon: float, skill: str) -> float:
-    """The ceil((n + 1)(1 - epsilon))-th smallest of n margins (split conformal prediction)."""
+def conformal_quantile(margins: Floats, epsilon: float, skill: str) -> float:
+    """The ceil((n + 1)(1 - epsilon))-th smallest of n margins (split conformal prediction).
+
+    Raises ``BakeoutError`` for fewer than ``least_queries(epsilon)``.
+    """
     # In fractions: the product must not be rounded up to the next rank.
-    level = 1 - Fraction(str(epsilon))
-    rank = math.ceil((len(margins) + 1) * level)
+    rank = math.ceil((len(margins) + 1) * (1 - Fraction(str(epsilon))))
     if rank > len(margins):
         raise BakeoutError(
             f"Key Space Detection: {len(margins)} calibration queries of {skill} are too few for epsilon {epsilon}.",
-            f"Give at least {math.ceil(level / (1 - level))}, or a larger epsilon.",
+            f"Give at least {least_queries(epsilon)}, or a larger epsilon.",
         )
     return float(np.sort(margins)[rank - 1])
+
+
+def least_queries(epsilon: float) -> int:
+    """How many calibration queries a coverage of 1 - ``epsilon`` needs: n with (n + 1) epsilon >= 1."""
+    share = Fraction(str(epsilon))
+    return math.ceil((1 - share) / share)
 
 
 def _coverage(margins: Floats, alpha: float, epsilon: float | None) -> dict[str, Any]:
@@ -196,25 +174,6 @@ def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str) -> dic
     }
 
 
-def _joint(keys: LayerKeys, layers: Sequence[int], what: str) -> Floats:
-    """The layers' keys side by side, float64 [queries, layers * F]."""
-    if absent := [layer for layer in layers if layer not in keys]:
-        raise BakeoutError(f"Key Space Detection: the {what} have no keys of layer {absent[0]}.", "Probe that layer.")
-    parts = [np.asarray(keys[layer], dtype=np.float64) for layer in layers]
-    if any(part.ndim != 2 or part.shape != parts[0].shape for part in parts) or 0 in parts[0].shape:
-        raise BakeoutError(
-            f"Key Space Detection: the keys of the {what} have shapes {[part.shape for part in parts]}.",
-            "Probe the same queries, at least one, in every layer.",
-        )
-    joint = np.concatenate(parts, axis=1)
-    if not np.isfinite(joint).all():
-        raise BakeoutError(
-            f"Key Space Detection: the keys of the {what} hold NaN or infinite values.",
-            "Probe again, in float32, and look for overflow.",
-        )
-    return joint
-
-
 def _require_dimension(keys: Floats, dimension: int, what: str) -> None:
     if keys.shape[1] != dimension:
         raise BakeoutError(
@@ -224,15 +183,16 @@ def _require_dimension(keys: Floats, dimension: int, what: str) -> None:
 
 
 def _require_options(
-    layers: Sequence[int], cubes: int, alpha: float | Literal["auto"], epsilon: float, floor: float
+    layers: Sequence[int], cubes: int, alpha: float | Literal["auto"] | TimesLargest, epsilon: float, floor: float
 ) -> None:
     if not layers:
         raise BakeoutError("Key Space Detection: no layer is named.", "Name at least one layer.")
     if cubes < 1:
         raise BakeoutError(f"Key Space Detection: {cubes} cubes per skill.", "Choose at least 1.")
-    if alpha != "auto" and not (isinstance(alpha, (int, float)) and 0 < alpha < math.inf):
+    number = alpha.factor if isinstance(alpha, TimesLargest) else alpha
+    if number != "auto" and not (isinstance(number, (int, float)) and 0 < number < math.inf):
         raise BakeoutError(
-            f"Key Space Detection: alpha is {alpha!r}, neither a positive number nor 'auto'.", "Choose 'auto'."
+            f"Key Space Detection: alpha is {number!r}, neither a positive number nor 'auto'.", "Choose 'auto'."
         )
     if not 0 < epsilon < 1:
         raise BakeoutError(

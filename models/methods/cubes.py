@@ -1,0 +1,120 @@
+"""Cubes in key space: clusters of a skill's key vectors, and a centre and a deviation for each (arXiv 2503.21730)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Floats
+
+LayerKeys = Mapping[int, NDArray[np.floating[Any]]]
+
+# A dimension that never varies among the probe queries gets this share of its layer's median deviation (METHODS.md).
+DEAD_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Cubes:
+    """A skill's cubes: float64 [cubes, D] each, and how many deviations of each are the floor's."""
+
+    centre: Floats
+    deviation: Floats
+    floored: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """A skill's probe keys in clusters, the largest first: what cubes with any floor are made from.
+
+    ``centre`` and ``measured``, the clusters' means and deviations (n - 1; 0 for one query alone): float64
+    [clusters, D]. ``overall``: the whole skill's deviation, ``dead``: the lowest that a dimension may have, [D] each.
+    """
+
+    sizes: tuple[int, ...]
+    centre: Floats
+    measured: Floats
+    overall: Floats
+    dead: Floats
+
+    def cubes(self, floor: float) -> Cubes:
+        """A cube per cluster, with deviations of at least ``floor`` times the skill's in that dimension."""
+        lowest = np.maximum(floor * self.overall, self.dead)
+        floored = tuple(int((deviation < lowest).sum()) for deviation in self.measured)
+        return Cubes(self.centre, np.maximum(self.measured, lowest), floored)
+
+
+def cluster(keys: Floats, skill: str, *, layers: int, count: int, seed: int) -> Clusters:
+    """Up to ``count`` clusters of a skill's probe keys [queries, D], which are those of ``layers`` layers side by side.
+
+    K-means on keys standardised by the skill's deviation; empty clusters are left out.
+    Raises ``BakeoutError`` for fewer queries than cubes, or than two, and for keys that do not vary.
+    """
+    if len(keys) < max(2, count):
+        raise BakeoutError(
+            f"Key Space Detection: {len(keys)} probe queries of {skill} are too few for {count} cubes.",
+            f"Give at least {max(2, count)}; a few hundred are better.",
+        )
+    overall = keys.std(axis=0, ddof=1)
+    dead = np.concatenate([np.full(len(part), _dead_floor(part, skill)) for part in np.split(overall, layers)])
+    labels = _labels((keys - keys.mean(axis=0)) / np.maximum(overall, dead), count, seed)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    members.sort(key=lambda rows: (-len(rows), rows[0]))
+    # One query alone has no deviation: its cube is the floor's.
+    measured = [keys[rows].std(axis=0, ddof=1) if len(rows) > 1 else np.zeros_like(overall) for rows in members]
+    return Clusters(
+        sizes=tuple(len(rows) for rows in members),
+        centre=np.stack([keys[rows].mean(axis=0) for rows in members]),
+        measured=np.stack(measured),
+        overall=overall,
+        dead=dead,
+    )
+
+
+def joint_keys(keys: LayerKeys, layers: Sequence[int], what: str) -> Floats:
+    """The layers' keys side by side, float64 [queries, layers * F]. ``what`` names them in errors.
+
+    Raises ``BakeoutError`` for layers that are not there, keys that do not fit together and ones that are not finite.
+    """
+    if absent := [layer for layer in layers if layer not in keys]:
+        raise BakeoutError(f"Key Space Detection: the {what} have no keys of layer {absent[0]}.", "Probe that layer.")
+    parts = [np.asarray(keys[layer], dtype=np.float64) for layer in layers]
+    if any(part.ndim != 2 or part.shape != parts[0].shape for part in parts) or 0 in parts[0].shape:
+        raise BakeoutError(
+            f"Key Space Detection: the keys of the {what} have shapes {[part.shape for part in parts]}.",
+            "Probe the same queries, at least one, in every layer.",
+        )
+    joint = np.concatenate(parts, axis=1)
+    if not np.isfinite(joint).all():
+        raise BakeoutError(
+            f"Key Space Detection: the keys of the {what} hold NaN or infinite values.",
+            "Probe again, in float32, and look for overflow.",
+        )
+    return joint
+
+
+def _dead_floor(deviation: Floats, skill: str) -> float:
+    varying = deviation[deviation > 0]
+    if len(varying) == 0:
+        raise BakeoutError(
+            f"Key Space Detection: the key vectors of {skill} do not vary in a layer.", "Give different probe queries."
+        )
+    return DEAD_FLOOR * float(np.median(varying))
+
+
+def _labels(standardised: Floats, count: int, seed: int) -> NDArray[np.int32]:
+    # k-means++ needs as many different keys as clusters.
+    count = min(count, len(np.unique(standardised, axis=0))) if count > 1 else 1
+    if count == 1:
+        return np.zeros(len(standardised), dtype=np.int32)
+    with warnings.catch_warnings():
+        # An empty cluster is no fault here: it only leaves fewer cubes.
+        warnings.filterwarnings("ignore", message="One of the clusters is empty", category=UserWarning)
+        _, labels = kmeans2(standardised, count, minit="++", seed=np.random.default_rng(seed))
+    return labels
