@@ -84,6 +84,10 @@ int main(int count, char** arguments) {
     int64_t token = end;
     for (size_t output = 0; output < outputs.size(); ++output) {
       if (outputs[output] == "logits") {
+        if (found[output].GetTensorTypeAndShapeInfo().GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+          std::cerr << "the logits are not float32: bake with --dtype fp32\n";
+          return 1;
+        }
         token = Likeliest(found[output]);
         continue;
       }

@@ -64,7 +64,10 @@ export class Decoder {
   #empty() {
     const past = this.session.inputMetadata.filter(({ name }) => name.startsWith("past"));
     return Object.fromEntries(
-      past.map(({ name, type, shape }) => [name, new this.ort.Tensor(type, [], [1, shape[1], 0, shape[3]])]),
+      past.map(({ name, type, shape }) => {
+        const nothing = type === "float16" ? new Uint16Array() : new Float32Array();
+        return [name, new this.ort.Tensor(type, nothing, [1, shape[1], 0, shape[3]])];
+      }),
     );
   }
 
@@ -74,8 +77,10 @@ export class Decoder {
   }
 }
 
-// The token with the highest of the last position's logits, float32 [1, positions, vocabulary].
+// The token with the highest of the last position's logits, [1, positions, vocabulary].
 async function likeliest(logits) {
   const last = (await logits.getData()).subarray(-logits.dims[2]);
-  return last.reduce((best, value, token) => (value > last[best] ? token : best), 0);
+  // Where JavaScript has no 16-bit floats, their bits come as integers, whose order is the floats' but for the sign.
+  const rank = last instanceof Uint16Array ? (bits) => (bits & 0x8000 ? 0x8000 - bits : bits) : (value) => value;
+  return last.reduce((best, value, token) => (rank(value) > rank(last[best]) ? token : best), 0);
 }

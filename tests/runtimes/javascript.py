@@ -28,7 +28,15 @@ def installed(example: str) -> Path:
         stamp = _INSTALLED / f"{example}.installed"
         if not stamp.exists() or stamp.read_bytes() != wanted:
             # No script of a package is run: onnxruntime-node's would download CUDA libraries.
-            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+            command = [
+                "npm",
+                "ci",
+                "--ignore-scripts",
+                "--no-audit",
+                "--no-fund",
+                "--loglevel=error",
+                "--fetch-retries=1",
+            ]
             done = subprocess.run(command, cwd=target, capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"npm ci failed: {' '.join(done.stderr.split())[:300]}")

@@ -18,6 +18,7 @@ from bakeout.export.onnx_export import export_checkpoint
 from bakeout.export.recipe import load_recipe
 from bakeout.export.runtime import Runner
 from bakeout.export.runtimes import RUNTIMES
+from bakeout.models.plan import KeySpaceDetection, Plan
 from bakeout.models.plan_file import load_plan, save_plan
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
@@ -96,10 +97,16 @@ class Served:
         """What every runtime must say."""
         return self.said["artifact"]
 
+    @cached_property
+    def plan(self) -> Plan:
+        """Neuron Adjust and Key Space Detection."""
+        return load_plan(self.root / "plan.safetensors")
+
     @property
     def refusal(self) -> list[int]:
         """The refusal's tokens."""
-        return [int(token) for token in load_plan(self.root / "plan.safetensors").interventions[1].refusal]  # type: ignore[union-attr]
+        (detection,) = [one for one in self.plan.interventions if isinstance(one, KeySpaceDetection)]
+        return [int(token) for token in detection.refusal]
 
 
 def make(root: Path) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bakeout.export.bake import BakeOptions, bake
+from bakeout.export.runtime import Runner
+from bakeout.models.skills import checkpoint_directory
+
 from tests.runtimes.javascript import installed
-from tests.runtimes.served import Served
+from tests.runtimes.served import LONGEST, Served
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,18 @@ def test_each_prompt(served: Served, example: Path, script: str) -> None:
 def test_the_base_model(served: Served, example: Path) -> None:
     heard = answers(example, "answer.mjs", served.base, served.texts)
     assert [one["tokens"] for one in heard] == served.said["base"]
+
+
+@pytest.mark.slow
+def test_half_precision(served: Served, example: Path, tmp_path: Path) -> None:
+    options = BakeOptions(dtype="fp16", runtimes=("node", "transformers.js"))
+    half = bake(checkpoint_directory(), served.plan, tmp_path / "half", options).directory
+    expected = Runner(half, threads=1).generate(served.ids, LONGEST)
+    for script in ("answer.mjs", "transformers.mjs"):
+        assert [one["tokens"] for one in answers(example, script, half, served.texts)] == expected
+    command = [sys.executable, str(EXAMPLES / "python" / "answer.py"), str(half), *served.texts]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == [served.text(tokens) for tokens in expected]
 
 
 def test_answers_are_printed(served: Served, example: Path) -> None:
