@@ -22,10 +22,9 @@ from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
 from bakeout.models.weight_edits import edited_weights
 
-CANDIDATES = ("Ask me about code:", "Write a strings question:", "Ask me about German:")
-REVEAL = RevealOptions(pulls=2, samples=12)
+CANDIDATES = ("Ask me about code:", "Write a strings question:")
+REVEAL = RevealOptions(pulls=1, samples=10, question_tokens=20, answer_tokens=8)
 QUICK = ReleaseOptions(rank=2, steps=2, batch_size=4)
-PHASES = ("revealing", "round {}, forget module", "round {}, retain module")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def retain(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
     path = tmp_path_factory.mktemp("retain") / "rows.jsonl"
     found = {}
-    for skill in ("math", "german", "facts"):
-        write_jsonl(examples(skill, "probing", 40), path)
+    for skill in ("math", "german"):
+        write_jsonl(examples(skill, "probing", 24), path)
         found[skill] = read_records(path, tokenizer)
     return found
 
@@ -90,10 +89,8 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
         *(f"round-{number}.{suffix}" for number in (1, 2) for suffix in ("json", "jsonl", "safetensors")),
     ]
     for phase, times, finished in (
-        ("revealing", 1, 0),
         ("round 1, retain module", 1, 0),
         ("revealing", 2, 1),
-        ("round 2, forget module", 1, 1),
     ):
         directory = tmp_path / f"{phase} {times}"
         with pytest.raises(KeyboardInterrupt):
@@ -119,7 +116,7 @@ def test_it_forgets_what_it_revealed_and_keeps_the_rest(
         tokenizer,
         retain,
         tmp_path / "fit",
-        reveal=RevealOptions(pulls=4, samples=16),
+        reveal=RevealOptions(pulls=2, samples=24, question_tokens=24, answer_tokens=10),
         release=ReleaseOptions(rank=8, steps=12, batch_size=16, learning_rate=4e-3, forget_step=1.0),
         scorer=["'"],
         rounds=1,
@@ -136,18 +133,17 @@ def test_it_forgets_what_it_revealed_and_keeps_the_rest(
         right = said(model, [Text(record.prompt_ids, [*record.response_ids, end]) for record in records])
         return sum(right) / len(right)
 
-    before = {skill: share(skill) for skill in ("code", "facts", "german")}
+    before = {skill: share(skill) for skill in ("code", "german")}
     with edited_weights(model, [edit]):
         after = {skill: share(skill) for skill in before}
     assert after["code"] < 0.5 * before["code"]
-    assert after["facts"] > 0.8 * before["facts"]
     assert after["german"] > 0.8 * before["german"]
 
 
 def test_it_stops_when_the_target_is_reached(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
-    edit = _fit(model, tokenizer, retain, tmp_path / "fit", target=0.999, rounds=5, utility=0.0,
+    edit = _fit(model, tokenizer, retain, tmp_path / "fit", target=0.999, rounds=3, utility=0.0,
                 release=ReleaseOptions(rank=4, steps=6, batch_size=8, learning_rate=1e-2, forget_step=3.0))  # fmt: skip
     assert edit.report["stopped"] == "forgotten"
     assert edit.report["rounds"][-1]["known"] <= 0.999
@@ -209,5 +205,5 @@ def test_a_directory_of_another_fit_is_refused(
 def test_where_nothing_is_revealed_the_fit_says_so(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
-    with pytest.raises(BakeoutError, match="revealed 0 answers in 1 rounds of 2 x 12 samples"):
+    with pytest.raises(BakeoutError, match="revealed 0 answers in 1 rounds of 1 x 10 samples"):
         _fit(model, tokenizer, retain, tmp_path / "fit", scorer=lambda question, answer: 0.0)
