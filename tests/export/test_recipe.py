@@ -67,7 +67,13 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "floor": 0.1,
         "seed": 0,
     }
-    assert recipe.export.model_dump() == {"dtype": "fp32", "inline": False, "early_exit": True, "monitor": False, "runtimes": []}
+    assert recipe.export.model_dump() == {
+        "dtype": "fp32",
+        "inline": False,
+        "early_exit": True,
+        "monitor": False,
+        "runtimes": [],
+    }
     assert adjust.names(recipe.fitted_data()) == {"forget": ["math"], "retain": ["code"]}
 
 
