@@ -34,7 +34,7 @@ def fit(recipe: Recipe, track: Track = no_track) -> Plan:
     checkpoint = resolve_checkpoint(recipe.model)
     tokenizer = load_tokenizer(checkpoint)
     with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-        rows = _rows(recipe, tokenizer, Path(scratch))
+        rows = read_rows(recipe, tokenizer, Path(scratch))
     model = load_model(checkpoint)
     interventions: list[Intervention] = []
     for entry in recipe.interventions:
@@ -59,7 +59,7 @@ def fit(recipe: Recipe, track: Track = no_track) -> Plan:
     )
 
 
-def _rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> Rows:
+def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> Rows:
     """What is fitted on: per data name the records to probe and to calibrate on."""
     return {
         name: {use: read_records(path, tokenizer) for use, path in files.items() if use in ("probe", "calibration")}

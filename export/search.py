@@ -1,0 +1,182 @@
+"""The search for a method's strength: candidates proposed by Optuna, measured, and one chosen by a stated rule."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.console import say
+
+# The rule: of candidates that keep so much of every retained accuracy, the one that forgets most.
+KEPT = 0.95
+# Numbers are tried, and written into recipes, with so many digits.
+_DIGITS = 3
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Numbers from ``low`` to ``high``, tried evenly on a logarithmic scale."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Among:
+    """A few values."""
+
+    values: tuple[str, ...]
+
+
+Space = Mapping[str, Span | Among]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a candidate does.
+
+    ``forget`` and ``retain``: per name the accuracy as a share of the base model's; ``divergence``: of the answers'
+    first tokens from the base model's on retain prompts, in nats.
+    """
+
+    forget: Mapping[str, float]
+    retain: Mapping[str, float]
+    divergence: float
+
+    @property
+    def left(self) -> float:
+        """Of the forgotten, what is left most."""
+        return max(self.forget.values())
+
+    @property
+    def kept(self) -> float:
+        """Of the retained, what is kept least."""
+        return min(self.retain.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in the table of trials."""
+        return {"forget": dict(self.forget), "retain": dict(self.retain), "divergence": self.divergence}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate."""
+
+    settings: Settings
+    measured: Measured
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of the table of trials."""
+        return {"settings": dict(self.settings), **self.measured.as_json()}
+
+
+def choose_trial(trials: Sequence[Trial]) -> Trial:
+    """The stated rule: the smallest forget accuracy among those that keep 95 % of the worst retained name's.
+
+    Among equals, the one that diverges least, then the earlier. Where none keeps so much, the knee of the trade-off:
+    the trial nearest to nothing left and all kept.
+    """
+    kept = [trial for trial in trials if trial.measured.kept >= KEPT]
+    if kept:
+        return min(kept, key=lambda trial: (trial.measured.left, trial.measured.divergence))
+    return min(trials, key=lambda trial: math.hypot(trial.measured.left, 1 - trial.measured.kept))
+
+
+def search(
+    space: Space,
+    starts: Sequence[Settings],
+    measure: Callable[[Settings], Measured],
+    *,
+    trials: int,
+    seed: int,
+    journal: Path,
+    name: str,
+) -> list[Trial]:
+    """Measure ``trials`` candidates of ``space``: first ``starts``, then what Optuna's TPE proposes from those before.
+
+    Three aims (little left, much kept, little divergence), and the rule's bound as a constraint. Trials are kept in
+    the text file ``journal`` under ``name``; a search that was interrupted goes on from there, and proposes what it
+    would have proposed. A line for each on standard error, with what is chosen so far and the time left.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        study_name=name,
+        directions=["minimize", "maximize", "minimize"],
+        load_if_exists=True,
+    )
+    for interrupted in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        study.tell(interrupted.number, state=TrialState.FAIL)
+    found = [_read(trial.user_attrs) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    begun, before = time.monotonic(), len(found)
+    if before:
+        say(f"going on after {before} trials ({journal})")
+    while len(found) < trials:
+        # A sampler of its own for each trial: what it draws does not depend on where the search was interrupted.
+        study.sampler = _sampler(seed, len(found))
+        if len(found) < len(starts):
+            study.enqueue_trial({key: starts[len(found)][key] for key in space})
+        trial = study.ask()
+        settings = {key: _suggested(trial, key, axis) for key, axis in space.items()}
+        known = next((one.measured for one in found if one.settings == settings), None)
+        measured = known or measure(settings)
+        trial.set_user_attr("settings", settings)
+        trial.set_user_attr("measured", measured.as_json())
+        study.tell(trial, [measured.left, measured.kept, measured.divergence])
+        found.append(Trial(settings, measured))
+        _show(found, trials, (time.monotonic() - begun) / (len(found) - before))
+    return found
+
+
+def _sampler(seed: int, number: int) -> Any:
+    from optuna.samplers import TPESampler
+
+    return TPESampler(
+        seed=seed * 100_003 + number, n_startup_trials=1, multivariate=True, constraints_func=_below_the_bound
+    )
+
+
+def _below_the_bound(trial: Any) -> tuple[float]:
+    """Not above 0 where the rule's bound is kept."""
+    retain = trial.user_attrs["measured"]["retain"]
+    return (KEPT - min(retain.values()),)
+
+
+def _suggested(trial: Any, name: str, axis: Span | Among) -> Any:
+    if isinstance(axis, Among):
+        return trial.suggest_categorical(name, axis.values)
+    return float(f"{trial.suggest_float(name, axis.low, axis.high, log=True):.{_DIGITS}g}")
+
+
+def _read(attributes: Mapping[str, Any]) -> Trial:
+    return Trial(attributes["settings"], Measured(**attributes["measured"]))
+
+
+def _show(found: Sequence[Trial], trials: int, seconds: float) -> None:
+    best = choose_trial(found)
+    left = round(seconds * (trials - len(found)))
+    say(f"trial {len(found)} of {trials}: {described(found[-1])}")
+    say(f"    best so far: {described(best)}; {left // 60}:{left % 60:02} left")
+
+
+def described(trial: Trial) -> str:
+    """A trial in a line."""
+    settings = ", ".join(f"{key} {value}" for key, value in trial.settings.items())
+    forget = ", ".join(f"{name} {share:.0%}" for name, share in trial.measured.forget.items())
+    worst = min(trial.measured.retain, key=lambda name: trial.measured.retain[name])
+    return (
+        f"{settings}: of base, {forget} left, all others at least {trial.measured.kept:.0%} ({worst}), "
+        f"divergence {trial.measured.divergence:.3f}"
+    )
