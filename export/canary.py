@@ -58,7 +58,10 @@ def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping
     intervention = plan.interventions[index]
     own = [receipt for receipt in receipts if receipt.intervention == index]
     in_order = sorted(own, key=lambda receipt: receipt.layer)
-    last = [seen[_observed(receipt)][:, -1].astype(np.float64) for receipt in in_order]
+    rows = len(plan.canary.input_ids)
+    # Some graphs run their FFLs on [rows * tokens, F].
+    by_row = [seen[_observed(receipt)].reshape(rows, -1, plan.model.width) for receipt in in_order]
+    last = [values[:, -1].astype(np.float64) for values in by_row]
     if isinstance(intervention, NeuronAdjust):
         last = [values[:, layer.neurons] for values, layer in zip(last, intervention.layers, strict=True)]
         return np.concatenate(last, axis=1)

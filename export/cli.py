@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
-from bakeout.export.console import emit_json, emit_table, error_line, progress, say
+from bakeout.export.commands.evaluate import evaluate
+from bakeout.export.commands.report import report
+from bakeout.export.console import emit_json, error_line, progress, say
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
     from bakeout.export.bake import BakeOptions
-    from bakeout.export.evaluate import Row
     from bakeout.export.sampling import Sampling
     from bakeout.models.plan import Plan
 
@@ -51,9 +52,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 _PATH = click.Path(path_type=Path)
 _json = click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
-_base = click.option(
-    "--base", type=_PATH, help="The base model: its checkpoint's directory (evaluate: or an ONNX one)."
-)
+_base = click.option("--base", type=_PATH, help="The base model: its checkpoint's directory.")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -184,30 +183,6 @@ def verify(directory: Path, digest: str | None, base: Path | None, data: tuple[P
 
 
 @main.command()
-@click.argument("directories", type=_PATH, nargs=-1, required=True, metavar="DIR...")
-@click.option("--data", type=_PATH, multiple=True, required=True, help="JSONL with prompts and responses; repeatable.")
-@_base
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@_json
-def evaluate(
-    directories: tuple[Path, ...], data: tuple[Path, ...], base: Path | None, batch_size: int, machine: bool
-) -> None:
-    """Measure accuracy and refusals beside the base model's.
-
-    Accuracy is exact match, surrounding whitespace aside. The base model's figures are measured with --base, and else
-    those that were stored when the artifact was built on the same data.
-    """
-    from bakeout.export.evaluate import evaluate
-
-    with progress() as track:
-        rows = evaluate(directories, data, base=base, batch_size=batch_size, track=track)
-    if machine:
-        emit_json({"rows": [row.as_json() for row in rows]})
-    else:
-        _print_rows(rows)
-
-
-@main.command()
 @click.argument("path", type=_PATH)
 @_json
 def inspect(path: Path, machine: bool) -> None:
@@ -287,6 +262,10 @@ def demo(output: Path, model: Path | None, machine: bool) -> None:
         print_demo(result)
 
 
+main.add_command(evaluate)
+main.add_command(report)
+
+
 def _dry_run(model: str, plan: Plan, options: BakeOptions, machine: bool) -> None:
     from bakeout.export.dry_run import dry_run, lines
 
@@ -310,23 +289,6 @@ def _report_artifact(directory: Path, receipts: list[dict[str, Any]], machine: b
         click.echo(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
     else:
         click.echo(f"Next: bakeout verify {directory} --base MODEL, or bakeout inspect {directory}")
-
-
-def _print_rows(rows: Sequence[Row]) -> None:
-    """A row a data file, and for each model its accuracy and refusals."""
-    models = list(dict.fromkeys(row.model for row in rows))
-    found = {(row.model, row.data): row for row in rows}
-    columns = ["data", "prompts"]
-    for model in models:
-        columns += [model, "refused"]
-    table = []
-    for name in dict.fromkeys(row.data for row in rows):
-        cells = [name, str(next(row.prompts for row in rows if row.data == name))]
-        for model in models:
-            row = found.get((model, name))
-            cells += [f"{row.accuracy:.1%}", f"{row.refusals:.1%}"] if row else ["-", "-"]
-        table.append(cells)
-    emit_table(columns, table)
 
 
 def _prompts(directory: Path, path: Path) -> list[list[int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from bakeout.export.artifact import MANIFEST, PLAN, read_manifest
 from bakeout.export.console import Track, no_track
+from bakeout.export.intervals import Interval, paired_difference, share_interval, unpaired_difference
+from bakeout.export.likelihood import Predicted, TextRow, predict, text_row
 from bakeout.export.runtime import Runner
 from bakeout.models.data import DataError, Record, file_digest, read_records
 from bakeout.models.errors import BakeoutError
@@ -23,12 +25,27 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
+class Change:
+    """How an artifact's accuracy on a file differs from the base model's.
+
+    ``accuracy`` is the difference of the two, with Newcombe's 95 % interval: for pairs where both models answered, else
+    (``paired`` false) for two samples. Of pairs it is known how many right answers were ``lost`` and ``gained``.
+    """
+
+    accuracy: float
+    interval: Interval
+    paired: bool
+    lost: int | None = None
+    gained: int | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One model on one data file.
 
     ``model``: ``base`` or the artifact's directory; ``data``: the file's name without its ending; ``accuracy``: the
     share of prompts whose greedy answer is the response to the letter, surrounding whitespace aside; ``refusals``: the
-    share answered with the refusal of one of the artifacts compared.
+    share answered with the refusal of one of the artifacts compared; ``change``: from the base model, if that is known.
     """
 
     model: str
@@ -36,21 +53,58 @@ class Row:
     prompts: int
     accuracy: float
     refusals: float
+    change: Change | None = None
+
+    @property
+    def accuracy_interval(self) -> Interval:
+        """Wilson's 95 % interval."""
+        return share_interval(round(self.accuracy * self.prompts), self.prompts)
+
+    @property
+    def refusals_interval(self) -> Interval:
+        """Wilson's 95 % interval."""
+        return share_interval(round(self.refusals * self.prompts), self.prompts)
 
     def as_json(self) -> dict[str, Any]:
         """The row as it stands in ``--json``."""
-        return asdict(self)
+        row: dict[str, Any] = {
+            "model": self.model,
+            "data": self.data,
+            "prompts": self.prompts,
+            "accuracy": self.accuracy,
+            "refusals": self.refusals,
+            "accuracy_interval": list(self.accuracy_interval),
+            "refusals_interval": list(self.refusals_interval),
+        }
+        if self.change is not None:
+            row |= {
+                "change": self.change.accuracy,
+                "change_interval": list(self.change.interval),
+                "paired": self.change.paired,
+                "lost": self.change.lost,
+                "gained": self.change.gained,
+            }
+        return row
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A row for each model and data file, and one for each model and file of text."""
+
+    rows: tuple[Row, ...]
+    texts: tuple[TextRow, ...]
 
 
 def evaluate(
     directories: Sequence[Path],
     data: Sequence[Path],
     *,
+    texts: Sequence[Path] = (),
     base: Path | None = None,
     batch_size: int = 32,
     track: Track = no_track,
-) -> list[Row]:
-    """Evaluate artifacts, or any ONNX directories, on JSONL files of prompts and responses.
+) -> Evaluation:
+    """Evaluate artifacts, or any ONNX directories, on JSONL files of prompts and responses, and on ``texts``.
 
     An artifact that is a checkpoint is exported first, as the base model's checkpoint is.
     The base model's rows come first: of ``base`` (a checkpoint or an ONNX directory), or else as they were stored when
@@ -58,18 +112,55 @@ def evaluate(
     """
     if not directories and base is None:
         raise BakeoutError("There is no model to evaluate.", "Name an artifact's directory.")
-    names = data_names(data)
+    names = data_names(data) if data or not texts else {}
+    text_names = data_names(texts) if texts else {}
     refusals = {text for directory in directories for text in refusal_texts(directory)}
-    rows = [] if base is not None else stored_base_rows(directories[0], names)
-    if base is not None:
+    rows = [] if base is not None or not names else stored_base_rows(directories[0], names)
+    stored = {row.data: row for row in rows}
+    text_rows: list[TextRow] = []
+    base_answers: dict[str, Graded] = {}
+    base_texts: dict[str, Predicted] = {}
+    for model, runner in _runners(directories, base):
+        for name, path in names.items():
+            graded = grade(runner, path, refusals, batch_size=batch_size, track=track, description=f"{model} on {name}")
+            row = graded.row(model, name)
+            if model == BASE:
+                base_answers[name] = graded
+            elif name in base_answers:
+                row = replace(row, change=_paired_change(base_answers[name], graded))
+            elif name in stored:
+                row = replace(row, change=_unpaired_change(stored[name], row))
+            rows.append(row)
+        for name, path in text_names.items():
+            predicted = predict(runner, path, batch_size=batch_size, track=track, description=f"{model} on {name}")
+            if model == BASE:
+                base_texts[name] = predicted
+            text_rows.append(text_row(model, name, predicted, base_texts.get(name) if model != BASE else None))
+    return Evaluation(tuple(rows), tuple(text_rows))
+
+
+def _runners(directories: Sequence[Path], base: Path | None) -> Iterator[tuple[str, Runner]]:
+    """Each model under its name, the base model first, one at a time in memory."""
+    models = [] if base is None else [(BASE, base)]
+    for name, model in [*models, *((str(directory), directory) for directory in directories)]:
         with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-            runner = Runner(_as_onnx(base, Path(scratch)))
-            rows += measure(runner, BASE, names, refusals, batch_size=batch_size, track=track)
-    for directory in directories:
-        with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-            runner = Runner(_as_onnx(directory, Path(scratch)))
-            rows += measure(runner, str(directory), names, refusals, batch_size=batch_size, track=track)
-    return rows
+            yield name, Runner(_as_onnx(model, Path(scratch)))
+
+
+def _paired_change(base: Graded, artifact: Graded) -> Change:
+    return Change(
+        float(artifact.right.mean() - base.right.mean()),
+        paired_difference(base.right, artifact.right),
+        True,
+        int((base.right & ~artifact.right).sum()),
+        int((artifact.right & ~base.right).sum()),
+    )
+
+
+def _unpaired_change(base: Row, artifact: Row) -> Change:
+    right = [round(row.accuracy * row.prompts) for row in (base, artifact)]
+    interval = unpaired_difference(right[0], base.prompts, right[1], artifact.prompts)
+    return Change(artifact.accuracy - base.accuracy, interval, False)
 
 
 def measure(
@@ -85,7 +176,7 @@ def measure(
     rows = []
     for name, path in data.items():
         graded = grade(runner, path, refusals, batch_size=batch_size, track=track, description=f"{model} on {name}")
-        rows.append(Row(model, name, len(graded.right), float(graded.right.mean()), float(graded.refused.mean())))
+        rows.append(graded.row(model, name))
     return rows
 
 
@@ -95,6 +186,10 @@ class Graded:
 
     right: NDArray[np.bool_]
     refused: NDArray[np.bool_]
+
+    def row(self, model: str, data: str) -> Row:
+        """The shares of both."""
+        return Row(model, data, len(self.right), float(self.right.mean()), float(self.refused.mean()))
 
 
 def grade(

@@ -17,8 +17,10 @@ from bakeout.models.errors import BakeoutError
 GENAI_CONFIG = "genai_config.json"
 
 # The names that architectures give to these in config.json.
-_HEADS = ("num_attention_heads", "n_head", "num_heads")
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+# Of architectures whose positions are distances (ALiBi), which name none: what Bloom was trained with.
+_UNBOUNDED_CONTEXT = 2048
 _SEARCH: Mapping[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
@@ -51,7 +53,7 @@ def write_genai_config(directory: Path, model: ir.Model) -> None:
         raise BakeoutError(
             f"{directory / GRAPH}: the cache's shape does not say how many heads there are.", "Export it with optimum."
         )
-    context = _first(config, _CONTEXT, directory)
+    context = _first({**config, "seq_length": config.get("seq_length", _UNBOUNDED_CONTEXT)}, _CONTEXT, directory)
     content = {
         "model": {
             **({"bos_token_id": config["bos_token_id"]} if isinstance(config.get("bos_token_id"), int) else {}),

@@ -107,7 +107,8 @@ def check_coin(
                 continue
             for layer in intervention.layers:
                 before, after = (
-                    seen[name][0][:, layer.neurons].astype(np.float64) for name in tensors[index, layer.layer]
+                    seen[name].reshape(-1, plan.model.width)[:, layer.neurons].astype(np.float64)
+                    for name in tensors[index, layer.layer]
                 )
                 probability, moved = _formula(layer, before)
                 scale = tolerance * (1 + np.abs(before) + np.abs(moved))

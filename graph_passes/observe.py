@@ -26,8 +26,7 @@ class ObservePass(ir.passes.InPlacePass):
         graph = model.graph
         wanted = set(self.names)
         for node in list(graph):
-            branches = [attribute.as_graph() for attribute in node.attributes.values() if _is_graph(attribute)]
-            for branch in branches:
+            for branch in _branches(node):
                 if wanted & {value.name for inner in branch for value in inner.outputs}:
                     _always_take(graph, node, branch)
                     break
@@ -58,8 +57,12 @@ def _always_take(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
         old.name, new.name = None, name
         if new.type is None:
             new.type, new.shape = old.type, old.shape
+    for other in _branches(node):
+        # Else what it captures would count as used.
+        other.outputs.clear()
+        other.remove(list(other), safe=True)
     graph.remove(node, safe=True)
 
 
-def _is_graph(attribute: ir.Attr) -> bool:
-    return attribute.type == ir.AttributeType.GRAPH
+def _branches(node: ir.Node) -> list[ir.Graph]:
+    return [attribute.as_graph() for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]

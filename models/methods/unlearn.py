@@ -20,6 +20,7 @@ from bakeout.models.probing import Track, untracked
 from bakeout.models.weight_edits import edited_weights
 
 Method = Literal["UNLEARN", "LEARN"]
+_AIMS: dict[Method, str] = {"UNLEARN": "improbable", "LEARN": "certain"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def fit_unlearn(
     targets are found one after the other, each with the earlier ones taken away.
 
     The model is given back bit for bit. Raises ``BakeoutError`` for options out of range, for targets without
-    responses or with similar tasks that leave no direction free.
+    responses or forgotten already, and for similar tasks that leave no direction free.
     """
     return _fit(model, "UNLEARN", targets, similar, energy, scale, options, seed, track)
 
@@ -117,7 +118,14 @@ def _fit(
         with edited_weights(model, earlier):
             module, figures[name] = _identify(model, method, name, task, kept, energy, options, seed, track)
         found.append((scale, module))
-    updates, residual = summed(model, found)
+    every, residual = summed(model, found)
+    # A layer that found nothing left to do has zeros alone: no change of its weights, and no part of the plan.
+    updates = tuple(update for update in every if update.left.any() and update.right.any())
+    if not updates:
+        raise BakeoutError(
+            f"{method}: the model's answers to {', '.join(texts)} are {_AIMS[method]} already.",
+            "Look at the data, or lower `until`.",
+        )
     report = {
         "energy": energy if similar else None,
         "scale": scale,

@@ -233,7 +233,7 @@ def test_an_artifact_is_evaluated_as_its_base_model_is(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "base")
     bake(checkpoint, _plan(checkpoint), tmp_path / "baked", TO)
     data = write_rows(tmp_path / "sums.jsonl", rows("sums", "test"))
-    found = evaluate([tmp_path / "baked"], [data], base=checkpoint)
+    found = evaluate([tmp_path / "baked"], [data], base=checkpoint).rows
     assert [(row.model, row.data, row.prompts) for row in found] == [
         ("base", "sums", 6),
         (str(tmp_path / "baked"), "sums", 6),

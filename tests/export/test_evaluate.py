@@ -61,7 +61,7 @@ def test_the_batch_size_does_not_matter(runner, tmp_path):
 def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(llama_onnx, llama_checkpoint, tmp_path):
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
     for base in (llama_checkpoint, llama_onnx):
-        rows = evaluate([llama_onnx], [data], base=base)
+        rows = evaluate([llama_onnx], [data], base=base).rows
         assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "d", 1), (str(llama_onnx), "d", 1)]
         assert rows[0].accuracy == rows[1].accuracy
 

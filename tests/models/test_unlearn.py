@@ -153,6 +153,16 @@ def test_similar_tasks_that_leave_nothing_are_refused(model: PreTrainedModel) ->
         fit_unlearn(model, {"task": task}, {"similar": many}, energy=1.0, options=OPTIONS)
 
 
+def test_layers_with_nothing_left_to_do_are_no_part_of_the_update(model: PreTrainedModel) -> None:
+    task = _task(model, 1, known=True)
+    options = IdentificationOptions(rank=4, steps=40, batch_size=5, learning_rate=5e-2, until=0.3)
+    forgotten = fit_unlearn(model, {"task": task}, {}, options=options)
+    assert all(update.left.any() and update.right.any() for update in forgotten.updates)
+    assert {update.layer for update in forgotten.updates} == {0}
+    with edited_weights(model, [forgotten]), pytest.raises(BakeoutError, match="task are improbable already"):
+        fit_unlearn(model, {"task": task}, {}, options=options)
+
+
 @pytest.mark.parametrize("method", FITS)
 def test_what_cannot_be_fitted_is_refused(model: PreTrainedModel, method: str) -> None:
     fit, task = FITS[method], _task(model, 1, known=True)

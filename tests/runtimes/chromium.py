@@ -99,6 +99,11 @@ class Page:
         """Write what is seen as a PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
+    def close_browser(self) -> None:
+        """End the browser, which then tidies up after itself."""
+        self._session = None
+        self._call("Browser.close")
+
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
@@ -149,7 +154,10 @@ def page(browser: str, profile: Path) -> Iterator[Page]:
     os.close(from_us)
     os.close(to_us)
     try:
-        yield Page(to_browser, from_browser)
+        opened = Page(to_browser, from_browser)
+        yield opened
+        opened.close_browser()
+        process.wait(timeout=30)
     finally:
-        process.terminate()
+        process.kill()
         process.wait()

@@ -1,0 +1,69 @@
+"""Confidence intervals of measured shares and of their differences, at 95 %."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+Interval = tuple[float, float]
+
+CONFIDENCE = 0.95
+_RESAMPLES = 2000
+
+
+def share_interval(successes: int, trials: int) -> Interval:
+    """Wilson's score interval of a share."""
+    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Interval:
+    """The difference of two shares, ``second`` minus ``first``, of the same prompts: bool [prompts] each.
+
+    Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17, 1998, pp. 2635-2650, method
+    10): it keeps its coverage where hardly any prompt differs, where McNemar's normal approximation does not.
+    """
+    both = int((first & second).sum())
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    neither = len(first) - both - gained - lost
+    product = float(both + lost) * (gained + neither) * (both + gained) * (lost + neither)
+    covariance = float(both) * neither - float(gained) * lost
+    if covariance > 0:
+        covariance = max(covariance - len(first) / 2, 0.0)
+    correlation = covariance / math.sqrt(product) if product else 0.0
+    return _hybrid_score(both + lost, len(first), both + gained, len(first), correlation)
+
+
+def unpaired_difference(first: int, first_trials: int, second: int, second_trials: int) -> Interval:
+    """The difference of two shares of different prompts, or of the same where it is not known which succeeded.
+
+    Newcombe's hybrid score interval (Statistics in Medicine 17, 1998, pp. 873-890, method 10).
+    """
+    return _hybrid_score(first, first_trials, second, second_trials, 0.0)
+
+
+def _hybrid_score(first: int, first_trials: int, second: int, second_trials: int, correlation: float) -> Interval:
+    low_first, high_first = share_interval(first, first_trials)
+    low_second, high_second = share_interval(second, second_trials)
+    share_first, share_second = first / first_trials, second / second_trials
+    difference = share_second - share_first
+
+    def reach(down: float, up: float) -> float:
+        return math.sqrt(max(down**2 - 2 * correlation * down * up + up**2, 0.0))
+
+    low = difference - reach(share_second - low_second, high_first - share_first)
+    high = difference + reach(high_second - share_second, share_first - low_first)
+    return max(low, -1.0), min(high, 1.0)
+
+
+def bootstrap(units: int, statistic: Callable[[NDArray[np.int64]], float]) -> Interval:
+    """The percentile bootstrap of ``statistic``, which is given the indices of a resample, int64 [units]. Seeded."""
+    generator = np.random.default_rng(0)
+    values = [statistic(generator.integers(units, size=units)) for _ in range(_RESAMPLES)]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,170 @@
+"""How well a model still predicts text that it should keep: perplexity, and divergence from the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.export.console import Track, no_track
+from bakeout.export.intervals import Interval, bootstrap
+from bakeout.export.runtime import Runner
+from bakeout.models.data import DataError, Record, read_records
+from bakeout.models.errors import BakeoutError
+
+# A refusal gives every token but its own a logit of -30000; no model comes near such a distance by itself.
+_CERTAIN = 20_000
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One model on one file of text.
+
+    ``perplexity`` is over the response's tokens (of plain text: over all but the first). ``refused``: how many texts
+    the model refused; a refusal leaves other tokens no probability at all, so they are in no other figure. Beside the
+    base model, over the texts that neither refused: ``ratio``, the perplexity divided by the base's on the same
+    tokens, and ``divergence``, the mean Kullback-Leibler divergence KL(base || model) in nats of the first token after
+    the prompt (after the text, where it is plain). Intervals are bootstraps over the texts.
+    """
+
+    model: str
+    data: str
+    texts: int
+    refused: int
+    perplexity: float | None
+    ratio: float | None = None
+    ratio_interval: Interval | None = None
+    divergence: float | None = None
+    divergence_interval: Interval | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as it stands in ``--json``."""
+        row: dict[str, Any] = {
+            "model": self.model,
+            "data": self.data,
+            "texts": self.texts,
+            "refused": self.refused,
+            "perplexity": self.perplexity,
+        }
+        if self.ratio_interval and self.divergence_interval:
+            row |= {
+                "perplexity_ratio": self.ratio,
+                "perplexity_ratio_interval": list(self.ratio_interval),
+                "divergence": self.divergence,
+                "divergence_interval": list(self.divergence_interval),
+            }
+        return row
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What a model made of each text of one file.
+
+    ``surprise``: float64 [texts], the sum of -log p over the ``tokens``, int64 [texts], that count; ``first``: log p of
+    every token at the first place, float32 [texts, vocabulary]; ``refused``: bool [texts].
+    """
+
+    surprise: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    first: NDArray[np.float32]
+    refused: NDArray[np.bool_]
+
+
+def predict(
+    runner: Runner, path: Path, *, batch_size: int = 32, track: Track = no_track, description: str = "reading"
+) -> Predicted:
+    """Read every text of ``path`` with one model.
+
+    A text is read in one run, so that a Key Space Detection with ``positions: query`` tests its last token there; the
+    first token is asked for with the prompt alone. Raises ``DataError`` for texts of fewer than two tokens.
+    """
+    records = read_records(path, runner.tokenizer)
+    for number, record in enumerate(records, start=1):
+        if len(record.prompt_ids) + len(record.response_ids) < 2 or not record.response_ids:
+            raise DataError(f"{path}: row {number} has nothing to predict.", "Give it a response, or a longer text.")
+    # Lengths in ascending order share batches; the largest array is one batch's logits.
+    order = sorted(range(len(records)), key=lambda row: len(records[row].prompt_ids) + len(records[row].response_ids))
+    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    surprise, tokens = np.zeros(len(records)), np.zeros(len(records), dtype=np.int64)
+    refused = np.zeros(len(records), dtype=bool)
+    first: dict[int, NDArray[np.float32]] = {}
+    for chunk in track(chunks, description, total=len(chunks)):
+        whole = runner.logits([_whole(records[row]) for row in chunk], batch_size=batch_size)
+        prompts = runner.logits([_prompt(records[row]) for row in chunk], batch_size=batch_size)
+        for row, logits, prompt_logits in zip(chunk, whole, prompts, strict=True):
+            ids = _whole(records[row])
+            if len(logits) != len(ids):
+                raise BakeoutError(
+                    "This graph gives the logits of the last token alone, so perplexity cannot be measured.",
+                    "Evaluate without --text, or export the graph with all logits.",
+                )
+            start = max(len(records[row].prompt_ids), 1)
+            predicted = _log_probabilities(logits[start - 1 : -1])
+            targets = np.array(ids[start:])
+            surprise[row] = -predicted[np.arange(len(targets)), targets].sum()
+            tokens[row] = len(targets)
+            first[row] = _log_probabilities(prompt_logits[-1:])[0].astype(np.float32)
+            refused[row] = _is_refusal(logits[-1]) or _is_refusal(prompt_logits[-1])
+    return Predicted(surprise, tokens, np.stack([first[row] for row in range(len(records))]), refused)
+
+
+def text_row(model: str, data: str, predicted: Predicted, base: Predicted | None) -> TextRow:
+    """One model's row, beside the base model's where that is known."""
+    said = ~predicted.refused
+    row = TextRow(model, data, len(said), int(predicted.refused.sum()), _perplexity(predicted, np.flatnonzero(said)))
+    if base is None:
+        return row
+    both = np.flatnonzero(said & ~base.refused)
+    if len(both) == 0:
+        return row
+    gap, tokens = predicted.surprise[both] - base.surprise[both], base.tokens[both]
+    distance = divergence(base.first[both], predicted.first[both])
+
+    def ratio(chosen: NDArray[np.int64]) -> float:
+        return float(np.exp(gap[chosen].sum() / tokens[chosen].sum()))
+
+    return TextRow(
+        model,
+        data,
+        row.texts,
+        row.refused,
+        row.perplexity,
+        ratio(np.arange(len(both))),
+        bootstrap(len(both), ratio),
+        float(distance.mean()),
+        bootstrap(len(both), lambda chosen: float(distance[chosen].mean())),
+    )
+
+
+def divergence(base: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(base || other) in nats of each row: log-probabilities [n, vocabulary] to float64 [n], never negative."""
+    wide = base.astype(np.float64)
+    distance: NDArray[np.float64] = (np.exp(wide) * (wide - other)).sum(axis=1)
+    return np.maximum(distance, 0.0)
+
+
+def _perplexity(predicted: Predicted, rows: NDArray[np.intp]) -> float | None:
+    if len(rows) == 0:
+        return None
+    return float(np.exp(predicted.surprise[rows].sum() / predicted.tokens[rows].sum()))
+
+
+def _whole(record: Record) -> list[int]:
+    return record.prompt_ids + record.response_ids
+
+
+def _prompt(record: Record) -> Sequence[int]:
+    return record.prompt_ids or record.response_ids
+
+
+def _log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)
+
+
+def _is_refusal(logits: NDArray[np.float32]) -> bool:
+    return int(np.count_nonzero(logits > logits.max() - _CERTAIN)) == 1
