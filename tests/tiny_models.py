@@ -229,6 +229,11 @@ def tiny_model(
     return model.to(getattr(torch, dtype)).eval()  # type: ignore[no-any-return]
 
 
+def tiny_width(family: str) -> int:
+    """F of ``tiny_model(family)``."""
+    return 128 if family in ("bloom", "mpt") else 96
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token per byte, beside padding (0) and end of text (1)."""
     vocabulary = {PADDING: PADDING_ID, END_OF_TEXT: END_OF_TEXT_ID}

@@ -11,7 +11,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers, identity
 
 from tests.tiny_models import FAMILIES as TINY
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_model, tiny_width
 
 IDS = torch.tensor([[2, 30, 40, 50], [7, 8, 9, 10]])
 
@@ -21,10 +21,10 @@ def test_every_layer_is_found_with_its_dimensions(family: str) -> None:
     model = tiny_model(family, layers=2)
     layers = feed_forward_layers(model)
     assert [layer.layer for layer in layers] == [0, 1]
-    assert {(layer.width, layer.hidden) for layer in layers} == {(96, 32)}
+    assert {(layer.width, layer.hidden) for layer in layers} == {(tiny_width(family), 32)}
     assert [model.get_submodule(layer.gate_path) for layer in layers] == [layer.gate for layer in layers]
     known = identity(model, "digest")
-    assert (known.layers, known.width, known.hidden, known.vocabulary) == (2, 96, 32, 264)
+    assert (known.layers, known.width, known.hidden, known.vocabulary) == (2, tiny_width(family), 32, 264)
     assert known.architecture in FAMILIES
 
 
@@ -36,7 +36,7 @@ def test_the_key_vector_follows_from_the_pre_activation(family: str) -> None:
 
     def silence(_module: nn.Module, _arguments: object, output: torch.Tensor) -> torch.Tensor:
         values = layer.pre_activation(output).clone()
-        assert values.shape[-1] == 96
+        assert values.shape[-1] == tiny_width(family)
         values[..., 3] = 0
         changed = layer.with_pre_activation(output, values)
         assert changed.shape == output.shape

@@ -12,7 +12,7 @@ from bakeout.models.families import feed_forward_layers
 from bakeout.models.hooks import Hooks
 from bakeout.models.plan import AdjustedLayer, Coin, KeySpaceDetection, NeuronAdjust, PlanError
 
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, tiny_model, tiny_width
 
 IDS = torch.tensor([[5, 80, 200, 33], [9, 8, 70, 6]])
 WIDTH = 96
@@ -30,8 +30,8 @@ def _adjusted(layer: int, *, seed: int = 0, count: int = 24) -> AdjustedLayer:
     )
 
 
-def _cubes(*layers: int) -> KeySpaceDetection:
-    shape = (2, len(layers) * WIDTH)
+def _cubes(*layers: int, width: int = WIDTH) -> KeySpaceDetection:
+    shape = (2, len(layers) * width)
     return KeySpaceDetection(
         layers, np.zeros(shape), np.ones(shape), np.array([1.0, 2.0]), ("math", "code"), np.array([7, 1])
     )
@@ -117,7 +117,7 @@ def test_keys_are_what_goes_into_down_layer_after_layer(family: str) -> None:
         layers[n].down.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].flatten(0, -2)))
         for n in (0, 2)
     ]
-    with torch.no_grad(), Hooks(model, [_cubes(0, 2)]) as hooks:
+    with torch.no_grad(), Hooks(model, [_cubes(0, 2, width=tiny_width(family))]) as hooks:
         model(input_ids=IDS)
     for handle in handles:
         handle.remove()

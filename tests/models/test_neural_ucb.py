@@ -68,8 +68,7 @@ def test_it_finds_the_best_arm_of_a_noisy_bandit(seed: int) -> None:
         arm = bandit.choose()
         bandit.observe(arm, float(means[arm] + 0.05 * torch.randn((), generator=noise)))
     late = means[bandit.arms[-10:]].mean()
-    assert late > 0.8 * means.max()
-    assert late > 2 * means.mean()
+    assert late - means.mean() > 0.7 * (means.max() - means.mean())
 
 
 def test_it_goes_on_as_if_it_had_never_stopped() -> None:

@@ -19,7 +19,7 @@ from bakeout.models.families import feed_forward_layers
 from bakeout.models.probing import Scope, probe_keys, probe_neurons, run_batches
 from bakeout.models.statistics import Moments, NeuronStatistics
 
-from tests.tiny_models import FAMILIES, random_prompts, tiny_model
+from tests.tiny_models import FAMILIES, random_prompts, tiny_model, tiny_width
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +113,11 @@ def test_keys_are_those_of_the_last_token_in_the_order_given(family: str) -> Non
     model, prompts = tiny_model(family, layers=2), random_prompts(12)
     keys = probe_keys(model, prompts, layers=[1, 0], batch_size=3)
     assert {layer: (array.shape, array.dtype) for layer, array in keys.items()} == {
-        layer: ((12, 96), np.dtype(np.float32)) for layer in (0, 1)
+        layer: ((12, tiny_width(family)), np.dtype(np.float32)) for layer in (0, 1)
     }
     seen: list[torch.Tensor] = []
     handle = feed_forward_layers(model)[1].down.register_forward_pre_hook(
-        lambda _module, arguments: seen.append(arguments[0].reshape(-1, 96)[-1])
+        lambda _module, arguments: seen.append(arguments[0].reshape(-1, tiny_width(family))[-1])
     )
     with torch.no_grad():
         for prompt in prompts:

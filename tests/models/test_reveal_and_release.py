@@ -165,6 +165,7 @@ def test_a_round_that_costs_utility_is_undone(
     assert edit.report["stopped"] == "utility fell"
     assert (edit.report["rounds_kept"], len(edit.report["rounds"])) == (1, 2)
     assert _arrays(edit) == _arrays(first)
+    (tmp_path / "fit" / "round-2.json").unlink()
     ruinous.write_text(json.dumps(figures))
     with pytest.raises(BakeoutError, match=r"first round leaves 10\.0%"):
         _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)

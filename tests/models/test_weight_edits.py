@@ -15,7 +15,7 @@ from bakeout.models.plan import AdjustedLayer, LowRankUpdate, NeuronAdjust, Plan
 from bakeout.models.reference import Reference
 from bakeout.models.weight_edits import apply_weight_edit, edited_weights, weight_of
 
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, tiny_model, tiny_width
 from tests.weight_plans import PROMPTS, low_rank_update, plan_of, zero_columns
 
 IDS = torch.tensor([[2, 30, 40, 50], [7, 8, 9, 10]])
@@ -33,7 +33,7 @@ def _same(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> bool:
 def test_a_weight_is_what_its_linear_multiplies_by(family: str) -> None:
     layer = feed_forward_layers(tiny_model(family, layers=2))[1]
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    keys = torch.randn(3, 96, generator=torch.Generator().manual_seed(1))
+    keys = torch.randn(3, tiny_width(family), generator=torch.Generator().manual_seed(1))
 
     def linear(module: torch.nn.Module, data: torch.Tensor) -> torch.Tensor:
         return module(data) - module(torch.zeros_like(data))
