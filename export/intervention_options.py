@@ -8,11 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from bakeout.models.methods.lunar import Solver
-from bakeout.models.methods.neuron_adjust import Selection
-from bakeout.models.methods.redirection import Aim
+from bakeout.models.methods.choices import Aim, Scope, Selection, Solver
 from bakeout.models.plan import Coin, Positions
-from bakeout.models.probing import Scope
 
 
 def _as_list(value: Any) -> Any:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
+from bakeout.models.methods.choices import Scope
 from bakeout.models.plan import Floats, KeySpaceDetection, NeuronAdjust
-from bakeout.models.probing import Scope, Track, hooked, run_batches, untracked
+from bakeout.models.probing import Track, hooked, run_batches, untracked
 
 # Where warnings begin: the largest gap between a distribution and its Gaussian, the overlap of two Gaussians, and how
 # far a mean wanders over a conversation, in standard deviations.

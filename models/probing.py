@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
+from bakeout.models.methods.choices import Scope
 from bakeout.models.statistics import KeyMagnitudes, Moments, NeuronStatistics
 
-Scope = Literal["answer", "all"]
 _Item = TypeVar("_Item")
 
 # Pre-activations are widened to float64 in pieces of this many numbers (1 MiB): a piece stays in the cache.

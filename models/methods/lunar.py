@@ -14,16 +14,16 @@ from transformers import PreTrainedModel
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
+from bakeout.models.methods.choices import Aim, Solver
 from bakeout.models.methods.low_rank import truncated
 from bakeout.models.methods.lunar_gradient import GradientOptions
 from bakeout.models.methods.lunar_layer import LayerProblem, by_gradient, by_regression
-from bakeout.models.methods.redirection import Aim, redirections, require_shiftable, steering_scores
+from bakeout.models.methods.redirection import redirections, require_shiftable, steering_scores
 from bakeout.models.methods.token_rows import Prefixes, TokenRows
 from bakeout.models.plan import LowRankUpdate, WeightUpdate
 from bakeout.models.probing import Track, untracked
 from bakeout.models.weight_edits import edited_weights
 
-Solver = Literal["closed_form", "gradient"]
 Tokens = Literal["prompt", "last"]
 
 # How many prompts of each kind the choice of a layer looks at, and which scores are as good as the best.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.choices import Selection
 from bakeout.models.plan import AdjustedLayer, Coin, Floats, NeuronAdjust
 from bakeout.models.statistics import NeuronStatistics
-
-Selection = Literal["difference", "standardised"]
 
 _RESOLUTION = np.finfo(np.float32)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
+from bakeout.models.methods.choices import Aim
 from bakeout.models.methods.token_rows import TokenRows, block_of, flat_positions, probe_rows, residual_stream
 from bakeout.models.plan import Floats
 from bakeout.models.probing import Batch, Track, hooked, run_batches, untracked
-
-Aim = Literal["shift", "reference"]
 
 # How far a vector added to an FFL's output may be from what arrives behind the block: bfloat16 rounds, a norm distorts.
 _ADDED = 0.1

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.neuron_adjust import Selection, fit_neuron_adjust
+from bakeout.models.methods.choices import Selection
+from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
 from bakeout.models.plan import NeuronAdjust
 from bakeout.models.statistics import Moments, NeuronStatistics
 

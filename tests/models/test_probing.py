@@ -16,7 +16,8 @@ from bakeout.models import probing
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
-from bakeout.models.probing import Scope, probe_keys, probe_neurons, run_batches
+from bakeout.models.methods.choices import Scope
+from bakeout.models.probing import probe_keys, probe_neurons, run_batches
 from bakeout.models.statistics import Moments, NeuronStatistics
 
 from tests.tiny_models import FAMILIES, random_prompts, tiny_model, tiny_width

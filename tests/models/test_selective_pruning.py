@@ -12,9 +12,10 @@ from torch import nn
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
+from bakeout.models.methods.choices import Scope
 from bakeout.models.methods.selective_pruning import fit_selective_pruning
 from bakeout.models.plan import ZeroColumns
-from bakeout.models.probing import Scope, probe_key_magnitudes
+from bakeout.models.probing import probe_key_magnitudes
 from bakeout.models.statistics import KeyMagnitudes
 from bakeout.models.weight_edits import edited_weights
 
