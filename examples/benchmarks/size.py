@@ -72,8 +72,10 @@ def write_wide_graph(directory: Path, shape: Shape) -> int:
         end = 0
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            dimensions = [wider.get(int(dimension), int(dimension)) for dimension in tensor.shape]
-            if not isinstance(tensor, ir.ExternalTensor) and dimensions == list(tensor.shape):
+            assert tensor is not None
+            sizes = tensor.shape.numpy()
+            dimensions = [wider.get(size, size) for size in sizes]
+            if not isinstance(tensor, ir.ExternalTensor) and dimensions == list(sizes):
                 continue  # a small constant of the graph itself
             length = int(tensor.dtype.itemsize)
             for dimension in dimensions:

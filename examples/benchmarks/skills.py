@@ -20,6 +20,7 @@ from bench import Bench
 from numpy.typing import NDArray
 
 from bakeout.export.fit_methods import refusal_tokens
+from bakeout.models.methods.choices import Selection
 from bakeout.models.methods.key_space_detection import fit_key_space_detection
 from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
 from bakeout.models.plan import KeySpaceDetection
@@ -38,7 +39,7 @@ FLOORS = [0.3, 1.0]
 # Queries a split, for fitting, choosing and calibrating cubes: many, where the skill has them.
 QUERIES = {skill: 1400 if skill == "facts" else 3000 for skill in SKILLS}
 RATIOS = [0.03, 0.1, 0.15, 0.2, 0.3, 0.4]
-SELECTIONS = ("difference", "standardised")
+SELECTIONS: tuple[Selection, ...] = ("difference", "standardised")
 # The shares of queries that may get through that alpha is set for, and what is tolerated of right answers: how many of
 # the forgotten skill's may be left, and how many of another's lost.
 EPSILONS = [0.005, 0.01, 0.015, 0.02, 0.03]
@@ -89,8 +90,9 @@ def choose_structure(
 
 def nearest(check: KeySpaceDetection, keys: LayerKeys) -> NDArray[np.float64]:
     """The margin of each query to the nearest cube: float64 [queries]."""
-    margins: NDArray[np.float64] = check.margins(np.concatenate([keys[layer] for layer in check.layers], axis=1))
-    return margins.min(axis=1)
+    margins = check.margins(np.concatenate([keys[layer] for layer in check.layers], axis=1))
+    nearest_margin: NDArray[np.float64] = margins.min(axis=1)
+    return nearest_margin
 
 
 def key_space_detection(bench: Bench) -> None:

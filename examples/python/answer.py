@@ -19,7 +19,8 @@ for prompt in prompts:
     message = [{"role": "user", "content": prompt}]
     chat = tokenizer.chat_template is not None
     text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True) if chat else prompt
-    new, answer = tokenizer(text, add_special_tokens=not chat).input_ids, []
+    new = tokenizer(text, add_special_tokens=not chat).input_ids
+    answer: list[int] = []
     dtype = np.float16 if past[0].type == "tensor(float16)" else np.float32
     cache = {entry.name: np.zeros((1, entry.shape[1], 0, entry.shape[3]), dtype) for entry in past}
     length = 0

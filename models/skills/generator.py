@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def examples(skill: str, split: str, count: int, seed: int = 0) -> list[Example]
     return found
 
 
-def training_examples(mixture: dict[str, float], seed: int) -> Iterator[Example]:
+def training_examples(mixture: Mapping[str, float], seed: int) -> Iterator[Example]:
     """An endless stream of training examples: skills, and ``ask``, drawn with the weights of ``mixture``."""
     draw = random.Random(f"training/{seed}")
     names = sorted(mixture)
