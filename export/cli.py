@@ -13,6 +13,7 @@ import click
 
 from bakeout.export.commands.evaluate import evaluate
 from bakeout.export.commands.report import report
+from bakeout.export.commands.tune import tune
 from bakeout.export.console import emit_json, error_line, progress, say
 from bakeout.models.errors import BakeoutError
 
@@ -264,6 +265,7 @@ def demo(output: Path, model: Path | None, machine: bool) -> None:
 
 main.add_command(evaluate)
 main.add_command(report)
+main.add_command(tune)
 
 
 def _dry_run(model: str, plan: Plan, options: BakeOptions, machine: bool) -> None:

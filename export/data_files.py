@@ -1,4 +1,4 @@
-"""The data files of a recipe by use: probe, calibration and test, parting files that serve for everything."""
+"""The data files of a recipe by use: probe, selection, calibration, test. Files for everything are parted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bakeout.export.recipe import DataFiles
 from bakeout.models.data import DataError
 
 # Percentages of the rows of a file that serves for everything.
-SHARES = {"probe": 60, "calibration": 20, "test": 20}
+SHARES = {"probe": 45, "selection": 15, "calibration": 20, "test": 20}
 
 
 def by_use(data: Mapping[str, DataFiles], scratch: Path) -> dict[str, dict[str, Path]]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bakeout.export.console import Track, no_track
 from bakeout.export.data_files import by_use
-from bakeout.export.fit_methods import Fitting, Rows, fit_method
+from bakeout.export.fit_methods import Fitting, Rows, Variants, fit_method
+from bakeout.export.intervention_options import KeySpaceDetectionOptions
 from bakeout.export.recipe import Recipe
+from bakeout.export.search_spaces import require_tuned
 from bakeout.models.checkpoint import load_tokenizer, resolve_checkpoint, weights_digest
-from bakeout.models.data import file_digest, read_records
+from bakeout.models.data import Record, file_digest, read_records
 from bakeout.models.plan import Intervention, Plan, WeightEdit
+from bakeout.models.prompt_rows import read_prompt_rows, varied_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,14 +35,15 @@ def fit(recipe: Recipe, track: Track = no_track) -> Plan:
     from bakeout.models.families import identity
     from bakeout.models.weight_edits import apply_weight_edit
 
+    require_tuned(recipe.interventions)
     checkpoint = resolve_checkpoint(recipe.model)
     tokenizer = load_tokenizer(checkpoint)
     with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-        rows = read_rows(recipe, tokenizer, Path(scratch))
+        rows, variants = read_rows(recipe, tokenizer, Path(scratch))
     model = load_model(checkpoint)
     interventions: list[Intervention] = []
     for entry in recipe.interventions:
-        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track)
+        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, variants)
         fitted = fit_method(entry.options, fitting)
         interventions.append(fitted)
         if isinstance(fitted, WeightEdit):
@@ -59,9 +64,28 @@ def fit(recipe: Recipe, track: Track = no_track) -> Plan:
     )
 
 
-def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> Rows:
-    """What is fitted on: per data name the records to probe and to calibrate on."""
-    return {
-        name: {use: read_records(path, tokenizer) for use, path in files.items() if use in ("probe", "calibration")}
-        for name, files in by_use(recipe.data, scratch).items()
+def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> tuple[Rows, Variants]:
+    """What is fitted on: the records by data name and use, and the variants of those that `augment` names."""
+    files = {
+        name: {use: path for use, path in uses.items() if use != "test"}
+        for name, uses in by_use(recipe.data, scratch).items()
     }
+    rows = {name: {use: read_records(path, tokenizer) for use, path in uses.items()} for name, uses in files.items()}
+    variants: Variants = {}
+    for entry in recipe.interventions:
+        if isinstance(entry.options, KeySpaceDetectionOptions) and entry.options.augment:
+            options = entry.options
+            variants = {
+                name: {use: _variants(path, options, tokenizer) for use, path in files[name].items()}
+                for name in options.forget
+            }
+    return rows, variants
+
+
+def _variants(
+    path: Path, options: KeySpaceDetectionOptions, tokenizer: PreTrainedTokenizerBase
+) -> Mapping[str, Sequence[Record]]:
+    made = varied_records(
+        read_prompt_rows(path, tokenizer), options.augment, tokenizer, seed=options.seed, use="widening"
+    )
+    return {kind: [record for _, record in records] for kind, records in made.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from bakeout.export.intervention_options import (
     SelectivePruningOptions,
     UnlearnOptions,
 )
+from bakeout.export.search_spaces import tuned
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Integers, Intervention
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
     from bakeout.models.methods.unlearn import IdentificationOptions
 
-_BATCH = 16
+BATCH = 16
 
 Rows = Mapping[str, Mapping[str, Sequence[Record]]]
+# By data name, use and kind of variant.
+Variants = Mapping[str, Mapping[str, Mapping[str, Sequence[Record]]]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Fitting:
     """What a method is fitted with.
 
     ``model`` carries the earlier weight edits already; ``earlier`` are the interventions before this one. ``rows`` are
-    the records by name and use (``probe``, ``calibration``), ``data`` all names of the recipe.
+    the records by name and use (``probe``, ``selection``, ``calibration``), ``data`` all names of the recipe;
+    ``variants``, of the names that a recipe's ``augment`` is for, the same records in other forms.
     """
 
     model: PreTrainedModel
@@ -47,6 +51,7 @@ class Fitting:
     rows: Rows
     earlier: tuple[Intervention, ...]
     track: Track
+    variants: Variants = field(default_factory=dict)
 
     def probe(self, names: Sequence[str]) -> list[Record]:
         """The probe records of several names, one after the other."""
@@ -91,60 +96,22 @@ def _neuron_adjust(options: NeuronAdjustOptions, fitting: Fitting, names: Mappin
             fitting.model,
             fitting.probe(names[role]),
             scope=options.tokens,
-            batch_size=_BATCH,
-            track=_naming(fitting.track, names[role]),
+            batch_size=BATCH,
+            track=naming(fitting.track, names[role]),
         )
         for role in ("forget", "retain")
     )
     return fit_neuron_adjust(
-        forget, retain, ratio=options.ratio, selection=options.selection, coin=options.coin, seed=options.seed
+        forget, retain, ratio=tuned(options.ratio), selection=options.selection, coin=options.coin, seed=options.seed
     )
 
 
 def _key_space_detection(
     options: KeySpaceDetectionOptions, fitting: Fitting, names: Mapping[str, list[str]]
 ) -> Intervention:
-    from bakeout.models.families import feed_forward_layers
-    from bakeout.models.methods.key_space_detection import fit_key_space_detection
-    from bakeout.models.probing import probe_keys
+    from bakeout.export.fit_detection import fit_detection
 
-    rows = fitting.rows
-    last = len(feed_forward_layers(fitting.model)) - 1
-    layers = [last] if options.layers == "last" else sorted(set(options.layers))
-    if options.alpha == "auto":
-        for name in names["forget"]:
-            if "calibration" not in rows[name]:
-                raise BakeoutError(
-                    f"`alpha: auto` needs fresh queries of {name}.",
-                    f"Give {name} a `calibration:` file, or one file for everything, or a number for alpha.",
-                )
-
-    def keys(name: str, records: Sequence[Record]) -> dict[int, Any]:
-        prompts = [record.prompt_ids for record in records]
-        track = _naming(fitting.track, [name])
-        return dict(probe_keys(fitting.model, prompts, layers=layers, batch_size=_BATCH, track=track))
-
-    probe = {name: keys(name, rows[name]["probe"]) for name in names["forget"]}
-    fresh = {name: keys(name, rows[name]["calibration"]) for name in names["forget"] if "calibration" in rows[name]}
-    # False refusals are best counted on queries that no other choice was made on.
-    retain = {
-        name: keys(name, rows[name].get("calibration") or rows[name]["probe"])
-        for name in names.get("retain", [])
-        if rows[name]
-    }
-    return fit_key_space_detection(
-        probe,
-        fresh,
-        retain,
-        layers=layers,
-        cubes=options.cubes,
-        alpha=options.alpha,
-        epsilon=options.epsilon,
-        refusal=refusal_tokens(options.refusal, fitting.tokenizer),
-        positions=options.positions,
-        floor=options.floor,
-        seed=options.seed,
-    )
+    return fit_detection(options, fitting, names)
 
 
 def _selective_pruning(
@@ -158,8 +125,8 @@ def _selective_pruning(
             fitting.model,
             fitting.probe(names[role]),
             scope=options.tokens,
-            batch_size=_BATCH,
-            track=_naming(fitting.track, names[role]),
+            batch_size=BATCH,
+            track=naming(fitting.track, names[role]),
         )
         for role in ("forget", "retain")
     )
@@ -178,9 +145,9 @@ def _lunar(options: LunarOptions, fitting: Fitting, names: Mapping[str, list[str
         layers=options.layers,
         solver=options.solver,
         aim=options.aim,
-        coefficient=options.coefficient,
+        coefficient=tuned(options.coefficient),
         ridge=options.ridge,
-        batch_size=_BATCH,
+        batch_size=BATCH,
         seed=options.seed,
         track=fitting.track,
     )
@@ -194,7 +161,7 @@ def _unlearn(options: UnlearnOptions, fitting: Fitting, names: Mapping[str, list
         {name: fitting.probe([name]) for name in names["forget"]},
         {name: fitting.probe([name]) for name in names.get("similar", [])},
         energy=options.energy,
-        scale=options.scale,
+        scale=tuned(options.scale),
         options=_identification(options),
         seed=options.seed,
         track=fitting.track,
@@ -242,7 +209,7 @@ def _reveal_and_release(
     )
 
 
-def _naming(track: Track, names: Sequence[str]) -> Track:
+def naming(track: Track, names: Sequence[str]) -> Track:
     """Progress whose descriptions end with what data is worked on."""
 
     def named(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:

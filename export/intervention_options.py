@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from bakeout.models.attacks import Kind
 from bakeout.models.methods.choices import Aim, Scope, Selection, Solver
 from bakeout.models.plan import Coin, Positions
 
@@ -45,12 +46,20 @@ class MethodOptions(Section):
         return given
 
 
+# A number that `bakeout tune` searches.
+Tuned = Literal["auto"] | PositiveFloat
+
+
 class NeuronAdjustOptions(MethodOptions):
     """Neuron Adjust (arXiv 2503.21730): shifts the pre-activations that look like the forget set's."""
 
     forget: Names = Field(description="Names of the data to forget.", min_length=1)
     retain: Names | None = Field(None, description="Names of the data to keep; by default all others.")
-    ratio: float = Field(0.03, gt=0, le=1, description="The paper's beta: the share of all neurons that is adjusted.")
+    ratio: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        0.03,
+        description="The paper's beta: the share of all neurons that is adjusted; `auto` is for `bakeout tune`, which "
+        "searches it, with `selection`, `tokens` and `coin` where they are not given.",
+    )
     selection: Selection = Field(
         "difference",
         description="How neurons are ranked: by the signed `difference` of the means (the paper), or `standardised`, "
@@ -67,6 +76,12 @@ class NeuronAdjustOptions(MethodOptions):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the stochastic coin.")
 
 
+class TimesLargestOption(Section):
+    """The authors' alpha: so many times the largest margin among the skill's probe queries."""
+
+    times_largest: PositiveFloat
+
+
 class KeySpaceDetectionOptions(MethodOptions):
     """Key Space Detection (arXiv 2503.21730): refuses queries whose key vector lies in a cube."""
 
@@ -76,26 +91,49 @@ class KeySpaceDetectionOptions(MethodOptions):
     retain: Names | None = Field(
         None, description="Names of the data on which false refusals are counted; by default all others."
     )
-    layers: Literal["last"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
-        "last", description="The layers whose key vectors are checked, jointly: `last`, or a list counted from 0."
+    layers: Literal["auto", "last"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+        "last",
+        description="The layers whose key vectors are checked, jointly: `last` (the paper), a list counted from 0, or "
+        "`auto`: the shallowest that tell the queries as well as the best, chosen on the selection queries.",
     )
-    cubes: PositiveInt = Field(1, description="Cubes a skill: one around each of so many clusters of its queries.")
-    alpha: Literal["auto"] | PositiveFloat = Field(
+    cubes: Literal["auto"] | PositiveInt = Field(
+        1,
+        description="Cubes a skill: one around each of so many clusters of its queries (the paper: 1). `auto` is "
+        "chosen with the layers.",
+    )
+    alpha: Literal["auto"] | PositiveFloat | TimesLargestOption = Field(
         "auto",
         description="The cubes' half-width in standard deviations; `auto` takes the smallest that holds all but a "
-        "share `epsilon` of fresh queries (split conformal).",
+        "share `epsilon` of fresh queries (split conformal), `{times_largest: 2}` twice the largest margin among the "
+        "probe queries (the authors).",
     )
-    epsilon: float = Field(0.005, gt=0, lt=1, description="The share of the skill's queries that may get through.")
+    epsilon: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.005,
+        description="The share of the skill's queries that may get through. `auto` is chosen with the layers, among "
+        "shares that there are calibration queries enough for.",
+    )
     positions: Positions = Field(
         "query",
         description="What is checked: the `query`'s last token, the last token of every `step`, or `every` token (the "
         "only choice whose decision does not depend on how a prompt is cut into chunks).",
     )
     refusal: str = Field("Your query is not valid.", min_length=1, description="What the model says instead.")
-    floor: float = Field(
-        0.1, ge=0, description="Lowest deviation of a cube, as a share of the whole skill's in that dimension."
+    floor: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        0.1,
+        description="Lowest deviation of a cube, as a share of the whole skill's in that dimension. `auto` is chosen "
+        "with the layers.",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the clustering.")
+    augment: list[Kind] = Field(
+        [],
+        description="Kinds of variants (`suffix`, `prefix`, `whitespace`, `case`, `punctuation`, `few_shot`, or "
+        "`paraphrase` and `language` where rows bring any) of the skill's own queries that are refused as well.",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the clustering and of the variants.")
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether anything of the structure is left to be chosen on the selection queries."""
+        return "auto" in (self.layers, self.cubes, self.floor, self.epsilon)
 
 
 class SelectivePruningOptions(MethodOptions):
@@ -128,7 +166,7 @@ class LunarOptions(MethodOptions):
         description="Where forget tokens are sent: to what the reference prompts have there (`reference`), or by a "
         "`shift` along the paper's direction.",
     )
-    coefficient: PositiveFloat = Field(1.5, description="How far they are sent.")
+    coefficient: Tuned = Field(1.5, description="How far they are sent; `auto` is for `bakeout tune`.")
     ridge: PositiveFloat = Field(0.01, description="The ridge of the closed form.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the gradient solver.")
 
@@ -145,7 +183,7 @@ class UnlearnOptions(MethodOptions):
     energy: float = Field(
         0.95, gt=0, le=1, description="The share of the similar tasks' activations that the change leaves alone."
     )
-    scale: PositiveFloat = Field(1.0, description="How much of what was found is taken away.")
+    scale: Tuned = Field(1.0, description="How much of what was found is taken away; `auto` is for `bakeout tune`.")
     rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
     steps: PositiveInt = Field(20, description="Training steps for every layer.")
     learning_rate: PositiveFloat = Field(1e-2, description="AdamW's, at a layer's first step.")
@@ -225,3 +263,9 @@ METHODS: dict[str, type[MethodOptions]] = {
     "learn": LearnOptions,
     "reveal_and_release": RevealAndReleaseOptions,
 }
+
+
+def method_name(entry: InterventionEntry) -> str:
+    """The key that an entry names its method by."""
+    (name,) = entry.model_fields_set
+    return name

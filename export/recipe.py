@@ -40,10 +40,13 @@ class DataFiles(Section):
 
     file: Path | None = Field(
         None,
-        description="One file for everything, parted by a hash of each row's text: 60 % probe, 20 % calibration, "
-        "20 % test. A plain string means this.",
+        description="One file for everything, parted by a hash of each row's text: 45 % probe, 15 % selection, 20 % "
+        "calibration, 20 % test. A plain string means this.",
     )
     probe: Path | None = Field(None, description="What the methods are fitted on.")
+    selection: Path | None = Field(
+        None, description="Fresh rows on which Key Space Detection's `auto` and `bakeout tune` choose."
+    )
     calibration: Path | None = Field(
         None, description="Fresh queries on which `alpha: auto` is set and false refusals are counted."
     )
@@ -51,7 +54,7 @@ class DataFiles(Section):
 
     def named(self) -> dict[str, Path]:
         """The files that are given, by what they are for."""
-        files = {"file": self.file, "probe": self.probe, "calibration": self.calibration, "test": self.test}
+        files = {use: getattr(self, use) for use in ("file", "probe", "selection", "calibration", "test")}
         return {use: path for use, path in files.items() if path is not None}
 
 

@@ -134,6 +134,8 @@ def search(
         measured = known or measure(settings)
         trial.set_user_attr("settings", settings)
         trial.set_user_attr("measured", measured.as_json())
+        # Not above 0 where the rule's bound is kept.
+        trial.set_constraint("kept", KEPT - measured.kept)
         study.tell(trial, [measured.left, measured.kept, measured.divergence])
         found.append(Trial(settings, measured))
         _show(found, trials, (time.monotonic() - begun) / (len(found) - before))
@@ -143,15 +145,7 @@ def search(
 def _sampler(seed: int, number: int) -> Any:
     from optuna.samplers import TPESampler
 
-    return TPESampler(
-        seed=seed * 100_003 + number, n_startup_trials=1, multivariate=True, constraints_func=_below_the_bound
-    )
-
-
-def _below_the_bound(trial: Any) -> tuple[float]:
-    """Not above 0 where the rule's bound is kept."""
-    retain = trial.user_attrs["measured"]["retain"]
-    return (KEPT - min(retain.values()),)
+    return TPESampler(seed=seed * 100_003 + number, n_startup_trials=1, multivariate=True)
 
 
 def _suggested(trial: Any, name: str, axis: Span | Among) -> Any:

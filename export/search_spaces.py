@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bakeout.export.search import Among, Settings, Space, Span
 from bakeout.models.errors import BakeoutError
@@ -18,10 +18,12 @@ class Searched:
     """A method's search: it is on where the option ``strength`` is `auto`.
 
     The other axes of ``space`` are searched with it, but for those that the recipe sets. ``starts`` are tried first.
+    ``symbol``: what the strength is called in figures.
     ``linear``: the intervention of one strength is that of another times their ratio, so that one fit serves all.
     """
 
     strength: str
+    symbol: str
     space: Space
     starts: Sequence[Settings]
     linear: bool = False
@@ -39,6 +41,7 @@ def _adjusted(ratio: float, selection: str = "difference", tokens: str = "answer
 SEARCHED: dict[str, Searched] = {
     "neuron_adjust": Searched(
         "ratio",
+        "β",
         {
             "ratio": Span(0.003, 0.6),
             "selection": Among(("difference", "standardised")),
@@ -58,10 +61,12 @@ SEARCHED: dict[str, Searched] = {
     ),
     "lunar": Searched(
         "coefficient",
+        "coefficient",
         {"coefficient": Span(0.25, 6.0)},
         ({"coefficient": 1.0}, {"coefficient": 1.5}, {"coefficient": 2.0}),
     ),
     "unlearn": Searched(
+        "scale",
         "scale",
         {"scale": Span(0.1, 4.0)},
         ({"scale": 1.0}, {"scale": 0.5}, {"scale": 2.0}),
@@ -87,3 +92,10 @@ def require_tuned(interventions: Sequence[InterventionEntry]) -> None:
                 f"`{search.strength}: auto` of `{method}` takes a search, and a build never searches.",
                 "Write a recipe with every choice filled in: bakeout tune RECIPE -o TUNED.yaml",
             )
+
+
+def tuned(strength: float | Literal["auto"]) -> float:
+    """A strength that ``require_tuned`` let through."""
+    if strength == "auto":
+        raise ValueError("an untuned strength was not refused before the fit")
+    return strength

@@ -113,7 +113,8 @@ def _whitespace(text: str, use: Use, draw: random.Random) -> str:
     gap = "  " if use == "widening" else draw.choice(("   ", "\n"))
     places = [index for index, letter in enumerate(text) if letter == " "]
     if not places or draw.random() < 0.25:
-        return gap[:-1] + text if draw.random() < 0.5 else text + gap[:-1]
+        end = gap[:-1] or gap
+        return end + text if draw.random() < 0.5 else text + end
     place = draw.choice(places)
     return text[:place] + gap + text[place + 1 :]
 

@@ -48,8 +48,8 @@ def read_records(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Record]
     Raises ``DataError``, naming file and line, for anything else, and for a file without rows.
     """
     records = []
-    for where, row in _rows(path):
-        record = _record(row, tokenizer, where)
+    for where, row in json_rows(path):
+        record = to_record(row, tokenizer, where)
         if not record.prompt_ids and not record.response_ids:
             raise DataError(f"{where}: the row has no tokens.", "Remove it.")
         records.append(record)
@@ -67,7 +67,8 @@ def file_digest(path: Path) -> str:
         raise _unreadable(path, error) from None
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of a JSONL file, each with the words that say where it stands. Raises ``DataError``."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -85,7 +86,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield where, row
 
 
-def _record(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> Record:
+def to_record(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> Record:
+    """One row as ``read_records`` reads it; ``where`` is for errors."""
     present = [name for name in _FORMS if name in row]
     if len(present) != 1:
         raise DataError(

@@ -21,7 +21,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class TimesLargest:
-    """The authors' own alpha: ``factor`` (their k) times m, the largest margin among the skill's probe queries."""
+    """The authors' own alpha: ``factor`` (their m) times k, the largest margin among the skill's probe queries."""
 
     factor: float
 
@@ -39,6 +39,7 @@ def fit_key_space_detection(
     positions: Positions = "query",
     floor: float = 0.1,
     seed: int = 0,
+    variants: Mapping[str, Mapping[str, LayerKeys]] | None = None,
 ) -> KeySpaceDetection:
     """Fit up to ``cubes`` cubes per skill around its probe keys, and one alpha per skill.
 
@@ -50,14 +51,16 @@ def fit_key_space_detection(
 
     ``alpha`` ``auto``: the split-conformal quantile, at level 1 - ``epsilon``, of the calibration queries' margins to
     the nearest of the skill's cubes: a fresh query that is exchangeable with them is refused with at least that
-    probability, provided that they chose nothing else. ``TimesLargest`` is what the authors' code does, and promises
-    nothing. The report carries alpha, and for each name in ``retain`` the false refusals with a Clopper-Pearson 95 %
-    interval.
+    probability, provided that they chose nothing else. ``variants``, calibration queries of a skill in another form,
+    by its name, are held likewise: alpha is the largest of all forms' quantiles. ``TimesLargest`` is what the authors'
+    code does, and promises nothing. The report carries alpha, and for each name in ``retain`` the false refusals with
+    a Clopper-Pearson 95 % interval.
 
     Raises ``BakeoutError`` for too few probe or calibration queries, keys that are not finite or do not fit together,
     and options out of range.
     """
     layers = tuple(sorted(set(layers)))
+    variants = variants or {}
     _require_options(layers, cubes, alpha, epsilon, floor)
     if not probe:
         raise BakeoutError("Key Space Detection: there is no skill to refuse.", "Name forget data.")
@@ -98,15 +101,26 @@ def fit_key_space_detection(
             margins = _skill_margins(check, calibration.get(skill, {}), skill, "calibration")
         else:
             margins = np.empty(0)
+        forms = {
+            form: _skill_margins(check, keys, skill, f"calibration ({form})")
+            for form, keys in variants.get(skill, {}).items()
+        }
         if isinstance(alpha, TimesLargest):
             largest = float(_skill_margins(check, probe[skill], skill, "probe").max())
             alphas[skill] = alpha.factor * largest
             reports[skill]["largest_margin"] = largest
         elif alpha == "auto":
-            alphas[skill] = conformal_quantile(margins, epsilon, skill)
+            quantiles = [conformal_quantile(margins, epsilon, skill)]
+            quantiles += [conformal_quantile(rows, epsilon, f"{skill} ({form})") for form, rows in forms.items()]
+            alphas[skill] = max(quantiles)
         else:
             alphas[skill] = float(alpha)
         reports[skill] |= _coverage(margins, alphas[skill], epsilon if alpha == "auto" else None)
+        if forms:
+            reports[skill]["variants"] = {
+                form: {"queries": len(rows), "inside": float((rows <= alphas[skill]).mean())}
+                for form, rows in forms.items()
+            }
     check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
     report = {
         "floor": floor,
@@ -136,14 +150,19 @@ def conformal_quantile(margins: Floats, epsilon: float, skill: str) -> float:
 
     Raises ``BakeoutError`` for fewer than ``least_queries(epsilon)``.
     """
+    require_calibration(len(margins), epsilon, skill)
     # In fractions: the product must not be rounded up to the next rank.
     rank = math.ceil((len(margins) + 1) * (1 - Fraction(str(epsilon))))
-    if rank > len(margins):
+    return float(np.sort(margins)[rank - 1])
+
+
+def require_calibration(queries: int, epsilon: float, skill: str) -> None:
+    """Raise ``BakeoutError`` for fewer calibration queries than ``least_queries(epsilon)``."""
+    if queries < least_queries(epsilon):
         raise BakeoutError(
-            f"Key Space Detection: {len(margins)} calibration queries of {skill} are too few for epsilon {epsilon}.",
+            f"Key Space Detection: {queries} calibration queries of {skill} are too few for epsilon {epsilon}.",
             f"Give at least {least_queries(epsilon)}, or a larger epsilon.",
         )
-    return float(np.sort(margins)[rank - 1])
 
 
 def least_queries(epsilon: float) -> int:

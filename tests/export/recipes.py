@@ -11,7 +11,7 @@ NEURON_ADJUST: dict[str, Any] = {"neuron_adjust": {"forget": "sums", "ratio": 0.
 # In this layer of the tiny Llama the two subjects lie apart.
 KEY_SPACE_DETECTION: dict[str, Any] = {"key_space_detection": {"forget": "sums", "layers": [2], "epsilon": 0.1}}
 
-_SUMS = {"probe": range(30), "calibration": range(30, 50), "test": range(50, 56)}
+_SUMS = {"probe": range(30), "selection": range(56, 80), "calibration": range(30, 50), "test": range(50, 56)}
 
 
 def rows(subject: str, use: str) -> list[dict[str, str]]:

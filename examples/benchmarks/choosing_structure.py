@@ -1,0 +1,177 @@
+"""Key Space Detection with nothing set by hand: the automatic choice, and the coverage that alpha promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import Bench
+from numpy.typing import NDArray
+from scipy.stats import betabinom
+
+from bakeout.export.fit_methods import refusal_tokens
+from bakeout.models.generation import end_tokens
+from bakeout.models.methods.key_space_detection import conformal_quantile, fit_key_space_detection
+from bakeout.models.methods.structure import choose_structure
+from bakeout.models.probing import probe_keys
+from bakeout.models.skills.generator import SKILLS
+from bakeout.models.skills.tokenizer import REFUSAL
+from bakeout.models.teacher_forcing import answers
+
+FORGOTTEN = [skill for skill in SKILLS if skill != "unknown"]
+LAYERS = range(6)
+# Queries a split; facts has fewer to give.
+QUERIES = {"probing": 3000, "selection": 1000, "calibration": 1400}
+FACTS = 1400
+SPLITS = 50
+EPSILONS = (0.005, 0.01, 0.03)
+
+LayerKeys = dict[int, NDArray[np.float32]]
+
+
+def rows(bench: Bench) -> None:
+    """Choose for each skill in turn, and measure what was baked; then the coverage over random splits."""
+    keys = Keys(bench)
+    right = {}
+    if any(f"choice {skill}" not in bench.rows for skill in FORGOTTEN):
+        right = {skill: _right(bench, skill) for skill in SKILLS}
+    for skill in FORGOTTEN:
+        if f"choice {skill}" not in bench.rows:
+            _choose(bench, keys, right, skill)
+        if f"coverage {skill}" not in bench.rows:
+            bench.save(f"coverage {skill}", _coverage(bench, keys, skill))
+
+
+def _choose(bench: Bench, keys: Keys, right: Mapping[str, NDArray[np.bool_]], skill: str) -> None:
+    """What `layers: auto`, `cubes: auto`, `floor: auto`, `epsilon: auto` and `alpha: auto` of a recipe do."""
+    others = [name for name in SKILLS if name != skill]
+    calibration = keys(skill, "calibration")
+    choice = choose_structure(
+        {skill: keys(skill, "probing")},
+        {name: keys(name, "selection") for name in SKILLS},
+        layers="auto",
+        cubes="auto",
+        floor="auto",
+        epsilon="auto",
+        right=right,
+        calibration_queries=len(calibration[0]),
+    )
+    chosen = choice.chosen.structure
+    check = fit_key_space_detection(
+        {skill: keys(skill, "probing")},
+        {skill: calibration},
+        {name: keys(name, "calibration") for name in others},
+        layers=chosen.layers,
+        cubes=chosen.cubes,
+        floor=chosen.floor,
+        epsilon=chosen.epsilon,
+        refusal=refusal_tokens(REFUSAL, bench.tokenizer),
+    )
+    prompts = [record.prompt_ids for record in bench.records(skill, "probing", 200)]
+    row: dict[str, Any] = {
+        "chosen": choice.chosen.as_json(),
+        "alpha": float(check.alpha[0]),
+        "looked_at": len(choice.candidates),
+        "report": check.report,
+        "accuracy": bench.artifact_accuracies(check, prompts),
+    }
+    base = bench.rows["base"]
+    shares = {name: round(row["accuracy"][name] / base[name], 4) for name in SKILLS}
+    print(f"choice {skill}: {chosen}, {shares}", flush=True)
+    bench.save(f"candidates {skill}", [one.as_json() for one in choice.candidates])
+    bench.save(f"choice {skill}", row)
+
+
+def _coverage(bench: Bench, keys: Keys, skill: str) -> dict[str, Any]:
+    """Calibration and coverage on random halves of fresh queries, the cubes staying as they were chosen."""
+    chosen = bench.rows[f"choice {skill}"]["chosen"]
+    check = fit_key_space_detection(
+        {skill: keys(skill, "probing")},
+        {},
+        {},
+        layers=chosen["layers"],
+        cubes=chosen["cubes"],
+        floor=chosen["floor"],
+        alpha=1.0,
+        refusal=[0],
+    )
+    fresh = keys(skill, "calibration")
+    margins = check.margins(np.concatenate([fresh[layer] for layer in check.layers], axis=1)).min(axis=1)
+    half = len(margins) // 2
+    generator = np.random.default_rng(0)
+    found: dict[str, Any] = {"queries": [half, len(margins) - half]}
+    orders = [generator.permutation(len(margins)) for _ in range(SPLITS)]
+    for epsilon in EPSILONS:
+        covered = [
+            float((margins[order[half:]] <= conformal_quantile(margins[order[:half]], epsilon, skill)).mean())
+            for order in orders
+        ]
+        # Under exchangeability: beta-binomial, of the calibration quantile's rank.
+        rank = int(np.ceil((half + 1) * (1 - epsilon) - 1e-9))
+        theory = betabinom(len(margins) - half, rank, half + 1 - rank)
+        found[str(epsilon)] = {
+            "mean": float(np.mean(covered)),
+            "deviation": float(np.std(covered, ddof=1)),
+            "expected_mean": float(theory.mean()) / (len(margins) - half),
+            "expected_deviation": float(theory.std()) / (len(margins) - half),
+        }
+    return found
+
+
+class Keys:
+    """Key vectors of all layers by skill and split, probed once and kept on disk."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._directory = bench.output / "keys"
+        self._directory.mkdir(exist_ok=True)
+
+    def __call__(self, skill: str, split: str) -> LayerKeys:
+        """Per layer float32 [queries, F]."""
+        path = self._directory / f"{skill}.{split}.npy"
+        if not path.exists():
+            prompts = [record.prompt_ids for record in self._bench.records(skill, split, queries(skill, split))]
+            found = probe_keys(self._bench.model, prompts, layers=LAYERS, batch_size=64)
+            partial = Path(f"{path}.partial")
+            with partial.open("wb") as file:
+                np.save(file, np.stack([found[layer] for layer in LAYERS]))
+            partial.rename(path)
+        return dict(enumerate(np.load(path)))
+
+
+def queries(skill: str, split: str) -> int:
+    """How many queries of a split are taken."""
+    return min(QUERIES[split], FACTS) if skill == "facts" else QUERIES[split]
+
+
+def _right(bench: Bench, skill: str) -> NDArray[np.bool_]:
+    records = bench.records(skill, "selection", queries(skill, "selection"))
+    return answers(bench.model, records, end=end_tokens(bench.model, bench.tokenizer), batch_size=64).right
+
+
+def table(bench: Bench) -> str:
+    """The rows as Markdown."""
+    base = bench.rows["base"]
+    lines = ["| forgotten | chosen | " + " | ".join(SKILLS) + " |\n" + "| --- " * (len(SKILLS) + 2) + "|\n"]
+    for skill in FORGOTTEN:
+        if (row := bench.rows.get(f"choice {skill}")) is None:
+            continue
+        chosen = row["chosen"]
+        settings = (
+            f"layers {', '.join(map(str, chosen['layers']))}; {chosen['cubes']} cubes, floor {chosen['floor']}, "
+            f"ε {chosen['epsilon']:.1%}, α {row['alpha']:.1f}"
+        )
+        shares = [f"{row['accuracy'][name] / base[name]:.3f}" for name in SKILLS]
+        shares[SKILLS.index(skill)] = f"**{shares[SKILLS.index(skill)]}**"
+        lines.append(f"| {skill} | {settings} | {' | '.join(shares)} |\n")
+    lines.append("\n| skill | ε | mean coverage | expected | spread | expected |\n" + "| --- " * 6 + "|\n")
+    lines += [
+        f"| {skill} | {float(epsilon):.1%} | {found['mean']:.4f} | {found['expected_mean']:.4f} | "
+        f"{found['deviation']:.4f} | {found['expected_deviation']:.4f} |\n"
+        for skill in FORGOTTEN
+        for epsilon in map(str, EPSILONS)
+        if (found := bench.rows.get(f"coverage {skill}", {}).get(epsilon)) is not None
+    ]
+    return "".join(lines)
