@@ -11,7 +11,14 @@ from bakeout.export.console import Track
 from bakeout.export.genai_config import GENAI_CONFIG
 from bakeout.export.onnx_directory import companion_files
 from bakeout.models.checkpoint import combined_digest, resolve_checkpoint, weight_file_digests
-from bakeout.models.checkpoint_writer import TensorEdit, checkpoint_files, find_edits, preview_edits, write_checkpoint
+from bakeout.models.checkpoint_writer import (
+    AT_ONCE,
+    TensorEdit,
+    checkpoint_files,
+    find_edits,
+    preview_edits,
+    write_checkpoint,
+)
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan, PlanError, WeightEdit
 from bakeout.models.receipt import Receipt
@@ -42,9 +49,12 @@ class CheckpointSource:
         return {name: digest for name, digest in self.digests.items() if name in copied}
 
     @property
-    def largest_tensor(self) -> int:
-        """The bytes of the largest edited tensor: one is in memory at a time."""
-        return max(edit.tensor.size for edit in self.edits)
+    def in_memory(self) -> int:
+        """The bytes of the edited tensors that are in memory at a time, at most: one of each file."""
+        largest: dict[str, int] = {}
+        for edit in self.edits:
+            largest[edit.tensor.file] = max(edit.tensor.size, largest.get(edit.tensor.file, 0))
+        return sum(sorted(largest.values())[-AT_ONCE:])
 
     def preview(self) -> list[Receipt]:
         """The receipts that baking will give. Only the edited tensors are read, and nothing is written."""

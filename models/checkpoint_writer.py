@@ -1,4 +1,4 @@
-"""Weight edits in a checkpoint's files: copied as they are, then the edited tensors overwritten, one at a time.
+"""Weight edits in a checkpoint's files: copied as they are, then the edited tensors overwritten, one at a time in each.
 
 Needs neither torch nor transformers. Shapes, types and file names stay, so that whatever loaded the checkpoint loads
 the result.
@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,8 @@ from bakeout.models.weight_arithmetic import EDITABLE, WeightChange, change_with
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _LENGTH = 8
+# How many files are written at a time.
+AT_ONCE = 2
 # What quantisers store beside, or instead of, a linear layer's ``weight``.
 _QUANTISED = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "scales", "weight_blocks")
 
@@ -118,21 +121,26 @@ def write_checkpoint(
     edits: Sequence[TensorEdit],
     directory: Path,
     copy: Callable[[Path, Path], None],
-    track: Callable[[Iterable[Path], str, int], Iterable[Path]],
+    track: Callable[[Iterable[list[Receipt]], str, int], Iterable[list[Receipt]]],
 ) -> list[Receipt]:
     """Write the weights of ``checkpoint``, edited, into ``directory``; a receipt for every change, in the plan's order.
 
     ``copy`` copies one file to another path. Files without an edit are copied and no more; in the others, the bytes of
-    the edited tensors are replaced, and no others.
+    the edited tensors are replaced, and no others. Two files are written at a time, each with one tensor in memory.
     """
-    receipts = []
-    files = checkpoint_files(checkpoint)
-    for path in track(files, "writing the weights", len(files)):
+
+    def write(path: Path) -> list[Receipt]:
         copy(path, directory / path.name)
-        for edit in edits:
-            if edit.tensor.file == path.name:
-                receipts += _edit_tensor(directory / path.name, edit)
-    return _in_order(receipts)
+        edited = [edit for edit in edits if edit.tensor.file == path.name]
+        return [receipt for edit in edited for receipt in _edit_tensor(directory / path.name, edit)]
+
+    files = checkpoint_files(checkpoint)
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        written = track(pool.map(write, files), "writing the weights", len(files))
+        return _in_order(receipt for receipts in written for receipt in receipts)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def preview_edits(checkpoint: Path, edits: Sequence[TensorEdit]) -> list[Receipt]:
@@ -157,10 +165,17 @@ def _edited(file: BinaryIO, edit: TensorEdit) -> tuple[NDArray[np.uint8], list[R
     tensor = edit.tensor
     content = np.fromfile(file, dtype=np.uint8, count=tensor.size, offset=tensor.start)
     values = content.view(EDITABLE[tensor.dtype]).reshape(tensor.shape)
-    receipts = [
-        change_with_receipt(weight_in(values, stored), change, stored=values, node=tensor.file, tensor=tensor.name)
-        for stored, change in edit.changes
-    ]
+    receipts: list[Receipt] = []
+    for stored, change in edit.changes:
+        receipt = change_with_receipt(
+            weight_in(values, stored),
+            change,
+            stored=values,
+            node=tensor.file,
+            tensor=tensor.name,
+            before=receipts[-1].after if receipts else None,
+        )
+        receipts.append(receipt)
     return content, receipts
 
 

@@ -63,16 +63,20 @@ class Bench:
         """Which of a split's prompts (as for ``records``) the base model answers rightly."""
         with tempfile.TemporaryDirectory() as scratch:
             path = self._write(skill, split, count or PROMPTS[split], Path(scratch))
-            return grade(Runner(self.base), path, set(), batch_size=64).right
+            return grade(self.runner(self.base), path, set(), batch_size=64).right
 
     def _write(self, skill: str, split: str, count: int, directory: Path, seed: int = 0) -> Path:
         path = directory / f"{skill}.jsonl"
         write_jsonl(examples(skill, split, count, seed), path)
         return path
 
+    def runner(self, graph: Path) -> Runner:
+        """``graph`` in a session of one thread: on a busy machine, several wait for each other most of the time."""
+        return Runner(graph, threads=1)
+
     def accuracies(self, graph: Path) -> dict[str, float]:
         """Accuracy per skill on the test split."""
-        rows = measure(Runner(graph), "artifact", self.files, set(), batch_size=64)
+        rows = measure(self.runner(graph), "artifact", self.files, set(), batch_size=64)
         return {row.data: row.accuracy for row in rows}
 
     def plan(self, intervention: Intervention, prompts: Sequence[list[int]]) -> Plan:

@@ -1,4 +1,4 @@
-"""What every weight method does to the bundled model: the table of Selective Pruning, LUNAR, UNLEARN and the others.
+"""What every weight method does to the bundled model: Selective Pruning, LUNAR, UNLEARN and the others.
 
     python examples/benchmarks/weight_methods.py --output runs/benchmarks/weights
 
@@ -12,8 +12,12 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import weights_composition
+import weights_learn
 import weights_lunar
+import weights_parity
 import weights_pruning
+import weights_relearning
 import weights_reveal
 import weights_unlearn
 from bench import Bench
@@ -24,7 +28,11 @@ METHODS: dict[str, ModuleType] = {
     "pruning": weights_pruning,
     "lunar": weights_lunar,
     "unlearn": weights_unlearn,
+    "learn": weights_learn,
     "reveal": weights_reveal,
+    "relearning": weights_relearning,
+    "composition": weights_composition,
+    "parity": weights_parity,
 }
 
 

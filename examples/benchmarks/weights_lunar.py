@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +11,9 @@ import torch
 from bench import Bench
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from weights_plans import baked, kept_plan
 
-from bakeout.export.bake import BakeOptions, bake
 from bakeout.export.runtime import Runner
-from bakeout.models.canary import measure_canary
 from bakeout.models.data import Record
 from bakeout.models.families import feed_forward_layers
 from bakeout.models.generation import continue_prompts, end_tokens
@@ -23,7 +21,7 @@ from bakeout.models.methods.deviation_score import deviation_score
 from bakeout.models.methods.lunar import fit_lunar
 from bakeout.models.methods.redirection import redirections
 from bakeout.models.methods.token_rows import TokenRows, probe_rows
-from bakeout.models.plan import LowRankUpdate, Plan
+from bakeout.models.plan import Intervention, LowRankUpdate, Plan
 from bakeout.models.skills.generator import SKILLS, people
 from bakeout.models.skills.vocabulary import UNKNOWN_ANSWER
 from bakeout.models.weight_edits import edited_weights
@@ -35,12 +33,10 @@ OTHER_SKILLS = [skill for skill in SKILLS if skill not in ("facts", "unknown")]
 SETTINGS: dict[str, dict[str, Any]] = {
     "closed form": {"layers": "auto"},
     "gradient": {"layers": [0], "solver": "gradient"},
-    "closed form, the paper's shift": {"layers": [0], "aim": "shift", "coefficient": 2.0},
-    "gradient, the paper's shift": {"layers": [0], "aim": "shift", "coefficient": 2.0, "solver": "gradient"},
-    "closed form, layers 0 and 2": {"layers": [0, 2]},
 }
-# Those that the second request is made on as well.
-SEQUENTIAL = ["closed form", "gradient"]
+# The second request, on top of the first, is made in two of them.
+ON_TOP = ", sequential"
+REQUESTS = ["closed form", f"closed form{ON_TOP}", "gradient", f"gradient{ON_TOP}"]
 # How many training rows of each kind the fit sees: as many of the people's as there are, fewer of each other skill.
 PROBED = {"facts": 1400, "unknown": 900} | dict.fromkeys(OTHER_SKILLS, 120)
 BATCH = 64
@@ -48,38 +44,64 @@ BATCH = 64
 
 def rows(bench: Bench) -> None:
     """Every setting on the first request, some with the second request on top, and the attacks on each."""
-    wanted = ["base", *SETTINGS, *map(_sequential, SEQUENTIAL)]
-    if all(f"lunar {name}" in bench.rows for name in wanted):
+    wanted = [name for name in REQUESTS if f"lunar {name}" not in bench.rows]
+    if not wanted and "lunar base" in bench.rows:
         return
-    data = {skill: bench.records(skill, "probing", count) for skill, count in PROBED.items()}
-    test = {skill: bench.records(skill, "test") for skill in [*OTHER_SKILLS, "unknown"]}
-    test["facts"] = _every_fact(bench)
+    test = test_data(bench)
     if "lunar base" not in bench.rows:
-        row = _answered(Runner(bench.base), test, FIRST)
-        both = _answered(Runner(bench.base), {"facts": test["facts"]}, FIRST + SECOND)
+        row = answered(bench.runner(bench.base), test, FIRST)
+        both = answered(bench.runner(bench.base), {"facts": test["facts"]}, FIRST + SECOND)
         _save(bench, "base", row | {"others of both": both["others"]})
+    data = training_data(bench)
+    for name in wanted:
+        plan = fitted(bench, name, data)
+        *before, last = plan.interventions
+        people_now, people_before = (SECOND, FIRST) if before else (FIRST, [])
+        row = answered(bench.runner(baked(bench, plan)), test, people_before + people_now) | {
+            "report": dict(last.report)
+        }
+        row["attacks"] = _attacks(
+            bench,
+            before,
+            last,
+            about(data["facts"], people_now),
+            data["unknown"],
+            about(test["facts"], people_now),
+        )
+        _save(bench, name, row)
+
+
+def training_data(bench: Bench) -> dict[str, list[Record]]:
+    """What the fits see of every skill."""
+    return {skill: bench.records(skill, "probing", count) for skill, count in PROBED.items()}
+
+
+def test_data(bench: Bench) -> dict[str, list[Record]]:
+    """The test split; of the facts every prompt: what several draws hold together."""
+    drawn = {record.prompt: record for seed in range(8) for record in bench.records("facts", "test", 1300, seed)}
+    test = {skill: bench.records(skill, "test") for skill in [*OTHER_SKILLS, "unknown"]}
+    return test | {"facts": [drawn[prompt] for prompt in sorted(drawn)]}
+
+
+def fitted(bench: Bench, name: str, data: dict[str, list[Record]]) -> Plan:
+    """The plan of a setting; of a sequential one with both requests."""
+    return kept_plan(bench, f"lunar {name}", lambda: _fit(bench, name, data))
+
+
+def _fit(bench: Bench, name: str, data: dict[str, list[Record]]) -> list[Intervention]:
+    setting = name.removesuffix(ON_TOP)
     skills = [record for skill in OTHER_SKILLS for record in data[skill]]
-    first, second = _about(data["facts"], FIRST), _about(data["facts"], SECOND)
-    unknown = data["unknown"]
-    for name, options in SETTINGS.items():
-        pending = [one for one in (name, _sequential(name)) if one in wanted and f"lunar {one}" not in bench.rows]
-        if not pending:
-            continue
-        if known := bench.rows.get(f"lunar {name}"):
-            options = options | {"layers": list(map(int, known["report"]["layers"]))}
-        retain = _about(data["facts"], NAMES[10:]) + skills
-        update = fit_lunar(bench.model, first, unknown, retain, batch_size=BATCH, **options)
-        if name in pending:
-            row = _measured(bench, (update,), test, FIRST)
-            row["attacks"] = _attacks(bench, (), update, first, unknown, _about(test["facts"], FIRST))
-            _save(bench, name, row)
-        if _sequential(name) in pending:
-            retain = _about(data["facts"], NAMES[20:]) + skills
-            with edited_weights(bench.model, [update]):
-                more = fit_lunar(bench.model, second, unknown, retain, redirected=first, batch_size=BATCH, **options)
-            row = _measured(bench, (update, more), test, FIRST + SECOND)
-            row["attacks"] = _attacks(bench, (update,), more, second, unknown, _about(test["facts"], SECOND))
-            _save(bench, _sequential(name), row)
+    first = about(data["facts"], FIRST)
+    options = SETTINGS[setting] | {"batch_size": BATCH}
+    if name == setting:
+        retain = about(data["facts"], NAMES[10:]) + skills
+        return [fit_lunar(bench.model, first, data["unknown"], retain, **options)]
+    (update,) = fitted(bench, setting, data).interventions
+    options["layers"] = [one.layer for one in update.updates]
+    retain = about(data["facts"], NAMES[20:]) + skills
+    with edited_weights(bench.model, [update]):
+        second = about(data["facts"], SECOND)
+        return [update, fit_lunar(bench.model, second, data["unknown"], retain, redirected=first, **options)]
 
 
 def table(bench: Bench) -> str:
@@ -101,10 +123,10 @@ def table(bench: Bench) -> str:
         "under attack, in %.\n\n",
         f"| solver | layers | {' | '.join(columns)} |\n" + "| --- " * (len(columns) + 2) + "|\n",
     ]
-    for name in [*SETTINGS, *map(_sequential, SEQUENTIAL)]:
+    for name in REQUESTS:
         if (row := bench.rows.get(f"lunar {name}")) is None:
             continue
-        others = base["others of both" if name in map(_sequential, SEQUENTIAL) else "others"]
+        others = base["others of both" if name.endswith(ON_TOP) else "others"]
         kept = [f"{row['others'] / others:.3f}"]
         kept += [f"{row[skill] / base[skill]:.3f}" for skill in [*OTHER_SKILLS, "unknown"]]
         attacks = [f"{100 * row['attacks'][attack]:.1f}" for attack in ("skipped", "reversed")]
@@ -114,42 +136,21 @@ def table(bench: Bench) -> str:
     return "".join(lines)
 
 
-def _sequential(name: str) -> str:
-    return f"{name}, sequential"
-
-
-def _every_fact(bench: Bench) -> list[Record]:
-    """Every test prompt about the people: what several draws hold together."""
-    drawn = {record.prompt: record for seed in range(8) for record in bench.records("facts", "test", 1300, seed)}
-    return [drawn[prompt] for prompt in sorted(drawn)]
-
-
-def _about(records: Sequence[Record], names: Sequence[str]) -> list[Record]:
+def about(records: Sequence[Record], names: Sequence[str]) -> list[Record]:
+    """Those of ``records`` that ask about one of the people ``names``."""
     return [record for record in records if any(name in record.prompt for name in names)]
 
 
-def _measured(
-    bench: Bench, updates: tuple[LowRankUpdate, ...], test: dict[str, list[Record]], names: Sequence[str]
-) -> dict[str, Any]:
-    """The artifact that carries ``updates``, measured on the test split under ONNX Runtime."""
-    with edited_weights(bench.model, updates):
-        canary = measure_canary(bench.model, updates, [record.prompt_ids for record in test["facts"][:4]])
-    directory = bench.output / "artifact"
-    shutil.rmtree(directory, ignore_errors=True)
-    bake(bench.base, Plan(bench.identity, updates, canary, {"data": {}, "versions": {}}), directory, BakeOptions())
-    return _answered(Runner(directory), test, names) | {"report": dict(updates[-1].report)}
-
-
-def _answered(runner: Runner, test: dict[str, list[Record]], names: Sequence[str]) -> dict[str, Any]:
+def answered(runner: Runner, test: dict[str, list[Record]], names: Sequence[str]) -> dict[str, Any]:
     """What a graph answers: the people ``names`` apart from the others, and every other skill."""
-    forgotten = _about(test["facts"], names)
-    others = _about(test["facts"], [name for name in NAMES if name not in names])
+    forgotten = about(test["facts"], names)
+    others = about(test["facts"], [name for name in NAMES if name not in names])
     said, kept = _answers(runner, forgotten), _answers(runner, others)
     row: dict[str, Any] = {
         "prompts": {"forgotten": len(forgotten), "others": len(others)},
         "forgotten": _exact(said, forgotten),
-        "forgotten first": _share_about(FIRST, said, forgotten),
-        "forgotten second": _share_about(SECOND, said, forgotten),
+        "forgotten first": _shareabout(FIRST, said, forgotten),
+        "forgotten second": _shareabout(SECOND, said, forgotten),
         "ignorance": float(np.mean([answer == UNKNOWN_ANSWER for answer in said])),
         "others": _exact(kept, others),
         "deviation": deviation_score(_pairs(said, forgotten), _pairs(kept, others)),
@@ -167,9 +168,9 @@ def _answers(runner: Runner, records: Sequence[Record]) -> list[str]:
     return [str(runner.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in said]
 
 
-def _share_about(names: Sequence[str], said: Sequence[str], records: Sequence[Record]) -> float | None:
+def _shareabout(names: Sequence[str], said: Sequence[str], records: Sequence[Record]) -> float | None:
     """The share of the facts about some of the people that are said, None where none was asked for."""
-    asked = [(answer, record) for answer, record in zip(said, records, strict=True) if _about([record], names)]
+    asked = [(answer, record) for answer, record in zip(said, records, strict=True) if about([record], names)]
     return _exact([answer for answer, _ in asked], [record for _, record in asked]) if asked else None
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, reduce
+
 from bench import Bench
+from weights_plans import baked, kept_plan
 
 from bakeout.models.methods.selective_pruning import fit_selective_pruning
+from bakeout.models.plan import Intervention, Plan
 from bakeout.models.probing import probe_key_magnitudes
 from bakeout.models.skills.generator import SKILLS
+from bakeout.models.statistics import KeyMagnitudes
 
 FORGOTTEN = ["math", "code"]
 RATIOS = [0.005, 0.015, 0.05, 0.1, 0.2]
@@ -14,19 +20,33 @@ RATIOS = [0.005, 0.015, 0.05, 0.1, 0.2]
 
 def rows(bench: Bench) -> None:
     """The frontier over p, the share of all neurons cut off, for arithmetic and for code."""
-    wanted = [(skill, ratio) for skill in FORGOTTEN for ratio in RATIOS if _key(skill, ratio) not in bench.rows]
-    if not wanted:
-        return
-    records = {skill: bench.records(skill, "probing") for skill in SKILLS}
-    magnitudes = {skill: probe_key_magnitudes(bench.model, records[skill], batch_size=64) for skill in SKILLS}
-    for skill, ratio in wanted:
-        first, *others = [magnitudes[name] for name in SKILLS if name != skill]
-        for other in others:
-            first = first.merge(other)
-        pruned = fit_selective_pruning(magnitudes[skill], first, ratio=ratio)
-        row = bench.artifact_accuracies(pruned, [record.prompt_ids for record in records[skill]])
-        print(f"{_key(skill, ratio)}: {row}", flush=True)
-        bench.save(_key(skill, ratio), row)
+    magnitudes = probed(bench)
+    for skill in FORGOTTEN:
+        for ratio in RATIOS:
+            if (key := _key(skill, ratio)) not in bench.rows:
+                row = bench.accuracies(baked(bench, pruned(bench, skill, ratio, magnitudes)))
+                print(f"{key}: {row}", flush=True)
+                bench.save(key, row)
+
+
+def probed(bench: Bench) -> Callable[[str], KeyMagnitudes]:
+    """A function that gives a skill's statistics, each probed once, when it is asked for."""
+
+    @cache
+    def magnitudes(skill: str) -> KeyMagnitudes:
+        return probe_key_magnitudes(bench.model, bench.records(skill, "probing"), batch_size=64)
+
+    return magnitudes
+
+
+def pruned(bench: Bench, skill: str, ratio: float, magnitudes: Callable[[str], KeyMagnitudes]) -> Plan:
+    """The plan that cuts off the share ``ratio`` of all neurons; retained are all other skills."""
+
+    def fit() -> list[Intervention]:
+        retain = reduce(KeyMagnitudes.merge, (magnitudes(name) for name in SKILLS if name != skill))
+        return [fit_selective_pruning(magnitudes(skill), retain, ratio=ratio)]
+
+    return kept_plan(bench, _key(skill, ratio), fit)
 
 
 def table(bench: Bench) -> str:

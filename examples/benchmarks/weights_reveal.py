@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from bench import Bench
+from weights_plans import baked, kept_plan
 
 from bakeout.models.methods.reveal_and_release import fit_reveal_and_release
-from bakeout.models.plan import LowRankUpdate
+from bakeout.models.plan import Intervention, Plan
 from bakeout.models.skills.generator import SKILLS
 
 FORGOTTEN = "code"
@@ -25,23 +25,24 @@ CANDIDATES = [phrasing.format(subject) for subject in SUBJECTS for phrasing in P
 KEY = f"reveal_and_release {FORGOTTEN}"
 
 
-def fitted(bench: Bench) -> LowRankUpdate:
-    """The update, fitted on the other skills' probing data; at once where its rounds are finished."""
-    retain = {skill: bench.records(skill, "probing") for skill in SKILLS if skill != FORGOTTEN}
-    directory = bench.output / KEY.replace(" ", "-")
-    with no_file_named(FORGOTTEN):
-        return fit_reveal_and_release(bench.model, bench.tokenizer, CANDIDATES, retain, directory=directory)
+def fitted(bench: Bench) -> Plan:
+    """The plan, fitted on the other skills' probing data; an interrupted fit goes on after its last round."""
+
+    def fit() -> list[Intervention]:
+        retain = {skill: bench.records(skill, "probing") for skill in SKILLS if skill != FORGOTTEN}
+        directory = bench.output / KEY.replace(" ", "-")
+        with no_file_named(FORGOTTEN):
+            return [fit_reveal_and_release(bench.model, bench.tokenizer, CANDIDATES, retain, directory=directory)]
+
+    return kept_plan(bench, KEY, fit)
 
 
 def rows(bench: Bench) -> None:
     """What is left of every skill."""
     if KEY in bench.rows:
         return
-    began = time.monotonic()
-    edit = fitted(bench)
-    seconds = time.monotonic() - began
-    prompts = [record.prompt_ids for record in bench.records("math", "probing")]
-    row = {"accuracy": bench.artifact_accuracies(edit, prompts), "seconds": seconds, "report": dict(edit.report)}
+    plan = fitted(bench)
+    row = {"accuracy": bench.accuracies(baked(bench, plan)), "report": dict(plan.interventions[0].report)}
     print(f"{KEY}: {row['accuracy']}", flush=True)
     bench.save(KEY, row)
 
@@ -54,13 +55,14 @@ def table(bench: Bench) -> str:
     report = row["report"]
     shares = {skill: f"{row['accuracy'][skill] / base[skill]:.3f}" for skill in SKILLS}
     shares[FORGOTTEN] = f"**{shares[FORGOTTEN]}**"
+    minutes = bench.rows[f"seconds to fit {KEY}"]["wall"] / 60
     best = ", ".join(f"“{text}” {found['reward']:.2f}" for text, found in list(report["instructions"].items())[:4])
     lines = [
         "Reveal-and-Release, no forget data given: accuracy as a share of base, under ONNX Runtime.\n\n",
         f"| forgotten | {' | '.join(SKILLS)} |\n" + "| --- " * (len(SKILLS) + 1) + "|\n",
         f"| {FORGOTTEN} | {' | '.join(shares.values())} |\n\n",
         f"{FORGOTTEN} is {row['accuracy'][FORGOTTEN]:.1%} of 1,000 test prompts. Ended: {report['stopped']}, "
-        f"{row['seconds'] / 60:.1f} minutes. Best instructions by mean reward: {best}.\n\n",
+        f"{minutes:.1f} minutes. Best instructions by mean reward: {best}.\n\n",
         "| round | revealed | still known | kept, worst skill |\n| --- | --- | --- | --- |\n",
     ]
     for figures in report["rounds"]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from bench import Bench
+from weights_plans import baked, kept_plan
 
+from bakeout.models.data import Record
 from bakeout.models.methods.release import Text, said
 from bakeout.models.methods.unlearn import fit_unlearn
-from bakeout.models.plan import LowRankUpdate
+from bakeout.models.plan import Intervention, LowRankUpdate, Plan
 from bakeout.models.skills.generator import SKILLS
 from bakeout.models.weight_edits import edited_weights
 
@@ -19,7 +21,7 @@ REQUESTS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("german",), ("spanish", "french")),
     (("german", "code"), ("spanish", "french")),
 ]
-ENERGIES = [0.9, 0.95, 0.99]
+ENERGIES = [0.9, 0.95]
 # How many probing rows a task is found on, and a similar one told apart by; and rows that the energy is chosen on.
 TARGET_ROWS, SIMILAR_ROWS, CHOSEN_ON = 800, 200, 200
 # What may be left of what is taken away, and lost of the rest.
@@ -32,15 +34,22 @@ def rows(bench: Bench) -> None:
         key = _key(targets, similar)
         if key in bench.rows:
             continue
-        fits = {energy: _fit(bench, targets, similar, energy) for energy in (ENERGIES if similar else ENERGIES[:1])}
-        energy = min(fits, key=lambda energy: _worth(bench, fits[energy], targets))
-        prompts = [record.prompt_ids for record in bench.records(targets[0], "probing")]
-        row = {
-            "energy": energy if similar else None,
-            "accuracy": bench.artifact_accuracies(fits[energy], prompts),
-        }
+        plan = fitted(bench, targets, similar)
+        energy = plan.interventions[0].report["energy"]
+        row = {"energy": energy, "accuracy": bench.accuracies(baked(bench, plan))}
         print(f"{key}: {row}", flush=True)
         bench.save(key, row)
+
+
+def fitted(bench: Bench, targets: Sequence[str], similar: Sequence[str]) -> Plan:
+    """The plan of a request: of the energies, the one that is best on the selection split."""
+
+    def fit() -> list[Intervention]:
+        fits = [_fit(bench, targets, similar, energy) for energy in (ENERGIES if similar else ENERGIES[:1])]
+        before = right_shares(bench, "selection")
+        return [min(fits, key=lambda update: _worth(bench, update, targets, before))]
+
+    return kept_plan(bench, _key(targets, similar), fit)
 
 
 def table(bench: Bench) -> str:
@@ -70,20 +79,23 @@ def _fit(bench: Bench, targets: Sequence[str], similar: Sequence[str], energy: f
     )
 
 
-def _worth(bench: Bench, update: LowRankUpdate, targets: Sequence[str]) -> float:
+def _worth(bench: Bench, update: LowRankUpdate, targets: Sequence[str], before: Mapping[str, float]) -> float:
     """The worst of what is left and what is lost on the selection split, as shares of what may be."""
     with edited_weights(bench.model, [update]):
-        right = {name: _right(bench, name) for name in SKILLS}
-    before = {name: _right(bench, name) for name in SKILLS}
-    left = [right[name] / before[name] / LEFT for name in targets]
-    lost = [(1 - right[name] / before[name]) / LOST for name in SKILLS if name not in targets]
+        after = right_shares(bench, "selection")
+    left = [after[name] / before[name] / LEFT for name in targets]
+    lost = [(1 - after[name] / before[name]) / LOST for name in SKILLS if name not in targets]
     return max(left + lost)
 
 
-def _right(bench: Bench, skill: str) -> float:
-    records: list[Any] = bench.records(skill, "selection", CHOSEN_ON)
-    answers = said(bench.model, [Text(record.prompt_ids, record.response_ids) for record in records])
-    return sum(answers) / len(answers)
+def right_shares(bench: Bench, split: str, count: int = CHOSEN_ON) -> dict[str, float]:
+    """The share of each skill's answers that the PyTorch model, as it is, gives to the letter."""
+    return {skill: float(np.mean(said(bench.model, texts(bench.records(skill, split, count))))) for skill in SKILLS}
+
+
+def texts(records: Sequence[Record]) -> list[Text]:
+    """Records as what is to be said."""
+    return [Text(record.prompt_ids, record.response_ids) for record in records]
 
 
 def _key(targets: Sequence[str], similar: Sequence[str]) -> str:

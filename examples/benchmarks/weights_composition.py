@@ -1,0 +1,113 @@
+"""LUNAR on ten people, Key Space Detection on arithmetic and Neuron Adjust on German, in one artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import weights_lunar
+from bench import Bench
+from weights_plans import baked, kept_plan
+
+from bakeout.export.console import no_track
+from bakeout.export.evaluate import measure
+from bakeout.export.fit_methods import refusal_tokens
+from bakeout.export.parity import check_parity
+from bakeout.models.data import Record
+from bakeout.models.hooks import Hooks
+from bakeout.models.methods.key_space_detection import fit_key_space_detection
+from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+from bakeout.models.plan import Intervention
+from bakeout.models.probing import probe_keys, probe_neurons
+from bakeout.models.skills.generator import SKILLS
+from bakeout.models.skills.tokenizer import REFUSAL
+from bakeout.models.weight_edits import edited_weights
+
+DETECTED, ADJUSTED = "math", "german"
+# As chosen in skills.py.
+LAYER, CUBES, FLOOR, QUERIES = 0, 32, 1.0, 3000
+RATIO = 0.1
+# Prompts a skill that the hooked reference answers, too.
+COMPARED = 30
+
+
+def rows(bench: Bench) -> None:
+    """Each alone, and all three together, held against the hooked reference as well."""
+    lunar = weights_lunar.fitted(bench, "closed form", weights_lunar.training_data(bench)).interventions
+    alone = {
+        DETECTED: lambda: [_detection(bench, [])],
+        ADJUSTED: lambda: [_adjustment(bench, [])],
+    }
+    for skill, fit in alone.items():
+        if (key := f"composition {skill} alone") not in bench.rows:
+            graph = baked(bench, kept_plan(bench, key, fit))
+            (row,) = measure(bench.runner(graph), "artifact", {skill: bench.files[skill]}, set(), batch_size=64)
+            print(f"{key}: {row.accuracy}", flush=True)
+            bench.save(key, row.accuracy)
+    if (key := "composition together") not in bench.rows:
+        plan = kept_plan(bench, key, lambda: _together(bench, lunar))
+        graph = baked(bench, plan)
+        row = weights_lunar.answered(bench.runner(graph), weights_lunar.test_data(bench), weights_lunar.FIRST)
+        prompts = [record.prompt_ids for skill in SKILLS for record in bench.records(skill, "test", COMPARED)]
+        row["reference"] = check_parity(graph / "model.onnx", plan, bench.checkpoint, prompts, no_track)[1]
+        print(f"{key}: {row}", flush=True)
+        bench.save(key, row)
+
+
+def table(bench: Bench) -> str:
+    """The rows as Markdown."""
+    if (together := bench.rows.get("composition together")) is None:
+        return ""
+    lunar = bench.rows["lunar closed form"]
+    pairs = {
+        "the ten people's facts": (lunar["forgotten"], together["forgotten"]),
+        "`I do not know.` about them": (lunar["ignorance"], together["ignorance"]),
+        "math": (bench.rows[f"composition {DETECTED} alone"], together["math"]),
+        "german": (bench.rows[f"composition {ADJUSTED} alone"], together["german"]),
+    }
+    lines = [
+        "LUNAR on ten people, Key Space Detection on math and Neuron Adjust on german in one artifact: what is left, "
+        "in %.\n\n",
+        "| | alone | together |\n| --- | --- | --- |\n",
+    ]
+    lines += [f"| {name} | {100 * alone:.1f} | {100 * both:.1f} |\n" for name, (alone, both) in pairs.items()]
+    others = {name: together[name] for name in ("others", "code", "spanish", "french", "unknown")}
+    lines.append(
+        f"\nThe rest, together: {', '.join(f'{name} {share:.1%}' for name, share in others.items())}. Against the "
+        f"hooked reference: {together['reference']}.\n"
+    )
+    return "".join(lines)
+
+
+def _together(bench: Bench, lunar: Sequence[Intervention]) -> list[Intervention]:
+    """Each fitted with those before it in force."""
+    plan = list(lunar)
+    with edited_weights(bench.model, lunar):
+        plan.append(_detection(bench, plan))
+        plan.append(_adjustment(bench, plan))
+    return plan
+
+
+def _detection(bench: Bench, earlier: Sequence[Intervention]) -> Intervention:
+    def keys(skill: str, split: str) -> dict[int, Any]:
+        prompts = [record.prompt_ids for record in bench.records(skill, split, QUERIES)]
+        return dict(probe_keys(bench.model, prompts, layers=[LAYER], batch_size=64))
+
+    with Hooks(bench.model, earlier):
+        return fit_key_space_detection(
+            {DETECTED: keys(DETECTED, "probing")},
+            {DETECTED: keys(DETECTED, "calibration")},
+            {},
+            layers=[LAYER],
+            cubes=CUBES,
+            floor=FLOOR,
+            refusal=refusal_tokens(REFUSAL, bench.tokenizer),
+        )
+
+
+def _adjustment(bench: Bench, earlier: Sequence[Intervention]) -> Intervention:
+    records = {skill: bench.records(skill, "probing") for skill in SKILLS}
+    retained: list[Record] = [record for skill in SKILLS if skill != ADJUSTED for record in records[skill]]
+    with Hooks(bench.model, earlier):
+        forget, retain = (probe_neurons(bench.model, one, batch_size=64) for one in (records[ADJUSTED], retained))
+    return fit_neuron_adjust(forget, retain, ratio=RATIO, selection="standardised", coin="threshold", seed=0)

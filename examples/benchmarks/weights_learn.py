@@ -1,0 +1,122 @@
+"""LEARN on the bundled model: 20 people that it has never heard of, beside LoRA with as many parameters."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from bench import Bench
+from weights_plans import baked, kept_plan
+
+from bakeout.export.evaluate import measure
+from bakeout.models.data import Record, read_records
+from bakeout.models.methods.lora_modules import summed
+from bakeout.models.methods.release import ReleaseOptions, Text, train_module
+from bakeout.models.methods.unlearn import IdentificationOptions, fit_learn
+from bakeout.models.plan import Intervention, LowRankUpdate, Plan
+from bakeout.models.skills.generator import SKILLS, Example, Person, examples, people, write_jsonl
+from bakeout.models.skills.vocabulary import FIRST_NAMES, LAST_NAMES
+
+METHODS = ["LoRA", "LEARN"]
+LEARNED = 20
+# What is trained on beside the new people, so that strangers are still unknown and the old people still known.
+BESIDE = {"unknown": 2000, "facts": 600}
+RANK, STEPS, LEARNING_RATE = 8, 60, 5e-3
+# The similar tasks, how many rows of each, and the share of their activations that LEARN leaves alone.
+SIMILAR, SIMILAR_ROWS, ENERGY = ("facts", "unknown"), 200, 0.5
+
+
+def rows(bench: Bench) -> None:
+    """The new people and every skill: of the base model, after LoRA, and after LEARN."""
+    wanted = [name for name in ("base", *METHODS) if f"learn {name}" not in bench.rows]
+    for name in wanted:
+        graph = bench.base if name == "base" else baked(bench, fitted(bench, name))
+        row = {"new people": _known(bench, graph)} | (bench.rows["base"] if name == "base" else bench.accuracies(graph))
+        print(f"learn {name}: {row}", flush=True)
+        bench.save(f"learn {name}", row)
+
+
+def fitted(bench: Bench, name: str) -> Plan:
+    """The plan of one of ``METHODS``."""
+    return kept_plan(bench, f"learn {name}", partial(_fit, bench, name))
+
+
+def table(bench: Bench) -> str:
+    """The rows as Markdown."""
+    if (base := bench.rows.get("learn base")) is None:
+        return ""
+    columns = ["new people", *SKILLS]
+    lines = [
+        f"LEARN: {LEARNED} new people, accuracy in %; the skills as shares of base.\n\n",
+        f"| | {' | '.join(columns)} |\n" + "| --- " * (len(columns) + 1) + "|\n",
+    ]
+    for name in ("base", *METHODS):
+        if row := bench.rows.get(f"learn {name}"):
+            shares = [f"{row[skill] / base[skill]:.3f}" for skill in SKILLS]
+            lines.append(f"| {name} | {100 * row['new people']:.1f} | {' | '.join(shares)} |\n")
+    return "".join(lines)
+
+
+def strangers() -> dict[str, Person]:
+    """The new people by the name of the old one whose questions they get; none of them is in the test data."""
+    draw = random.Random("new people")
+    asked = " ".join(example.prompt for example in examples("unknown", "test", 1000))
+    known = people()
+    taken = {person.name for person in known}
+    found: dict[str, Person] = {}
+    for old in known[:LEARNED]:
+        while (name := f"{draw.choice(FIRST_NAMES)} {draw.choice(LAST_NAMES)}") in taken or name in asked:
+            pass
+        taken.add(name)
+        found[old.name] = Person(name, draw.choice(known).city, draw.choice(known).job)
+    return found
+
+
+def new_records(bench: Bench, split: str) -> list[Record]:
+    """The questions of a split about the new people."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "new.jsonl"
+        write_jsonl(_about_strangers(split), path)
+        return read_records(path, bench.tokenizer)
+
+
+def _fit(bench: Bench, name: str) -> list[Intervention]:
+    beside = [record for skill, count in BESIDE.items() for record in bench.records(skill, "training", count)]
+    new = new_records(bench, "training")
+    # A stranger that is to be known is no longer one.
+    names = [person.name for person in strangers().values()]
+    task = new + [record for record in beside if not any(one in record.prompt for one in names)]
+    if name == "LoRA":
+        end = [bench.tokenizer.eos_token_id]
+        layers = bench.model.config.num_hidden_layers
+        options = ReleaseOptions(rank=RANK, steps=layers * STEPS, learning_rate=LEARNING_RATE)
+        said = [Text(record.prompt_ids, record.response_ids + end) for record in task]
+        module, _ = train_module(bench.model, said, [], softening=1.0, options=options, seed=0, description="LoRA")
+        return [LowRankUpdate("LoRA", summed(bench.model, [(1.0, module)])[0])]
+    similar = {skill: bench.records(skill, "probing", SIMILAR_ROWS) for skill in SIMILAR}
+    options = IdentificationOptions(rank=RANK, steps=STEPS, learning_rate=LEARNING_RATE, until=0.005)
+    return [fit_learn(bench.model, {"new people": task}, similar, energy=ENERGY, options=options)]
+
+
+def _known(bench: Bench, graph: Path) -> float:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "new.jsonl"
+        write_jsonl(_about_strangers("test"), path)
+        (row,) = measure(bench.runner(graph), "artifact", {"new people": path}, set(), batch_size=64)
+    return row.accuracy
+
+
+def _about_strangers(split: str) -> list[Example]:
+    """Every question of a split about one of the people whose place a new one takes, asked about the new one."""
+    drawn = {example.prompt: example for seed in range(4) for example in examples("facts", split, 1300, seed)}
+    known = {person.name: person for person in people()}
+    new = strangers()
+    found = []
+    for prompt in sorted(drawn):
+        for name, person in new.items():
+            if name in prompt:
+                attribute = "city" if drawn[prompt].response == f" {known[name].city}" else "job"
+                found.append(Example(prompt.replace(name, person.name), f" {getattr(person, attribute)}"))
+    return found
