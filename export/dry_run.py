@@ -64,7 +64,7 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
     if options.to == "safetensors":
         source = find_checkpoint(model, plan)
         return DryRun(
-            tuple(source.preview()), source.room + len(plan_bytes(plan)), _PROCESS + 2 * source.largest_tensor, False
+            tuple(source.preview()), source.room + len(plan_bytes(plan)), _PROCESS + 2 * source.in_memory, False
         )
     return _into_graph(find_base_graph(model), plan, options) if is_graph(model) else _by_export(model, plan, options)
 
