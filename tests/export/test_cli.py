@@ -3,43 +3,45 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from bakeout.export.bake import bake
 from bakeout.export.cli import main
+from bakeout.models.plan import Plan
 from bakeout.models.plan_file import save_plan
 
 from tests.export.recipes import write_recipe, write_rows
 
 
-def _run(*arguments, **options):
+def _run(*arguments: object, **options: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
 
 
 @pytest.fixture(scope="module")
-def artifact(tiny_plan, llama_export, tmp_path_factory):
+def artifact(tiny_plan: Plan, llama_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bake(llama_export, tiny_plan, tmp_path_factory.mktemp("cli") / "artifact").directory
 
 
 @pytest.fixture(scope="module")
-def plan_file(tiny_plan, tmp_path_factory):
+def plan_file(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli-plan") / "plan.safetensors"
     save_plan(tiny_plan, path)
     return path
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("cli-data") / "sums.jsonl", [{"prompt": "1 + 1 =", "response": " 2"}])
 
 
-def test_help_comes_at_once_and_names_every_command():
+def test_help_comes_at_once_and_names_every_command() -> None:
     bare = [sys.executable, "-c", "import click"]
     helped = [sys.executable, "-m", "bakeout.export.cli", "--help"]
 
-    def seconds(command):
+    def seconds(command: list[str]) -> float:
         begun = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - begun
@@ -53,7 +55,7 @@ def test_help_comes_at_once_and_names_every_command():
         assert _run(command, "--help").exit_code == 0
 
 
-def test_help_loads_nothing_heavy():
+def test_help_loads_nothing_heavy() -> None:
     code = "import sys, bakeout.export.cli; print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
@@ -77,7 +79,9 @@ def test_help_loads_nothing_heavy():
     ],
     ids=" ".join,
 )
-def test_errors_are_one_line_or_one_object(arguments, tmp_path, monkeypatch):
+def test_errors_are_one_line_or_one_object(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     plain = _run(*arguments)
     assert plain.exit_code >= 1
@@ -92,15 +96,15 @@ def test_errors_are_one_line_or_one_object(arguments, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_our_own_bugs_keep_their_traceback(monkeypatch):
-    def broken(path):
+def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
         raise KeyError("a bug")
 
     monkeypatch.setattr("bakeout.export.inspection.inspect", broken)
     assert isinstance(_run("inspect", "x").exception, KeyError)
 
 
-def test_fit_then_bake_then_verify(llama_checkpoint, tmp_path):
+def test_fit_then_bake_then_verify(llama_checkpoint: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, llama_checkpoint)
     fitted = _run("fit", recipe, "-o", tmp_path / "plan", "--json")
     assert json.loads(fitted.stdout) == {"schema": 1, "plan": str(tmp_path / "plan")}
@@ -120,7 +124,7 @@ def test_fit_then_bake_then_verify(llama_checkpoint, tmp_path):
     assert all(check.keys() == {"name", "ok", "detail"} for check in checks["checks"])
 
 
-def test_verify_fails_with_exit_code_1(artifact):
+def test_verify_fails_with_exit_code_1(artifact: Path) -> None:
     skipped = _run("verify", artifact)
     assert skipped.exit_code == 1
     assert "NOT OK" in skipped.stdout
@@ -129,7 +133,7 @@ def test_verify_fails_with_exit_code_1(artifact):
     assert json.loads(machine.stdout)["ok"] is False
 
 
-def test_evaluate_puts_artifact_and_base_side_by_side(artifact, llama_export, data):
+def test_evaluate_puts_artifact_and_base_side_by_side(artifact: Path, llama_export: Path, data: Path) -> None:
     machine = _run("evaluate", artifact, "--base", llama_export, "--data", data, "--json")
     said = json.loads(machine.stdout)
     assert said["schema"] == 1
@@ -141,12 +145,12 @@ def test_evaluate_puts_artifact_and_base_side_by_side(artifact, llama_export, da
     assert "base" in plain
 
 
-def test_inspect_prints_one_object_or_lines(plan_file):
+def test_inspect_prints_one_object_or_lines(plan_file: Path) -> None:
     assert json.loads(_run("inspect", plan_file, "--json").stdout)["schema"] == 1
     assert "Key Space Detection" in _run("inspect", plan_file).stdout
 
 
-def test_chat_answers_one_prompt_or_many(artifact):
+def test_chat_answers_one_prompt_or_many(artifact: Path) -> None:
     machine = json.loads(_run("chat", artifact, "--prompt", "1 + 1 =", "--max-new-tokens", "4", "--json").stdout)
     assert machine.keys() == {"schema", "provider", "prompt", "answer"}
     once = _run("chat", artifact, "--prompt", "1 + 1 =", "--max-new-tokens", "4")
@@ -159,7 +163,7 @@ def test_chat_answers_one_prompt_or_many(artifact):
     assert refused.exit_code == 1
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint, tmp_path):
+def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint: Path, tmp_path: Path) -> None:
     fitted = _run("fit", write_recipe(tmp_path, llama_checkpoint), "-o", tmp_path / "plan")
     assert "\x1b" not in fitted.stderr
     assert "probing" in fitted.stderr
@@ -167,7 +171,9 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint, tm
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without telling them")
-def test_a_command_that_is_stopped_leaves_nothing_behind(llama_checkpoint, plan_file, tmp_path):
+def test_a_command_that_is_stopped_leaves_nothing_behind(
+    llama_checkpoint: Path, plan_file: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "bakeout.export.cli", "bake", llama_checkpoint, plan_file, "-o", tmp_path / "out"]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not any(tmp_path.iterdir()):

@@ -1,22 +1,24 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from bakeout.export.bake import bake
 from bakeout.export.inspection import inspect, lines
 from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Plan
 from bakeout.models.plan_file import save_plan
 
 from tests.plan_examples import plan
 
 
 @pytest.fixture
-def plan_file(tmp_path):
+def plan_file(tmp_path: Path) -> Path:
     save_plan(plan(), tmp_path / "plan.safetensors")
     return tmp_path / "plan.safetensors"
 
 
-def test_a_plan_shows_what_it_holds(plan_file):
+def test_a_plan_shows_what_it_holds(plan_file: Path) -> None:
     found = inspect(plan_file)
     adjust, check = found["interventions"]
     assert (adjust["kind"], adjust["neurons"], adjust["layers"]) == (
@@ -28,13 +30,13 @@ def test_a_plan_shows_what_it_holds(plan_file):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_people_can_read_it(plan_file):
+def test_people_can_read_it(plan_file: Path) -> None:
     text = "\n".join(lines(inspect(plan_file)))
     for words in ("FFL width 16", "2 neurons, threshold coin", "3 cubes in layer 1, 3", "code: alpha 3", "ratio"):
         assert words in text
 
 
-def test_an_artifact_shows_receipts_and_files_too(tiny_plan, llama_export, tmp_path):
+def test_an_artifact_shows_receipts_and_files_too(tiny_plan: Plan, llama_export: Path, tmp_path: Path) -> None:
     directory = bake(llama_export, tiny_plan, tmp_path / "artifact").directory
     found = inspect(directory)
     assert found["files"]["model.onnx"]["size"] == (directory / "model.onnx").stat().st_size
@@ -44,7 +46,7 @@ def test_an_artifact_shows_receipts_and_files_too(tiny_plan, llama_export, tmp_p
         assert receipt["tensor"] in text
 
 
-def test_anything_else_is_refused(tmp_path, llama_export):
+def test_anything_else_is_refused(tmp_path: Path, llama_export: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing", llama_export):
         with pytest.raises(BakeoutError):
             inspect(path)

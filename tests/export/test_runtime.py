@@ -2,6 +2,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,11 +24,11 @@ NEW = 7
 
 
 @pytest.fixture(scope="module")
-def runner(llama_onnx):
+def runner(llama_onnx: Path) -> Runner:
     return Runner(llama_onnx)
 
 
-def _torch_greedy(checkpoint, prompt):
+def _torch_greedy(checkpoint: Path, prompt: list[int]) -> list[int]:
     ids = load_model(checkpoint).generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -35,16 +38,16 @@ def _torch_greedy(checkpoint, prompt):
     return ids[0, len(prompt) :].tolist()
 
 
-def test_says_what_pytorch_says(runner, llama_checkpoint):
+def test_says_what_pytorch_says(runner: Runner, llama_checkpoint: Path) -> None:
     assert runner.generate(PROMPTS, NEW) == [_torch_greedy(llama_checkpoint, prompt) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_batch_does_not_matter(runner, batch_size):
+def test_the_batch_does_not_matter(runner: Runner, batch_size: int) -> None:
     assert runner.generate(PROMPTS, NEW, batch_size=batch_size) == runner.generate(PROMPTS, NEW)
 
 
-def test_logits_are_pytorchs(runner, llama_checkpoint):
+def test_logits_are_pytorchs(runner: Runner, llama_checkpoint: Path) -> None:
     model = load_model(llama_checkpoint)
     for prompt, logits in zip(PROMPTS, runner.logits(PROMPTS), strict=True):
         with torch.no_grad():
@@ -52,14 +55,14 @@ def test_logits_are_pytorchs(runner, llama_checkpoint):
         np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def test_the_logits_behind_each_token_choose_it(runner):
+def test_the_logits_behind_each_token_choose_it(runner: Runner) -> None:
     for (tokens, logits), alone in zip(
         runner.generate_with_logits(PROMPTS, NEW), runner.generate(PROMPTS, NEW), strict=True
     ):
         assert tokens == alone == logits.argmax(axis=-1).tolist()
 
 
-def test_stops_at_any_token_that_ends_a_text(llama_onnx, runner):
+def test_stops_at_any_token_that_ends_a_text(llama_onnx: Path, runner: Runner) -> None:
     (said,) = runner.generate([PROMPTS[1]], NEW)
     stopping = Runner(llama_onnx)
     stopping.end_tokens = frozenset({said[2], 1})
@@ -70,7 +73,7 @@ def test_stops_at_any_token_that_ends_a_text(llama_onnx, runner):
     assert stopping.generate([PROMPTS[3], PROMPTS[1]], NEW)[1] == said[:length]
 
 
-def test_sampling_depends_on_the_seed_and_not_on_the_batch(runner):
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(runner: Runner) -> None:
     hot = Sampling(temperature=3.0, seed=5)
     said = runner.generate(PROMPTS, NEW, sampling=hot)
     assert said == runner.generate(PROMPTS, NEW, sampling=hot, batch_size=1)
@@ -78,7 +81,7 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(runner):
     assert said != runner.generate(PROMPTS, NEW)
 
 
-def test_a_kept_cache_goes_on_where_it_was(runner):
+def test_a_kept_cache_goes_on_where_it_was(runner: Runner) -> None:
     prompt = np.array([PROMPTS[1]])
     whole = runner.step(prompt, np.ones_like(prompt)).logits
     first = runner.step(prompt[:, :4], np.ones((1, 4), dtype=np.int64))
@@ -86,7 +89,7 @@ def test_a_kept_cache_goes_on_where_it_was(runner):
     np.testing.assert_allclose(np.concatenate([first.logits, second.logits], axis=1), whole, atol=1e-4)
 
 
-def _counting_positions_itself(path):
+def _counting_positions_itself(path: Path) -> bytes:
     """The graph without its input ``position_ids``: it counts all tokens, padding too."""
     model = ir.load(path)
     graph = model.graph
@@ -105,7 +108,7 @@ def _counting_positions_itself(path):
     return ir.serde.serialize_model(model).SerializeToString()
 
 
-def test_without_position_ids_only_prompts_of_one_length_share_a_batch(llama_onnx, runner):
+def test_without_position_ids_only_prompts_of_one_length_share_a_batch(llama_onnx: Path, runner: Runner) -> None:
     counting = Runner(llama_onnx, graph=_counting_positions_itself(runner.path))
     assert "position_ids" not in {value.name for value in counting.session.get_inputs()}
     assert counting.generate(PROMPTS, NEW) == runner.generate(PROMPTS, NEW)
@@ -113,7 +116,7 @@ def test_without_position_ids_only_prompts_of_one_length_share_a_batch(llama_onn
         np.testing.assert_allclose(mine, reference, atol=1e-4)
 
 
-def test_runs_graphs_without_a_cache(llama_checkpoint, llama_onnx, tmp_path):
+def test_runs_graphs_without_a_cache(llama_checkpoint: Path, llama_onnx: Path, tmp_path: Path) -> None:
     from optimum.exporters.onnx import main_export
 
     main_export(str(llama_checkpoint), output=tmp_path, task="text-generation", do_validation=False)
@@ -122,7 +125,7 @@ def test_runs_graphs_without_a_cache(llama_checkpoint, llama_onnx, tmp_path):
     assert without.generate(PROMPTS, NEW) == Runner(llama_onnx).generate(PROMPTS, NEW)
 
 
-def test_runs_half_precision(llama_checkpoint, runner, tmp_path):
+def test_runs_half_precision(llama_checkpoint: Path, runner: Runner, tmp_path: Path) -> None:
     from bakeout.export.onnx_export import export_checkpoint
 
     half = Runner(export_checkpoint(llama_checkpoint, tmp_path, "fp16"))
@@ -132,12 +135,12 @@ def test_runs_half_precision(llama_checkpoint, runner, tmp_path):
         np.testing.assert_allclose(mine, reference, atol=0.1)
 
 
-def test_says_which_provider_runs(runner):
+def test_says_which_provider_runs(runner: Runner) -> None:
     assert runner.provider in {"CPUExecutionProvider", "CUDAExecutionProvider"}
     assert runner.provider == runner.session.get_providers()[0]
 
 
-def test_needs_neither_torch_nor_transformers(llama_onnx):
+def test_needs_neither_torch_nor_transformers(llama_onnx: Path) -> None:
     code = (
         "import sys; from bakeout.export.runtime import Runner; "
         f"Runner({str(llama_onnx)!r}).generate([[3, 4]], 2); "
@@ -146,7 +149,7 @@ def test_needs_neither_torch_nor_transformers(llama_onnx):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_runs_an_edited_copy_beside_the_data(llama_onnx, runner):
+def test_runs_an_edited_copy_beside_the_data(llama_onnx: Path, runner: Runner) -> None:
     content = runner.path.read_bytes()
     assert Runner(llama_onnx, graph=content).generate(PROMPTS, NEW) == runner.generate(PROMPTS, NEW)
 
@@ -162,41 +165,43 @@ def test_runs_an_edited_copy_beside_the_data(llama_onnx, runner):
     ],
     ids=str,
 )
-def test_finds_the_tokens_that_end_and_pad(tmp_path, files, expected):
+def test_finds_the_tokens_that_end_and_pad(
+    tmp_path: Path, files: dict[str, Any], expected: tuple[frozenset[int], int]
+) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     assert special_tokens(tmp_path) == expected
 
 
-def _without_configuration(directory):
+def _without_configuration(directory: Path) -> None:
     (directory / "config.json").unlink()
     (directory / "generation_config.json").unlink()
 
 
-def _truncated(directory):
+def _truncated(directory: Path) -> None:
     graph = directory / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-500])
 
 
-def _two_graphs(directory):
+def _two_graphs(directory: Path) -> None:
     (directory / "model.onnx").rename(directory / "one.onnx")
     shutil.copy(directory / "one.onnx", directory / "two.onnx")
 
 
-def _broken_configuration(directory):
+def _broken_configuration(directory: Path) -> None:
     (directory / "generation_config.json").write_text("{")
 
 
 @pytest.mark.parametrize(
     "damage", [_without_configuration, _truncated, _two_graphs, _broken_configuration, shutil.rmtree]
 )
-def test_what_cannot_run_is_refused(llama_onnx, tmp_path, damage):
+def test_what_cannot_run_is_refused(llama_onnx: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     directory = shutil.copytree(llama_onnx, tmp_path / "model")
     damage(directory)
     with pytest.raises(BakeoutError):
         Runner(directory)
 
 
-def test_an_empty_prompt_is_refused(runner):
+def test_an_empty_prompt_is_refused(runner: Runner) -> None:
     with pytest.raises(BakeoutError):
         runner.generate([[3], []], NEW)
