@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bakeout.export.artifact import MANIFEST, PLAN, read_manifest
 from bakeout.export.console import Track, no_track
+from bakeout.export.harness import TaskRow, Tasks, run_tasks
 from bakeout.export.intervals import Interval, paired_difference, share_interval, unpaired_difference
 from bakeout.export.likelihood import Predicted, TextRow, predict, text_row
 from bakeout.export.runtime import Runner
@@ -89,10 +90,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A row for each model and data file, and one for each model and file of text."""
+    """A row for each model and data file, one for each model and file of text, one for each model and task's metric."""
 
     rows: tuple[Row, ...]
     texts: tuple[TextRow, ...]
+    tasks: tuple[TaskRow, ...] = ()
+
+    def as_json(self) -> dict[str, list[dict[str, Any]]]:
+        """What ``--json`` prints."""
+        return {
+            "rows": [row.as_json() for row in self.rows],
+            "texts": [row.as_json() for row in self.texts],
+            "tasks": [row.as_json() for row in self.tasks],
+        }
 
 
 def evaluate(
@@ -100,11 +110,12 @@ def evaluate(
     data: Sequence[Path],
     *,
     texts: Sequence[Path] = (),
+    tasks: Tasks | None = None,
     base: Path | None = None,
     batch_size: int = 32,
     track: Track = no_track,
 ) -> Evaluation:
-    """Evaluate artifacts, or any ONNX directories, on JSONL files of prompts and responses, and on ``texts``.
+    """Evaluate artifacts, or any ONNX directories, on JSONL files of prompts and responses, ``texts`` and ``tasks``.
 
     An artifact that is a checkpoint is exported first, as the base model's checkpoint is.
     The base model's rows come first: of ``base`` (a checkpoint or an ONNX directory), or else as they were stored when
@@ -112,12 +123,13 @@ def evaluate(
     """
     if not directories and base is None:
         raise BakeoutError("There is no model to evaluate.", "Name an artifact's directory.")
-    names = data_names(data) if data or not texts else {}
+    names = data_names(data) if data or not (texts or tasks) else {}
     text_names = data_names(texts) if texts else {}
     refusals = {text for directory in directories for text in refusal_texts(directory)}
     rows = [] if base is not None or not names else stored_base_rows(directories[0], names)
     stored = {row.data: row for row in rows}
     text_rows: list[TextRow] = []
+    task_rows: list[TaskRow] = []
     base_answers: dict[str, Graded] = {}
     base_texts: dict[str, Predicted] = {}
     for model, runner in _runners(directories, base):
@@ -136,7 +148,9 @@ def evaluate(
             if model == BASE:
                 base_texts[name] = predicted
             text_rows.append(text_row(model, name, predicted, base_texts.get(name) if model != BASE else None))
-    return Evaluation(tuple(rows), tuple(text_rows))
+        if tasks is not None:
+            task_rows += run_tasks(runner, model, tasks, batch_size=batch_size, track=track)
+    return Evaluation(tuple(rows), tuple(text_rows), tuple(task_rows))
 
 
 def _runners(directories: Sequence[Path], base: Path | None) -> Iterator[tuple[str, Runner]]:
@@ -144,7 +158,7 @@ def _runners(directories: Sequence[Path], base: Path | None) -> Iterator[tuple[s
     models = [] if base is None else [(BASE, base)]
     for name, model in [*models, *((str(directory), directory) for directory in directories)]:
         with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-            yield name, Runner(_as_onnx(model, Path(scratch)))
+            yield name, Runner(as_onnx(model, Path(scratch)))
 
 
 def _paired_change(base: Graded, artifact: Graded) -> Change:
@@ -250,7 +264,7 @@ def refusal_texts(directory: Path) -> list[str]:
     return [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in refusals if tokenizer]
 
 
-def _as_onnx(model: Path, scratch: Path) -> Path:
+def as_onnx(model: Path, scratch: Path) -> Path:
     """``model`` itself where it is an ONNX file or holds one, else the checkpoint exported into ``scratch``."""
     if model.is_file() or any(model.glob("*.onnx")):
         return model

@@ -10,7 +10,9 @@ from typing import Any
 from bakeout.export.artifact import disk_errors
 from bakeout.export.console import emit_table
 from bakeout.export.evaluate import Evaluation, Row
+from bakeout.export.harness import TaskRow
 from bakeout.export.likelihood import TextRow
+from bakeout.models.errors import BakeoutError
 
 _INTERVALS = (
     "accuracy_interval",
@@ -24,6 +26,7 @@ _COLUMNS = (
     *("refusals_high", "change", "change_low", "change_high", "paired", "lost", "gained", "texts", "refused"),
     *("perplexity", "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high"),
     *("divergence", "divergence_low", "divergence_high"),
+    *("task", "metric", "filter", "value", "standard_error"),
 )
 
 
@@ -37,6 +40,19 @@ def print_evaluation(evaluation: Evaluation) -> None:
             [_text_cells(row) for row in evaluation.texts],
             title="Text: perplexity, and divergence of the first token from the base in nats",
         )
+    if evaluation.tasks:
+        emit_table(
+            ["task", "metric", "model", "value", "standard error"],
+            [_task_cells(row) for row in evaluation.tasks],
+            title="lm-evaluation-harness",
+        )
+
+
+def require_table(path: Path) -> None:
+    """Raise ``BakeoutError``, before anything is measured, where no file can lie at ``path``."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a directory." if path.is_dir() else f"There is no directory {path.parent}."
+        raise BakeoutError(what, "Name another file.")
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
@@ -46,6 +62,7 @@ def write_csv(evaluation: Evaluation, path: Path) -> None:
         writer.writeheader()
         writer.writerows(_flat(row.as_json()) for row in evaluation.rows)
         writer.writerows(_flat(text.as_json()) for text in evaluation.texts)
+        writer.writerows(task.as_json() for task in evaluation.tasks)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -91,3 +108,9 @@ def _text_cells(row: TextRow) -> list[str]:
         shown = value is not None and interval is not None
         cells += [f"{value:.4g}", f"[{interval[0]:.4g}, {interval[1]:.4g}]"] if shown and interval else ["-", "-"]
     return [*cells, f"{row.refused} of {row.texts}"]
+
+
+def _task_cells(row: TaskRow) -> list[str]:
+    metric = row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
+    error = "-" if row.standard_error is None else f"{row.standard_error:.4f}"
+    return [row.task, metric, row.model, f"{row.value:.4f}", error]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from bakeout.export.console import Track, no_track
 from bakeout.export.intervals import Interval, bootstrap
 from bakeout.export.runtime import Runner
-from bakeout.models.data import DataError, Record, read_records
+from bakeout.models.data import DataError, read_records
 from bakeout.models.errors import BakeoutError
 
 # A refusal gives every token but its own a logit of -30000; no model comes near such a distance by itself.
@@ -26,9 +25,9 @@ class TextRow:
 
     ``perplexity`` is over the response's tokens (of plain text: over all but the first). ``refused``: how many texts
     the model refused; a refusal leaves other tokens no probability at all, so they are in no other figure. Beside the
-    base model, over the texts that neither refused: ``ratio``, the perplexity divided by the base's on the same
-    tokens, and ``divergence``, the mean Kullback-Leibler divergence KL(base || model) in nats of the first token after
-    the prompt (after the text, where it is plain). Intervals are bootstraps over the texts.
+    base model, over the texts that neither refused (if there are two): ``ratio``, the perplexity divided by the base's
+    on the same tokens, and ``divergence``, the mean Kullback-Leibler divergence KL(base || model) in nats of the first
+    token after the prompt (after the text, where it is plain). Intervals are bootstraps over the texts.
     """
 
     model: str
@@ -86,29 +85,28 @@ def predict(
     for number, record in enumerate(records, start=1):
         if len(record.prompt_ids) + len(record.response_ids) < 2 or not record.response_ids:
             raise DataError(f"{path}: row {number} has nothing to predict.", "Give it a response, or a longer text.")
-    # Lengths in ascending order share batches; the largest array is one batch's logits.
-    order = sorted(range(len(records)), key=lambda row: len(records[row].prompt_ids) + len(records[row].response_ids))
-    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    whole = [record.prompt_ids + record.response_ids for record in records]
     surprise, tokens = np.zeros(len(records)), np.zeros(len(records), dtype=np.int64)
     refused = np.zeros(len(records), dtype=bool)
     first: dict[int, NDArray[np.float32]] = {}
-    for chunk in track(chunks, description, total=len(chunks)):
-        whole = runner.logits([_whole(records[row]) for row in chunk], batch_size=batch_size)
-        prompts = runner.logits([_prompt(records[row]) for row in chunk], batch_size=batch_size)
-        for row, logits, prompt_logits in zip(chunk, whole, prompts, strict=True):
-            ids = _whole(records[row])
-            if len(logits) != len(ids):
-                raise BakeoutError(
-                    "This graph gives the logits of the last token alone, so perplexity cannot be measured.",
-                    "Evaluate without --text, or export the graph with all logits.",
-                )
-            start = max(len(records[row].prompt_ids), 1)
-            predicted = _log_probabilities(logits[start - 1 : -1])
-            targets = np.array(ids[start:])
-            surprise[row] = -predicted[np.arange(len(targets)), targets].sum()
-            tokens[row] = len(targets)
-            first[row] = _log_probabilities(prompt_logits[-1:])[0].astype(np.float32)
-            refused[row] = _is_refusal(logits[-1]) or _is_refusal(prompt_logits[-1])
+    for row, logits in track(runner.each_logits(whole, batch_size=batch_size), description, total=len(records)):
+        if len(logits) != len(whole[row]):
+            raise BakeoutError(
+                "This graph gives the logits of the last token alone, so perplexity cannot be measured.",
+                "Evaluate without --text, or export the graph with all logits.",
+            )
+        start = max(len(records[row].prompt_ids), 1)
+        targets = np.array(whole[row][start:])
+        surprise[row] = -log_probabilities(logits[start - 1 : -1])[np.arange(len(targets)), targets].sum()
+        tokens[row] = len(targets)
+        refused[row] = is_refusal(logits[-1])
+        first[row] = log_probabilities(logits[-1]).astype(np.float32)
+    prompted = [row for row, record in enumerate(records) if record.prompt_ids]
+    prompts = [records[row].prompt_ids for row in prompted]
+    read = runner.each_logits(prompts, batch_size=batch_size)
+    for index, logits in track(read, f"{description}: first tokens", total=len(prompts)):
+        first[prompted[index]] = log_probabilities(logits[-1]).astype(np.float32)
+        refused[prompted[index]] |= is_refusal(logits[-1])
     return Predicted(surprise, tokens, np.stack([first[row] for row in range(len(records))]), refused)
 
 
@@ -119,7 +117,7 @@ def text_row(model: str, data: str, predicted: Predicted, base: Predicted | None
     if base is None:
         return row
     both = np.flatnonzero(said & ~base.refused)
-    if len(both) == 0:
+    if len(both) < 2:
         return row
     gap, tokens = predicted.surprise[both] - base.surprise[both], base.tokens[both]
     distance = divergence(base.first[both], predicted.first[both])
@@ -153,18 +151,12 @@ def _perplexity(predicted: Predicted, rows: NDArray[np.intp]) -> float | None:
     return float(np.exp(predicted.surprise[rows].sum() / predicted.tokens[rows].sum()))
 
 
-def _whole(record: Record) -> list[int]:
-    return record.prompt_ids + record.response_ids
-
-
-def _prompt(record: Record) -> Sequence[int]:
-    return record.prompt_ids or record.response_ids
-
-
-def _log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log-softmax over the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)
 
 
-def _is_refusal(logits: NDArray[np.float32]) -> bool:
+def is_refusal(logits: NDArray[np.float32]) -> bool:
+    """Whether these logits, [vocabulary], leave a single token any probability, as a refusal's do."""
     return int(np.count_nonzero(logits > logits.max() - _CERTAIN)) == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,14 +151,17 @@ class Runner:
         max_new_tokens: int,
         *,
         sampling: Sampling | None = None,
+        stop: Callable[[Sequence[int]], bool] | None = None,
         batch_size: int = 32,
     ) -> list[list[int]]:
         """What the model says to each prompt, greedily or by ``sampling``: token ids, with the end-of-text token.
 
-        Prompts of like length share a batch, padded on the left. Stops at any of ``end_tokens``.
+        Prompts of like length share a batch, padded on the left. Stops at any of ``end_tokens``, and where ``stop``
+        says so of the tokens that a prompt was answered with so far.
         """
         said: list[list[int]] = [[] for _ in prompts]
-        for row, token, _ in self._tokens(prompts, max_new_tokens, sampling, batch_size):
+        stopped = None if stop is None else (lambda row: stop(said[row]))
+        for row, token, _ in self._tokens(prompts, max_new_tokens, sampling, batch_size, stopped):
             said[row].append(token)
         return said
 
@@ -176,12 +179,17 @@ class Runner:
     def logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> list[Logits]:
         """The logits at every token of each prompt: float32 [tokens, vocabulary]."""
         found: list[Logits] = [np.empty(0, np.float32)] * len(prompts)
+        for row, logits in self.each_logits(prompts, batch_size=batch_size):
+            found[row] = logits
+        return found
+
+    def each_logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> Iterator[tuple[int, Logits]]:
+        """The same one by one, as (the prompt's index, its logits): no more than a batch's are in memory."""
         for rows in self._batches(prompts, batch_size):
             ids, mask = _left_padded([prompts[row] for row in rows], self.padding_token)
             logits = self.step(ids, mask).logits
             for row, values in zip(rows, logits, strict=True):
-                found[row] = values[-len(prompts[row]) :]
-        return found
+                yield row, values[-len(prompts[row]) :]
 
     def stream(self, prompt: Sequence[int], max_new_tokens: int, *, sampling: Sampling | None = None) -> Iterator[int]:
         """The tokens of one answer as they are computed, without the end-of-text token."""
@@ -190,7 +198,12 @@ class Runner:
                 yield token
 
     def _tokens(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling | None, batch_size: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling | None,
+        batch_size: int,
+        stopped: Callable[[int], bool] | None = None,
     ) -> Iterator[tuple[int, int, Logits]]:
         """Step after step, for each row that still speaks: (row, its next token, the logits float32 [vocabulary])."""
         ends = np.array(sorted(self.end_tokens))
@@ -206,6 +219,8 @@ class Runner:
                 for index in np.flatnonzero(speaks):
                     yield rows[index], int(tokens[index]), logits[index]
                 speaks &= ~np.isin(tokens, ends)
+                if stopped is not None:
+                    speaks[[index for index in np.flatnonzero(speaks) if stopped(rows[index])]] = False
                 if not speaks.any():
                     break
                 cache = step.cache

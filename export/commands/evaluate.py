@@ -17,6 +17,11 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--text", "texts", type=_PATH, multiple=True, help="JSONL to measure perplexity and divergence on; repeatable."
 )
+@click.option("--tasks", help="Tasks of lm-evaluation-harness, as in gsm8k,mmlu.")
+@click.option("--task-directory", type=_PATH, help="Where more tasks' YAML files lie.")
+@click.option("--few-shot", type=click.IntRange(0), help="Examples before each question; else as the task says.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many questions of each task.")
+@click.option("--chat-template", is_flag=True, help="Put tasks' prompts through the tokenizer's chat template.")
 @click.option("--base", type=_PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--csv", "table", type=_PATH, help="Write all figures to this file too.")
@@ -25,6 +30,11 @@ def evaluate(
     directories: tuple[Path, ...],
     data: tuple[Path, ...],
     texts: tuple[Path, ...],
+    tasks: str | None,
+    task_directory: Path | None,
+    few_shot: int | None,
+    limit: int | None,
+    chat_template: bool,
     base: Path | None,
     batch_size: int,
     table: Path | None,
@@ -37,18 +47,35 @@ def evaluate(
     with Newcombe's 95 % interval: of pairs with --base, else of two samples.
 
     --text: perplexity of responses or plain text, and with --base the divergence of the first token from the base's.
-    """
-    if not data and not texts:
-        raise click.UsageError("Missing option '--data' or '--text'.")
-    from bakeout.export.evaluate import evaluate
-    from bakeout.export.evaluation_tables import print_evaluation, write_csv
 
+    --tasks: what lm-evaluation-harness measures (pip install "bakeout[harness]"). A refusal that is said while
+    generating does not show in its log-likelihood tasks, such as mmlu: there nothing is generated.
+    """
+    if not data and not texts and not tasks:
+        raise click.UsageError("Missing option '--data', '--text' or '--tasks'.")
+    if not tasks and (task_directory or few_shot is not None or limit or chat_template):
+        raise click.UsageError("Missing option '--tasks': the others about tasks do nothing without it.")
+    from bakeout.export.evaluate import evaluate
+    from bakeout.export.evaluation_tables import print_evaluation, require_table, write_csv
+    from bakeout.export.harness import Tasks
+
+    if table is not None:
+        require_table(table)
+    wanted = Tasks(_names(tasks), task_directory, few_shot, limit, chat_template) if tasks else None
     with progress() as track:
-        evaluation = evaluate(directories, data, texts=texts, base=base, batch_size=batch_size, track=track)
+        evaluation = evaluate(
+            directories, data, texts=texts, tasks=wanted, base=base, batch_size=batch_size, track=track
+        )
     if table is not None:
         write_csv(evaluation, table)
     if machine:
-        rows = [row.as_json() for row in evaluation.rows]
-        emit_json({"rows": rows, "texts": [row.as_json() for row in evaluation.texts]})
+        emit_json(evaluation.as_json())
     else:
         print_evaluation(evaluation)
+
+
+def _names(tasks: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if not names:
+        raise click.UsageError("--tasks names no task.")
+    return names

@@ -1,11 +1,17 @@
 import json
+import shutil
 
 import pytest
+from click.testing import CliRunner
 
+from bakeout.export.cli import main
 from bakeout.export.evaluate import BASE, Row, data_names, evaluate, measure, stored_base_rows
+from bakeout.export.onnx_export import export_checkpoint
 from bakeout.export.runtime import Runner
 from bakeout.models.data import file_digest
 from bakeout.models.errors import BakeoutError
+
+from tests.tiny_models import tiny_checkpoint
 
 PROMPTS = ["one", "seven and two", "a longer prompt than these", "x"]
 
@@ -25,12 +31,6 @@ def answers(runner):
     """What the model says to each prompt in four tokens."""
     said = runner.generate([runner.tokenizer(prompt).input_ids for prompt in PROMPTS], 4)
     return [runner.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
-
-
-def _ends(runner, text):
-    """A runner that ends every text where ``text`` ends."""
-    runner.end_tokens = frozenset({runner.tokenizer(text).input_ids[-1], *runner.end_tokens})
-    return runner
 
 
 def test_accuracy_is_the_share_of_exact_answers(llama_onnx, tmp_path):
@@ -87,3 +87,77 @@ def test_rows_that_cannot_be_evaluated_are_named(runner, tmp_path, row):
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}, row])
     with pytest.raises(BakeoutError, match="row 2"):
         measure(runner, "m", {"d": data}, set())
+
+
+@pytest.fixture(scope="module")
+def pair(llama_export, tmp_path_factory):
+    """Two models that end their answers, as (base, other), and data: six rows, as the base answers, then three."""
+    directory = tmp_path_factory.mktemp("pair")
+    base, other = directory / "base-model", directory / "other"
+    shutil.copytree(llama_export, base)
+    other.mkdir()
+    export_checkpoint(tiny_checkpoint("llama", directory / "checkpoint", seed=1), other)
+    prompts = [f"question {number}" for number in range(9)]
+    ends = set()
+    for model in (base, other):
+        runner = Runner(model)
+        ends |= {tokens[2] for tokens in runner.generate([runner.tokenizer(text).input_ids for text in prompts], 3)}
+    answers = []
+    for model in (base, other):
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(ends), "pad_token_id": 0}))
+        runner = Runner(model)
+        said = runner.generate([runner.tokenizer(text).input_ids for text in prompts], 4)
+        answers.append([runner.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said])
+    rows = [{"prompt": text, "response": f" {answers[number >= 6][number]}"} for number, text in enumerate(prompts)]
+    assert all(one != two for one, two in zip(*answers, strict=True))
+    return base, other, _write(directory / "d.jsonl", rows)
+
+
+def test_changes_from_the_base_are_paired(pair):
+    base, other, data = pair
+    first, second = evaluate([other], [data], base=base).rows
+    assert (first.accuracy, second.accuracy) == (6 / 9, 3 / 9)
+    assert first.change is None
+    assert second.change.paired
+    assert (second.change.lost, second.change.gained) == (6, 3)
+    assert second.change.accuracy == pytest.approx(-3 / 9)
+    assert second.change.interval[0] < -3 / 9 < second.change.interval[1]
+
+
+def test_beside_stored_figures_changes_are_of_two_samples(pair, tmp_path):
+    _, other, data = pair
+    artifact = shutil.copytree(other, tmp_path / "artifact")
+    figures = [{"digest": file_digest(data), "prompts": 9, "accuracy": 6 / 9, "refusals": 0.0}]
+    manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": figures}
+    (artifact / "bakeout.json").write_text(json.dumps(manifest))
+    _, row = evaluate([artifact], [data]).rows
+    assert not row.change.paired
+    assert row.change.lost is None
+    paired = evaluate([artifact], [data], base=pair[0]).rows[1].change
+    assert row.change.accuracy == paired.accuracy
+    assert row.change.interval != paired.interval
+
+
+def test_the_command_gives_json_and_csv_at_once(pair, tmp_path):
+    base, other, data = pair
+    text = _write(tmp_path / "prose.jsonl", [{"text": "some words"}, {"text": "and some more words"}])
+    arguments = ["evaluate", other, base, "--base", base, "--data", data, "--text", text, "--csv", tmp_path / "t.csv"]
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [row["model"] for row in found["rows"]] == [BASE, str(other), str(base)]
+    assert found["rows"][1]["change"] == pytest.approx(-1 / 3)
+    assert found["rows"][1]["change_interval"][0] < -1 / 3
+    assert found["rows"][2]["change"] == 0.0
+    assert [row["data"] for row in found["texts"]] == ["prose"] * 3
+    assert "divergence" not in found["texts"][0]
+    assert found["texts"][1]["divergence"] > 0
+    assert found["texts"][2]["divergence"] == pytest.approx(0, abs=1e-9)
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 7
+
+
+def test_the_command_needs_something_to_measure(pair):
+    result = CliRunner().invoke(main, ["evaluate", str(pair[1])])
+    assert result.exit_code == 2
+    assert "--data" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
