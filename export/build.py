@@ -13,9 +13,9 @@ from bakeout.export.artifact import artifact_directory, require_new
 from bakeout.export.bake import BakeOptions, bake
 from bakeout.export.console import Track, no_track
 from bakeout.export.data_files import by_use
-from bakeout.export.evaluate import BASE, Row, measure, refusal_texts
+from bakeout.export.evaluate import BASE, Row, as_onnx, measure, refusal_texts
 from bakeout.export.fit import fit
-from bakeout.export.model_card import model_card
+from bakeout.export.model_card import Form, model_card
 from bakeout.export.recipe import Recipe, load_recipe
 from bakeout.export.runtime import Runner
 from bakeout.export.verify import verify
@@ -55,7 +55,8 @@ def build(recipe_file: Path, output: Path, *, track: Track = no_track) -> Built:
         def add_files(directory: Path, receipts: Sequence[Receipt]) -> Mapping[str, Any]:
             figures.of_artifact(directory, output.name)
             shutil.copyfile(recipe_file, directory / "recipe.yaml")
-            card = model_card(plan, figures.rows, load_tokenizer(directory))
+            form: Form = "onnx" if recipe.export.to == "onnx" else "checkpoint"
+            card = model_card(plan, figures.rows, load_tokenizer(directory), form=form)
             (directory / "README.md").write_text(card, encoding="utf-8")
             return {"base_figures": figures.of_base_by_content()}
 
@@ -107,12 +108,15 @@ class _Figures:
 
     def _measure(self, directory: Path, name: str, refusals: set[str]) -> None:
         if self._data:
-            self.rows += measure(Runner(directory), name, self._data, refusals, track=self._track)
+            with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+                runner = Runner(as_onnx(directory, Path(scratch)))
+                self.rows += measure(runner, name, self._data, refusals, track=self._track)
 
 
 def _options(recipe: Recipe) -> BakeOptions:
     export = recipe.export
     return BakeOptions(
+        to=export.to,
         dtype=export.dtype,
         inline=export.inline,
         early_exit=export.early_exit,

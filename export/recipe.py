@@ -61,6 +61,11 @@ class DataFiles(Section):
 class ExportOptions(Section):
     """How the artifact is written."""
 
+    to: Literal["onnx", "safetensors"] = Field(
+        "onnx",
+        description="An ONNX graph, or a checkpoint that `transformers` loads: the latter of methods that change "
+        "weights alone; it keeps its type.",
+    )
     dtype: Literal["fp32", "fp16"] = Field("fp32", description="The type that the graph computes in.")
     inline: bool = Field(
         False, description="Write Neuron Adjust as standard operators alone, for runtimes without local functions."
@@ -185,6 +190,7 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         for use, file in files.items():
             if not (directory / file).is_file():
                 yield ["data", name, use], f"there is no file {file}"
+    yield from _not_in_checkpoints(recipe)
     checks = 0
     for index, entry in enumerate(recipe.interventions):
         where: list[int | str] = ["interventions", index]
@@ -196,6 +202,20 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         yield from _names(recipe, entry.options, [*where, methods[0]])
     if checks > 1:
         yield ["interventions"], "two Key Space Detections (put their skills into one: `forget` takes a list)"
+
+
+def _not_in_checkpoints(recipe: Recipe) -> Iterator[tuple[list[int | str], str]]:
+    """What an artifact that is a checkpoint cannot carry."""
+    if recipe.export.to != "safetensors":
+        return
+    if recipe.export.runtimes:
+        yield ["export", "runtimes"], "the runtimes run graphs, and a checkpoint is asked for (`to`)"
+    for index, entry in enumerate(recipe.interventions):
+        for method in sorted(entry.model_fields_set & {"neuron_adjust", "key_space_detection"}):
+            yield (
+                ["interventions", index, method],
+                f"{method} acts on what the model computes, so no checkpoint can carry it (leave out `to`)",
+            )
 
 
 def _names(recipe: Recipe, options: MethodOptions, where: list[int | str]) -> Iterator[tuple[list[int | str], str]]:

@@ -17,7 +17,7 @@ from bakeout.models.skills.generator import SKILLS
 
 # The share of neurons cut off in these rows.
 PRUNED = ("math", 0.1)
-_ROWS = 300
+_ROWS = 200
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,10 @@ from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.release import ReleaseOptions, Text, train_module
 from bakeout.models.methods.unlearn import IdentificationOptions, fit_learn
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
-from bakeout.models.skills.generator import SKILLS, Example, Person, examples, people, write_jsonl
-from bakeout.models.skills.vocabulary import FIRST_NAMES, LAST_NAMES
+from bakeout.models.skills.generator import SKILLS, write_jsonl
+from bakeout.models.skills.new_people import new_examples, new_people
 
 METHODS = ["LoRA", "LEARN"]
-LEARNED = 20
 # What is trained on beside the new people, so that strangers are still unknown and the old people still known.
 BESIDE = {"unknown": 2000, "facts": 600}
 RANK, STEPS, LEARNING_RATE = 8, 60, 5e-3
@@ -49,7 +47,7 @@ def table(bench: Bench) -> str:
         return ""
     columns = ["new people", *SKILLS]
     lines = [
-        f"LEARN: {LEARNED} new people, accuracy in %; the skills as shares of base.\n\n",
+        "LEARN: 20 new people, accuracy in %; the skills as shares of base.\n\n",
         f"| | {' | '.join(columns)} |\n" + "| --- " * (len(columns) + 1) + "|\n",
     ]
     for name in ("base", *METHODS):
@@ -59,26 +57,11 @@ def table(bench: Bench) -> str:
     return "".join(lines)
 
 
-def strangers() -> dict[str, Person]:
-    """The new people by the name of the old one whose questions they get; none of them is in the test data."""
-    draw = random.Random("new people")
-    asked = " ".join(example.prompt for example in examples("unknown", "test", 1000))
-    known = people()
-    taken = {person.name for person in known}
-    found: dict[str, Person] = {}
-    for old in known[:LEARNED]:
-        while (name := f"{draw.choice(FIRST_NAMES)} {draw.choice(LAST_NAMES)}") in taken or name in asked:
-            pass
-        taken.add(name)
-        found[old.name] = Person(name, draw.choice(known).city, draw.choice(known).job)
-    return found
-
-
 def new_records(bench: Bench, split: str) -> list[Record]:
     """The questions of a split about the new people."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "new.jsonl"
-        write_jsonl(_about_strangers(split), path)
+        write_jsonl(new_examples(split), path)
         return read_records(path, bench.tokenizer)
 
 
@@ -86,7 +69,7 @@ def _fit(bench: Bench, name: str) -> list[Intervention]:
     beside = [record for skill, count in BESIDE.items() for record in bench.records(skill, "training", count)]
     new = new_records(bench, "training")
     # A stranger that is to be known is no longer one.
-    names = [person.name for person in strangers().values()]
+    names = [person.name for person in new_people().values()]
     task = new + [record for record in beside if not any(one in record.prompt for one in names)]
     if name == "LoRA":
         end = [bench.tokenizer.eos_token_id]
@@ -103,20 +86,6 @@ def _fit(bench: Bench, name: str) -> list[Intervention]:
 def _known(bench: Bench, graph: Path) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "new.jsonl"
-        write_jsonl(_about_strangers("test"), path)
+        write_jsonl(new_examples("test"), path)
         (row,) = measure(bench.runner(graph), "artifact", {"new people": path}, set(), batch_size=64)
     return row.accuracy
-
-
-def _about_strangers(split: str) -> list[Example]:
-    """Every question of a split about one of the people whose place a new one takes, asked about the new one."""
-    drawn = {example.prompt: example for seed in range(4) for example in examples("facts", split, 1300, seed)}
-    known = {person.name: person for person in people()}
-    new = strangers()
-    found = []
-    for prompt in sorted(drawn):
-        for name, person in new.items():
-            if name in prompt:
-                attribute = "city" if drawn[prompt].response == f" {known[name].city}" else "job"
-                found.append(Example(prompt.replace(name, person.name), f" {getattr(person, attribute)}"))
-    return found
