@@ -166,11 +166,9 @@ def change_with_receipt(
 def _zero_columns(weight: NDArray[Any], columns: Integers) -> Norms:
     norms = Norms()
     nothing = np.zeros(0)
-    exact = _scratch(weight)
     for block in _blocks(weight):
-        before = exact[: len(block)]
-        before[:] = block
-        norms.add(before, nothing, nothing)
+        exact = block.astype(np.float64)
+        norms.add(exact, nothing, nothing)
     change = -weight[:, columns].astype(np.float64)
     norms.add(nothing, change, change)
     weight[:, columns] = 0
@@ -181,40 +179,23 @@ def _add_product(weight: NDArray[Any], left: Floats32, right: Floats32) -> Norms
     norms = Norms()
     if weight.strides[0] < weight.strides[1]:  # in blocks of what lies together
         weight, left, right = weight.T, right.T, left.T
-    exact_left, exact_right = left.astype(np.float64), right.astype(np.float64)
-    exact, product, total = _scratch(weight), _scratch(weight), _scratch(weight)
-    rounded = np.empty_like(total, dtype=np.float32)
+    exact_right = right.astype(np.float64)
     rows = 0
     for block in _blocks(weight):
-        count = len(block)
-        before, asked, realised, single = exact[:count], product[:count], total[:count], rounded[:count]
-        before[:] = block
-        np.matmul(exact_left[rows : rows + count], exact_right, out=asked)
-        rows += count
+        before = block.astype(np.float64)
+        asked = left[rows : rows + len(block)].astype(np.float64) @ exact_right
+        rows += len(block)
         # What leaves the type's range is found in the norms, and told there.
         with np.errstate(over="ignore", invalid="ignore"):
-            np.add(before, asked, out=realised)
-            single[:] = realised
-            block[:] = single
-            realised[:] = block
-            realised -= before
-            norms.add(before, asked, realised)
+            block[:] = (before + asked).astype(np.float32).astype(weight.dtype)
+            norms.add(before, asked, block.astype(np.float64) - before)
     return norms
-
-
-def _scratch(weight: NDArray[Any]) -> NDArray[np.float64]:
-    """Room for a block: allocated once, since asking the system for it again costs more than the arithmetic."""
-    return np.empty((min(_block_rows(weight), len(weight)), weight.shape[1]))
 
 
 def _blocks(weight: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """Views of a few rows each."""
-    rows = _block_rows(weight)
+    rows = max(1, _BLOCK // weight.shape[1])
     return (weight[start : start + rows] for start in range(0, len(weight), rows))
-
-
-def _block_rows(weight: NDArray[Any]) -> int:
-    return max(1, _BLOCK // weight.shape[1])
 
 
 def _require_realised(change: WeightChange, dtype: np.dtype[Any], norms: Norms) -> None:
