@@ -112,3 +112,15 @@ def export(model: PreTrainedModel, directory: Path, dtype: Literal["fp32", "fp16
     with tempfile.TemporaryDirectory() as checkpoint:
         model.save_pretrained(checkpoint)
         return export_checkpoint(Path(checkpoint), directory, dtype)
+
+
+def bake(directory: Path, shape: Shape, intervention: Intervention) -> Path:
+    """``directory/baked.onnx``: the graph that lies there, baked, with the same data file."""
+    from bakeout.graph_passes.apply import apply_plan
+    from bakeout.graph_passes.graph_file import load_graph, save_graph
+
+    model = load_graph(directory / "model.onnx")
+    apply_plan(model, plan_of(shape, intervention))
+    path = directory / "baked.onnx"
+    save_graph(model, path)
+    return path

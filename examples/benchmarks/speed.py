@@ -10,20 +10,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-import onnxruntime
 from comparison import Action, Comparison, compare, print_machine, print_table
-from random_llama import REFUSAL, Shape, export, key_space_detection, neuron_adjust, plan_of, random_llama
+from random_llama import Shape, bake, export, key_space_detection, neuron_adjust, random_llama
+from workloads import OPENING, Workload, require_outcome, run, tokens
 
-from bakeout.export.runtime import Cache, Runner
-from bakeout.graph_passes.apply import apply_plan
-from bakeout.graph_passes.graph_file import load_graph, save_graph
+from bakeout.export.runtime import Runner
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust
 
 if TYPE_CHECKING:
@@ -31,17 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Compare = Callable[[Action, Action], Comparison]
-# The tokens of the past that are computed rather than drawn, so that a refusal leaves its latch.
-OPENING = 2
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A run of ``new`` tokens behind ``past`` tokens, one row."""
-
-    name: str
-    past: int
-    new: int
 
 
 @click.command()
@@ -98,7 +83,7 @@ def main(
         directory = (cache or Path(temporary)) / "-".join(map(str, (layers, hidden, width, vocabulary, past + prompt)))
         unbaked = Runner(_exported(model, directory), threads=threads)
         baked = {
-            name: Runner(_bake(directory, shape, intervention), threads=threads)
+            name: Runner(bake(directory, shape, intervention), threads=threads)
             for name, intervention in interventions.items()
         }
         print(f"{unbaked.provider}\n")
@@ -122,8 +107,8 @@ def _baked_rows(
 ) -> Iterator[list[str]]:
     for workload in workloads:
         for name, runner in baked.items():
-            _require_outcome(unbaked, runner, interventions[name], workload)
-            yield _row(workload, name, compared(_run(unbaked, workload), _run(runner, workload)))
+            require_outcome(unbaked, runner, interventions[name], workload)
+            yield _row(workload, name, compared(run(unbaked, workload), run(runner, workload)))
 
 
 def _hooked_rows(
@@ -138,7 +123,7 @@ def _hooked_rows(
             if name.endswith("refused"):
                 continue  # a hook cannot end the forward pass that it is called from
             with _hooks(model, interventions.get(name)):
-                yield _row(workload, name, compared(_run(runner, workload), _torch_run(model, workload)))
+                yield _row(workload, name, compared(run(runner, workload), _torch_run(model, workload)))
 
 
 def _row(workload: Workload, name: str, measured: Comparison) -> list[str]:
@@ -150,63 +135,13 @@ def _exported(model: PreTrainedModel, directory: Path) -> Path:
     return graph if graph.is_file() else export(model, directory)
 
 
-def _bake(directory: Path, shape: Shape, intervention: Intervention) -> Path:
-    """Bake into a graph that shares the unbaked one's data file."""
-    model = load_graph(directory / "model.onnx")
-    apply_plan(model, plan_of(shape, intervention))
-    path = directory / "baked.onnx"
-    save_graph(model, path)
-    return path
-
-
-def _tokens(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.random.default_rng(count).integers(2, 256, (1, count))
-
-
-def _past(runner: Runner, length: int) -> Cache | None:
-    """A cache of random keys and values whose last tokens the graph itself has computed."""
-    if length == 0:
-        return None
-    random = np.random.default_rng(0)
-    drawn = {
-        value.name: onnxruntime.OrtValue.ortvalue_from_numpy(
-            random.standard_normal((1, value.shape[1], length - OPENING, value.shape[3]), dtype=np.float32),
-            "cuda" if runner.provider == "CUDAExecutionProvider" else "cpu",
-        )
-        for value in runner.session.get_inputs()
-        if value.name.startswith("past_key_values")
-    }
-    return runner.step(_tokens(OPENING), np.ones((1, length), np.int64), drawn).cache
-
-
-def _run(runner: Runner, workload: Workload) -> Action:
-    cache = _past(runner, workload.past)
-    ids, mask = _tokens(workload.new), np.ones((1, workload.past + workload.new), np.int64)
-    return lambda: runner.step(ids, mask, cache)
-
-
-def _require_outcome(unbaked: Runner, runner: Runner, intervention: Intervention, workload: Workload) -> None:
-    """Make sure that what is timed is what the row says."""
-    ids, mask = _tokens(workload.new), np.ones((1, workload.past + workload.new), np.int64)
-    base = unbaked.step(ids, mask, _past(unbaked, workload.past)).logits
-    logits = runner.step(ids, mask, _past(runner, workload.past)).logits
-    if isinstance(intervention, NeuronAdjust):
-        happened = bool(np.abs(logits - base).max() > 1e-3)
-    elif intervention.skills == ("nothing",):
-        happened = bool(np.array_equal(logits, base))
-    else:
-        happened = int(logits[0, -1].argmax()) in REFUSAL and bool(logits[0, -1].max() == 0)
-    if not happened:
-        raise RuntimeError(f"{workload.name}: the intervention did not do what is to be timed")
-
-
 def _torch_run(model: PreTrainedModel, workload: Workload) -> Action:
     import torch
     from transformers import DynamicCache
 
     shape = (1, model.config.num_key_value_heads, workload.past, model.config.head_dim)
     drawn = tuple((torch.randn(shape), torch.randn(shape)) for _ in range(model.config.num_hidden_layers))
-    ids = torch.from_numpy(_tokens(workload.new))
+    ids = torch.from_numpy(tokens(workload.new))
     mask = torch.ones((1, workload.past + workload.new), dtype=torch.int64)
 
     def run() -> None:

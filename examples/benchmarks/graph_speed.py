@@ -1,0 +1,146 @@
+"""What interventions cost in the graphs of different exporters: optimum's beside those of onnxruntime-genai's builder.
+
+A Llama of at least 100 M parameters with random weights, as in ``speed.py``; a prefill, and decode behind it.
+
+    python examples/benchmarks/graph_speed.py --cache /tmp/bakeout-graph-speed
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+from builder_graph import PRECISIONS, build
+from comparison import Action, Comparison, compare, print_machine, print_table
+from random_llama import Shape, bake, key_space_detection, neuron_adjust, random_llama
+from workloads import OPENING, Workload, require_outcome, run
+
+from bakeout.export.onnx_export import export_checkpoint
+from bakeout.export.runtime import Runner
+from bakeout.models.checkpoint import load_tokenizer
+from bakeout.models.plan import Intervention
+from bakeout.models.skills import checkpoint_directory
+
+Compare = Callable[[Action, Action], Comparison]
+OPTIMUM = "optimum fp32"
+BUILDERS = {f"genai builder {precision}": precision for precision in PRECISIONS}
+
+
+@click.command()
+@click.option("--layers", default=12, show_default=True)
+@click.option("--hidden", default=768, show_default=True)
+@click.option("--width", default=3072, show_default=True, help="F, the width of an FFL.")
+@click.option("--vocabulary", default=16000, show_default=True)
+@click.option("--prompt", default=128, show_default=True, help="Tokens of a prefill.")
+@click.option("--pairs", default=50, show_default=True, help="Interleaved pairs per ratio.")
+@click.option("--threads", type=int, help="Threads; by default ONNX Runtime chooses.")
+@click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall", show_default=True)
+@click.option("--cache", type=click.Path(path_type=Path), help="Where the graphs are kept for the next time.")
+def main(
+    layers: int,
+    hidden: int,
+    width: int,
+    vocabulary: int,
+    prompt: int,
+    pairs: int,
+    threads: int | None,
+    clock: str,
+    cache: Path | None,
+) -> None:
+    """Measure and print two tables: baked against unbaked graphs, and the builder's graphs against optimum's.
+
+    On a machine that is busy otherwise: --threads 1 --clock processor.
+    """
+    head_size = 64
+    heads = hidden // head_size
+    shape = Shape(layers, hidden, width, vocabulary, heads, max(heads // 3, 1), head_size, 2 * prompt + OPENING)
+    workloads = [Workload(f"decode at {prompt}", prompt, 1), Workload(f"prefill of {prompt}", 0, prompt)]
+    interventions: dict[str, Intervention] = {
+        "NA 3 %, threshold": neuron_adjust(shape, "threshold"),
+        f"KSD in layer {layers // 2 - 1}, passing": key_space_detection(shape, refuses=False, layer=layers // 2 - 1),
+    }
+    print_machine("onnxruntime-gpu", "onnxruntime-genai-cuda", "optimum-onnx")
+    print(f"{shape}, {pairs} pairs, {clock} time\n", flush=True)
+    compared = partial(compare, pairs=pairs, clock=clock)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = (cache or Path(temporary)) / "-".join(map(str, (layers, hidden, width, vocabulary, prompt)))
+        graphs = _graphs(shape, root)
+        runners = {name: _Runners(graph, shape, interventions, threads) for name, graph in graphs.items()}
+        print_table(
+            ["graph", "run", "intervention", "unbaked, ms", "baked, ms", "ratio (95 % interval)"],
+            _baked_rows(runners, interventions, workloads, compared),
+        )
+        print()
+        print_table(
+            ["graph", "run", "intervention", "optimum fp32, ms", "this graph, ms", "ratio (95 % interval)"],
+            _exporter_rows(runners, interventions, workloads, compared),
+        )
+
+
+class _Runners:
+    """Sessions of one exporter's graph: ``unbaked``, and ``baked`` by intervention."""
+
+    def __init__(
+        self, directory: Path, shape: Shape, interventions: Mapping[str, Intervention], threads: int | None
+    ) -> None:
+        self.unbaked = Runner(directory, threads=threads)
+        self.baked = {
+            name: Runner(bake(directory, shape, intervention), threads=threads)
+            for name, intervention in interventions.items()
+        }
+
+
+def _baked_rows(
+    runners: Mapping[str, _Runners],
+    interventions: Mapping[str, Intervention],
+    workloads: Sequence[Workload],
+    compared: Compare,
+) -> Iterator[list[str]]:
+    for graph, of_graph in runners.items():
+        for workload in workloads:
+            for name, runner in of_graph.baked.items():
+                require_outcome(of_graph.unbaked, runner, interventions[name], workload)
+                yield _row(graph, workload, name, compared(run(of_graph.unbaked, workload), run(runner, workload)))
+
+
+def _exporter_rows(
+    runners: Mapping[str, _Runners],
+    interventions: Mapping[str, Intervention],
+    workloads: Sequence[Workload],
+    compared: Compare,
+) -> Iterator[list[str]]:
+    optimum = runners[OPTIMUM]
+    for graph in BUILDERS:
+        for workload in workloads:
+            pairs = {"none": (optimum.unbaked, runners[graph].unbaked)}
+            pairs |= {name: (optimum.baked[name], runners[graph].baked[name]) for name in interventions}
+            for name, (theirs, own) in pairs.items():
+                yield _row(graph, workload, name, compared(run(theirs, workload), run(own, workload)))
+
+
+def _row(graph: str, workload: Workload, name: str, measured: Comparison) -> list[str]:
+    times = f"{measured.baseline:.1f}", f"{measured.variant:.1f}"
+    return [graph, workload.name, name, *times, measured.interval]
+
+
+def _graphs(shape: Shape, root: Path) -> dict[str, Path]:
+    """The directory of each exporter's graph of the same random model, made where it is not there yet."""
+    directories = {name: root / name.replace(" ", "-") for name in (OPTIMUM, *BUILDERS)}
+    if all((directory / "model.onnx").is_file() for directory in directories.values()):
+        return directories
+    checkpoint = root / "checkpoint"
+    random_llama(shape).save_pretrained(checkpoint)
+    # The builder asks for a tokenizer; which one is all the same.
+    load_tokenizer(checkpoint_directory()).save_pretrained(checkpoint)
+    directories[OPTIMUM].mkdir(exist_ok=True)
+    export_checkpoint(checkpoint, directories[OPTIMUM])
+    for name, precision in BUILDERS.items():
+        build(checkpoint, directories[name], precision)
+    return directories
+
+
+if __name__ == "__main__":
+    main()
