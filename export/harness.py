@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,6 @@ def run_tasks(
     """
     try:
         from lm_eval.evaluator import simple_evaluate
-        from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
         raise BakeoutError(
             f"lm-evaluation-harness is not installed ({error.name} is missing).",
@@ -72,9 +72,7 @@ def run_tasks(
         ) from None
     from bakeout.export.harness_model import HarnessModel
 
-    if tasks.directory is not None and not tasks.directory.is_dir():
-        raise BakeoutError(f"There is no directory {tasks.directory}.", "Name the one with the tasks' YAML files.")
-    manager = TaskManager(include_path=None if tasks.directory is None else str(tasks.directory))
+    manager = _manager(tasks.directory, tasks.names)
     results = simple_evaluate(
         model=HarnessModel(runner, batch_size=batch_size, track=track, description=model),
         tasks=_loaded(manager, tasks.names),
@@ -86,6 +84,22 @@ def run_tasks(
         log_samples=False,
     )
     return [row for name, found in results["results"].items() for row in _rows(model, name, found)]
+
+
+@cache
+def _manager(directory: Path | None, names: tuple[str, ...]) -> Any:
+    """The harness's index of tasks; of those in ``directory`` alone where they are all that is asked for.
+
+    Indexing all of the harness's own takes many seconds.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if directory is None:
+        return TaskManager()
+    if not directory.is_dir():
+        raise BakeoutError(f"There is no directory {directory}.", "Name the one with the tasks' YAML files.")
+    own = TaskManager(include_path=str(directory), include_defaults=False)
+    return own if set(names) <= set(own.all_tasks) else TaskManager(include_path=str(directory))
 
 
 def _loaded(manager: Any, names: Sequence[str]) -> list[Any]:
