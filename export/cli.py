@@ -57,15 +57,23 @@ _json = click.option("--json", "machine", is_flag=True, help="Print one JSON obj
 _base = click.option("--base", type=_PATH, help="The base model: its checkpoint's directory.")
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+# \b keeps the lines below it as they are.
+_ABOUT = """Bake LLM unlearning into the model file.
+
+\b
+bakeout demo                       see it work on the bundled model
+bakeout build recipe.yaml -o DIR   the whole way, for your own model
+"""
+
+
+@click.group(
+    cls=_Commands,
+    help=_ABOUT,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="bakeout", message="%(prog)s %(version)s")
 def main() -> None:
-    r"""Bake LLM unlearning into the model file.
-
-    \b
-    bakeout demo                           see it work on the bundled model
-    bakeout build recipe.yaml -o DIR       the whole way, for your own model
-    """
+    """Every command."""
 
 
 @main.command()
