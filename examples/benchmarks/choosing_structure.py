@@ -95,7 +95,7 @@ def _coverage(bench: Bench, keys: Keys, skill: str) -> dict[str, Any]:
         cubes=chosen["cubes"],
         floor=chosen["floor"],
         alpha=1.0,
-        refusal=[0],
+        refusal=[3, 1],
     )
     fresh = keys(skill, "calibration")
     margins = check.margins(np.concatenate([fresh[layer] for layer in check.layers], axis=1)).min(axis=1)

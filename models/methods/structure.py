@@ -45,9 +45,9 @@ class Structure:
     epsilon: float
 
     @property
-    def cost(self) -> tuple[Any, ...]:
-        """The less, the better at like quality: the earlier exit, then fewer layers, then fewer cubes."""
-        return self.layers[-1], len(self.layers), self.cubes, self.epsilon, self.floor
+    def depth(self) -> tuple[int, int]:
+        """The less, the better at like quality: the earlier exit, then fewer layers."""
+        return self.layers[-1], len(self.layers)
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,10 @@ def choose_structure(
     What separates best is what has the lowest error (``Candidate.error``) at the alpha that holds 1 - epsilon of the
     selection queries. As good as the best is what does not exceed the upper end of its Clopper-Pearson interval and,
     among these, what has an AUROC, of the worst name, not below the lower end of the highest one's interval. Of what
-    is as good, the one whose deepest layer is the shallowest is taken (an early exit that costs nothing in quality
-    saves the most compute), then the one of fewest layers, then of fewest cubes. ``epsilon`` auto tries those that
-    ``calibration_queries`` can guarantee; of one structure, it keeps the least that has the lowest error.
+    is as good, those whose deepest layer is the shallowest are taken (an early exit that costs nothing in quality
+    saves the most compute), then those of fewest layers; of these, the one of lowest error, then of fewest cubes.
+    ``epsilon`` auto tries those that ``calibration_queries`` can guarantee; of one structure, it keeps the least that
+    has the lowest error.
 
     To look at everything would take long: all layers are tried with few cubes and a middling floor, and what could
     yet be the best of them with all others.
@@ -182,11 +183,11 @@ def choose_structure(
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The rule of ``choose_structure``."""
-    best = min(candidates, key=lambda one: (one.error, -one.worst_auroc.value, one.structure.cost))
+    best = min(candidates, key=lambda one: (one.error, -one.worst_auroc.value, one.structure.depth))
     as_good = [one for one in candidates if one.error <= best.highest_error]
     clearest = max(as_good, key=lambda one: one.worst_auroc.value).worst_auroc
     as_good = [one for one in as_good if one.worst_auroc.value >= clearest.low]
-    return min(as_good, key=lambda one: (one.structure.cost, one.error))
+    return min(as_good, key=lambda one: (one.structure.depth, one.error, one.structure.cubes))
 
 
 class _Search:

@@ -174,9 +174,11 @@ def test_the_rule() -> None:
     assert choose([bad, deep]) is deep
     # As many false refusals, and yet mixed up at other alphas.
     assert choose([deep, _candidate(1, 6, misordered=100)]) is deep
-    # At like depth, fewer cubes.
+    # At like depth, the lower error, then fewer cubes.
     fewer = _candidate(2, 6, cubes=2)
     assert choose([_candidate(2, 6, cubes=4), fewer]) is fewer
+    better = _candidate(2, 4, cubes=8)
+    assert choose([fewer, better, deep]) is better
 
 
 def test_what_cannot_be_chosen_is_refused() -> None:
