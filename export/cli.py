@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
+from bakeout.export.commands.assumptions import assumptions
 from bakeout.export.commands.attack import attack
 from bakeout.export.commands.evaluate import evaluate
 from bakeout.export.commands.report import report
@@ -272,6 +273,7 @@ def demo(output: Path, model: Path | None, machine: bool) -> None:
         print_demo(result)
 
 
+main.add_command(assumptions)
 main.add_command(attack)
 main.add_command(evaluate)
 main.add_command(report)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+import choosing_beta
 import choosing_structure
 import click
 from bench import Bench
@@ -19,6 +20,7 @@ from bakeout.models.skills import checkpoint_directory
 
 PARTS: dict[str, ModuleType] = {
     "structure": choosing_structure,
+    "beta": choosing_beta,
 }
 
 

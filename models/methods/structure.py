@@ -20,7 +20,7 @@ from bakeout.models.probing import Track, untracked
 # What `auto` tries. As many cubes only as leave each some twenty probe queries to measure deviations on.
 CUBES = (1, 2, 4, 8, 16, 32)
 FLOORS = (0.1, 0.3, 1.0)
-EPSILONS = (0.005, 0.01, 0.015, 0.02, 0.03)
+EPSILONS = (0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03)
 _QUERIES_A_CUBE = 20
 # Cubes in the first comparison of layers.
 _FEW = 8
@@ -45,9 +45,14 @@ class Structure:
     epsilon: float
 
     @property
-    def depth(self) -> tuple[int, int]:
-        """The less, the better at like quality: the earlier exit, then fewer layers."""
-        return self.layers[-1], len(self.layers)
+    def depth(self) -> int:
+        """The layer whose key vector is the last to be tested: where a refusal can leave the model."""
+        return self.layers[-1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """What is tested: so many layers and cubes."""
+        return len(self.layers), self.cubes
 
 
 @dataclass(frozen=True)
@@ -140,12 +145,12 @@ def choose_structure(
     Options that are not ``auto`` are kept. ``layers`` auto takes the ``layer_sets`` of all layers that are probed.
 
     What separates best is what has the lowest error (``Candidate.error``) at the alpha that holds 1 - epsilon of the
-    selection queries. As good as the best is what does not exceed the upper end of its Clopper-Pearson interval and,
-    among these, what has an AUROC, of the worst name, not below the lower end of the highest one's interval. Of what
-    is as good, those whose deepest layer is the shallowest are taken (an early exit that costs nothing in quality
-    saves the most compute), then those of fewest layers; of these, the one of lowest error, then of fewest cubes.
-    ``epsilon`` auto tries those that ``calibration_queries`` can guarantee; of one structure, it keeps the least that
-    has the lowest error.
+    selection queries. As good as the best is what does not exceed the upper end of its Clopper-Pearson interval (nor,
+    where the best does not, what is tolerated) and, among these, what has an AUROC, of the worst name, not below the
+    lower end of the highest one's interval. Of what is as good, those whose deepest layer is the shallowest are taken
+    (an early exit that costs nothing in quality saves the most compute), of these the one of lowest error, and at the
+    same error that of fewest layers and cubes. ``epsilon`` auto tries those that ``calibration_queries`` can
+    guarantee; of one structure, it keeps the least that has the lowest error.
 
     To look at everything would take long: all layers are tried with few cubes and a middling floor, and what could
     yet be the best of them with all others.
@@ -184,10 +189,11 @@ def choose_structure(
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The rule of ``choose_structure``."""
     best = min(candidates, key=lambda one: (one.error, -one.worst_auroc.value, one.structure.depth))
-    as_good = [one for one in candidates if one.error <= best.highest_error]
+    highest = best.highest_error if best.error > 1 else min(best.highest_error, 1.0)
+    as_good = [one for one in candidates if one.error <= highest]
     clearest = max(as_good, key=lambda one: one.worst_auroc.value).worst_auroc
     as_good = [one for one in as_good if one.worst_auroc.value >= clearest.low]
-    return min(as_good, key=lambda one: (one.structure.depth, one.error, one.structure.cubes))
+    return min(as_good, key=lambda one: (one.structure.depth, one.error, one.structure.size))
 
 
 class _Search:
