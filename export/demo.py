@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from bakeout.export.build import build
-from bakeout.export.console import Track, emit_table, no_track
-from bakeout.export.evaluate import BASE, Row
+from bakeout.export.console import SCHEMA, Track, emit_table, no_track
+from bakeout.export.evaluate import BASE, Evaluation, Row, unpaired_change
 from bakeout.export.onnx_export import export_checkpoint
+from bakeout.export.report.page import write_report
 from bakeout.export.runtime import Runner
 from bakeout.models.errors import BakeoutError
 from bakeout.models.skills import checkpoint_directory
@@ -26,7 +28,12 @@ METHODS = {"neuron-adjust": "Neuron Adjust", "key-space-detection": "Key Space D
 _DATA = {"probe": ("probing", 200), "calibration": ("calibration", 200), "test": ("test", 200)}
 _FORGOTTEN_TIMES = 3
 _SHOWN = ("math", "code", "german")
-_WRITTEN = {"base", "data", "model", *METHODS, *(f"{method}.yaml" for method in METHODS)}
+REPORT, _EVALUATION, _FIGURES = "report.html", "evaluation.json", "figures.json"
+_WRITTEN = {
+    *("base", "data", "model", REPORT, _EVALUATION, _FIGURES),
+    *METHODS,
+    *(f"{method}.yaml" for method in METHODS),
+}
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,16 @@ def run_demo(directory: Path, model: Path | None = None, *, track: Track = no_tr
             built = build(recipe, scratch / method, track=track)
             if not rows:
                 rows += [row for row in built.rows if row.model == BASE]
-            rows += [replace(row, model=str(directory / method)) for row in built.rows if row.model != BASE]
+            base = {row.data: row for row in rows if row.model == BASE}
+            rows += [
+                replace(row, model=str(directory / method), change=unpaired_change(base[row.data], row))
+                for row in built.rows
+                if row.model != BASE
+            ]
         runners = [Runner(scratch / name) for name in ("base", *METHODS)]
         samples = tuple(_samples(runners))
+        for _ in track([REPORT], "writing the report", 1):
+            _write_report(scratch, rows)
     return Demo(directory, runners[0].provider, tuple(rows), samples)
 
 
@@ -94,6 +108,10 @@ def print_demo(demo: Demo) -> None:
         f"All of it is in {demo.directory}: the artifacts (one a method), their recipes (*.yaml), the data, and the "
         "base model as ONNX."
     )
+    print(
+        f"Read it in a browser: {demo.directory / REPORT}. What takes long (trade-offs, depth, languages, latency) is "
+        "read from figures made beforehand."
+    )
     print(f"Talk to one:  bakeout chat --single-turn {demo.directory / next(iter(METHODS))}")
 
 
@@ -108,6 +126,24 @@ def _write_data(directory: Path, track: Track) -> None:
         for use, (split, count) in _DATA.items():
             times = _FORGOTTEN_TIMES if skill == FORGOTTEN and use != "test" else 1
             write_jsonl(examples(skill, split, times * count), directory / f"{skill}.{use}.jsonl")
+
+
+def _write_report(directory: Path, rows: Sequence[Row]) -> None:
+    """The page about both artifacts: what was just measured, and figures of the same model that were made before.
+
+    Both lie beside it, so that ``bakeout report`` makes the page again. ``examples/benchmarks/figures.py`` measured the
+    figures.
+    """
+    evaluation = {"schema": SCHEMA, **Evaluation(tuple(rows), ()).as_json()}
+    (directory / _EVALUATION).write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    figures = files(__package__).joinpath("templates/demo_figures.json")
+    (directory / _FIGURES).write_bytes(figures.read_bytes())
+    write_report(
+        [directory / method for method in METHODS],
+        directory / REPORT,
+        evaluations=[directory / _EVALUATION],
+        figures=[directory / _FIGURES],
+    )
 
 
 def _samples(runners: Sequence[Runner]) -> Iterator[Sample]:

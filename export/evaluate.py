@@ -141,7 +141,7 @@ def evaluate(
             elif name in base_answers:
                 row = replace(row, change=_paired_change(base_answers[name], graded))
             elif name in stored:
-                row = replace(row, change=_unpaired_change(stored[name], row))
+                row = replace(row, change=unpaired_change(stored[name], row))
             rows.append(row)
         for name, path in text_names.items():
             predicted = predict(runner, path, batch_size=batch_size, track=track, description=f"{model} on {name}")
@@ -171,7 +171,8 @@ def _paired_change(base: Graded, artifact: Graded) -> Change:
     )
 
 
-def _unpaired_change(base: Row, artifact: Row) -> Change:
+def unpaired_change(base: Row, artifact: Row) -> Change:
+    """The change of an artifact's row from the base model's, of which only the shares are known."""
     right = [round(row.accuracy * row.prompts) for row in (base, artifact)]
     interval = unpaired_difference(right[0], base.prompts, right[1], artifact.prompts)
     return Change(artifact.accuracy - base.accuracy, interval, False)

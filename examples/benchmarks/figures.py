@@ -1,52 +1,143 @@
-"""The figures of a report from the rows that ``skills.py`` has measured.
+"""The figures of a report from the rows that ``skills.py`` has measured, and from key vectors that are probed here.
 
     python examples/benchmarks/figures.py runs/benchmarks/final -o figures.json
-    bakeout report runs/benchmarks/final/artifact --figures figures.json -o report.html
+    bakeout report DIR --figures figures.json -o report.html
 
-Neuron Adjust over beta, separation by depth, the matrix of languages, and both methods side by side.
+Shares inside the cubes over alpha, what separates a skill by depth, both methods' trade-offs, the matrix of languages,
+and the two methods side by side where they forget about as much, with latency.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from comparison import compare
+from skills import DEFAULTS, DETECTED, LAYERS, QUERIES, nearest
 
+from bakeout.export.fit_methods import refusal_tokens
 from bakeout.export.report.figures_file import (
     Compared,
     Depth,
     Figure,
     Frontier,
+    Inside,
     Languages,
     Matched,
     Panel,
     Setting,
     figures_json,
 )
+from bakeout.export.runtime import Runner
+from bakeout.graph_passes.apply import apply_plan
+from bakeout.graph_passes.graph_file import graph_bytes, load_graph
+from bakeout.models.canary import measure_canary
+from bakeout.models.checkpoint import load_model, load_tokenizer
+from bakeout.models.data import Record, read_records
+from bakeout.models.families import identity
+from bakeout.models.methods.key_space_detection import fit_key_space_detection
+from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+from bakeout.models.methods.separation import auroc, share_inside
+from bakeout.models.plan import Intervention, KeySpaceDetection, Plan
+from bakeout.models.probing import probe_keys, probe_neurons
+from bakeout.models.skills import checkpoint_directory
+from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
+from bakeout.models.skills.tokenizer import REFUSAL
 
 LANGUAGES = ["german", "spanish", "french"]
-SOURCE = "examples/benchmarks/skills.py, 1,000 test prompts a skill"
+TESTED = 1000
+POINTS = 49
+SOURCE = f"examples/benchmarks/skills.py, {TESTED:,} test prompts a skill"
+PROBED = f"examples/benchmarks/figures.py, {TESTED:,} test queries a skill"
 
 Rows = Mapping[str, Any]
 
 
-def depths(rows: Rows) -> Iterator[Depth]:
-    """One cube a layer: the shares of fresh queries inside, alpha holding 99.5 % of the skill's own."""
-    found: dict[str, dict[int, Mapping[str, float]]] = {}
-    for key, row in rows.items():
-        if key.startswith("figure5 "):
-            _, skill, layer = key.split()
-            found.setdefault(skill, {})[int(layer)] = row
-    for skill, by_layer in found.items():
-        layers = sorted(by_layer)
-        names = [name for name in by_layer[layers[0]] if name != "alpha"]
-        names.sort(key=lambda name: name != skill)
-        inside = {name: [by_layer[layer][name] for layer in layers] for name in names}
-        panel = Panel(label="queries inside one cube", series=inside)
-        yield Depth(source=SOURCE, skill=skill, layers=layers, panels=[panel])
+class Probed:
+    """The bundled model with the key vectors and the cubes that figures are drawn from."""
+
+    def __init__(self) -> None:
+        checkpoint = checkpoint_directory()
+        self.model = load_model(checkpoint)
+        self.tokenizer = load_tokenizer(checkpoint)
+        self._keys: dict[tuple[str, str], Any] = {}
+
+    def records(self, skill: str, split: str, count: int) -> list[Record]:
+        """Examples of a skill, as the benchmark has them."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / f"{skill}.jsonl"
+            write_jsonl(examples(skill, split, count), path)
+            return read_records(path, self.tokenizer)
+
+    def keys(self, skill: str, split: str) -> Any:
+        """The key vectors of every layer."""
+        if (skill, split) not in self._keys:
+            records = self.records(skill, split, TESTED if split == "test" else QUERIES[skill])
+            prompts = [record.prompt_ids for record in records]
+            self._keys[skill, split] = probe_keys(self.model, prompts, layers=LAYERS, batch_size=64)
+        return self._keys[skill, split]
+
+    def check(self, skill: str, layers: list[int], cubes: int, floor: float, alpha: float) -> KeySpaceDetection:
+        """The cubes that the benchmark fitted."""
+        return fit_key_space_detection(
+            {skill: self.keys(skill, "probing")},
+            {},
+            {},
+            layers=layers,
+            cubes=cubes,
+            floor=floor,
+            alpha=alpha,
+            refusal=refusal_tokens(REFUSAL, self.tokenizer),
+        )
+
+
+def insides(rows: Rows, probed: Probed) -> Iterator[Inside]:
+    """Each skill's cubes in the chosen layers: the share of every skill's test queries inside, over alpha."""
+    for skill in DETECTED:
+        if (row := rows.get(f"ksd {skill} chosen")) is None:
+            continue
+        check = probed.check(skill, row["layers"], row["cubes"], row["floor"], row["alpha"])
+        margins = {name: nearest(check, probed.keys(name, "test")) for name in SKILLS}
+        alpha = np.linspace(0, 2.5 * row["alpha"], POINTS)
+        yield Inside(
+            source=PROBED,
+            skill=skill,
+            layers=row["layers"],
+            chosen=round(row["alpha"], 4),
+            alpha=_rounded(alpha),
+            shares={name: _rounded(share_inside(margins[name], alpha)) for name in SKILLS},
+        )
+
+
+def depths(rows: Rows, probed: Probed) -> Iterator[Depth]:
+    """One cube a layer, as in the paper: its volume, how it separates, and who is inside at the conformal alpha."""
+    for skill in DETECTED:
+        others = [name for name in SKILLS if name != skill]
+        sides: list[float] = []
+        separation: dict[str, list[float]] = {name: [] for name in others}
+        for layer in LAYERS:
+            row = rows[f"figure5 {skill} {layer}"]
+            check = probed.check(skill, [layer], DEFAULTS.cubes, DEFAULTS.floor, row["alpha"])
+            margins = {name: nearest(check, probed.keys(name, "test")) for name in SKILLS}
+            # The logarithm of the volume, divided by the number of dimensions.
+            sides.append(float(np.log10(2 * row["alpha"] * check.deviation[0]).mean()))
+            for name in others:
+                separation[name].append(auroc(margins[skill], margins[name]).value)
+        inside = {
+            name: _rounded([rows[f"figure5 {skill} {layer}"][name] for layer in LAYERS]) for name in (skill, *others)
+        }
+        panels = [
+            Panel(label="volume: log10 of the cube's mean side", series={skill: _rounded(sides)}),
+            Panel(label="separation: AUROC against", series={name: _rounded(separation[name]) for name in others}),
+            Panel(label="inside, at 99.5 % coverage", series=inside),
+        ]
+        yield Depth(source=PROBED, skill=skill, layers=list(LAYERS), panels=panels)
 
 
 def frontiers(rows: Rows) -> Iterator[Frontier]:
@@ -67,15 +158,17 @@ def languages(rows: Rows) -> Iterator[Languages]:
     """Each language forgotten by Key Space Detection, each tested."""
     forgotten = [name for name in LANGUAGES if f"ksd {name} chosen" in rows]
     if forgotten:
-        shares = [
-            [_left(rows[f"ksd {one} chosen"]["accuracy"], rows["base"])[n] for n in LANGUAGES] for one in forgotten
-        ]
+        shares = [_left(rows[f"ksd {one} chosen"]["accuracy"], rows["base"]) for one in forgotten]
         yield Languages(
-            source=SOURCE, method="Key Space Detection", forgotten=forgotten, tested=LANGUAGES, shares=shares
+            source=SOURCE,
+            method="Key Space Detection",
+            forgotten=forgotten,
+            tested=LANGUAGES,
+            shares=[[share[name] for name in LANGUAGES] for share in shares],
         )
 
 
-def matched(rows: Rows) -> Iterator[Matched]:
+def matched(rows: Rows, probed: Probed, base: Path, pairs: int) -> Iterator[Matched]:
     """For each skill, Key Space Detection beside the Neuron Adjust that comes nearest to it in forgetting."""
     curves: dict[str, list[tuple[str, Setting]]] = {}
     for curve in frontiers(rows):
@@ -85,30 +178,87 @@ def matched(rows: Rows) -> Iterator[Matched]:
             continue
         left = _left(row["accuracy"], rows["base"])
         target = left.pop(skill)
-        method, nearest = min(points, key=lambda entry: abs(entry[1].forgotten - target))
+        method, nearby = min(points, key=lambda entry: abs(entry[1].forgotten - target))
+        check = probed.check(skill, row["layers"], row["cubes"], row["floor"], row["alpha"])
+        passing, refused = latency(check, skill, probed, base, pairs)
+        adjusting, _ = latency(adjust(skill, method, nearby.setting, probed), skill, probed, base, pairs)
+        where = f"layer{'s' if len(check.layers) > 1 else ''} {', '.join(map(str, check.layers))}"
         compared = [
-            Compared(method="Key Space Detection", forgotten=target, least_other=min(left.values())),
             Compared(
-                method=f"{method}, β {nearest.setting:.0%}",
-                forgotten=nearest.forgotten,
-                least_other=min(nearest.others.values()),
+                method=f"Key Space Detection, {where}",
+                forgotten=target,
+                least_other=min(left.values()),
+                latency=passing,
+                latency_refused=refused,
+            ),
+            Compared(
+                method=f"{method}, β {nearby.setting:.0%}",
+                forgotten=nearby.forgotten,
+                least_other=min(nearby.others.values()),
+                latency=adjusting,
             ),
         ]
-        yield Matched(source=SOURCE, skill=skill, methods=compared)
+        timed = f"latency: one prompt's prefill on the bundled model, one thread, median of {pairs} interleaved pairs"
+        yield Matched(source=f"{SOURCE}; {timed}", skill=skill, methods=compared)
+
+
+def adjust(skill: str, method: str, ratio: float, probed: Probed) -> Intervention:
+    """The Neuron Adjust that the benchmark measured."""
+    records = {name: probed.records(name, "probing", 1400) for name in SKILLS}
+    retained = [record for name in SKILLS if name != skill for record in records[name]]
+    forget, retain = (probe_neurons(probed.model, chosen, batch_size=64) for chosen in (records[skill], retained))
+    selection, coin = method.partition("(")[2].rstrip(")").split(", ")
+    return fit_neuron_adjust(forget, retain, ratio=ratio, selection=selection, coin=coin)  # type: ignore[arg-type]
+
+
+def latency(one: Intervention, skill: str, probed: Probed, base: Path, pairs: int) -> tuple[float, float | None]:
+    """Prefill of a prompt of another skill, and of one that is refused, against the base model's."""
+    canary = measure_canary(probed.model, [one], [list(range(2, 12))])
+    plan = Plan(identity(probed.model, "0" * 64), (one,), canary, {"data": {}, "versions": {}})
+    graph = load_graph(base / "model.onnx")
+    apply_plan(graph, plan)
+    runners = Runner(base, threads=1), Runner(base, threads=1, graph=graph_bytes(graph))
+    found: list[float | None] = []
+    other = next(name for name in SKILLS if name != skill)
+    for prompt_skill in (other, skill):
+        prompt = np.array([probed.records(prompt_skill, "test", 1)[0].prompt_ids])
+        said = [float(np.sort(runner.step(prompt, np.ones_like(prompt)).logits[0, -1])[-2]) for runner in runners]
+        refused = said[1] < -10_000
+        if refused != (prompt_skill == skill and isinstance(one, KeySpaceDetection)):
+            found.append(None)
+            continue
+        runs = [partial(runner.step, prompt, np.ones_like(prompt)) for runner in runners]
+        found.append(round(compare(*runs, pairs=pairs, clock="processor").ratio, 3))
+    passing, refusing = found
+    if passing is None:
+        raise click.ClickException(f"{one.kind} of {skill} does not do what is to be timed")
+    return passing, refusing if isinstance(one, KeySpaceDetection) else None
 
 
 def _left(accuracies: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
-    return {name: accuracies[name] / base[name] for name in base}
+    return {name: round(accuracies[name] / base[name], 4) for name in base}
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 4) for value in values]
 
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="figures.json.")
-def main(directory: Path, output: Path) -> None:
+@click.option("--pairs", default=200, show_default=True, help="Interleaved pairs per latency.")
+def main(directory: Path, output: Path, pairs: int) -> None:
     """Write the figures of the rows in DIRECTORY."""
     rows = json.loads((directory / "rows.json").read_text())
-    figures: list[Figure] = [*depths(rows), *frontiers(rows), *languages(rows), *matched(rows)]
-    output.write_text(json.dumps(figures_json(figures), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    probed = Probed()
+    figures: list[Figure] = [
+        *insides(rows, probed),
+        *depths(rows, probed),
+        *frontiers(rows),
+        *languages(rows),
+        *matched(rows, probed, directory / "base", pairs),
+    ]
+    output.write_text(json.dumps(figures_json(figures), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

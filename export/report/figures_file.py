@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +16,7 @@ from bakeout.models.errors import BakeoutError
 
 SCHEMA = 1
 Share = Annotated[float, Field(ge=0, le=1)]
+Content = TypeVar("Content", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -81,6 +82,12 @@ class Frontier(_Strict):
     chosen: float | None = None
     points: list[Setting] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _aligned(self) -> Frontier:
+        if any(point.others.keys() != self.points[0].others.keys() for point in self.points):
+            raise ValueError("the points have other names than each other")
+        return self
+
 
 class Languages(_Strict):
     """Accuracy as a share of the base's, for each pair of forgotten and tested language (Figure 8)."""
@@ -126,6 +133,12 @@ class Attack(_Strict):
     prompts: int = Field(gt=0)
     through: int = Field(ge=0)
 
+    @model_validator(mode="after")
+    def _possible(self) -> Attack:
+        if self.through > self.prompts:
+            raise ValueError(f"{self.through} of {self.prompts} prompts got through")
+        return self
+
 
 class Attacks(_Strict):
     """The share that gets through, per attack."""
@@ -145,16 +158,19 @@ class _File(_Strict):
 
 def read_figures(path: Path) -> list[Figure]:
     """The figures of one file. Raises ``BakeoutError`` naming what is wrong, and where."""
+    return list(read_json_as(_File, path, "Measure again, or name another file.").figures)
+
+
+def read_json_as(kind: type[Content], path: Path, remedy: str) -> Content:
+    """A JSON file of a known form. Raises ``BakeoutError`` with the first thing that is wrong, and ``remedy``."""
     try:
-        return list(_File.model_validate_json(path.read_bytes()).figures)
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BakeoutError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BakeoutError(
-            f"{path}: {where or 'the file'}: {first['msg']}.", "Measure again, or name another file."
-        ) from None
+        raise BakeoutError(f"{path}: {where or 'the file'}: {first['msg']}.", remedy) from None
 
 
 def figures_json(figures: list[Figure]) -> dict[str, Any]:

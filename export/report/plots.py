@@ -22,18 +22,26 @@ from bakeout.models.plan import NeuronAdjust
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; those too pale for a white page are left out.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 2, 2, 2, 2, 2)))
+_DASHES: tuple[Any, ...] = (
+    (0, (9, 1.5)),
+    (0, (5, 2)),
+    (0, (1, 1.5)),
+    (0, (6, 2, 1, 2)),
+    (0, (3, 1)),
+    (0, (8, 2, 2, 2, 2, 2)),
+)
 _MARKERS = "osD^vPX"
 # Becomes the page's text colour.
 _INK = "#010203"
-_WIDTH = 4.7
+_WIDTH = 4.6
+_LONGEST_NAME = 18
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bakeout",
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
+    "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -45,41 +53,39 @@ _STYLE: Any = {
     "xtick.color": _INK,
     "ytick.color": _INK,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 10.5,
 }
 
 
 def inside(figure: Inside, identifier: str) -> str:
     """Share of queries inside against alpha: a line a skill, the skill to refuse in bold."""
     with rc_context(_STYLE):
-        canvas, axes = _canvas(3.2)
-        names = [figure.skill, *sorted(set(figure.shares) - {figure.skill})]
-        _lines(
-            axes, figure.alpha, {name: figure.shares[name] for name in names if name in figure.shares}, markers=False
-        )
+        canvas, axes = _canvas(3.3)
+        names = sorted({figure.skill, *figure.shares})
+        _lines(axes, figure.alpha, figure.shares, names, figure.skill, markers=False)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("α")
         axes.set_ylabel("queries inside")
         if figure.chosen is not None:
             axes.axvline(figure.chosen, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
-            axes.annotate("chosen", (figure.chosen, 1.0), (3, 2), textcoords="offset points", fontsize=8.5)
-        _legend(axes)
+            axes.annotate("chosen", (figure.chosen, 0.5), (4, 0), textcoords="offset points", fontsize=10)
+        _legend(canvas)
         return _svg(canvas, identifier)
 
 
 def depth(figure: Depth, identifier: str) -> str:
-    """Layer by layer, a panel below the other."""
+    """Layer by layer, a panel below the other, a line a skill, the skill to refuse in bold."""
     with rc_context(_STYLE):
-        canvas = Figure(figsize=(_WIDTH, 0.6 + 2.5 * len(figure.panels)), layout="constrained")
+        canvas = Figure(figsize=(_WIDTH, 0.8 + 2 * len(figure.panels)), layout="constrained")
+        names = sorted({figure.skill}.union(*(panel.series for panel in figure.panels)))
         for number, panel in enumerate(figure.panels, start=1):
             axes = canvas.add_subplot(len(figure.panels), 1, number)
-            _lines(axes, figure.layers, panel.series)
+            _lines(axes, figure.layers, panel.series, names, figure.skill)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlabel("layer")
-            axes.set_ylabel(panel.label)
-            if len(panel.series) > 1:
-                _legend(axes)
+            axes.set_title(panel.label, loc="left", fontsize=11)
+        axes.set_xlabel("layer")
+        _legend(canvas)
         return _svg(canvas, identifier)
 
 
@@ -94,14 +100,14 @@ def frontier(figure: Frontier, identifier: str) -> str:
         for point, left, kept in zip(points, x, y, strict=True):
             chosen = point.setting == figure.chosen
             text = f"{point.setting:g}" + (" (chosen)" if chosen else "")
-            axes.annotate(text, (left, kept), (5, 5), textcoords="offset points", fontsize=8.5)
+            axes.annotate(text, (left, kept), (6, -12), textcoords="offset points", fontsize=10)
             if chosen:
                 axes.plot([left], [kept], "o", markersize=12, markerfacecolor="none", markeredgecolor=_COLOURS[0])
-        axes.margins(0.12)
+        axes.margins(0.14)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.set_xlabel(f"left of {figure.skill}, of base (less is better)")
-        axes.set_ylabel("least left of another skill")
+        axes.set_xlabel(f"left of {_short(figure.skill)}, of base")
+        axes.set_ylabel("least left of another")
         return _svg(canvas, identifier)
 
 
@@ -115,10 +121,10 @@ def languages(figure: Languages, identifier: str) -> str:
         for row, column in np.ndindex(shares.shape):
             ink = "#ffffff" if shares[row, column] > 0.6 else "#10233a"
             axes.text(
-                column + 0.5, row + 0.5, f"{shares[row, column]:.1%}", ha="center", va="center", color=ink, fontsize=9
+                column + 0.5, row + 0.5, f"{shares[row, column]:.1%}", ha="center", va="center", color=ink, fontsize=10
             )
-        axes.set_xticks(np.arange(len(figure.tested)) + 0.5, figure.tested)
-        axes.set_yticks(np.arange(len(figure.forgotten)) + 0.5, figure.forgotten)
+        axes.set_xticks(np.arange(len(figure.tested)) + 0.5, [_short(name) for name in figure.tested])
+        axes.set_yticks(np.arange(len(figure.forgotten)) + 0.5, [_short(name) for name in figure.forgotten])
         axes.set_xlabel("tested")
         axes.set_ylabel("forgotten")
         axes.tick_params(length=0)
@@ -142,11 +148,11 @@ def neurons(adjust: NeuronAdjust, chosen: Sequence[tuple[int, int]], identifier:
             }
             reach = [mean + sign * 3.2 * deviation for mean, deviation in curves.values() for sign in (-1, 1)]
             x = np.linspace(min(reach), max(reach), 81)
-            for (name, (mean, deviation)), colour, dash in zip(curves.items(), _COLOURS, _DASHES, strict=False):
+            for (name, (mean, deviation)), colour, dash in zip(curves.items(), _COLOURS, ("-", "--"), strict=False):
                 density = np.exp(-(((x - mean) / deviation) ** 2) / 2) / deviation
                 axes.plot(x, density, color=colour, linestyle=dash, label=name, linewidth=1.6)
                 axes.fill_between(x, density, color=colour, alpha=0.12, linewidth=0)
-            axes.set_title(f"layer {one.layer}, neuron {one.neurons[index]}", fontsize=9)
+            axes.set_title(f"layer {one.layer}, neuron {one.neurons[index]}", fontsize=10)
             axes.set_yticks([])
             axes.xaxis.set_major_locator(MaxNLocator(4))
             if number == 1:
@@ -160,22 +166,43 @@ def _canvas(height: float) -> tuple[Figure, Axes]:
     return canvas, canvas.add_subplot()
 
 
-def _lines(axes: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]], *, markers: bool = True) -> None:
-    for number, (name, values) in enumerate(series.items()):
+def _lines(
+    axes: Axes,
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    names: Sequence[str],
+    bold: str,
+    *,
+    markers: bool = True,
+) -> None:
+    """A line for each of ``series``; its place in ``names`` gives its look, so that a name looks alike everywhere."""
+    for name in sorted(series, key=lambda name: name == bold):
+        place = names.index(name)
         axes.plot(
             x,
-            values,
-            label=name.removeprefix("_"),  # matplotlib leaves such names out of legends
-            color=_COLOURS[number % len(_COLOURS)],
-            linestyle=_DASHES[number % len(_DASHES)],
-            marker=_MARKERS[number % len(_MARKERS)] if markers else None,
+            series[name],
+            label=_short(name).removeprefix("_"),  # matplotlib leaves such names out of legends
+            color=_COLOURS[place % len(_COLOURS)],
+            linestyle="-" if name == bold else _DASHES[place % len(_DASHES)],
+            marker=_MARKERS[place % len(_MARKERS)] if markers else None,
             markersize=4,
-            linewidth=2.4 if number == 0 else 1.5,
+            linewidth=3 if name == bold else 1.6,
         )
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, handlelength=2.2, columnspacing=1.2)
+def _short(name: str) -> str:
+    """A name that leaves room for the drawing; the tables have the whole one."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _legend(canvas: Figure) -> None:
+    """One legend above all panels, each name once."""
+    found = {
+        label: handle for axes in canvas.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    labels = sorted(found)
+    handles = [found[label] for label in labels]
+    canvas.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=2.2, columnspacing=1.2)
 
 
 def _svg(canvas: Figure, identifier: str) -> str:

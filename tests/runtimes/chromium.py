@@ -93,11 +93,25 @@ class Page:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call("Emulation.setEmulatedMedia", media="", features=[scheme])
+
+    def contrast(self, selector: str) -> float:
+        """The contrast of an element's text with what lies behind it, by the definition of WCAG 2."""
+        return float(self.evaluate(_CONTRAST % selector))
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen as a PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+
+    def print_pages(self) -> bytes:
+        """What would be printed on A4, as a PDF."""
+        printed = self._call("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)
+        return base64.b64decode(printed["data"])
+
+    def emulate_paper(self) -> None:
+        """Look as on a printed page of A4, 96 dots to an inch."""
+        self._call("Emulation.setDeviceMetricsOverride", width=673, height=1000, deviceScaleFactor=1, mobile=False)
+        self._call("Emulation.setEmulatedMedia", media="print", features=[])
 
     def close_browser(self) -> None:
         """End the browser, which then tidies up after itself."""
@@ -136,6 +150,16 @@ class Page:
 
 
 _CODES = {"Enter": 13, "Tab": 9}
+_CONTRAST = """(() => {
+    const light = (color) => color.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+        .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+    const element = document.querySelector('%s');
+    let behind = element;
+    while (getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
+    const pair = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(light);
+    return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+})()"""
 
 
 @contextmanager
