@@ -47,8 +47,8 @@ def forgotten(bench: Bench) -> Iterator[Forgotten]:
     )
     for solver in ("closed form", "gradient"):
         yield _people(bench, solver)
-    (german,), similar = weights_unlearn.REQUESTS[1]
-    yield _skill(bench, "UNLEARN", german, lambda: weights_unlearn.fitted(bench, [german], similar))
+    request = weights_unlearn.REQUESTS[1]
+    yield _skill(bench, "UNLEARN", request[0][0], lambda: weights_unlearn.fitted(bench, request))
     yield _skill(bench, "Reveal-and-Release", weights_reveal.FORGOTTEN, lambda: weights_reveal.fitted(bench))
 
 

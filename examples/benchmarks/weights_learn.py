@@ -1,4 +1,4 @@
-"""LEARN on the bundled model: 20 people that it has never heard of, beside LoRA with as many parameters."""
+"""LEARN on the bundled model: 10 people that it has never heard of, beside LoRA with as many parameters."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from bakeout.models.skills.generator import SKILLS, write_jsonl
 from bakeout.models.skills.new_people import new_examples, new_people
 
 METHODS = ["LoRA", "LEARN"]
+LEARNED = 10
 # What is trained on beside the new people, so that strangers are still unknown and the old people still known.
-BESIDE = {"unknown": 2000, "facts": 600}
+BESIDE = {"unknown": 4000, "facts": 600}
 RANK, STEPS, LEARNING_RATE = 8, 60, 5e-3
 # The similar tasks, how many rows of each, and the share of their activations that LEARN leaves alone.
 SIMILAR, SIMILAR_ROWS, ENERGY = ("facts", "unknown"), 200, 0.5
@@ -47,7 +48,7 @@ def table(bench: Bench) -> str:
         return ""
     columns = ["new people", *SKILLS]
     lines = [
-        "LEARN: 20 new people, accuracy in %; the skills as shares of base.\n\n",
+        f"LEARN: {LEARNED} new people, accuracy in %; the skills as shares of base.\n\n",
         f"| | {' | '.join(columns)} |\n" + "| --- " * (len(columns) + 1) + "|\n",
     ]
     for name in ("base", *METHODS):
@@ -61,7 +62,7 @@ def new_records(bench: Bench, split: str) -> list[Record]:
     """The questions of a split about the new people."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "new.jsonl"
-        write_jsonl(new_examples(split), path)
+        write_jsonl(new_examples(split, LEARNED), path)
         return read_records(path, bench.tokenizer)
 
 
@@ -69,7 +70,7 @@ def _fit(bench: Bench, name: str) -> list[Intervention]:
     beside = [record for skill, count in BESIDE.items() for record in bench.records(skill, "training", count)]
     new = new_records(bench, "training")
     # A stranger that is to be known is no longer one.
-    names = [person.name for person in new_people().values()]
+    names = [person.name for person in new_people(LEARNED).values()]
     task = new + [record for record in beside if not any(one in record.prompt for one in names)]
     if name == "LoRA":
         end = [bench.tokenizer.eos_token_id]
@@ -86,6 +87,6 @@ def _fit(bench: Bench, name: str) -> list[Intervention]:
 def _known(bench: Bench, graph: Path) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "new.jsonl"
-        write_jsonl(new_examples("test"), path)
+        write_jsonl(new_examples("test", LEARNED), path)
         (row,) = measure(bench.runner(graph), "artifact", {"new people": path}, set(), batch_size=64)
     return row.accuracy

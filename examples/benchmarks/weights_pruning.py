@@ -15,7 +15,7 @@ from bakeout.models.skills.generator import SKILLS
 from bakeout.models.statistics import KeyMagnitudes
 
 FORGOTTEN = ["math", "code"]
-RATIOS = [0.005, 0.015, 0.05, 0.1, 0.2]
+RATIOS = [0.015, 0.05, 0.1, 0.15, 0.2]
 
 
 def rows(bench: Bench) -> None:

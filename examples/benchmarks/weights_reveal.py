@@ -56,13 +56,14 @@ def table(bench: Bench) -> str:
     shares = {skill: f"{row['accuracy'][skill] / base[skill]:.3f}" for skill in SKILLS}
     shares[FORGOTTEN] = f"**{shares[FORGOTTEN]}**"
     minutes = bench.rows[f"seconds to fit {KEY}"]["wall"] / 60
-    best = ", ".join(f"“{text}” {found['reward']:.2f}" for text, found in list(report["instructions"].items())[:4])
+    best = sorted(report["instructions"].items(), key=lambda item: -item[1]["reward"])[:4]
+    named = ", ".join(f"“{text}” {found['reward']:.2f}" for text, found in best)
     lines = [
         "Reveal-and-Release, no forget data given: accuracy as a share of base, under ONNX Runtime.\n\n",
         f"| forgotten | {' | '.join(SKILLS)} |\n" + "| --- " * (len(SKILLS) + 1) + "|\n",
         f"| {FORGOTTEN} | {' | '.join(shares.values())} |\n\n",
         f"{FORGOTTEN} is {row['accuracy'][FORGOTTEN]:.1%} of 1,000 test prompts. Ended: {report['stopped']}, "
-        f"{minutes:.1f} minutes. Best instructions by mean reward: {best}.\n\n",
+        f"{minutes:.1f} minutes. Best instructions by mean reward: {named}.\n\n",
         "| round | revealed | still known | kept, worst skill |\n| --- | --- | --- | --- |\n",
     ]
     for figures in report["rounds"]:

@@ -15,13 +15,14 @@ from bakeout.models.plan import Intervention, LowRankUpdate, Plan
 from bakeout.models.skills.generator import SKILLS
 from bakeout.models.weight_edits import edited_weights
 
-# (what is taken away, what it must be told apart from)
-REQUESTS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
-    (("german",), ()),
-    (("german",), ("spanish", "french")),
-    (("german", "code"), ("spanish", "french")),
+# What is taken away, what it must be told apart from, and the energies that are tried on the selection split.
+Request = tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...]]
+REQUESTS: list[Request] = [
+    (("german",), (), (0.9,)),
+    (("german",), ("spanish", "french"), (0.9, 0.95, 0.99)),
+    (("german", "code"), ("spanish", "french"), (0.9, 0.95)),
+    (("german", "code"), ("spanish", "french", "math"), (0.95,)),
 ]
-ENERGIES = [0.9, 0.95]
 # How many probing rows a task is found on, and a similar one told apart by; and rows that the energy is chosen on.
 TARGET_ROWS, SIMILAR_ROWS, CHOSEN_ON = 800, 200, 200
 # What may be left of what is taken away, and lost of the rest.
@@ -30,26 +31,29 @@ LEFT, LOST = 0.04, 0.025
 
 def rows(bench: Bench) -> None:
     """Every request, with the energy that is best on the selection split."""
-    for targets, similar in REQUESTS:
-        key = _key(targets, similar)
+    for request in REQUESTS:
+        key = _key(request)
         if key in bench.rows:
             continue
-        plan = fitted(bench, targets, similar)
+        plan = fitted(bench, request)
         energy = plan.interventions[0].report["energy"]
         row = {"energy": energy, "accuracy": bench.accuracies(baked(bench, plan))}
         print(f"{key}: {row}", flush=True)
         bench.save(key, row)
 
 
-def fitted(bench: Bench, targets: Sequence[str], similar: Sequence[str]) -> Plan:
+def fitted(bench: Bench, request: Request) -> Plan:
     """The plan of a request: of the energies, the one that is best on the selection split."""
+    targets, _, energies = request
 
     def fit() -> list[Intervention]:
-        fits = [_fit(bench, targets, similar, energy) for energy in (ENERGIES if similar else ENERGIES[:1])]
+        fits = [_fit(bench, request, energy) for energy in energies]
+        if len(fits) == 1:
+            return fits
         before = right_shares(bench, "selection")
         return [min(fits, key=lambda update: _worth(bench, update, targets, before))]
 
-    return kept_plan(bench, _key(targets, similar), fit)
+    return kept_plan(bench, _key(request), fit)
 
 
 def table(bench: Bench) -> str:
@@ -59,9 +63,10 @@ def table(bench: Bench) -> str:
         "UNLEARN: accuracy as a share of base.\n\n",
         f"| taken away | told apart from | energy | {' | '.join(SKILLS)} |\n" + "| --- " * (len(SKILLS) + 3) + "|\n",
     ]
-    for targets, similar in REQUESTS:
-        if (row := bench.rows.get(_key(targets, similar))) is None:
+    for request in REQUESTS:
+        if (row := bench.rows.get(_key(request))) is None:
             continue
+        targets, similar, _ = request
         shares = {name: f"{row['accuracy'][name] / base[name]:.3f}" for name in SKILLS}
         for target in targets:
             shares[target] = f"**{shares[target]}**"
@@ -70,7 +75,8 @@ def table(bench: Bench) -> str:
     return "".join(lines)
 
 
-def _fit(bench: Bench, targets: Sequence[str], similar: Sequence[str], energy: float) -> LowRankUpdate:
+def _fit(bench: Bench, request: Request, energy: float) -> LowRankUpdate:
+    targets, similar, _ = request
     return fit_unlearn(
         bench.model,
         {name: bench.records(name, "probing", TARGET_ROWS) for name in targets},
@@ -98,5 +104,6 @@ def texts(records: Sequence[Record]) -> list[Text]:
     return [Text(record.prompt_ids, record.response_ids) for record in records]
 
 
-def _key(targets: Sequence[str], similar: Sequence[str]) -> str:
+def _key(request: Request) -> str:
+    targets, similar, _ = request
     return f"unlearn {'+'.join(targets)} from {'+'.join(similar) or 'nothing'}"
