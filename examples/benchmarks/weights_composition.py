@@ -25,8 +25,8 @@ from bakeout.models.weight_edits import edited_weights
 
 DETECTED, ADJUSTED = "math", "german"
 # As chosen in skills.py.
-LAYER, CUBES, FLOOR, QUERIES = 0, 32, 1.0, 3000
-RATIO = 0.1
+LAYER, CUBES, FLOOR, QUERIES = 0, 32, 1.0, 2000
+RATIO, ROWS = 0.1, 500
 # Prompts a skill that the hooked reference answers, too.
 COMPARED = 30
 
@@ -106,7 +106,7 @@ def _detection(bench: Bench, earlier: Sequence[Intervention]) -> Intervention:
 
 
 def _adjustment(bench: Bench, earlier: Sequence[Intervention]) -> Intervention:
-    records = {skill: bench.records(skill, "probing") for skill in SKILLS}
+    records = {skill: bench.records(skill, "probing", ROWS) for skill in SKILLS}
     retained: list[Record] = [record for skill in SKILLS if skill != ADJUSTED for record in records[skill]]
     with Hooks(bench.model, earlier):
         forget, retain = (probe_neurons(bench.model, one, batch_size=64) for one in (records[ADJUSTED], retained))

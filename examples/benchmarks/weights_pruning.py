@@ -15,7 +15,9 @@ from bakeout.models.skills.generator import SKILLS
 from bakeout.models.statistics import KeyMagnitudes
 
 FORGOTTEN = ["math", "code"]
-RATIOS = [0.015, 0.05, 0.1, 0.15, 0.2]
+RATIOS = [0.015, 0.05, 0.1, 0.2]
+# Rows of each skill that the scores are over.
+ROWS = 500
 
 
 def rows(bench: Bench) -> None:
@@ -34,7 +36,7 @@ def probed(bench: Bench) -> Callable[[str], KeyMagnitudes]:
 
     @cache
     def magnitudes(skill: str) -> KeyMagnitudes:
-        return probe_key_magnitudes(bench.model, bench.records(skill, "probing"), batch_size=64)
+        return probe_key_magnitudes(bench.model, bench.records(skill, "probing", ROWS), batch_size=64)
 
     return magnitudes
 
