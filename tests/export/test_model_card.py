@@ -41,7 +41,8 @@ def test_it_says_what_was_removed_how_and_with_what_effect(tiny_plan: Plan) -> N
 def test_it_says_what_it_does_not_protect_against(tiny_plan: Plan) -> None:
     limits = _card(tiny_plan, ROWS).split("## Limits")[1].split("##")[0]
     assert "still in the weights" in limits
-    assert "cut the added nodes out" in limits
+    assert "cannot resist a white-box reader, who can cut the added nodes out" in limits
+    assert "`bakeout verify --digest`" in limits
 
 
 def test_it_says_when_nothing_was_measured(tiny_plan: Plan) -> None:
