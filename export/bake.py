@@ -15,6 +15,7 @@ from bakeout.export.bake_graph import GraphOptions, as_graph, write_baked_graph
 from bakeout.export.canary import require_canary
 from bakeout.export.console import Track, no_track
 from bakeout.export.model_card import model_card
+from bakeout.export.quantise import Quantisation
 from bakeout.export.runtimes import RuntimeName, take_functions
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
@@ -35,7 +36,8 @@ class BakeOptions:
     graphs and checkpoints keep their own); ``inline``: Neuron Adjust as standard operators instead of a model-local
     function; ``early_exit``: Key Space Detection skips what a refusal does not need; ``monitor``: outputs ``refused``
     and ``margin``; ``canary``: run the plan's canary through the baked graph (a checkpoint is known by its digest);
-    ``runtimes``: names of ``export.runtimes.RUNTIMES`` that the artifact must serve.
+    ``runtimes``: names of ``export.runtimes.RUNTIMES`` that the artifact must serve; ``quantize``: the weights of a
+    float32 graph, those that the plan has edited too, in int8 (``export.quantise``).
     """
 
     to: Literal["onnx", "safetensors"] = "onnx"
@@ -45,11 +47,12 @@ class BakeOptions:
     monitor: bool = False
     canary: bool = True
     runtimes: tuple[RuntimeName, ...] = ()
+    quantize: Quantisation | None = None
 
     @property
     def of_graph(self) -> GraphOptions:
         """The options of the graph."""
-        return GraphOptions(self.inline, self.early_exit, self.monitor, self.runtimes)
+        return GraphOptions(self.inline, self.early_exit, self.monitor, self.runtimes, self.quantize)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def bake(
     exported, read or edited, and when the disk is full.
     """
     require_new(output)
-    options = for_runtimes(options)
+    options = completed(options)
     checkpoint = find_checkpoint(model, plan) if options.to == "safetensors" else None
     with artifact_directory(output) as directory:
         (directory / PLAN).write_bytes(plan_bytes(plan))
@@ -110,10 +113,19 @@ def bake(
     return Baked(output, tuple(receipts))
 
 
-def for_runtimes(options: BakeOptions) -> BakeOptions:
-    """The options with what the runtimes ask for. Raises ``BakeoutError`` where none of them could be served."""
-    if options.runtimes and options.to == "safetensors":
-        raise BakeoutError("The runtimes run graphs, not checkpoints.", "Name no runtime, or bake to ONNX.")
+def completed(options: BakeOptions) -> BakeOptions:
+    """The options with what the runtimes ask for. Raises ``BakeoutError`` where some of them exclude each other."""
+    if options.to == "safetensors":
+        if options.runtimes:
+            raise BakeoutError("The runtimes run graphs, not checkpoints.", "Name no runtime, or bake to ONNX.")
+        if options.quantize:
+            raise BakeoutError(
+                f"{options.quantize} weights are a graph's: a checkpoint keeps its type.", "Bake to ONNX, or keep it."
+            )
+    if options.quantize and options.dtype == "fp16":
+        raise BakeoutError(
+            f"{options.quantize} comes from float32, and fp16 was asked for too.", "Choose one of the two."
+        )
     return replace(options, inline=options.inline or not take_functions(options.runtimes))
 
 
@@ -147,13 +159,22 @@ def _entries(
         "data": plan.provenance.get("data", {}),
         "plan": hashlib.sha256(plan_bytes(plan)).hexdigest(),
         "versions": {
-            "baked_with": {package: version(package) for package in packages},
+            "baked_with": {package: version(package) for package in packages} | _quantised_with(options),
             "fitted_with": plan.provenance.get("versions", {}),
         },
         "options": chosen,
         "canary": canary,
         "receipts": [receipt.as_json() for receipt in receipts],
     }
+
+
+def _quantised_with(options: BakeOptions) -> dict[str, str]:
+    if options.quantize is None:
+        return {}
+    # Its distribution has different names on different machines.
+    import onnxruntime
+
+    return {"onnxruntime": str(onnxruntime.__version__)}
 
 
 def _canary(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> str:

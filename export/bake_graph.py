@@ -16,8 +16,9 @@ from bakeout.export.bake_checkpoint import require_weights
 from bakeout.export.console import Track
 from bakeout.export.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.onnx_directory import companion_files, find_graph
+from bakeout.export.quantise import Quantisation, quantise
 from bakeout.export.runtimes import RuntimeName, describe_to, name_data_for, require_served
-from bakeout.graph_passes.apply import apply_plan
+from bakeout.graph_passes.apply import apply_plan, edit_weights
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph_file import data_files, graph_bytes, load_graph
 from bakeout.graph_passes.weight_edits import write_edited_tensors
@@ -43,6 +44,7 @@ class GraphOptions:
     early_exit: bool
     monitor: bool
     runtimes: tuple[RuntimeName, ...] = ()
+    quantize: Quantisation | None = None
 
 
 def is_graph(model: str | Path) -> bool:
@@ -80,23 +82,35 @@ def write_baked_graph(
     source: GraphSource, plan: Plan, options: GraphOptions, directory: Path, track: Track
 ) -> list[Receipt]:
     """Write baked graph, data files, companion files and genai's configuration into ``directory``."""
-    graph = load_graph(source.graph)
-    name_data_for(options.runtimes, graph)
-    companions = companion_files(source.graph.parent)
-    weights = data_files(graph)
-    receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
-    require_served(options.runtimes, graph, {path.name for path in companions})
-    _require_own_names(source.graph, weights, companions)
-    content = graph_bytes(graph)
-    copied = companions if source.exported else [*companions, *weights.values()]
-    require_space(directory, len(content) + sum(room_on_disk(path) for path in copied))
-    for name, path in track(weights.items(), "copying the weights", len(weights)):
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        if source.exported:
-            path.replace(directory / name)
-        else:
-            copy_by_kernel(path, directory / name)
-    write_edited_tensors(graph, directory)
+    with tempfile.TemporaryDirectory(prefix=".quantise.", dir=directory) as scratch:
+        graph = load_graph(source.graph)
+        receipts = edit_weights(graph, plan)
+        if options.quantize:
+            graph = quantise(graph, Path(scratch))
+        name_data_for(options.runtimes, graph)
+        companions = companion_files(source.graph.parent)
+        weights = data_files(graph)
+        receipts = apply_plan(
+            graph,
+            plan,
+            inline=options.inline,
+            early_exit=options.early_exit,
+            monitor=options.monitor,
+            edited=receipts,
+        )
+        require_served(options.runtimes, graph, {path.name for path in companions})
+        _require_own_names(source.graph, weights, companions)
+        content = graph_bytes(graph)
+        are_ours = source.exported or options.quantize is not None
+        copied = companions if are_ours else [*companions, *weights.values()]
+        require_space(directory, len(content) + sum(room_on_disk(path) for path in copied))
+        for name, path in track(weights.items(), "copying the weights", len(weights)):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            if are_ours:
+                path.replace(directory / name)
+            else:
+                copy_by_kernel(path, directory / name)
+        write_edited_tensors(graph, directory)
     (directory / GRAPH).write_bytes(content)
     for path in companions:
         if path.name != GENAI_CONFIG:

@@ -123,6 +123,7 @@ def _options(recipe: Recipe) -> BakeOptions:
         monitor=export.monitor,
         canary=True,
         runtimes=tuple(export.runtimes),
+        quantize=export.quantize,
     )
 
 

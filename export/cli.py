@@ -122,6 +122,7 @@ def fit(recipe: Path, output: Path, machine: bool) -> None:
     help="An ONNX graph or, of weight edits alone, a checkpoint.",
 )
 @click.option("--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of an export.")
+@click.option("--quantize", type=click.Choice(["int8"]), help="Quantise a float32 graph's weights dynamically.")
 @click.option("--inline", is_flag=True, help="Neuron Adjust as standard operators, without a local function.")
 @click.option("--early-exit/--no-early-exit", default=True, help="Skip what a refusal does not need, in an `If`.")
 @click.option("--monitor", is_flag=True, help="Two more outputs: `refused` and `margin`.")
@@ -141,6 +142,7 @@ def bake(
     output: Path | None,
     to: Literal["onnx", "safetensors"],
     dtype: Literal["fp32", "fp16"],
+    quantize: Literal["int8"] | None,
     inline: bool,
     early_exit: bool,
     monitor: bool,
@@ -157,7 +159,7 @@ def bake(
     from bakeout.export.runtimes import runtime_names
     from bakeout.models.plan_file import load_plan
 
-    options = BakeOptions(to, dtype, inline, early_exit, monitor, canary, runtime_names(runtimes))
+    options = BakeOptions(to, dtype, inline, early_exit, monitor, canary, runtime_names(runtimes), quantize)
     if dry_run:
         _dry_run(model, load_plan(plan), options, machine)
         return

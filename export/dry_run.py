@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifact import gigabytes, room_on_disk
-from bakeout.export.bake import BakeOptions, for_runtimes
+from bakeout.export.bake import BakeOptions, completed
 from bakeout.export.bake_checkpoint import find_checkpoint, require_weights
 from bakeout.export.bake_graph import find_base_graph, is_graph
 from bakeout.export.inspection import receipt_lines
 from bakeout.export.onnx_directory import companion_files
+from bakeout.export.quantise import require_quantisable
 from bakeout.export.runtimes import require_served
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph_file import data_files, data_tensors, graph_bytes, load_graph
 from bakeout.models.checkpoint import resolve_checkpoint
 from bakeout.models.checkpoint_writer import find_edits, parameter_count, preview_edits
-from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan, WeightEdit
+from bakeout.models.plan import KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan, WeightEdit, ZeroColumns
 from bakeout.models.plan_file import plan_bytes
 from bakeout.models.receipt import Receipt
 
 # What Bakeout and its libraries take before they hold any of a model, and the float64 copies of a block of rows.
 _PROCESS = 150_000_000
+_IN_WEIGHTS = (ZeroColumns.kind, LowRankUpdate.kind)
 _BYTES = {"fp32": 4, "fp16": 2}
 # A checkpoint that is exported is loaded in its dtype, and traced and saved by way of a copy.
 _EXPORT_COPIES = 3
@@ -34,8 +36,9 @@ class DryRun:
     """What ``bake`` would do with the same arguments.
 
     ``receipts``: those it would give; where a checkpoint would be exported first (``exports``), of Neuron Adjust and
-    Key Space Detection without names and digests, and of weights as they lie in the checkpoint. ``disk``: the bytes it
-    needs at most while it runs, ``memory``: about how many are resident at most.
+    Key Space Detection without names and digests, and of weights as they lie in the checkpoint; where the graph would
+    be quantised first, of these two without digests. ``disk``: the bytes it needs at most while it runs, ``memory``:
+    about how many are resident at most.
     """
 
     receipts: tuple[Receipt, ...]
@@ -60,7 +63,7 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
     Raises ``BakeoutError`` where baking would refuse: what only an export can tell, of a checkpoint baked to ONNX, is
     left out.
     """
-    options = for_runtimes(options)
+    options = completed(options)
     if options.to == "safetensors":
         source = find_checkpoint(model, plan)
         return DryRun(
@@ -75,11 +78,16 @@ def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
     companions = companion_files(path.parent)
     require_served(options.runtimes, graph, {one.name for one in companions})
     content = len(graph_bytes(graph))
-    copied = [*data_files(graph).values(), *companions]
+    weights = sum(room_on_disk(one) for one in data_files(graph).values())
+    disk = content + weights + sum(room_on_disk(one) for one in companions) + len(plan_bytes(plan))
+    if options.quantize:
+        require_quantisable(load_graph(path))
+        kept = [one if one.kind in _IN_WEIGHTS else replace(one, before="", after="") for one in receipts]
+        return DryRun(tuple(kept), disk + 2 * content + weights, _PROCESS + 3 * content + 2 * weights, False)
     largest = max((tensor.nbytes for tensor in data_tensors(graph) if tensor.awaits_writing), default=0)
     return DryRun(
         tuple(receipts),
-        content + sum(room_on_disk(one) for one in copied) + len(plan_bytes(plan)),
+        disk,
         _PROCESS + 3 * content + 2 * largest,
         False,
     )

@@ -20,6 +20,7 @@ from bakeout.export.intervention_options import (
     RevealAndReleaseOptions,
     Section,
 )
+from bakeout.export.quantise import Quantisation
 from bakeout.export.runtimes import RuntimeName
 from bakeout.models.errors import BakeoutError
 
@@ -67,6 +68,9 @@ class ExportOptions(Section):
         "weights alone; it keeps its type.",
     )
     dtype: Literal["fp32", "fp16"] = Field("fp32", description="The type that the graph computes in.")
+    quantize: Quantisation | None = Field(
+        None, description="`int8`: the weights quantised dynamically, after the plan's edits of them; not with fp16."
+    )
     inline: bool = Field(
         False, description="Write Neuron Adjust as standard operators alone, for runtimes without local functions."
     )
@@ -190,6 +194,8 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         for use, file in files.items():
             if not (directory / file).is_file():
                 yield ["data", name, use], f"there is no file {file}"
+    if recipe.export.quantize and recipe.export.dtype == "fp16":
+        yield ["export", "quantize"], f"{recipe.export.quantize} comes from fp32, and the dtype is fp16"
     yield from _not_in_checkpoints(recipe)
     checks = 0
     for index, entry in enumerate(recipe.interventions):
@@ -210,6 +216,8 @@ def _not_in_checkpoints(recipe: Recipe) -> Iterator[tuple[list[int | str], str]]
         return
     if recipe.export.runtimes:
         yield ["export", "runtimes"], "the runtimes run graphs, and a checkpoint is asked for (`to`)"
+    if recipe.export.quantize:
+        yield ["export", "quantize"], "a checkpoint keeps its type, and one is asked for (`to`)"
     for index, entry in enumerate(recipe.interventions):
         for method in sorted(entry.model_fields_set & {"neuron_adjust", "key_space_detection"}):
             yield (

@@ -140,13 +140,19 @@ class _Graph:
         prompts: Sequence[Sequence[int]],
         track: Track,
     ) -> Check:
-        from bakeout.export.parity import check_coin, check_parity
+        from bakeout.export.formulas import check_formulas
+        from bakeout.export.parity import check_parity, check_quantised
+        from bakeout.graph_passes.graph_file import load_graph
+        from bakeout.graph_passes.precision import stored_precision
 
         graph = directory / GRAPH
         if any(isinstance(one, NeuronAdjust) and one.coin == "stochastic" for one in plan.interventions):
-            return Check("parity", *check_coin(graph, plan, receipts, prompts, track))
+            ok, detail = check_formulas(graph, plan, receipts, prompts, track)
+            return Check("parity", ok, f"stochastic coin, not comparable token for token; instead: {detail}")
         if base is None:
             return _skipped("parity", _NEEDS_BASE)
+        if stored_precision(load_graph(graph)) == "quantised":
+            return Check("parity", *check_quantised(graph, plan, receipts, base, prompts, track))
         return Check("parity", *check_parity(graph, plan, base, prompts, track))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -21,27 +21,39 @@ IR_VERSION = 10
 OLDEST_OPSET = 18
 
 
+def edit_weights(model: ir.Model, plan: Plan) -> list[Receipt]:
+    """Make a plan's weight edits alone, and return their receipts.
+
+    Edited weights that lie in a data file show as edited from then on; ``write_edited_tensors`` writes them to a copy
+    of it. Raises as ``apply_plan``.
+    """
+    _require_fit(model, plan)
+    weights = WeightEditsPass(plan.interventions)
+    if weights.changes:
+        weights(model)
+    return weights.receipts
+
+
 def apply_plan(
-    model: ir.Model, plan: Plan, *, inline: bool = False, early_exit: bool = True, monitor: bool = False
+    model: ir.Model,
+    plan: Plan,
+    *,
+    inline: bool = False,
+    early_exit: bool = True,
+    monitor: bool = False,
+    edited: Sequence[Receipt] | None = None,
 ) -> list[Receipt]:
     """Edit a decoder graph in place so that it carries a plan, and return the receipts in the plan's order.
 
     ``inline`` writes Neuron Adjust as standard operators instead of a model-local function, ``early_exit`` lets Key
-    Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``. Edited
-    weights that lie in a data file show as edited from then on; ``write_edited_tensors`` writes them to a copy of it.
+    Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``.
+    ``edited``: what ``edit_weights`` has given, where it was called before (and the graph quantised since).
 
     Raises ``PlanError`` where the plan was fitted on a model of another shape, and ``GraphError`` where the graph
     cannot be read or an edit does not match all that the plan names; the graph is then to be discarded.
     """
-    opset = model.opset_imports.get("", 0)
-    if opset < OLDEST_OPSET:
-        raise GraphError(
-            f"The graph is of opset {opset}; {OLDEST_OPSET} is the oldest that interventions can be baked into.",
-            f"Export it with opset {OLDEST_OPSET} or later.",
-        )
-    anatomy = read_anatomy(model)
-    plan.model.require_shape(layers=len(anatomy.layers), width=anatomy.width, hidden=anatomy.hidden)
-    receipts: list[Receipt] = []
+    # Weights, then Neuron Adjust, then Key Space Detection, which parts the graph.
+    receipts = edit_weights(model, plan) if edited is None else list(edited)
     for edit in _passes(plan, inline, early_exit, monitor):
         edit(model)
         receipts += edit.receipts
@@ -51,13 +63,21 @@ def apply_plan(
     return sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer, receipt.detail.get("role", "")))
 
 
+def _require_fit(model: ir.Model, plan: Plan) -> None:
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise GraphError(
+            f"The graph is of opset {opset}; {OLDEST_OPSET} is the oldest that interventions can be baked into.",
+            f"Export it with opset {OLDEST_OPSET} or later.",
+        )
+    anatomy = read_anatomy(model)
+    plan.model.require_shape(layers=len(anatomy.layers), width=anatomy.width, hidden=anatomy.hidden)
+
+
 def _passes(
     plan: Plan, inline: bool, early_exit: bool, monitor: bool
-) -> Iterator[WeightEditsPass | NeuronAdjustPass | KeySpaceDetectionPass]:
-    """The passes of a plan: weights, then Neuron Adjust, then Key Space Detection, which parts the graph."""
-    weights = WeightEditsPass(plan.interventions)
-    if weights.changes:
-        yield weights
+) -> Iterator[NeuronAdjustPass | KeySpaceDetectionPass]:
+    """The passes of what is not in the weights."""
     for index, intervention in enumerate(plan.interventions):
         if isinstance(intervention, NeuronAdjust):
             yield NeuronAdjustPass(intervention, index, inline=inline)

@@ -26,13 +26,17 @@ class Linear:
 
 
 def as_linear(node: ir.Node) -> Linear | None:
-    """The linear that a node computes: MatMul or Gemm with a constant weight, or MatMulNBits; None for others."""
+    """The linear that a node computes: MatMul or Gemm with a constant weight, MatMulNBits, or the Mul in which a
+    dynamically quantised product ends; None for others.
+    """
     if (node.domain, node.op_type) == ("com.microsoft", "MatMulNBits"):
         data, scales = node.inputs[0], node.inputs[2]
         if data is None or scales is None or scales.const_value is None:
             return None
         sizes = node.attributes["K"].as_int(), node.attributes["N"].as_int()
         return Linear(node, data, *sizes, scales.const_value.dtype)
+    if (node.domain, node.op_type) == ("", "Mul"):
+        return _dynamically_quantised(node)
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
         return None
     data, weight = node.inputs[0], node.inputs[1]
@@ -45,6 +49,26 @@ def as_linear(node: ir.Node) -> Linear | None:
         if node.attributes.get_int("transB", 0):
             inputs, outputs = outputs, inputs
     return Linear(node, data, inputs, outputs, dtype)
+
+
+def _dynamically_quantised(node: ir.Node) -> Linear | None:
+    """The linear that ends in ``Mul(Cast(MatMulInteger(q, weight, ...)), scales)``, q of a DynamicQuantizeLinear."""
+    for operand in node.inputs:
+        cast = _produced_by(operand, "Cast")
+        product = cast and _produced_by(cast.inputs[0], "MatMulInteger")
+        quantised = product and _produced_by(product.inputs[0], "DynamicQuantizeLinear")
+        if not cast or not product or not quantised:
+            continue
+        data, weight = quantised.inputs[0], product.inputs[1]
+        if data is not None and weight is not None and (described := _constant(weight)) and len(described[0]) == 2:
+            return Linear(node, data, *described[0], ir.DataType(cast.attributes["to"].as_int()))
+    return None
+
+
+def _produced_by(value: ir.Value | None, operator: str) -> ir.Node | None:
+    """The node of this standard operator that computes a value."""
+    node = None if value is None else value.producer()
+    return node if node is not None and (node.domain, node.op_type) == ("", operator) else None
 
 
 def constant_size(value: ir.Value) -> int | None:

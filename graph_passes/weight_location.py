@@ -62,7 +62,7 @@ def locate_weight(layer: FeedForwardLayer, role: Role) -> WeightLocation:
 
 def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
     """The initialiser that a linear's weight comes from, and whether it is [in, out]."""
-    if node.op_type == "MatMulNBits":
+    if node.op_type not in ("MatMul", "Gemm"):
         raise _quantised(node, where)
     if node.attributes.get_float("alpha", 1.0) != 1.0:
         raise GraphError(f"{where}: {node.name} multiplies its product by a constant.")
