@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,10 @@ FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 def build(checkpoint: Path, directory: Path, form: str) -> Path:
     """Run the builder offline on a checkpoint's directory; whatever the graph is for, genai is to run it on the CPU."""
-    from onnxruntime_genai.models import builder
-
     precision, provider, options = FORMATS[form]
-    logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with _quiet():
+        from onnxruntime_genai.models import builder
+
         builder.create_model(
             None, str(checkpoint), str(directory), precision, provider, str(directory / "cache"), **options
         )
@@ -43,6 +43,21 @@ def build(checkpoint: Path, directory: Path, form: str) -> Path:
     config["model"]["decoder"]["session_options"]["provider_options"] = []
     path.write_text(json.dumps(config))
     return directory
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the builder prints, and the logging that it turns on for the whole process."""
+    root = logging.root
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.disable(disabled)
 
 
 def stored_model(checkpoint: Path, directory: Path) -> PreTrainedModel:

@@ -13,9 +13,9 @@ PRECISIONS = ("fp32", "int4")
 
 def build(checkpoint: Path, directory: Path, precision: str) -> Path:
     """Run the builder, for the CPU, with its defaults for ``precision``, one of ``PRECISIONS``: ``directory``."""
-    from onnxruntime_genai.models import builder
-
     with _quiet():
+        from onnxruntime_genai.models import builder
+
         builder.create_model(None, str(checkpoint), str(directory), precision, "cpu", str(directory / "cache"))
     return directory
 

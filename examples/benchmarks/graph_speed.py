@@ -38,6 +38,7 @@ BUILDERS = {f"genai builder {precision}": precision for precision in PRECISIONS}
 @click.option("--pairs", default=50, show_default=True, help="Interleaved pairs per ratio.")
 @click.option("--threads", type=int, help="Threads; by default ONNX Runtime chooses.")
 @click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall", show_default=True)
+@click.option("--only", type=click.Choice(["baked", "exporters"]), help="One of the two tables alone.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where the graphs are kept for the next time.")
 def main(
     layers: int,
@@ -48,6 +49,7 @@ def main(
     pairs: int,
     threads: int | None,
     clock: str,
+    only: str | None,
     cache: Path | None,
 ) -> None:
     """Measure and print two tables: baked against unbaked graphs, and the builder's graphs against optimum's.
@@ -69,15 +71,17 @@ def main(
         root = (cache or Path(temporary)) / "-".join(map(str, (layers, hidden, width, vocabulary, prompt)))
         graphs = _graphs(shape, root)
         runners = {name: _Runners(graph, shape, interventions, threads) for name, graph in graphs.items()}
-        print_table(
-            ["graph", "run", "intervention", "unbaked, ms", "baked, ms", "ratio (95 % interval)"],
-            _baked_rows(runners, interventions, workloads, compared),
-        )
-        print()
-        print_table(
-            ["graph", "run", "intervention", "optimum fp32, ms", "this graph, ms", "ratio (95 % interval)"],
-            _exporter_rows(runners, interventions, workloads, compared),
-        )
+        if only != "exporters":
+            print_table(
+                ["graph", "run", "intervention", "unbaked, ms", "baked, ms", "ratio (95 % interval)"],
+                _baked_rows(runners, interventions, workloads, compared),
+            )
+            print()
+        if only != "baked":
+            print_table(
+                ["graph", "run", "intervention", "optimum fp32, ms", "this graph, ms", "ratio (95 % interval)"],
+                _exporter_rows(runners, interventions, workloads, compared),
+            )
 
 
 class _Runners:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.runtimes.locks import locked
@@ -9,10 +11,10 @@ from tests.runtimes.served import Served, make
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Served:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """The artifact that all runtimes are given."""
     session = tmp_path_factory.getbasetemp()
-    root = (session if worker_id == "master" else session.parent) / "served"
+    root = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "served"
     root.mkdir(exist_ok=True)
     with locked(root / ".lock"):
         if not (root / "said.json").exists():
