@@ -80,7 +80,7 @@ def _fit(bench: Bench, name: str) -> list[Intervention]:
         module, _ = train_module(bench.model, said, [], softening=1.0, options=options, seed=0, description="LoRA")
         return [LowRankUpdate("LoRA", summed(bench.model, [(1.0, module)])[0])]
     similar = {skill: bench.records(skill, "probing", SIMILAR_ROWS) for skill in SIMILAR}
-    options = IdentificationOptions(rank=RANK, steps=STEPS, learning_rate=LEARNING_RATE, until=0.005)
+    options = IdentificationOptions(rank=RANK, steps=STEPS, learning_rate=LEARNING_RATE)
     return [fit_learn(bench.model, {"new people": task}, similar, energy=ENERGY, options=options)]
 
 

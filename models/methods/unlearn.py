@@ -27,7 +27,8 @@ _AIMS: dict[Method, str] = {"UNLEARN": "improbable", "LEARN": "certain"}
 class IdentificationOptions:
     """How a task's matrices are found: ``rank`` of each weight's, and for each layer AdamW's ``steps``.
 
-    ``learning_rate`` falls to 0 over a layer's steps; a layer is done before that once its loss is under ``until``.
+    ``learning_rate`` falls to 0 over a layer's steps. UNLEARN is done with a layer before that once a batch's loss is
+    under ``until``. LEARN is not: a batch may hold only what the model knows already.
     """
 
     rank: int = 4
@@ -202,7 +203,7 @@ def _train(
             loss = _loss(model, method, [texts[row] for row in rows])
             gradients = torch.autograd.grad(loss, weights)
         last = float(loss.detach())
-        if last < options.until:
+        if method == "UNLEARN" and last < options.until:
             break
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient

@@ -163,6 +163,17 @@ def test_layers_with_nothing_left_to_do_are_no_part_of_the_update(model: PreTrai
         fit_unlearn(model, {"task": task}, {}, options=options)
 
 
+def test_an_easy_batch_does_not_end_the_learning_of_a_layer(model: PreTrainedModel) -> None:
+    task = _task(model, 1, known=False)
+    first, second = (
+        fit_learn(model, {"task": task}, {}, options=IdentificationOptions(steps=3, until=until)).updates
+        for until in (0.0, 1e9)
+    )
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert (one.left == other.left).all() and (one.right == other.right).all()
+
+
 @pytest.mark.parametrize("method", FITS)
 def test_what_cannot_be_fitted_is_refused(model: PreTrainedModel, method: str) -> None:
     fit, task = FITS[method], _task(model, 1, known=True)
