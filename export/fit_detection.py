@@ -84,7 +84,9 @@ def depth_keys(
     depths = {layer for one in layer_sets(len(feed_forward_layers(fitting.model))) for layer in one}
     wanted = sorted({*depths, *layers})
     fresh = {name: _fresh(fitting, name) for name in names.get("retain", [])}
-    fresh |= {name: fitting.rows[name].get("selection") or fitting.rows[name]["probe"] for name in names["forget"]}
+    fresh |= {
+        name: list(fitting.rows[name].get("selection") or fitting.rows[name]["probe"]) for name in names["forget"]
+    }
     with Hooks(fitting.model, fitting.earlier):
         probe = {name: _keys(fitting, name, fitting.rows[name]["probe"], wanted) for name in names["forget"]}
         return probe, {name: _keys(fitting, name, rows, wanted) for name, rows in fresh.items() if rows}
@@ -117,7 +119,7 @@ def _choice(
     layers: Sequence[int],
 ) -> Choice:
     selection = {name: _widened(fitting, name, "selection") for name in probe}
-    selection |= {name: list(_fresh(fitting, name)) for name in retain}
+    selection |= {name: _fresh(fitting, name) for name in retain}
     calibration = [len(fitting.rows[name].get("calibration", ())) for name in probe]
     return choose_structure(
         probe,
@@ -133,10 +135,10 @@ def _choice(
     )
 
 
-def _fresh(fitting: Fitting, name: str) -> Sequence[Record]:
-    """Queries of a name to retain that its false refusals are not counted on: it is not fitted on its probe file."""
+def _fresh(fitting: Fitting, name: str) -> list[Record]:
+    """Queries of a name to retain that its false refusals are not counted on: nothing is fitted on its probe file."""
     rows = fitting.rows[name]
-    return rows.get("selection") or rows.get("probe") or []
+    return [*rows.get("selection", ()), *rows.get("probe", ())]
 
 
 def _widened(fitting: Fitting, name: str, use: str) -> list[Record]:

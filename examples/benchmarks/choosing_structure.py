@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,12 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from bakeout.export.fit_methods import refusal_tokens
+from bakeout.export.report.choice_figures import depth_figure, inside_figures
+from bakeout.export.report.figures_file import Figure
 from bakeout.models.generation import end_tokens
 from bakeout.models.methods.key_space_detection import conformal_quantile, fit_key_space_detection
 from bakeout.models.methods.structure import choose_structure
+from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.probing import probe_keys
 from bakeout.models.skills.generator import SKILLS
 from bakeout.models.skills.tokenizer import REFUSAL
@@ -22,9 +24,9 @@ from bakeout.models.teacher_forcing import answers
 
 FORGOTTEN = [skill for skill in SKILLS if skill != "unknown"]
 LAYERS = range(6)
-# Queries a split; facts has fewer to give.
-QUERIES = {"probing": 3000, "selection": 1000, "calibration": 1400}
-FACTS = 1400
+# Queries a split. What a skill is told from are so many of its selection split, and of its probing split as well.
+QUERIES = {"probing": 1400, "selection": 1000, "calibration": 1400, "test": 1000}
+TOLD_FROM = 500
 SPLITS = 50
 EPSILONS = (0.005, 0.01, 0.03)
 
@@ -32,25 +34,27 @@ LayerKeys = dict[int, NDArray[np.float32]]
 
 
 def rows(bench: Bench) -> None:
-    """Choose for each skill in turn, and measure what was baked; then the coverage over random splits."""
+    """Choose for each skill in turn, and see what is forgotten and kept; then the coverage over random splits."""
     keys = Keys(bench)
-    right = {}
-    if any(f"choice {skill}" not in bench.rows for skill in FORGOTTEN):
-        right = {skill: _right(bench, skill) for skill in SKILLS}
     for skill in FORGOTTEN:
         if f"choice {skill}" not in bench.rows:
-            _choose(bench, keys, right, skill)
+            _choose(bench, keys, skill)
         if f"coverage {skill}" not in bench.rows:
             bench.save(f"coverage {skill}", _coverage(bench, keys, skill))
 
 
-def _choose(bench: Bench, keys: Keys, right: Mapping[str, NDArray[np.bool_]], skill: str) -> None:
+def _choose(bench: Bench, keys: Keys, skill: str) -> None:
     """What `layers: auto`, `cubes: auto`, `floor: auto`, `epsilon: auto` and `alpha: auto` of a recipe do."""
     others = [name for name in SKILLS if name != skill]
     calibration = keys(skill, "calibration")
+    selection, right = {skill: keys(skill, "selection")}, {skill: _right(bench, skill, "selection")}
+    for name in others:
+        parts = [keys(name, split) for split in ("selection", "probing")]
+        selection[name] = {layer: np.concatenate([part[layer][:TOLD_FROM] for part in parts]) for layer in LAYERS}
+        right[name] = np.concatenate([_right(bench, name, split)[:TOLD_FROM] for split in ("selection", "probing")])
     choice = choose_structure(
         {skill: keys(skill, "probing")},
-        {name: keys(name, "selection") for name in SKILLS},
+        selection,
         layers="auto",
         cubes="auto",
         floor="auto",
@@ -69,34 +73,51 @@ def _choose(bench: Bench, keys: Keys, right: Mapping[str, NDArray[np.bool_]], sk
         epsilon=chosen.epsilon,
         refusal=refusal_tokens(REFUSAL, bench.tokenizer),
     )
-    prompts = [record.prompt_ids for record in bench.records(skill, "probing", 200)]
     row: dict[str, Any] = {
         "chosen": choice.chosen.as_json(),
         "alpha": float(check.alpha[0]),
         "looked_at": len(choice.candidates),
         "report": check.report,
-        "accuracy": bench.artifact_accuracies(check, prompts),
+        "left": _left(bench, keys, check),
     }
-    base = bench.rows["base"]
-    shares = {name: round(row["accuracy"][name] / base[name], 4) for name in SKILLS}
-    print(f"choice {skill}: {chosen}, {shares}", flush=True)
+    print(f"choice {skill}: {chosen}, {row['left']}", flush=True)
     bench.save(f"candidates {skill}", [one.as_json() for one in choice.candidates])
     bench.save(f"choice {skill}", row)
 
 
-def _coverage(bench: Bench, keys: Keys, skill: str) -> dict[str, Any]:
-    """Calibration and coverage on random halves of fresh queries, the cubes staying as they were chosen."""
-    chosen = bench.rows[f"choice {skill}"]["chosen"]
-    check = fit_key_space_detection(
+def _left(bench: Bench, keys: Keys, check: KeySpaceDetection) -> dict[str, float]:
+    """Of the test prompts that the base model answers rightly, the share that is not refused, by skill.
+
+    What is refused changes nothing else: artifacts say the base model's answer, bit for bit, or the refusal.
+    """
+    found = {}
+    for name in SKILLS:
+        right = _right(bench, name, "test")
+        tested = keys(name, "test")
+        margins = check.margins(np.concatenate([tested[layer][right] for layer in check.layers], axis=1))
+        found[name] = float((margins > check.alpha).all(axis=1).mean())
+    return found
+
+
+def _check(bench: Bench, keys: Keys, skill: str) -> KeySpaceDetection:
+    """The cubes that were chosen."""
+    row = bench.rows[f"choice {skill}"]
+    chosen = row["chosen"]
+    return fit_key_space_detection(
         {skill: keys(skill, "probing")},
         {},
         {},
         layers=chosen["layers"],
         cubes=chosen["cubes"],
         floor=chosen["floor"],
-        alpha=1.0,
-        refusal=[3, 1],
+        alpha=row["alpha"],
+        refusal=refusal_tokens(REFUSAL, bench.tokenizer),
     )
+
+
+def _coverage(bench: Bench, keys: Keys, skill: str) -> dict[str, Any]:
+    """Calibration and coverage on random halves of fresh queries, the cubes staying as they were chosen."""
+    check = _check(bench, keys, skill)
     fresh = keys(skill, "calibration")
     margins = check.margins(np.concatenate([fresh[layer] for layer in check.layers], axis=1)).min(axis=1)
     half = len(margins) // 2
@@ -132,28 +153,41 @@ class Keys:
         """Per layer float32 [queries, F]."""
         path = self._directory / f"{skill}.{split}.npy"
         if not path.exists():
-            prompts = [record.prompt_ids for record in self._bench.records(skill, split, queries(skill, split))]
+            prompts = [record.prompt_ids for record in self._bench.records(skill, split, QUERIES[split])]
             found = probe_keys(self._bench.model, prompts, layers=LAYERS, batch_size=64)
             partial = Path(f"{path}.partial")
             with partial.open("wb") as file:
                 np.save(file, np.stack([found[layer] for layer in LAYERS]))
             partial.rename(path)
-        return dict(enumerate(np.load(path)))
+        return dict(enumerate(np.load(path)[:, : QUERIES[split]]))
 
 
-def queries(skill: str, split: str) -> int:
-    """How many queries of a split are taken."""
-    return min(QUERIES[split], FACTS) if skill == "facts" else QUERIES[split]
+def _right(bench: Bench, skill: str, split: str) -> NDArray[np.bool_]:
+    """Which queries the base model answers rightly, of those that are told from or tested."""
+    if (key := f"right {skill} {split}") not in bench.rows:
+        records = bench.records(skill, split, TOLD_FROM if split == "probing" else QUERIES[split])
+        said = answers(bench.model, records, end=end_tokens(bench.model, bench.tokenizer), batch_size=64)
+        bench.save(key, np.flatnonzero(~said.right).tolist())
+    right = np.ones(QUERIES[split], dtype=bool)
+    right[bench.rows[key]] = False
+    return right
 
 
-def _right(bench: Bench, skill: str) -> NDArray[np.bool_]:
-    records = bench.records(skill, "selection", queries(skill, "selection"))
-    return answers(bench.model, records, end=end_tokens(bench.model, bench.tokenizer), batch_size=64).right
+def figures(bench: Bench) -> list[Figure]:
+    """The paper's Figures 5 and 6 for every skill: against alpha as chosen, and by depth with one cube."""
+    keys = Keys(bench)
+    source = "examples/benchmarks/choosing.py, 1,000 test prompts a skill"
+    found: list[Figure] = []
+    for skill in FORGOTTEN:
+        if f"choice {skill}" in bench.rows:
+            tested = {name: keys(name, "test") for name in SKILLS}
+            found += inside_figures(_check(bench, keys, skill), tested, source)
+            found.append(depth_figure(skill, keys(skill, "probing"), tested, source))
+    return found
 
 
 def table(bench: Bench) -> str:
     """The rows as Markdown."""
-    base = bench.rows["base"]
     lines = ["| forgotten | chosen | " + " | ".join(SKILLS) + " |\n" + "| --- " * (len(SKILLS) + 2) + "|\n"]
     for skill in FORGOTTEN:
         if (row := bench.rows.get(f"choice {skill}")) is None:
@@ -163,7 +197,7 @@ def table(bench: Bench) -> str:
             f"layers {', '.join(map(str, chosen['layers']))}; {chosen['cubes']} cubes, floor {chosen['floor']}, "
             f"ε {chosen['epsilon']:.1%}, α {row['alpha']:.1f}"
         )
-        shares = [f"{row['accuracy'][name] / base[name]:.3f}" for name in SKILLS]
+        shares = [f"{row['left'][name]:.3f}" for name in SKILLS]
         shares[SKILLS.index(skill)] = f"**{shares[SKILLS.index(skill)]}**"
         lines.append(f"| {skill} | {settings} | {' | '.join(shares)} |\n")
     lines.append("\n| skill | ε | mean coverage | expected | spread | expected |\n" + "| --- " * 6 + "|\n")
