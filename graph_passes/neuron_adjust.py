@@ -26,7 +26,7 @@ _CONSTANTS = (
     "retain_precision",
     "forget_mean",
     "forget_precision",
-    "log_deviation_ratio",
+    "log_variance_ratio",
     "retain_deviation",
 )
 # Only the selected neurons are gathered, computed in float32, and scattered back.
@@ -35,32 +35,35 @@ _GATHER = {
     ir.DataType.FLOAT16: "selected = Gather <axis = -1> (pre_activation, neurons)  v = Cast <to = 1> (selected)",
     ir.DataType.BFLOAT16: "selected = Gather <axis = -1> (pre_activation, neurons)  v = Cast <to = 1> (selected)",
 }
-# q = log p_f(v) - log p_r(v), in z form: multiplied out it would overflow and cancel.
-_LOG_ODDS = """
+# The log-odds q = log p_f(v) - log p_r(v) are above 0 where z_r^2 - z_f^2 is above log(s_f^2 / s_r^2); in z form, since
+# multiplied out they would overflow and cancel.
+_IS_FORGET = """
     from_retain = Sub(v, retain_mean)    z_retain = Mul(from_retain, retain_precision)
     from_forget = Sub(v, forget_mean)    z_forget = Mul(from_forget, forget_precision)
     difference = Sub(z_retain, z_forget)
     sum = Add(z_retain, z_forget)
     product = Mul(difference, sum)
-    half = Constant <value_float = 0.5> ()
-    half_product = Mul(product, half)
-    q = Add(half_product, log_deviation_ratio)
-    zero = Constant <value_float = 0.0> ()
-    forget_is_likelier = Greater(q, zero)
+    forget_is_likelier = Greater(product, log_variance_ratio)
     mirrored = Mul(retain_deviation, z_forget)
     transported = Sub(retain_mean, mirrored)
 """
+_ODDS = """
+    twice_q = Sub(product, log_variance_ratio)
+    half = Constant <value_float = 0.5> ()
+    q = Mul(twice_q, half)
+    a = Sigmoid(q)
+"""
 _COINS: dict[Coin, str] = {
     "threshold": "after = Where(forget_is_likelier, transported, v)",
-    "expected": """
-        a = Sigmoid(q)
+    "expected": f"""
+        {_ODDS}
         shift = Sub(transported, v)
         expected_shift = Mul(a, shift)
         moved = Add(v, expected_shift)
         after = Where(forget_is_likelier, moved, v)
     """,
-    "stochastic": """
-        a = Sigmoid(q)
+    "stochastic": f"""
+        {_ODDS}
         draw = RandomUniformLike <dtype = 1, seed: float = @seed> (v)
         coin = Less(draw, a)
         shifted = And(forget_is_likelier, coin)
@@ -90,8 +93,8 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
 
     Per touched layer one node ``NeuronAdjust`` of the model-local domain ``bakeout`` (its overload is the coin) reads
     the pre-activation, and all that read the pre-activation read the node instead. Its other inputs are initialisers,
-    ``neurons`` int64 [n] and float32 [n]: mean and precision (1 / deviation) of both Gaussians, the log of the ratio
-    of the deviations, and the retain set's deviation. Only the named neurons change; a value whose log-odds are NaN
+    ``neurons`` int64 [n] and float32 [n]: mean and precision (1 / deviation) of both Gaussians, the log of the
+    ratio of the variances, and the retain deviation. Only the named neurons change; a value whose log-odds are NaN
     stays as it is. ``inline`` writes standard operators alone.
 
     ``index`` is the intervention's place in the plan, ``receipts`` one per layer, once the pass has run. Raises
@@ -158,7 +161,7 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
                 "retain_precision": 1 / adjusted.retain_deviation,
                 "forget_mean": adjusted.forget_mean,
                 "forget_precision": 1 / adjusted.forget_deviation,
-                "log_deviation_ratio": np.log(adjusted.retain_deviation) - np.log(adjusted.forget_deviation),
+                "log_variance_ratio": 2 * (np.log(adjusted.forget_deviation) - np.log(adjusted.retain_deviation)),
                 "retain_deviation": adjusted.retain_deviation,
             }
             single = {name: values.astype(np.float32) for name, values in exact.items()}
@@ -217,7 +220,7 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
             => (adjusted)
             {{
                 {_GATHER[dtype]}
-                {_LOG_ODDS}
+                {_IS_FORGET}
                 {_COINS[coin]}
                 shape = Shape(v)
                 positions = Expand(neurons, shape)
