@@ -19,9 +19,10 @@ from typing import Any
 import click
 import numpy as np
 from comparison import compare
-from skills import DEFAULTS, DETECTED, LAYERS, QUERIES, nearest
+from skills import DETECTED, LAYERS, QUERIES
 
 from bakeout.export.fit_methods import refusal_tokens
+from bakeout.export.report.choice_figures import depth_figure, inside_figures
 from bakeout.export.report.figures_file import (
     Compared,
     Depth,
@@ -30,7 +31,6 @@ from bakeout.export.report.figures_file import (
     Inside,
     Languages,
     Matched,
-    Panel,
     Setting,
     figures_json,
 )
@@ -43,7 +43,6 @@ from bakeout.models.data import Record, read_records
 from bakeout.models.families import identity
 from bakeout.models.methods.key_space_detection import fit_key_space_detection
 from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
-from bakeout.models.methods.separation import auroc, share_inside
 from bakeout.models.plan import Intervention, KeySpaceDetection, Plan
 from bakeout.models.probing import probe_keys, probe_neurons
 from bakeout.models.skills import checkpoint_directory
@@ -52,7 +51,6 @@ from bakeout.models.skills.tokenizer import REFUSAL
 
 LANGUAGES = ["german", "spanish", "french"]
 TESTED = 1000
-POINTS = 49
 SOURCE = f"examples/benchmarks/skills.py, {TESTED:,} test prompts a skill"
 PROBED = f"examples/benchmarks/figures.py, {TESTED:,} test queries a skill"
 
@@ -100,44 +98,16 @@ class Probed:
 def insides(rows: Rows, probed: Probed) -> Iterator[Inside]:
     """Each skill's cubes in the chosen layers: the share of every skill's test queries inside, over alpha."""
     for skill in DETECTED:
-        if (row := rows.get(f"ksd {skill} chosen")) is None:
-            continue
-        check = probed.check(skill, row["layers"], row["cubes"], row["floor"], row["alpha"])
-        margins = {name: nearest(check, probed.keys(name, "test")) for name in SKILLS}
-        alpha = np.linspace(0, 2.5 * row["alpha"], POINTS)
-        yield Inside(
-            source=PROBED,
-            skill=skill,
-            layers=row["layers"],
-            chosen=round(row["alpha"], 4),
-            alpha=_rounded(alpha),
-            shares={name: _rounded(share_inside(margins[name], alpha)) for name in SKILLS},
-        )
+        if (row := rows.get(f"ksd {skill} chosen")) is not None:
+            check = probed.check(skill, row["layers"], row["cubes"], row["floor"], row["alpha"])
+            yield from inside_figures(check, {name: probed.keys(name, "test") for name in SKILLS}, PROBED)
 
 
-def depths(rows: Rows, probed: Probed) -> Iterator[Depth]:
-    """One cube a layer, as in the paper: its volume, how it separates, and who is inside at the conformal alpha."""
+def depths(probed: Probed) -> Iterator[Depth]:
+    """One cube a layer, as in the paper: its volume, how it separates, and who is inside."""
+    tested = {name: probed.keys(name, "test") for name in SKILLS}
     for skill in DETECTED:
-        others = [name for name in SKILLS if name != skill]
-        sides: list[float] = []
-        separation: dict[str, list[float]] = {name: [] for name in others}
-        for layer in LAYERS:
-            row = rows[f"figure5 {skill} {layer}"]
-            check = probed.check(skill, [layer], DEFAULTS.cubes, DEFAULTS.floor, row["alpha"])
-            margins = {name: nearest(check, probed.keys(name, "test")) for name in SKILLS}
-            # The logarithm of the volume, divided by the number of dimensions.
-            sides.append(float(np.log10(2 * row["alpha"] * check.deviation[0]).mean()))
-            for name in others:
-                separation[name].append(auroc(margins[skill], margins[name]).value)
-        inside = {
-            name: _rounded([rows[f"figure5 {skill} {layer}"][name] for layer in LAYERS]) for name in (skill, *others)
-        }
-        panels = [
-            Panel(label="volume: log10 of the cube's mean side", series={skill: _rounded(sides)}),
-            Panel(label="separation: AUROC against", series={name: _rounded(separation[name]) for name in others}),
-            Panel(label="inside, at 99.5 % coverage", series=inside),
-        ]
-        yield Depth(source=PROBED, skill=skill, layers=list(LAYERS), panels=panels)
+        yield depth_figure(skill, probed.keys(skill, "probing"), tested, PROBED)
 
 
 def frontiers(rows: Rows) -> Iterator[Frontier]:
@@ -236,11 +206,16 @@ def latency(one: Intervention, skill: str, probed: Probed, base: Path, pairs: in
 
 
 def _left(accuracies: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(accuracies[name] / base[name], 4) for name in base}
+    return {name: accuracies[name] / base[name] for name in base}
 
 
-def _rounded(values: Any) -> list[float]:
-    return [round(float(value), 4) for value in values]
+def _rounded(content: Any) -> Any:
+    """JSON with four digits behind the point."""
+    if isinstance(content, dict):
+        return {key: _rounded(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_rounded(value) for value in content]
+    return round(content, 4) if isinstance(content, float) else content
 
 
 @click.command()
@@ -253,12 +228,12 @@ def main(directory: Path, output: Path, pairs: int) -> None:
     probed = Probed()
     figures: list[Figure] = [
         *insides(rows, probed),
-        *depths(rows, probed),
+        *depths(probed),
         *frontiers(rows),
         *languages(rows),
         *matched(rows, probed, directory / "base", pairs),
     ]
-    output.write_text(json.dumps(figures_json(figures), ensure_ascii=False) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(_rounded(figures_json(figures)), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

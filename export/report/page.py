@@ -30,12 +30,12 @@ from bakeout.models.plan_file import load_plan
 
 # What a page that lacks a figure says: the figure, and which command measures it.
 _MISSING: Mapping[type[Any], tuple[str, str]] = {
-    Inside: ("Who would be refused, at each α", "bakeout tune RECIPE, or examples/benchmarks/figures.py"),
-    Depth: ("Where the skills part, layer by layer", "examples/benchmarks/figures.py"),
-    Frontier: ("Forgetting against keeping", "bakeout tune RECIPE, or examples/benchmarks/figures.py"),
+    Inside: ("Who would be refused, at each α", "bakeout tune RECIPE -o RECIPE --figures FILE"),
+    Depth: ("Where the skills part, layer by layer", "bakeout tune RECIPE -o RECIPE --figures FILE"),
+    Frontier: ("Forgetting against keeping", "bakeout tune RECIPE -o RECIPE --figures FILE"),
     Languages: ("Languages, forgotten against tested", "examples/benchmarks/figures.py"),
     Matched: ("Methods at matched forgetting, with latency", "examples/benchmarks/figures.py"),
-    Attacks: ("Attacks", "bakeout attack"),
+    Attacks: ("Attacks", "bakeout attack DIR --data FILE --figures FILE"),
 }
 
 

@@ -1,4 +1,5 @@
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from bakeout.export.cli import main
 from bakeout.export.demo import METHODS, Demo, Sample, print_demo, replacing
 from bakeout.export.evaluate import Row
 from bakeout.export.recipe import load_recipe
+from bakeout.export.report.figures_file import Depth, Frontier, Inside, Languages, Matched, read_figures
 from bakeout.models.errors import BakeoutError
 from bakeout.models.skills.generator import SKILLS
 
@@ -54,6 +56,15 @@ def test_the_table_has_a_row_a_skill_and_marks_the_forgotten_one(capsys):
     assert "'ab'[::-1]" in out
     assert "[bold]y" in out
     assert "out/neuron-adjust" in out
+    assert "out/report.html" in out
+    assert "made beforehand" in out
+
+
+def test_the_figures_made_beforehand_are_whole_and_small():
+    path = Path(str(files("bakeout.export").joinpath("templates/demo_figures.json")))
+    kinds = {type(figure) for figure in read_figures(path)}
+    assert {Inside, Depth, Frontier, Languages, Matched} <= kinds
+    assert path.stat().st_size < 100_000
 
 
 @pytest.mark.slow
@@ -63,6 +74,9 @@ def test_the_bundled_model_forgets_arithmetic_and_keeps_the_rest(tmp_path):
     rows = json.loads(result.stdout)["rows"]
     accuracy = {(row["model"], row["data"]): row["accuracy"] for row in rows}
     assert len(accuracy) == 3 * len(SKILLS)
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") > 5
+    assert all(f"bakeout verify {method} --digest" in page for method in METHODS)
     for method in METHODS:
         directory = tmp_path / "demo" / method
         load_recipe(tmp_path / "demo" / f"{method}.yaml")

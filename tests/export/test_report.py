@@ -19,12 +19,14 @@ from bakeout.export.bake import bake
 from bakeout.export.cli import main
 from bakeout.export.report.figures_file import figures_json, read_figures
 from bakeout.export.report.page import report, write_report
+from bakeout.models.checkpoint import load_model, weights_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.hashing import hash_file
 from bakeout.models.plan import Plan
 from bakeout.models.plan_file import save_plan
 
 from tests.export.report_files import EVALUATION, FIGURES, write_evaluation, write_figures
+from tests.weight_plans import low_rank_update, plan_of, zero_columns
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'>&amp;$\\alpha^{$ {{ 7 * 6 }} </style> url(#x"
 
@@ -82,6 +84,17 @@ def test_what_was_not_given_is_named_with_what_measures_it(artifact: Path) -> No
     assert "Left out of this page" in page.text
     for title in ("at each α", "layer by layer", "Languages", "Attacks", "matched forgetting"):
         assert title in page.text.split("Left out")[1]
+
+
+def test_edits_of_weights_are_described(llama_checkpoint: Path, llama_export: Path, tmp_path: Path) -> None:
+    model, digest = load_model(llama_checkpoint), weights_digest(llama_checkpoint)
+    update, columns = low_rank_update(model), zero_columns(1, columns=[1, 5])
+    edited = bake(llama_export, plan_of(model, digest, update, columns), tmp_path / "edited").directory
+    words = " ".join(_Page(report([edited])).text.split())
+    assert "random: layer 0 down (rank 2), layer 0 gate (rank 2)" in words
+    assert "2 neurons zeroed in 1 layer " in words
+    assert "7 receipts" in words
+    assert "Edited models" in words
 
 
 def test_the_page_is_self_contained_and_runs_nothing(artifact: Path, tmp_path: Path) -> None:
