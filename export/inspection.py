@@ -161,13 +161,25 @@ def _detection_lines(number: int, intervention: Mapping[str, Any]) -> Iterator[s
     report = dict(intervention["report"])
     for skill, found in report.pop("skills", {}).items():
         inside = found.get("calibration_inside")
+        promised = found.get("guaranteed_coverage")
+        promise = "" if promised is None else f", at least {promised:.4g} of fresh ones"
         if inside is not None:
-            yield f"  coverage    {skill}: {inside:.1%} of {found['calibration_queries']} calibration queries inside"
+            yield (
+                f"  coverage    {skill}: {inside:.1%} of {found['calibration_queries']} calibration queries inside"
+                f"{promise}"
+            )
     for name, found in report.pop("retain", {}).items():
         low, high = found["interval"]
         yield (
             f"  refused     {name}: {found['rate']:.1%} of {found['queries']} queries, falsely "
             f"(interval {low:.1%} to {high:.1%})"
+        )
+    choice = report.pop("choice", None)
+    if choice is not None:
+        chosen = choice["chosen"]
+        yield (
+            f"  chosen      among {_count(len(choice['candidates']), 'structure')}: {chosen['missed']:.1%} missed, at "
+            f"most {max(chosen['refused'].values()):.1%} refused falsely, on the selection queries"
         )
     yield from _nested("  report", report)
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from bakeout.export.fit import fit
+from bakeout.export.inspection import inspect, lines
 from bakeout.export.recipe import load_recipe
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection import least_queries
 from bakeout.models.plan import KeySpaceDetection
+from bakeout.models.plan_file import save_plan
 
 from tests.export.recipes import rows, write_recipe, write_rows
 
@@ -26,7 +28,12 @@ def _fitted(directory: Path, checkpoint: Path, options: dict[str, Any], **sectio
 
 
 def test_layers_cubes_and_floor_are_chosen_and_the_choice_is_told(llama_checkpoint: Path, tmp_path: Path) -> None:
-    detection = _fitted(tmp_path, llama_checkpoint, CHOSEN)
+    recipe = write_recipe(
+        tmp_path, llama_checkpoint, [{"key_space_detection": {"forget": "sums", "epsilon": 0.1, **CHOSEN}}]
+    )
+    plan = fit(load_recipe(recipe))
+    (detection,) = plan.interventions
+    assert isinstance(detection, KeySpaceDetection)
     choice = detection.report["choice"]
     assert detection.layers == tuple(choice["chosen"]["layers"])
     assert {tuple(one["layers"]) for one in choice["candidates"]} >= {(0,), (1,), (2,), (3,), (0, 1)}
@@ -39,6 +46,11 @@ def test_layers_cubes_and_floor_are_chosen_and_the_choice_is_told(llama_checkpoi
     assert skill["calibration_inside"] >= 0.9
     low, high = detection.report["retain"]["names"]["interval"]
     assert low <= detection.report["retain"]["names"]["rate"] <= high < 1
+    save_plan(plan, tmp_path / "plan.safetensors")
+    told = "\n".join(lines(inspect(tmp_path / "plan.safetensors")))
+    assert f"chosen      among {len(choice['candidates'])} structures" in told
+    assert "of 20 calibration queries inside, at least 0.9 of fresh ones" in told
+    assert "candidates" not in told
 
 
 def test_alpha_stands_on_queries_that_nothing_else_has_seen(llama_checkpoint: Path, tmp_path: Path) -> None:
