@@ -17,7 +17,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--evaluation", "evaluations", type=_PATH, multiple=True, help="What `evaluate --json` printed; repeatable."
 )
-@click.option("--figures", type=_PATH, multiple=True, help="figures.json of `tune` or a benchmark; repeatable.")
+@click.option("--figures", type=_PATH, multiple=True, help="Figures of `tune`, `attack` or a benchmark; repeatable.")
 @click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
 def report(
     directories: tuple[Path, ...],

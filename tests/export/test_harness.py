@@ -131,7 +131,7 @@ def test_the_command_puts_tasks_beside_the_rest(llama_onnx: Path, tasks: Path, t
     arguments += ["--task-directory", tasks, "--csv", tmp_path / "table.csv", "--json"]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout[result.stdout.index("{") :])["tasks"]
+    found = json.loads(result.stdout)["tasks"]
     assert [(row["model"], row["task"]) for row in found] == [
         (model, task) for model in ("base", str(llama_onnx)) for task in ("own_choices", "own_answers")
     ]

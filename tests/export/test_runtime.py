@@ -2,7 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +205,17 @@ def test_what_cannot_run_is_refused(llama_onnx: Path, tmp_path: Path, damage: Ca
 def test_an_empty_prompt_is_refused(runner: Runner) -> None:
     with pytest.raises(BakeoutError):
         runner.generate([[3], []], NEW)
+
+
+def test_a_stop_ends_each_text_by_itself(runner: Runner) -> None:
+    prompts = [[40, 41, 42], [50, 51], [60, 61, 62, 63]]
+    whole = runner.generate(prompts, 8)
+    asked = []
+
+    def stop(said: Sequence[int]) -> bool:
+        asked.append(len(said))
+        return list(said) in (whole[0][:3], whole[1][:5])
+
+    assert runner.generate(prompts, 8, stop=stop) == [whole[0][:3], whole[1][:5], whole[2]]
+    # A text that has ended is not asked about again.
+    assert len(asked) == 3 + 5 + 8
