@@ -25,8 +25,8 @@ from bakeout.models.weight_edits import edited_weights
 
 DETECTED, ADJUSTED = "math", "german"
 # As chosen in skills.py.
-LAYER, CUBES, FLOOR, QUERIES = 0, 32, 1.0, 2000
-RATIO, ROWS = 0.1, 500
+LAYER, CUBES, FLOOR, QUERIES = 0, 32, 1.0, 1000
+RATIO, ROWS = 0.1, 200
 # Prompts a skill that the hooked reference answers, too.
 COMPARED = 30
 

@@ -16,8 +16,8 @@ from bakeout.models.plan import Plan
 from bakeout.models.skills.generator import SKILLS
 
 # The share of neurons cut off in these rows.
-PRUNED = ("math", 0.1)
-_ROWS = 200
+PRUNED = ("math", 0.2)
+_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Forgotten:
 
 def forgotten(bench: Bench) -> Iterator[Forgotten]:
     """Every weight method that forgets."""
+    yield _people(bench, "closed form")
+    request = weights_unlearn.REQUESTS[1]
+    yield _skill(bench, "UNLEARN", request[0][0], lambda: weights_unlearn.fitted(bench, request))
+    yield _skill(bench, "Reveal-and-Release", weights_reveal.FORGOTTEN, lambda: weights_reveal.fitted(bench))
     skill, ratio = PRUNED
     yield _skill(
         bench,
@@ -45,11 +49,7 @@ def forgotten(bench: Bench) -> Iterator[Forgotten]:
         skill,
         lambda: weights_pruning.pruned(bench, skill, ratio, weights_pruning.probed(bench)),
     )
-    for solver in ("closed form", "gradient"):
-        yield _people(bench, solver)
-    request = weights_unlearn.REQUESTS[1]
-    yield _skill(bench, "UNLEARN", request[0][0], lambda: weights_unlearn.fitted(bench, request))
-    yield _skill(bench, "Reveal-and-Release", weights_reveal.FORGOTTEN, lambda: weights_reveal.fitted(bench))
+    yield _people(bench, "gradient")
 
 
 def _skill(bench: Bench, method: str, skill: str, plan: Callable[[], Plan]) -> Forgotten:

@@ -17,7 +17,7 @@ from bakeout.models.statistics import KeyMagnitudes
 FORGOTTEN = ["math", "code"]
 RATIOS = [0.015, 0.05, 0.1, 0.2]
 # Rows of each skill that the scores are over.
-ROWS = 500
+ROWS = 300
 
 
 def rows(bench: Bench) -> None:

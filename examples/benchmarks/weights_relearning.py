@@ -19,7 +19,7 @@ from bakeout.models.weight_edits import edited_weights
 
 STEPS = (1, 10, 100)
 # AdamW on all weights.
-LEARNING_RATE, BATCH = 3e-4, 16
+LEARNING_RATE, BATCH = 3e-4, 8
 # How many examples of what was forgotten an attacker has.
 EXAMPLES = 16
 
