@@ -87,6 +87,12 @@ class Candidate:
         ends += [(share.value / LOST, share.interval()[1] / LOST) for share in self.refused.values()]
         return max(ends)[1]
 
+    @property
+    def feared_error(self) -> float:
+        """The error if everything were at the upper end of its interval: few queries make it no better."""
+        ends = [share.interval()[1] / LOST for share in self.refused.values()]
+        return max(self.missed.interval()[1] / LEFT, *ends)
+
     def as_json(self) -> dict[str, Any]:
         """The candidate as a row of a table."""
         return {
@@ -148,9 +154,9 @@ def choose_structure(
     selection queries. As good as the best is what does not exceed the upper end of its Clopper-Pearson interval (nor,
     where the best does not, what is tolerated) and, among these, what has an AUROC, of the worst name, not below the
     lower end of the highest one's interval. Of what is as good, those whose deepest layer is the shallowest are taken
-    (an early exit that costs nothing in quality saves the most compute), of these the one of lowest error, and at the
-    same error that of fewest layers and cubes. ``epsilon`` auto tries those that ``calibration_queries`` can
-    guarantee; of one structure, it keeps the least that has the lowest error.
+    (an early exit that costs nothing in quality saves the most compute), of these the one of lowest feared error
+    (``Candidate.feared_error``), and at the same that of fewest layers and cubes. ``epsilon`` auto tries those that
+    ``calibration_queries`` can guarantee; of one structure, it keeps the least that has the lowest feared error.
 
     To look at everything would take long: all layers are tried with few cubes and a middling floor, and what could
     yet be the best of them with all others.
@@ -193,7 +199,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     as_good = [one for one in candidates if one.error <= highest]
     clearest = max(as_good, key=lambda one: one.worst_auroc.value).worst_auroc
     as_good = [one for one in as_good if one.worst_auroc.value >= clearest.low]
-    return min(as_good, key=lambda one: (one.structure.depth, one.error, one.structure.size))
+    return min(as_good, key=lambda one: (one.structure.depth, one.feared_error, one.structure.size))
 
 
 class _Search:
@@ -255,7 +261,7 @@ class _Search:
         found = [
             self._at(Structure(layers, count, floor, epsilon), margins, areas) for epsilon in sorted(self._epsilons)
         ]
-        return min(found, key=lambda one: one.error)
+        return min(found, key=lambda one: one.feared_error)
 
     def _at(
         self, structure: Structure, margins: Mapping[str, Mapping[str, Floats]], areas: Mapping[str, Auroc]
