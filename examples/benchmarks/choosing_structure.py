@@ -24,9 +24,10 @@ from bakeout.models.teacher_forcing import answers
 
 FORGOTTEN = [skill for skill in SKILLS if skill != "unknown"]
 LAYERS = range(6)
-# Queries a split. What a skill is told from are so many of its selection split, and of its probing split as well.
+# Queries a split. A skill is told from so many of each other's selection split, and of its probing split as well: from
+# more where one of them, strangers asked about in the same words, is hard to tell.
 QUERIES = {"probing": 1400, "selection": 1000, "calibration": 1400, "test": 1000}
-TOLD_FROM = 500
+TOLD_FROM = dict.fromkeys(SKILLS, 250) | {"facts": 500}
 SPLITS = 50
 EPSILONS = (0.005, 0.01, 0.03)
 
@@ -50,8 +51,9 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
     selection, right = {skill: keys(skill, "selection")}, {skill: _right(bench, skill, "selection")}
     for name in others:
         parts = [keys(name, split) for split in ("selection", "probing")]
-        selection[name] = {layer: np.concatenate([part[layer][:TOLD_FROM] for part in parts]) for layer in LAYERS}
-        right[name] = np.concatenate([_right(bench, name, split)[:TOLD_FROM] for split in ("selection", "probing")])
+        count = TOLD_FROM[skill]
+        selection[name] = {layer: np.concatenate([part[layer][:count] for part in parts]) for layer in LAYERS}
+        right[name] = np.concatenate([_right(bench, name, split)[:count] for split in ("selection", "probing")])
     choice = choose_structure(
         {skill: keys(skill, "probing")},
         selection,
@@ -165,7 +167,7 @@ class Keys:
 def _right(bench: Bench, skill: str, split: str) -> NDArray[np.bool_]:
     """Which queries the base model answers rightly, of those that are told from or tested."""
     if (key := f"right {skill} {split}") not in bench.rows:
-        records = bench.records(skill, split, TOLD_FROM if split == "probing" else QUERIES[split])
+        records = bench.records(skill, split, max(TOLD_FROM.values()) if split == "probing" else QUERIES[split])
         said = answers(bench.model, records, end=end_tokens(bench.model, bench.tokenizer), batch_size=64)
         bench.save(key, np.flatnonzero(~said.right).tolist())
     right = np.ones(QUERIES[split], dtype=bool)
