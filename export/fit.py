@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bakeout.export.console import Track, no_track
 from bakeout.export.data_files import by_use
 from bakeout.export.fit_methods import Fitting, Rows, Variants, fit_method
-from bakeout.export.intervention_options import KeySpaceDetectionOptions
+from bakeout.export.intervention_options import KeySpaceDetectionOptions, MethodOptions
 from bakeout.export.recipe import Recipe
 from bakeout.export.search_spaces import require_tuned
 from bakeout.models.checkpoint import load_tokenizer, resolve_checkpoint, weights_digest
@@ -42,8 +42,8 @@ def fit(recipe: Recipe, track: Track = no_track) -> Plan:
         rows, variants = read_rows(recipe, tokenizer, Path(scratch))
     model = load_model(checkpoint)
     interventions: list[Intervention] = []
-    for entry in recipe.interventions:
-        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, variants)
+    for entry, widening in zip(recipe.interventions, variants, strict=True):
+        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, widening)
         fitted = fit_method(entry.options, fitting)
         interventions.append(fitted)
         if isinstance(fitted, WeightEdit):
@@ -64,28 +64,29 @@ def fit(recipe: Recipe, track: Track = no_track) -> Plan:
     )
 
 
-def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> tuple[Rows, Variants]:
-    """What is fitted on: the records by data name and use, and the variants of those that `augment` names."""
+def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> tuple[Rows, list[Variants]]:
+    """What is fitted on: the records by data name and use, and for each intervention the variants it asks for."""
     files = {
         name: {use: path for use, path in uses.items() if use != "test"}
         for name, uses in by_use(recipe.data, scratch).items()
     }
     rows = {name: {use: read_records(path, tokenizer) for use, path in uses.items()} for name, uses in files.items()}
-    variants: Variants = {}
-    for entry in recipe.interventions:
-        if isinstance(entry.options, KeySpaceDetectionOptions) and entry.options.augment:
-            options = entry.options
-            variants = {
-                name: {use: _variants(path, options, tokenizer) for use, path in files[name].items()}
-                for name in options.forget
-            }
-    return rows, variants
+    return rows, [_variants(entry.options, files, tokenizer) for entry in recipe.interventions]
 
 
 def _variants(
+    options: MethodOptions, files: Mapping[str, Mapping[str, Path]], tokenizer: PreTrainedTokenizerBase
+) -> Variants:
+    if not isinstance(options, KeySpaceDetectionOptions) or not options.augment:
+        return {}
+    return {
+        name: {use: _widening(path, options, tokenizer) for use, path in files[name].items()} for name in options.forget
+    }
+
+
+def _widening(
     path: Path, options: KeySpaceDetectionOptions, tokenizer: PreTrainedTokenizerBase
 ) -> Mapping[str, Sequence[Record]]:
-    made = varied_records(
-        read_prompt_rows(path, tokenizer), options.augment, tokenizer, seed=options.seed, use="widening"
-    )
+    rows = read_prompt_rows(path, tokenizer)
+    made = varied_records(rows, options.augment, tokenizer, seed=options.seed, use="widening")
     return {kind: [record for _, record in records] for kind, records in made.items()}

@@ -42,7 +42,7 @@ class Fitting:
 
     ``model`` carries the earlier weight edits already; ``earlier`` are the interventions before this one. ``rows`` are
     the records by name and use (``probe``, ``selection``, ``calibration``), ``data`` all names of the recipe;
-    ``variants``, of the names that a recipe's ``augment`` is for, the same records in other forms.
+    ``variants``, of the names that the method's ``augment`` widens, the same records in other forms.
     """
 
     model: PreTrainedModel

@@ -99,7 +99,7 @@ def tune(
     tried: dict[int, list[Trial]] = {}
     drawn: list[Figure] = []
     for index, entry in enumerate(recipe.interventions[: last + 1]):
-        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, variants)
+        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, variants[index])
         options = entry.options
         if (wanted := searched(entry)) is not None:
             say(f"tuning {method_name(entry)}: {trials} trials")
