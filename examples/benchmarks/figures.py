@@ -3,6 +3,7 @@
     python examples/benchmarks/figures.py runs/benchmarks/final -o figures.json
     bakeout report DIR --figures figures.json -o report.html
 
+The demo's were made with --add attacks.json: `bakeout attack` on its artifacts, with --positions every.
 Shares inside the cubes over alpha, what separates a skill by depth, both methods' trade-offs, the matrix of languages,
 and the two methods side by side where they forget about as much, with latency.
 """
@@ -33,6 +34,7 @@ from bakeout.export.report.figures_file import (
     Matched,
     Setting,
     figures_json,
+    read_figures,
 )
 from bakeout.export.runtime import Runner
 from bakeout.graph_passes.apply import apply_plan
@@ -222,7 +224,8 @@ def _rounded(content: Any) -> Any:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="figures.json.")
 @click.option("--pairs", default=200, show_default=True, help="Interleaved pairs per latency.")
-def main(directory: Path, output: Path, pairs: int) -> None:
+@click.option("--add", type=click.Path(path_type=Path), multiple=True, help="Other figures to put beside; repeatable.")
+def main(directory: Path, output: Path, pairs: int, add: tuple[Path, ...]) -> None:
     """Write the figures of the rows in DIRECTORY."""
     rows = json.loads((directory / "rows.json").read_text())
     probed = Probed()
@@ -232,6 +235,7 @@ def main(directory: Path, output: Path, pairs: int) -> None:
         *frontiers(rows),
         *languages(rows),
         *matched(rows, probed, directory / "base", pairs),
+        *(figure for path in add for figure in read_figures(path)),
     ]
     output.write_text(json.dumps(_rounded(figures_json(figures)), ensure_ascii=False) + "\n", encoding="utf-8")
 

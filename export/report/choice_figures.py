@@ -70,9 +70,9 @@ def depth_figure(skill: str, probe: LayerKeys, keys: Mapping[str, LayerKeys], so
         skill=skill,
         layers=layers,
         panels=[
-            Panel(label="half-width, in others' spreads", series={skill: volume}),
-            Panel(label="AUROC", series=areas),
-            Panel(label="queries inside", series=inside),
+            Panel(label="volume: half-width, in others' spreads", series={skill: volume}),
+            Panel(label="separation: AUROC against", series=areas),
+            Panel(label="queries inside, at 99.5 % coverage", series=inside),
         ],
     )
 

@@ -110,7 +110,11 @@ def test_the_figures_of_the_choices(tuned: tuple[Path, Tuned]) -> None:
     assert inside.shares["sums"][at_alpha] > inside.shares["names"][at_alpha]
     depth = next(figure for figure in figures if isinstance(figure, Depth))
     assert depth.layers == [0, 1, 2, 3]
-    assert [panel.label for panel in depth.panels] == ["half-width, in others' spreads", "AUROC", "queries inside"]
+    assert [panel.label.split(":")[0] for panel in depth.panels] == [
+        "volume",
+        "separation",
+        "queries inside, at 99.5 % coverage",
+    ]
 
 
 @pytest.mark.parametrize(
