@@ -148,7 +148,6 @@ def test_hostile_names_are_text(artifact: Path, tmp_path: Path) -> None:
     assert not {"script", "img"} & set(page.tags)
     assert page.tags.count("style") == 1 + page.tags.count("svg")
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert "42" not in page.text.split("{{ 7 * 6 }}")[0][-4:]
     assert page.text.count(HOSTILE) > 20
 
 
