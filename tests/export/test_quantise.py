@@ -130,7 +130,7 @@ def test_edited_weights_are_quantised_with_the_rest(llama_checkpoint: Path, llam
     assert all(check.ok for check in checks), checks
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.slow), "opt"])
 def test_products_that_are_gemms(checkpoint_of: CheckpointOf, family: str, tmp_path: Path) -> None:
     """They become MatMuls, some of them by transposing the weight, and the FFLs are found behind them."""
     recipe = write_recipe(tmp_path, str(checkpoint_of(family)), export={"quantize": "int8"})
