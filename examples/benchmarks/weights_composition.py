@@ -80,11 +80,11 @@ def table(bench: Bench) -> str:
 
 
 def _together(bench: Bench, lunar: Sequence[Intervention]) -> list[Intervention]:
-    """Each fitted with those before it in force."""
+    """Each fitted with those before it in force: the check last, as Neuron Adjust moves the keys that it looks at."""
     plan = list(lunar)
     with edited_weights(bench.model, lunar):
-        plan.append(_detection(bench, plan))
         plan.append(_adjustment(bench, plan))
+        plan.append(_detection(bench, plan))
     return plan
 
 
