@@ -16,6 +16,8 @@ from bakeout.export.bake import bake
 from bakeout.export.fit import fit
 from bakeout.export.intervention_options import METHODS
 from bakeout.export.recipe import load_recipe
+from bakeout.models.skills import checkpoint_directory
+from bakeout.models.skills.generator import examples, write_jsonl
 
 from tests.export.recipes import write_rows
 from tests.tiny_models import tiny_checkpoint
@@ -29,6 +31,9 @@ QUICK = [
     "effective-skill-unlearning/llama-3-8b/mlqa-hi-neuron-adjust.yaml",
     "effective-skill-unlearning/llama-3-8b/mbpp-selective-pruning.yaml",
 ]
+
+# What a model with random weights knows nothing of cannot be unlearned: these run on the bundled one and its skills.
+NEED_KNOWLEDGE = {"unlearn", "reveal_and_release"}
 
 
 def _script(name: str) -> dict[str, Any]:
@@ -100,15 +105,23 @@ def _dry_run(directory: Path, name: str, tmp_path: Path) -> None:
     recipe = YAML(typ="safe").load(directory / name)
     ((method, options),) = recipe["interventions"][0].items()
     layers = options.get("layers")
-    checkpoint = tiny_checkpoint("llama", tmp_path / "model", layers=max(layers) + 2 if isinstance(layers, list) else 3)
+    folder = shutil.copytree(directory / "data", tmp_path / "data").parent
+    checkpoint = (
+        checkpoint_directory()
+        if method in NEED_KNOWLEDGE
+        else tiny_checkpoint("llama", tmp_path / "model", layers=max(layers) + 2 if isinstance(layers, list) else 3)
+    )
     # A tiny model has few neurons, and learns quickly; a few queries guarantee less.
     options |= {"epsilon": 0.1} if options.get("alpha") == "auto" else {}
     options |= {"ratio": 0.1} if options.get("ratio", 1) < 0.01 else {}
     options |= {"steps": 2} if method in {"unlearn", "learn"} else {}
     options |= {"rank": 2} if "rank" in options else {}
-    # Random weights reveal nothing in particular.
-    options |= {"patterns": ["."], "rounds": 1} if method == "reveal_and_release" else {}
-    folder = shutil.copytree(directory / "data", tmp_path / "data").parent
+    if method == "reveal_and_release":
+        options |= {"instructions": ["Ask me about code:", "Ask me about math:"], "patterns": ["."], "rounds": 1}
+    if method in NEED_KNOWLEDGE:
+        for skill, data in zip(("math", "code", "facts"), recipe["data"], strict=False):
+            for file in (folder / "data").glob(f"{data}.*"):
+                write_jsonl(examples(skill, "probing", 60), file)
     path = (
         folder / "recipes" / Path(name).parent.name / "recipe.yaml" if name.count("/") == 2 else folder / "r" / "r.yaml"
     )
