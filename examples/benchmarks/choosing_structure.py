@@ -199,7 +199,7 @@ def table(bench: Bench) -> str:
             f"layers {', '.join(map(str, chosen['layers']))}; {chosen['cubes']} cubes, floor {chosen['floor']}, "
             f"ε {chosen['epsilon']:.1%}, α {row['alpha']:.1f}"
         )
-        shares = [f"{row['left'][name]:.3f}" for name in SKILLS]
+        shares = [f"{row['left'][name]:.4f}" for name in SKILLS]
         shares[SKILLS.index(skill)] = f"**{shares[SKILLS.index(skill)]}**"
         lines.append(f"| {skill} | {settings} | {' | '.join(shares)} |\n")
     lines.append("\n| skill | ε | mean coverage | expected | spread | expected |\n" + "| --- " * 6 + "|\n")
