@@ -56,7 +56,8 @@ def build(recipe_file: Path, output: Path, *, track: Track = no_track) -> Built:
             figures.of_artifact(directory, output.name)
             shutil.copyfile(recipe_file, directory / "recipe.yaml")
             form: Form = "onnx" if recipe.export.to == "onnx" else "checkpoint"
-            card = model_card(plan, figures.rows, load_tokenizer(directory), form=form)
+            tokenizer = load_tokenizer(directory)
+            card = model_card(plan, figures.rows, tokenizer, form=form, quantized=recipe.export.quantize)
             (directory / "README.md").write_text(card, encoding="utf-8")
             return {"base_figures": figures.of_base_by_content()}
 

@@ -35,18 +35,24 @@ _METHODS = {
 
 
 def model_card(
-    plan: Plan, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase | None = None, *, form: Form = "onnx"
+    plan: Plan,
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    form: Form = "onnx",
+    quantized: str | None = None,
 ) -> str:
     """The card as Markdown. ``rows`` are the base model's and the artifact's, on the same data, or none.
 
-    ``tokenizer`` writes the refusal of a Key Space Detection, and is not needed without. The card does not depend on
-    where the artifact lies, nor on what its directory is called.
+    ``tokenizer`` writes the refusal of a Key Space Detection, and is not needed without; ``quantized`` names what the
+    weights were quantised to. The card does not depend on where the artifact lies, nor on what its directory is called.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(files(__package__).joinpath("templates/model_card.md.j2").read_text("utf-8"))
     edits = [intervention for intervention in plan.interventions if isinstance(intervention, WeightEdit)]
     return template.render(
         form=form,
+        quantized=quantized,
         forgotten=list(dict.fromkeys(name for one in plan.interventions for name in _forgotten(one))),
         learned=list(dict.fromkeys(name for one in edits for name in one.report.get("learn", ()))),
         model=plan.model,

@@ -24,6 +24,11 @@ def _card(plan: Plan, rows: list[Row]) -> str:
     return model_card(plan, rows, byte_tokenizer())
 
 
+def test_it_says_what_the_weights_were_quantised_to(tiny_plan: Plan) -> None:
+    assert "quantised to int8" in model_card(tiny_plan, ROWS, byte_tokenizer(), quantized="int8")
+    assert "quantised to" not in _card(tiny_plan, ROWS)
+
+
 def test_it_says_what_was_removed_how_and_with_what_effect(tiny_plan: Plan) -> None:
     card = _card(tiny_plan, ROWS)
     assert "# llama without sums\n" in card
