@@ -69,7 +69,9 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "seed": 0,
     }
     assert recipe.export.model_dump() == {
+        "to": "onnx",
         "dtype": "fp32",
+        "quantize": None,
         "inline": False,
         "early_exit": True,
         "monitor": False,
