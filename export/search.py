@@ -98,7 +98,7 @@ def search(
     journal: Path,
     name: str,
 ) -> list[Trial]:
-    """Measure ``trials`` candidates of ``space``: first ``starts``, then what Optuna's TPE proposes from those before.
+    """Measure ``trials`` candidates of ``space``: first ``starts``, then by turns the ``edge`` of the rule and what Optuna's TPE proposes from those before.
 
     Three aims (little left, much kept, little divergence), and the rule's bound as a constraint. Trials are kept in
     the text file ``journal`` under ``name``; a search that was interrupted goes on from there, and proposes what it
@@ -126,8 +126,8 @@ def search(
     while len(found) < trials:
         # A sampler of its own for each trial: what it draws does not depend on where the search was interrupted.
         study.sampler = _sampler(seed, len(found))
-        if len(found) < len(starts):
-            study.enqueue_trial({key: starts[len(found)][key] for key in space})
+        if (settled := _settled(found, space, starts)) is not None:
+            study.enqueue_trial(dict(settled))
         trial = study.ask()
         settings = {key: _suggested(trial, key, axis) for key, axis in space.items()}
         known = next((one.measured for one in found if one.settings == settings), None)
@@ -142,6 +142,32 @@ def search(
     return found
 
 
+def _settled(found: Sequence[Trial], space: Space, starts: Sequence[Settings]) -> Settings | None:
+    """What is tried without asking the sampler: the starts, and from then on, every other time, the edge."""
+    if len(found) < len(starts):
+        return {key: starts[len(found)][key] for key in space}
+    return edge(found, space) if (len(found) - len(starts)) % 2 == 0 else None
+
+
+def edge(found: Sequence[Trial], space: Space) -> Settings | None:
+    """The chosen trial at a strength, the one number of ``space``, halfway to where too little is kept.
+
+    The rule takes the strongest that keeps enough, so the best lies between the chosen trial's strength and the least
+    one above it, of the same settings otherwise, that kept too little (or the end of the axis); halfway on a log scale.
+    None where that was tried, where nothing is left to forget, or where the chosen trial itself keeps too little.
+    """
+    ((name, axis),) = [(name, axis) for name, axis in space.items() if isinstance(axis, Span)]
+    best = choose_trial(found)
+    if best.measured.kept < KEPT or best.measured.left == 0:
+        return None
+    alike = [one for one in found if {**one.settings, name: None} == {**best.settings, name: None}]
+    low = float(best.settings[name])
+    failed = [one.settings[name] for one in alike if one.measured.kept < KEPT and one.settings[name] > low]
+    halfway = _rounded(math.sqrt(low * min(failed, default=axis.high)))
+    tried = any(one.settings[name] == halfway for one in alike)
+    return None if tried else {**best.settings, name: halfway}
+
+
 def _sampler(seed: int, number: int) -> Any:
     from optuna.samplers import TPESampler
 
@@ -151,7 +177,11 @@ def _sampler(seed: int, number: int) -> Any:
 def _suggested(trial: Any, name: str, axis: Span | Among) -> Any:
     if isinstance(axis, Among):
         return trial.suggest_categorical(name, axis.values)
-    return float(f"{trial.suggest_float(name, axis.low, axis.high, log=True):.{_DIGITS}g}")
+    return _rounded(trial.suggest_float(name, axis.low, axis.high, log=True))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
 
 
 def _read(attributes: Mapping[str, Any]) -> Trial:
