@@ -13,8 +13,9 @@ from bakeout.export.console import say
 
 # The rule: of candidates that keep so much of every retained accuracy, the one that forgets most.
 KEPT = 0.95
-# Numbers are tried, and written into recipes, with so many digits.
+# Numbers are tried, and written into recipes, with so many digits; two that are closer than this count as one.
 _DIGITS = 3
+_CLOSE = 1.1
 
 Settings = Mapping[str, Any]
 
@@ -98,7 +99,8 @@ def search(
     journal: Path,
     name: str,
 ) -> list[Trial]:
-    """Measure ``trials`` candidates of ``space``: first ``starts``, then by turns the ``edge`` of the rule and what Optuna's TPE proposes from those before.
+    """Measure ``trials`` candidates of ``space``: ``starts``, then two times in three what is ``near`` the one that the
+    rule would choose, and else what Optuna's TPE proposes.
 
     Three aims (little left, much kept, little divergence), and the rule's bound as a constraint. Trials are kept in
     the text file ``journal`` under ``name``; a search that was interrupted goes on from there, and proposes what it
@@ -143,18 +145,19 @@ def search(
 
 
 def _settled(found: Sequence[Trial], space: Space, starts: Sequence[Settings]) -> Settings | None:
-    """What is tried without asking the sampler: the starts, and from then on, every other time, the edge."""
+    """What is tried without asking the sampler: the starts, and from then on two times in three what is ``near``."""
     if len(found) < len(starts):
         return {key: starts[len(found)][key] for key in space}
-    return edge(found, space) if (len(found) - len(starts)) % 2 == 0 else None
+    return near(found, space) if (len(found) - len(starts)) % 3 < 2 else None
 
 
-def edge(found: Sequence[Trial], space: Space) -> Settings | None:
-    """The chosen trial at a strength, the one number of ``space``, halfway to where too little is kept.
+def near(found: Sequence[Trial], space: Space) -> Settings | None:
+    """A change of the chosen trial that may well be better, by the rule: it takes the strongest that keeps enough.
 
-    The rule takes the strongest that keeps enough, so the best lies between the chosen trial's strength and the least
-    one above it, of the same settings otherwise, that kept too little (or the end of the axis); halfway on a log scale.
-    None where that was tried, where nothing is left to forget, or where the chosen trial itself keeps too little.
+    First a strength (the one number of ``space``) halfway, on a log scale, to the least one above it that kept too
+    little, of the same settings otherwise, or to the end of the axis; where these two are close, one of the other
+    axes changed. None where all that was tried, where nothing is left to forget, or where the chosen trial itself
+    keeps too little.
     """
     ((name, axis),) = [(name, axis) for name, axis in space.items() if isinstance(axis, Span)]
     best = choose_trial(found)
@@ -163,9 +166,13 @@ def edge(found: Sequence[Trial], space: Space) -> Settings | None:
     alike = [one for one in found if {**one.settings, name: None} == {**best.settings, name: None}]
     low = float(best.settings[name])
     failed = [one.settings[name] for one in alike if one.measured.kept < KEPT and one.settings[name] > low]
-    halfway = _rounded(math.sqrt(low * min(failed, default=axis.high)))
-    tried = any(one.settings[name] == halfway for one in alike)
-    return None if tried else {**best.settings, name: halfway}
+    high = min(failed, default=axis.high)
+    changed = [{**best.settings, name: _rounded(math.sqrt(low * high))}] if high > _CLOSE * low else []
+    for key, other in space.items():
+        if isinstance(other, Among):
+            changed += [{**best.settings, key: value} for value in other.values]
+    tried = [dict(one.settings) for one in found]
+    return next((settings for settings in changed if settings not in tried), None)
 
 
 def _sampler(seed: int, number: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bakeout.export.search import Among, Measured, Settings, Span, Trial, choose_trial, edge, search
+from bakeout.export.search import Among, Measured, Settings, Span, Trial, choose_trial, near, search
 
 SPACE = {"ratio": Span(0.003, 0.6), "selection": Among(("difference", "standardised"))}
 STARTS: tuple[Settings, ...] = ({"ratio": 0.03, "selection": "difference"}, {"ratio": 0.2, "selection": "difference"})
@@ -85,14 +85,19 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
     assert len(again) <= 4
 
 
-def test_the_edge_is_halfway_to_what_keeps_too_little() -> None:
-    enough = Trial({"ratio": 0.1, "selection": "difference"}, _measured(0.5, 0.99))
-    too_much = Trial({"ratio": 0.4, "selection": "difference"}, _measured(0.1, 0.9))
-    elsewhere = Trial({"ratio": 0.15, "selection": "standardised"}, _measured(0.6, 0.9))
-    assert edge([enough, too_much, elsewhere], SPACE) == {"ratio": 0.2, "selection": "difference"}
-    assert edge([enough], SPACE) == {"ratio": pytest.approx((0.1 * 0.6) ** 0.5, rel=0.01), "selection": "difference"}
-    assert edge([too_much], SPACE) is None
-    assert edge([Trial(enough.settings, _measured(0.0, 0.99))], SPACE) is None
+def test_near_the_chosen_trial_are_stronger_ones_and_then_other_ways() -> None:
+    def trial(ratio: float, selection: str, left: float, kept: float) -> Trial:
+        return Trial({"ratio": ratio, "selection": selection}, _measured(left, kept))
+
+    enough, too_much = trial(0.1, "difference", 0.5, 0.99), trial(0.4, "difference", 0.1, 0.9)
+    elsewhere = trial(0.15, "standardised", 0.6, 0.9)
+    assert near([enough, too_much, elsewhere], SPACE) == {"ratio": 0.2, "selection": "difference"}
+    assert near([enough], SPACE) == {"ratio": pytest.approx((0.1 * 0.6) ** 0.5, rel=0.01), "selection": "difference"}
+    close = trial(0.105, "difference", 0.1, 0.9)
+    assert near([enough, close], SPACE) == {"ratio": 0.1, "selection": "standardised"}
+    assert near([enough, close, trial(0.1, "standardised", 0.6, 0.99)], SPACE) is None
+    assert near([too_much], SPACE) is None
+    assert near([trial(0.1, "difference", 0.0, 0.99)], SPACE) is None
 
 
 def test_another_name_is_another_search(tmp_path: Path) -> None:
