@@ -99,8 +99,8 @@ def search(
     journal: Path,
     name: str,
 ) -> list[Trial]:
-    """Measure ``trials`` candidates of ``space``: ``starts``, then two times in three what is ``near`` the one that the
-    rule would choose, and else what Optuna's TPE proposes.
+    """Measure ``trials`` candidates of ``space``: ``starts``, then two times in three what is ``near`` what the rule
+    would choose, and else what Optuna's TPE proposes.
 
     Three aims (little left, much kept, little divergence), and the rule's bound as a constraint. Trials are kept in
     the text file ``journal`` under ``name``; a search that was interrupted goes on from there, and proposes what it
@@ -152,27 +152,26 @@ def _settled(found: Sequence[Trial], space: Space, starts: Sequence[Settings]) -
 
 
 def near(found: Sequence[Trial], space: Space) -> Settings | None:
-    """A change of the chosen trial that may well be better, by the rule: it takes the strongest that keeps enough.
+    """Where something better than the chosen trial may lie, by the rule: it takes the strongest that keeps enough.
 
-    First a strength (the one number of ``space``) halfway, on a log scale, to the least one above it that kept too
-    little, of the same settings otherwise, or to the end of the axis; where these two are close, one of the other
-    axes changed. None where all that was tried, where nothing is left to forget, or where the chosen trial itself
-    keeps too little.
+    For all trials that are alike but for their strength (the one number of ``space``), the strongest that kept enough
+    and the weakest above it that kept too little bracket the best of them; the widest bracket is halved, on a log
+    scale. Left out are brackets whose upper end left more than the chosen trial did, and those that are narrow. None
+    where no bracket remains, or nothing is left to forget.
     """
     ((name, axis),) = [(name, axis) for name, axis in space.items() if isinstance(axis, Span)]
-    best = choose_trial(found)
-    if best.measured.kept < KEPT or best.measured.left == 0:
-        return None
-    alike = [one for one in found if {**one.settings, name: None} == {**best.settings, name: None}]
-    low = float(best.settings[name])
-    failed = [one.settings[name] for one in alike if one.measured.kept < KEPT and one.settings[name] > low]
-    high = min(failed, default=axis.high)
-    changed = [{**best.settings, name: _rounded(math.sqrt(low * high))}] if high > _CLOSE * low else []
-    for key, other in space.items():
-        if isinstance(other, Among):
-            changed += [{**best.settings, key: value} for value in other.values]
-    tried = [dict(one.settings) for one in found]
-    return next((settings for settings in changed if settings not in tried), None)
+    best = choose_trial(found).measured
+    brackets: list[tuple[float, Settings]] = []
+    for others in {tuple(item for item in one.settings.items() if item[0] != name): None for one in found}:
+        alike = [one for one in found if {**one.settings, name: None} == {**dict(others), name: None}]
+        low = max((one.settings[name] for one in alike if one.measured.kept >= KEPT), default=axis.low)
+        failed = [one for one in alike if one.measured.kept < KEPT and one.settings[name] > low]
+        weakest = min(failed, key=lambda one: float(one.settings[name]), default=None)
+        high = axis.high if weakest is None else float(weakest.settings[name])
+        may_be_better = weakest is None or best.kept < KEPT or weakest.measured.left < best.left
+        if best.left > 0 and may_be_better and high > _CLOSE * low:
+            brackets.append((high / low, {**dict(others), name: _rounded(math.sqrt(low * high))}))
+    return max(brackets, key=lambda bracket: bracket[0])[1] if brackets else None
 
 
 def _sampler(seed: int, number: int) -> Any:

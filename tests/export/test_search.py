@@ -85,18 +85,21 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
     assert len(again) <= 4
 
 
-def test_near_the_chosen_trial_are_stronger_ones_and_then_other_ways() -> None:
+def test_the_widest_bracket_of_what_may_be_better_is_halved() -> None:
     def trial(ratio: float, selection: str, left: float, kept: float) -> Trial:
         return Trial({"ratio": ratio, "selection": selection}, _measured(left, kept))
 
     enough, too_much = trial(0.1, "difference", 0.5, 0.99), trial(0.4, "difference", 0.1, 0.9)
-    elsewhere = trial(0.15, "standardised", 0.6, 0.9)
-    assert near([enough, too_much, elsewhere], SPACE) == {"ratio": 0.2, "selection": "difference"}
+    assert near([enough, too_much], SPACE) == {"ratio": 0.2, "selection": "difference"}
     assert near([enough], SPACE) == {"ratio": pytest.approx((0.1 * 0.6) ** 0.5, rel=0.01), "selection": "difference"}
-    close = trial(0.105, "difference", 0.1, 0.9)
-    assert near([enough, close], SPACE) == {"ratio": 0.1, "selection": "standardised"}
-    assert near([enough, close, trial(0.1, "standardised", 0.6, 0.99)], SPACE) is None
-    assert near([too_much], SPACE) is None
+    promising, hopeless = trial(0.3, "standardised", 0.2, 0.9), trial(0.3, "standardised", 0.6, 0.9)
+    assert near([enough, too_much, promising], SPACE) == {"ratio": 0.03, "selection": "standardised"}
+    assert near([enough, too_much, hopeless], SPACE) == {"ratio": 0.2, "selection": "difference"}
+    assert near([enough, trial(0.105, "difference", 0.1, 0.9)], SPACE) is None
+    assert near([too_much], SPACE) == {
+        "ratio": pytest.approx((0.003 * 0.4) ** 0.5, rel=0.01),
+        "selection": "difference",
+    }
     assert near([trial(0.1, "difference", 0.0, 0.99)], SPACE) is None
 
 
