@@ -67,13 +67,14 @@ def test_both_models_answer_each_prompt(served: Served, browser: Page) -> None:
 
 def test_answers_are_streamed(served: Served, browser: Page) -> None:
     browser.evaluate(
-        f"""{ANSWERS}.forEach((answer) => {{
-            window.seen = [];
-            new MutationObserver(() => seen.push(answer.textContent)).observe(answer, {{ childList: true }});
+        f"""window.seen = {ANSWERS}.map((answer) => {{
+            const pieces = [];
+            new MutationObserver(() => pieces.push(answer.textContent)).observe(answer, {{ childList: true }});
+            return pieces;
         }})"""
     )
     ask(browser, served.texts[0])
-    pieces = browser.evaluate("seen")
+    pieces = browser.evaluate("seen[1]")
     said = served.text(served.expected[0])
     assert pieces[-1] == said
     assert len({piece for piece in pieces if piece and piece != said}) > 1
