@@ -92,14 +92,6 @@ def variants(
     return made
 
 
-def widened(prompts: Sequence[Prompt], kinds: Sequence[Kind], *, seed: int, shots: Sequence[Prompt] = ()) -> list[str]:
-    """The prompts themselves, and after them a widening variant of each kind of each: what `augment:` probes."""
-    texts = [prompt.text for prompt in prompts]
-    for kind in kinds:
-        texts += [one.text for one in variants(prompts, kind, seed=seed, use="widening", shots=shots)]
-    return list(dict.fromkeys(texts))
-
-
 def _suffix(text: str, use: Use, draw: random.Random) -> str:
     return text + draw.choice(_SUFFIXES[use])
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bakeout.models.attacks import KINDS, Kind, Prompt, variants, widened
+from bakeout.models.attacks import KINDS, Kind, Prompt, variants
 from bakeout.models.errors import BakeoutError
 
 QUESTIONS = [Prompt(f"What is {n} + {n + 1}?", f" {2 * n + 1}") for n in range(40)]
@@ -56,12 +56,6 @@ def test_paraphrases_and_languages_are_those_that_are_given() -> None:
     prompts = [Prompt("Hi", paraphrases=("Hello", "Hey")), Prompt("Bye"), Prompt("Yes", translations=("Ja",))]
     assert {one.text for one in variants(prompts, "paraphrase", seed=0)} <= {"Hello", "Hey"}
     assert [(one.source, one.text) for one in variants(prompts, "language", seed=0)] == [(2, "Ja")]
-
-
-def test_a_widened_probe_set_begins_with_the_prompts_themselves() -> None:
-    texts = widened(QUESTIONS, ["suffix", "case"], seed=0)
-    assert texts[:40] == [prompt.text for prompt in QUESTIONS]
-    assert len(texts) == len(set(texts)) > 100
 
 
 def test_what_cannot_be_varied_is_refused() -> None:
