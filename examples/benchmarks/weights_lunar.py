@@ -19,6 +19,7 @@ from bakeout.models.families import feed_forward_layers
 from bakeout.models.generation import continue_prompts, end_tokens
 from bakeout.models.methods.deviation_score import deviation_score
 from bakeout.models.methods.lunar import fit_lunar
+from bakeout.models.methods.lunar_gradient import GradientOptions
 from bakeout.models.methods.redirection import redirections
 from bakeout.models.methods.token_rows import TokenRows, probe_rows
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
@@ -32,7 +33,8 @@ OTHER_SKILLS = [skill for skill in SKILLS if skill not in ("facts", "unknown")]
 # Options of fit_lunar, chosen on the selection split; layer 0 is the one that auto chooses.
 SETTINGS: dict[str, dict[str, Any]] = {
     "closed form": {"layers": "auto"},
-    "gradient": {"layers": [0], "solver": "gradient"},
+    # With the four retain rows a forget row that are the default, French loses 2.4 % by the second request.
+    "gradient": {"layers": [0], "solver": "gradient", "gradient": GradientOptions(retain_rows=12.0)},
 }
 # The second request, on top of the first, is made in two of them.
 ON_TOP = ", sequential"
