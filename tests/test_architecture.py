@@ -63,4 +63,4 @@ def test_everything_that_is_installed_is_pinned() -> None:
                 if brought != "torch":
                     waiting.extend((brought, extra) for extra in ("", *requirement.extras))
     # The project's tests need one of its own extras.
-    assert needed - pinned == {"bakeout"}
+    assert needed - pinned <= {"bakeout"}
