@@ -26,6 +26,7 @@ from bakeout.models.weight_arithmetic import (
     WeightChange,
     change_weight,
     change_with_receipt,
+    one_blas_thread,
     require_shape,
     weight_changes,
 )
@@ -70,6 +71,7 @@ class WeightEditsPass(ir.passes.InPlacePass):
         self.changes = weight_changes(interventions)
         self.receipts: list[Receipt] = []
 
+    @one_blas_thread()
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Edit the graph in place."""
         layers = read_anatomy(model).layers
@@ -115,6 +117,7 @@ class EditedTensor(DataTensor):
         file.write(self.tobytes())
 
 
+@one_blas_thread()
 def write_edited_tensors(model: ir.Model, directory: Path) -> None:
     """Put the edited tensors of ``model`` into the copies of its data files that lie in ``directory``.
 

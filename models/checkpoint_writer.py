@@ -23,7 +23,14 @@ from bakeout.models.checkpoint import read_config, weight_files
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
 from bakeout.models.receipt import Receipt
-from bakeout.models.weight_arithmetic import EDITABLE, WeightChange, change_with_receipt, require_shape, weight_changes
+from bakeout.models.weight_arithmetic import (
+    EDITABLE,
+    WeightChange,
+    change_with_receipt,
+    one_blas_thread,
+    require_shape,
+    weight_changes,
+)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -116,6 +123,7 @@ def parameter_count(checkpoint: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in _tensors(checkpoint).values())
 
 
+@one_blas_thread()
 def write_checkpoint(
     checkpoint: Path,
     edits: Sequence[TensorEdit],
@@ -143,6 +151,7 @@ def write_checkpoint(
         pool.shutdown(cancel_futures=True)
 
 
+@one_blas_thread()
 def preview_edits(checkpoint: Path, edits: Sequence[TensorEdit]) -> list[Receipt]:
     """The receipts that ``write_checkpoint`` will give. Only the edited tensors are read, and nothing is written."""
     receipts = []

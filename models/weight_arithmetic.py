@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Floats32, Integers, Intervention, LowRankUpdate, PlanError, Role, ZeroColumns
@@ -23,6 +25,16 @@ SURVIVES = 0.5
 # How many numbers are computed with at once: their float64 copies stay in the processor's cache.
 _BLOCK = 1 << 16
 _DIGITS = 6
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """A context in which BLAS computes in the thread that calls it, process-wide: enter it from one thread alone.
+
+    Blocks are too small to be shared out: BLAS threads wait for one another longer than they compute.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 @dataclass(frozen=True, eq=False)
