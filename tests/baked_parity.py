@@ -260,7 +260,6 @@ def _near_tie(intervention: NeuronAdjust, values: Floats) -> Ties:
             np.concatenate([getattr(layer, f"{of}_{moment}") for layer in intervention.layers])
             for moment in ("mean", "deviation")
         )
-        density: Floats = norm.logpdf(values, mean, deviation)
-        return density
+        return np.asarray(norm.logpdf(values, mean, deviation))
 
-    return (np.abs(log_density("forget") - log_density("retain")) < TIE).any(axis=1)
+    return np.asarray((np.abs(log_density("forget") - log_density("retain")) < TIE).any(axis=1))

@@ -17,6 +17,7 @@ from bakeout.export.bake import BakeOptions, bake
 from bakeout.export.fit import fit
 from bakeout.export.recipe import load_recipe
 from bakeout.export.report.figures_file import Figure
+from bakeout.models.plan import Positions
 from bakeout.models.skills import vocabulary as words
 from bakeout.models.skills.generator import SKILLS, Example, examples, write_jsonl
 
@@ -24,7 +25,7 @@ FORGOTTEN = ("math", "german")
 # Other kinds than these are never seen while fitting; of these, testing draws other words, spacing and letter case.
 WIDENED = ["suffix", "prefix", "whitespace", "case", "punctuation"]
 SETTINGS: dict[str, list[str]] = {"plain": [], "augment": WIDENED}
-POSITIONS = ("step", "every")
+POSITIONS: Sequence[Positions] = ("step", "every")
 # Rows a split of the skill to forget, and of the others.
 ROWS = {"probing": 600, "selection": 300, "calibration": 600, "test": 200}
 OTHERS = {"selection": 200, "calibration": 200, "test": 200}

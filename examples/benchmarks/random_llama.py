@@ -65,7 +65,8 @@ def random_llama(shape: Shape, seed: int = 0) -> PreTrainedModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**shape.configuration())).eval()
+    model: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**shape.configuration())).eval()
+    return model
 
 
 def neuron_adjust(shape: Shape, coin: Coin, share: float = 0.03, seed: int = 0) -> NeuronAdjust:

@@ -47,11 +47,11 @@ def rows(bench: Bench) -> None:
     if (key := "composition together") not in bench.rows:
         plan = kept_plan(bench, key, lambda: _together(bench, lunar))
         graph = baked(bench, plan)
-        row = weights_lunar.answered(bench.runner(graph), weights_lunar.test_data(bench), weights_lunar.FIRST)
+        together = weights_lunar.answered(bench.runner(graph), weights_lunar.test_data(bench), weights_lunar.FIRST)
         prompts = [record.prompt_ids for skill in SKILLS for record in bench.records(skill, "test", COMPARED)]
-        row["reference"] = check_parity(graph / "model.onnx", plan, bench.checkpoint, prompts, no_track)[1]
-        print(f"{key}: {row}", flush=True)
-        bench.save(key, row)
+        together["reference"] = check_parity(graph / "model.onnx", plan, bench.checkpoint, prompts, no_track)[1]
+        print(f"{key}: {together}", flush=True)
+        bench.save(key, together)
 
 
 def table(bench: Bench) -> str:

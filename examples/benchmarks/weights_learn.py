@@ -75,9 +75,9 @@ def _fit(bench: Bench, name: str) -> list[Intervention]:
     if name == "LoRA":
         end = [bench.tokenizer.eos_token_id]
         layers = bench.model.config.num_hidden_layers
-        options = ReleaseOptions(rank=RANK, steps=layers * STEPS, learning_rate=LEARNING_RATE)
+        trained = ReleaseOptions(rank=RANK, steps=layers * STEPS, learning_rate=LEARNING_RATE)
         said = [Text(record.prompt_ids, record.response_ids + end) for record in task]
-        module, _ = train_module(bench.model, said, [], softening=1.0, options=options, seed=0, description="LoRA")
+        module, _ = train_module(bench.model, said, [], softening=1.0, options=trained, seed=0, description="LoRA")
         return [LowRankUpdate("LoRA", summed(bench.model, [(1.0, module)])[0])]
     similar = {skill: bench.records(skill, "probing", SIMILAR_ROWS) for skill in SIMILAR}
     options = IdentificationOptions(rank=RANK, steps=STEPS, learning_rate=LEARNING_RATE)

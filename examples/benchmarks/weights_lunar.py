@@ -57,7 +57,7 @@ def rows(bench: Bench) -> None:
     data = training_data(bench)
     for name in wanted:
         plan = fitted(bench, name, data)
-        *before, last = plan.interventions
+        *before, last = _updates(plan)
         people_now, people_before = (SECOND, FIRST) if before else (FIRST, [])
         row = answered(bench.runner(baked(bench, plan)), test, people_before + people_now) | {
             "report": dict(last.report)
@@ -98,12 +98,16 @@ def _fit(bench: Bench, name: str, data: dict[str, list[Record]]) -> list[Interve
     if name == setting:
         retain = about(data["facts"], NAMES[10:]) + skills
         return [fit_lunar(bench.model, first, data["unknown"], retain, **options)]
-    (update,) = fitted(bench, setting, data).interventions
+    (update,) = _updates(fitted(bench, setting, data))
     options["layers"] = [one.layer for one in update.updates]
     retain = about(data["facts"], NAMES[20:]) + skills
     with edited_weights(bench.model, [update]):
         second = about(data["facts"], SECOND)
         return [update, fit_lunar(bench.model, second, data["unknown"], retain, redirected=first, **options)]
+
+
+def _updates(plan: Plan) -> list[LowRankUpdate]:
+    return [one for one in plan.interventions if isinstance(one, LowRankUpdate)]
 
 
 def table(bench: Bench) -> str:

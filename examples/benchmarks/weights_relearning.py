@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def rows(bench: Bench) -> None:
             continue
         plan = one.plan()
         asked = _texts(bench, one.asked)
-        row = {"prompts": len(asked), "base": _share(bench.model, asked)}
+        row: dict[str, Any] = {"prompts": len(asked), "base": _share(bench.model, asked)}
         with edited_weights(bench.model, plan.interventions):
             edited = copy.deepcopy(bench.model)
         row["forgotten"] = _share(edited, asked)

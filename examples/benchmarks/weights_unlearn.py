@@ -47,9 +47,9 @@ def fitted(bench: Bench, request: Request) -> Plan:
     targets, _, energies = request
 
     def fit() -> list[Intervention]:
-        fits = [_fit(bench, request, energy) for energy in energies]
+        fits: list[LowRankUpdate] = [_fit(bench, request, energy) for energy in energies]
         if len(fits) == 1:
-            return fits
+            return [*fits]
         before = right_shares(bench, "selection")
         return [min(fits, key=lambda update: _worth(bench, update, targets, before))]
 

@@ -11,7 +11,7 @@ from comparison import Action
 from random_llama import REFUSAL
 
 from bakeout.export.runtime import Cache, Runner
-from bakeout.models.plan import Intervention, NeuronAdjust
+from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust
 
 # The tokens of the past that are computed rather than drawn, so that a refusal leaves its latch.
 OPENING = 2
@@ -61,7 +61,7 @@ def require_outcome(unbaked: Runner, runner: Runner, intervention: Intervention,
     logits = runner.step(ids, mask, past(runner, workload.past)).logits
     if isinstance(intervention, NeuronAdjust):
         happened = bool(np.abs(logits - base).max() > 1e-3)
-    elif intervention.skills == ("nothing",):
+    elif isinstance(intervention, KeySpaceDetection) and intervention.skills == ("nothing",):
         happened = bool(np.array_equal(logits, base))
     else:
         happened = int(logits[0, -1].argmax()) in REFUSAL and bool(logits[0, -1].max() == 0)

@@ -16,7 +16,7 @@ from bakeout.export.artifact import read_manifest
 from bakeout.export.bake import BakeOptions, bake
 from bakeout.export.runtime import Runner
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import ModelIdentity, Plan
+from bakeout.models.plan import ModelIdentity, NeuronAdjust, Plan
 from bakeout.models.plan_file import load_plan, plan_bytes
 
 from tests.export.recipes import rows
@@ -56,7 +56,8 @@ def test_a_checkpoint_and_its_export_give_the_same_artifact(
     assert content["base"]["digest"] == tiny_plan.model.digest
     assert content["canary"] == "passed"
     assert content["receipts"] == [receipt.as_json() for receipt in baked.receipts]
-    assert len(baked.receipts) == len(tiny_plan.interventions[0].layers) + 1
+    (adjust,) = (one for one in tiny_plan.interventions if isinstance(one, NeuronAdjust))
+    assert len(baked.receipts) == len(adjust.layers) + 1
     for part in one.values():
         assert os.fsencode(tmp_path) not in part
         assert os.fsencode(llama_checkpoint.parent) not in part

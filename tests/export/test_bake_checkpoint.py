@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def _require_equals_torch(checkpoint: Path, plan: Plan, directory: Path) -> None
     expected = load_model(checkpoint, dtype)
     for edit in plan.interventions:
         apply_weight_edit(expected, edit)  # type: ignore[arg-type]
-    found, loading = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", output_loading_info=True)
+    found, loading = loaded
     assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
     assert found.dtype == dtype
     weights = found.state_dict()
@@ -136,7 +138,8 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 
 def test_a_checkpoint_saved_without_its_head_is_edited(tmp_path: Path) -> None:
     """The hub's GPT-2 calls its tensors ``h.0.mlp…``, not ``transformer.h.0.mlp…``."""
-    tiny_model("gpt2").transformer.save_pretrained(tmp_path / "base")
+    headless: Any = tiny_model("gpt2").transformer
+    headless.save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     plan = plan_of(model, weights_digest(tmp_path / "base"), low_rank_update(model))

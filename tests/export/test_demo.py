@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +16,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.skills.generator import SKILLS
 
 
-def test_an_earlier_demo_is_replaced_once_the_new_one_is_whole(tmp_path):
+def test_an_earlier_demo_is_replaced_once_the_new_one_is_whole(tmp_path: Path) -> None:
     directory = tmp_path / "demo"
     for text in ("first", "second"):
         with replacing(directory) as scratch:
@@ -23,7 +25,7 @@ def test_an_earlier_demo_is_replaced_once_the_new_one_is_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [directory]
 
 
-def test_a_demo_that_fails_leaves_the_earlier_one(tmp_path):
+def test_a_demo_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
     directory = tmp_path / "demo"
     with replacing(directory) as scratch:
         (scratch / "neuron-adjust.yaml").write_text("first")
@@ -34,7 +36,7 @@ def test_a_demo_that_fails_leaves_the_earlier_one(tmp_path):
     assert list(tmp_path.iterdir()) == [directory]
 
 
-def test_what_the_demo_did_not_write_is_never_replaced(tmp_path):
+def test_what_the_demo_did_not_write_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for path in (tmp_path, tmp_path / "thesis.tex"):
         with pytest.raises(BakeoutError, match="-o"), replacing(path):
@@ -42,7 +44,7 @@ def test_what_the_demo_did_not_write_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_the_table_has_a_row_a_skill_and_marks_the_forgotten_one(capsys):
+def test_the_table_has_a_row_a_skill_and_marks_the_forgotten_one(capsys: pytest.CaptureFixture[str]) -> None:
     models = ["base", *(str(Path("out") / method) for method in METHODS)]
     rows = tuple(Row(model, skill, 200, 0.985, 0.25 * (model != "base")) for model in models for skill in SKILLS)
     print_demo(Demo(Path("out"), "CPUExecutionProvider", rows, (Sample(">>> 'ab'[::-1]", ("'ba'", "x", "[bold]y")),)))
@@ -60,7 +62,7 @@ def test_the_table_has_a_row_a_skill_and_marks_the_forgotten_one(capsys):
     assert "made beforehand" in out
 
 
-def test_the_figures_made_beforehand_are_whole_and_small():
+def test_the_figures_made_beforehand_are_whole_and_small() -> None:
     path = Path(str(files("bakeout.export").joinpath("templates/demo_figures.json")))
     kinds = {type(figure) for figure in read_figures(path)}
     assert kinds == {Inside, Depth, Frontier, Languages, Matched, Attacks}
@@ -68,7 +70,7 @@ def test_the_figures_made_beforehand_are_whole_and_small():
 
 
 @pytest.mark.slow
-def test_the_bundled_model_forgets_arithmetic_and_keeps_the_rest(tmp_path):
+def test_the_bundled_model_forgets_arithmetic_and_keeps_the_rest(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path / "demo"), "--json"])
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]

@@ -1,5 +1,9 @@
+from __future__ import annotations
+
 import json
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,26 +18,28 @@ from bakeout.models.errors import BakeoutError
 from tests.tiny_models import tiny_checkpoint
 
 PROMPTS = ["one", "seven and two", "a longer prompt than these", "x"]
+# A base model, another, and data.
+Pair = tuple[Path, Path, Path]
 
 
-def _write(path, rows):
+def _write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
-def runner(llama_onnx):
+def runner(llama_onnx: Path) -> Runner:
     return Runner(llama_onnx)
 
 
 @pytest.fixture(scope="module")
-def answers(runner):
+def answers(runner: Runner) -> list[str]:
     """What the model says to each prompt in four tokens."""
     said = runner.generate([runner.tokenizer(prompt).input_ids for prompt in PROMPTS], 4)
     return [runner.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
 
 
-def test_accuracy_is_the_share_of_exact_answers(llama_onnx, tmp_path):
+def test_accuracy_is_the_share_of_exact_answers(llama_onnx: Path, tmp_path: Path) -> None:
     runner = Runner(llama_onnx)
     (said,) = runner.generate([runner.tokenizer("one").input_ids], 4)
     # The model is random and never ends a text: let it end with its fourth token.
@@ -48,17 +54,19 @@ def test_accuracy_is_the_share_of_exact_answers(llama_onnx, tmp_path):
     assert measure(runner, "m", {"mixed": data}, {right.strip()}) == [Row("m", "mixed", 2, 0.5, 1.0)]
 
 
-def test_an_answer_that_goes_on_is_not_exact(runner, answers, tmp_path):
+def test_an_answer_that_goes_on_is_not_exact(runner: Runner, answers: list[str], tmp_path: Path) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": PROMPTS[0], "response": answers[0]}])
     assert measure(runner, "m", {"d": data}, set())[0].accuracy == 0.0
 
 
-def test_the_batch_size_does_not_matter(runner, tmp_path):
+def test_the_batch_size_does_not_matter(runner: Runner, tmp_path: Path) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": prompt, "response": " "} for prompt in PROMPTS])
     assert measure(runner, "m", {"d": data}, set(), batch_size=1) == measure(runner, "m", {"d": data}, set())
 
 
-def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(llama_onnx, llama_checkpoint, tmp_path):
+def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(
+    llama_onnx: Path, llama_checkpoint: Path, tmp_path: Path
+) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
     for base in (llama_checkpoint, llama_onnx):
         rows = evaluate([llama_onnx], [data], base=base).rows
@@ -66,7 +74,7 @@ def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(llama_onn
         assert rows[0].accuracy == rows[1].accuracy
 
 
-def test_stored_figures_are_found_by_the_files_content(tmp_path):
+def test_stored_figures_are_found_by_the_files_content(tmp_path: Path) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
     figures = [{"digest": file_digest(data), "prompts": 1, "accuracy": 0.25, "refusals": 0.0}]
     manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": figures}
@@ -77,20 +85,20 @@ def test_stored_figures_are_found_by_the_files_content(tmp_path):
     assert stored_base_rows(tmp_path, {"renamed": renamed}) == []
 
 
-def test_data_of_one_name_twice_are_refused(tmp_path):
+def test_data_of_one_name_twice_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BakeoutError, match="same name"):
         data_names([tmp_path / "a" / "x.jsonl", tmp_path / "b" / "x.jsonl"])
 
 
 @pytest.mark.parametrize("row", [{"prompt": "no response"}, {"text": "no prompt"}], ids=str)
-def test_rows_that_cannot_be_evaluated_are_named(runner, tmp_path, row):
+def test_rows_that_cannot_be_evaluated_are_named(runner: Runner, tmp_path: Path, row: dict[str, str]) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}, row])
     with pytest.raises(BakeoutError, match="row 2"):
         measure(runner, "m", {"d": data}, set())
 
 
 @pytest.fixture(scope="module")
-def pair(llama_export, tmp_path_factory):
+def pair(llama_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Two models that end their answers, as (base, other), and data: six rows, as the base answers, then three."""
     directory = tmp_path_factory.mktemp("pair")
     base, other = directory / "base-model", directory / "other"
@@ -113,32 +121,32 @@ def pair(llama_export, tmp_path_factory):
     return base, other, _write(directory / "d.jsonl", rows)
 
 
-def test_changes_from_the_base_are_paired(pair):
+def test_changes_from_the_base_are_paired(pair: Pair) -> None:
     base, other, data = pair
     first, second = evaluate([other], [data], base=base).rows
     assert (first.accuracy, second.accuracy) == (6 / 9, 3 / 9)
-    assert first.change is None
+    assert first.change is None and second.change is not None
     assert second.change.paired
     assert (second.change.lost, second.change.gained) == (6, 3)
     assert second.change.accuracy == pytest.approx(-3 / 9)
     assert second.change.interval[0] < -3 / 9 < second.change.interval[1]
 
 
-def test_beside_stored_figures_changes_are_of_two_samples(pair, tmp_path):
+def test_beside_stored_figures_changes_are_of_two_samples(pair: Pair, tmp_path: Path) -> None:
     _, other, data = pair
     artifact = shutil.copytree(other, tmp_path / "artifact")
     figures = [{"digest": file_digest(data), "prompts": 9, "accuracy": 6 / 9, "refusals": 0.0}]
     manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": figures}
     (artifact / "bakeout.json").write_text(json.dumps(manifest))
     _, row = evaluate([artifact], [data]).rows
-    assert not row.change.paired
+    assert row.change is not None and not row.change.paired
     assert row.change.lost is None
     paired = evaluate([artifact], [data], base=pair[0]).rows[1].change
-    assert row.change.accuracy == paired.accuracy
+    assert paired is not None and row.change.accuracy == paired.accuracy
     assert row.change.interval != paired.interval
 
 
-def test_the_command_gives_json_and_csv_at_once(pair, tmp_path):
+def test_the_command_gives_json_and_csv_at_once(pair: Pair, tmp_path: Path) -> None:
     base, other, data = pair
     text = _write(tmp_path / "prose.jsonl", [{"text": "some words"}, {"text": "and some more words"}])
     arguments = ["evaluate", other, base, "--base", base, "--data", data, "--text", text, "--csv", tmp_path / "t.csv"]
@@ -156,7 +164,7 @@ def test_the_command_gives_json_and_csv_at_once(pair, tmp_path):
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 7
 
 
-def test_the_command_needs_something_to_measure(pair):
+def test_the_command_needs_something_to_measure(pair: Pair) -> None:
     result = CliRunner().invoke(main, ["evaluate", str(pair[1])])
     assert result.exit_code == 2
     assert "--data" in result.stderr

@@ -43,7 +43,7 @@ def test_csv_has_every_figure_of_the_json(tmp_path: Path) -> None:
     write_csv(EVALUATION, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    rows = [*EVALUATION.rows, *EVALUATION.texts]
+    rows: list[Row | TextRow] = [*EVALUATION.rows, *EVALUATION.texts]
     assert [line["model"] for line in table] == [row.model for row in rows]
     for line, row in zip(table, rows, strict=True):
         for key, value in row.as_json().items():

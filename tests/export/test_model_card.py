@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bakeout.export.evaluate import BASE, Row
 from bakeout.export.model_card import model_card
-from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
+from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
 
 from tests.tiny_models import byte_tokenizer
 
@@ -58,15 +58,14 @@ def test_every_kind_of_plan_has_a_card_of_whole_tables(tiny_plan: Plan, tmp_path
     adjust, detection = tiny_plan.interventions
     assert isinstance(adjust, NeuronAdjust)
     assert isinstance(detection, KeySpaceDetection)
+    alone: list[Intervention] = [replace(adjust, coin="stochastic", seed=5), replace(detection, positions="every")]
     only = [
         replace(
             tiny_plan,
             interventions=(intervention,),
             canary=replace(tiny_plan.canary, expected=(tiny_plan.canary.expected[index],)),
         )
-        for index, intervention in enumerate(
-            (replace(adjust, coin="stochastic", seed=5), replace(detection, positions="every"))
-        )
+        for index, intervention in enumerate(alone)
     ]
     for plan in (tiny_plan, *only):
         card = _card(plan, ROWS)

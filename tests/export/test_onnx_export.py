@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ def _logits(graph: Path, prompt: list[int]) -> np.ndarray:
     for value in session.get_inputs()[3:]:
         dtype = np.float16 if "float16" in value.type else np.float32
         feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), dtype)
-    return session.run(["logits"], feeds)[0]
+    return np.asarray(session.run(["logits"], feeds)[0])
 
 
 def _float_types(graph: Path) -> set[int]:
@@ -52,7 +53,7 @@ def test_an_export_computes_what_the_checkpoint_computes(
     llama_checkpoint: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-    dtype: str,
+    dtype: Literal["fp32", "fp16"],
     stored: int,
     tolerance: float,
 ) -> None:

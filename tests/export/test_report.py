@@ -113,8 +113,8 @@ def test_the_same_inputs_give_the_same_bytes(artifact: Path, tmp_path: Path) -> 
     figures = write_figures(tmp_path / "figures.json", FIGURES)
     evaluation = write_evaluation(tmp_path / "evaluation.json")
     write_report([artifact], tmp_path / "one.html", evaluations=[evaluation], figures=[figures])
-    command = [sys.executable, "-m", "bakeout.export.cli", "report", artifact, "--figures", figures]
-    command += ["--evaluation", evaluation, "-o", tmp_path / "two.html"]
+    command = [sys.executable, "-m", "bakeout.export.cli", "report", str(artifact), "--figures", str(figures)]
+    command += ["--evaluation", str(evaluation), "-o", str(tmp_path / "two.html")]
     environment = {"PYTHONHASHSEED": "77", "SOURCE_DATE_EPOCH": "0", "HOME": str(tmp_path)}
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()

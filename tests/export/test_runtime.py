@@ -29,13 +29,14 @@ def runner(llama_onnx: Path) -> Runner:
 
 
 def _torch_greedy(checkpoint: Path, prompt: list[int]) -> list[int]:
-    ids = load_model(checkpoint).generate(
+    model: Any = load_model(checkpoint)
+    ids: torch.Tensor = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         max_new_tokens=NEW,
         do_sample=False,
     )
-    return ids[0, len(prompt) :].tolist()
+    return [int(token) for token in ids[0, len(prompt) :]]
 
 
 def test_says_what_pytorch_says(runner: Runner, llama_checkpoint: Path) -> None:
@@ -105,7 +106,7 @@ def _counting_positions_itself(path: Path) -> bytes:
     for value in (zero, one):
         graph.register_initializer(value)
     graph.insert_before(graph[0], tape.nodes)
-    return ir.serde.serialize_model(model).SerializeToString()
+    return bytes(ir.serde.serialize_model(model).SerializeToString())
 
 
 def test_without_position_ids_only_prompts_of_one_length_share_a_batch(llama_onnx: Path, runner: Runner) -> None:

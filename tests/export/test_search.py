@@ -10,7 +10,7 @@ import pytest
 
 from bakeout.export.search import Among, Measured, Settings, Span, Trial, choose_trial, near, search
 
-SPACE = {"ratio": Span(0.003, 0.6), "selection": Among(("difference", "standardised"))}
+SPACE: Mapping[str, Span | Among] = {"ratio": Span(0.003, 0.6), "selection": Among(("difference", "standardised"))}
 STARTS: tuple[Settings, ...] = ({"ratio": 0.03, "selection": "difference"}, {"ratio": 0.2, "selection": "difference"})
 
 
@@ -65,7 +65,7 @@ def test_twenty_trials_come_within_two_points_of_a_grid_s_best(tmp_path: Path) -
 
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = _search(tmp_path / "whole", 9)
-    measured = []
+    measured: list[Settings] = []
 
     def interrupted(settings: Settings) -> Measured:
         if len(measured) == 5:

@@ -30,14 +30,15 @@ DETECT = {"key_space_detection": {"forget": "sums", "layers": "auto", "cubes": "
 
 def _answered(directory: Path, checkpoint: Path) -> None:
     """Data whose responses are the likeliest letters that the model could say."""
-    model, tokenizer = load_model(checkpoint), byte_tokenizer()
+    tokenizer = byte_tokenizer()
+    generate: Any = load_model(checkpoint).generate
     strange = [token for token in range(len(tokenizer)) if not tokenizer.decode([token]).strip().isascii()]
     for subject, use in itertools.product(("sums", "names"), ("probe", "selection")):
         content = rows(subject, use)
         for row in content:
             ids = tokenizer(row["prompt"], return_tensors="pt").input_ids
             options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": PADDING_ID}
-            said = model.generate(ids, suppress_tokens=[*strange, END_OF_TEXT_ID], **options)
+            said = generate(ids, suppress_tokens=[*strange, END_OF_TEXT_ID], **options)
             row["response"] = tokenizer.decode(said[0, ids.shape[1] :])
         write_rows(directory / "data" / f"{subject}.{use}.jsonl", content)
 

@@ -145,7 +145,8 @@ def test_a_graph_of_torchs_dynamo_exporter(checkpoint_of: Callable[[str], Path],
             self.model = AutoModelForCausalLM.from_pretrained(checkpoint_of("llama")).eval()
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+            logits: torch.Tensor = self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+            return logits
 
     tokens = torch.tensor(TOKENS)
     torch.onnx.export(

@@ -18,7 +18,7 @@ import pytest
 from bakeout.export.onnx_export import export_checkpoint
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph_file import load_graph
-from bakeout.models.plan import Canary, Coin, ModelIdentity, Plan, Positions
+from bakeout.models.plan import Canary, Coin, Intervention, ModelIdentity, Plan, Positions
 
 from tests.graph_passes.inserted_nodes import InsertedNode, inserted_nodes
 from tests.plan_examples import key_space_detection, neuron_adjust
@@ -41,7 +41,7 @@ def plan(positions: Positions, layers: tuple[int, ...]) -> Plan:
         layers=layers,
         positions=positions,
     )
-    interventions = (*(neuron_adjust(coin=coin) for coin in get_args(Coin)), detection)
+    interventions: tuple[Intervention, ...] = (*(neuron_adjust(coin=coin) for coin in get_args(Coin)), detection)
     return Plan(LLAMA, interventions, Canary(np.array([[5]]), tuple(np.zeros((1, 1)) for _ in interventions)))
 
 

@@ -72,14 +72,15 @@ def textbook(coin: Coin, layer: AdjustedLayer, v: Array) -> Array:
 
 def uncertainty_of_log_odds(layer: AdjustedLayer, v: Array) -> Array:
     """How far float32 can be off q: the rounding of v and the means in units of the deviations, times |z|."""
-    z, rounding = 0.0, 0.0
+    z, rounding = np.zeros_like(v), np.zeros_like(v)
     for mean, deviation in (
         (layer.forget_mean, layer.forget_deviation),
         (layer.retain_mean, layer.retain_deviation),
     ):
-        z += np.abs(v - mean) / deviation
-        rounding += (np.abs(v) + np.abs(mean)) / deviation
-    return 4 * EPSILON * ((1 + z) * (z + rounding) + np.abs(np.log(layer.retain_deviation / layer.forget_deviation)))
+        z = z + np.abs(v - mean) / deviation
+        rounding = rounding + (np.abs(v) + np.abs(mean)) / deviation
+    apart = np.abs(np.log(layer.retain_deviation / layer.forget_deviation))
+    return np.asarray(4 * EPSILON * ((1 + z) * (z + rounding) + apart))
 
 
 def assert_textbook(coin: Coin, layer: AdjustedLayer, v: Array, after: Array) -> None:
@@ -128,7 +129,7 @@ def test_deterministic_coins_are_the_textbooks(coin: Coin, layer: AdjustedLayer,
     # Near the means, where both densities count, and far out in the tails, where both are 0 in any float.
     x[:20, NEURONS] = layer.forget_mean + layer.forget_deviation * np.linspace(-3, 3, 20)[:, None]
     x[20:40, NEURONS] = layer.retain_mean + layer.retain_deviation * np.linspace(-3, 3, 20)[:, None]
-    x[40:45, NEURONS] = [[1e4], [-1e4], [300], [-300], [0]]
+    x[40:45, NEURONS] = np.array([[1e4], [-1e4], [300], [-300], [0]])
     (after,) = baked(residual_stack(WIDTH), adjust(coin, layer))(x)
     assert np.all(np.isfinite(after))
     assert_textbook(coin, layer, x[:, NEURONS].astype(np.float64), after[:, NEURONS])
@@ -186,7 +187,8 @@ def values_with_log_odds(layer: AdjustedLayer, wanted: Array) -> Array:
     """A value per neuron with the wanted log-odds, between the retain mean and beyond the forget mean."""
     candidates = np.linspace(layer.retain_mean, layer.forget_mean + 3 * layer.forget_deviation, 20_000)
     best = np.abs(log_odds(layer, candidates) - wanted).argmin(axis=0)
-    return candidates[best, np.arange(len(wanted))]
+    chosen: Array = candidates[best, np.arange(len(wanted))]
+    return chosen
 
 
 def test_the_share_of_shifted_values_is_a() -> None:
@@ -277,7 +279,11 @@ def test_constants_are_initialisers_with_telling_names() -> None:
     NeuronAdjustPass(adjust("threshold"), 0)(model)
     layer = adjusted_layer()
     prefix = "bakeout.neuron_adjust_0.layers.0"
-    held = {name: value.const_value.numpy() for name, value in model.graph.initializers.items() if prefix in name}
+    held = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if prefix in name and value.const_value is not None
+    }
     assert held[f"{prefix}.neurons"].tolist() == NEURONS.tolist()
     np.testing.assert_array_equal(held[f"{prefix}.retain_mean"], layer.retain_mean.astype(np.float32))
     np.testing.assert_array_equal(held[f"{prefix}.forget_precision"], (1 / layer.forget_deviation).astype(np.float32))

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
@@ -23,7 +25,7 @@ TEXT = """
 X = np.array([1.0, 2.0], dtype=np.float32)
 
 
-def _run(model, **inputs):
+def _run(model: ir.Model, **inputs: np.ndarray) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
     names = [value.name for value in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
@@ -31,11 +33,11 @@ def _run(model, **inputs):
     return dict(zip(names, session.run(None, feeds), strict=True))
 
 
-def _model():
+def _model() -> ir.Model:
     return ir.serde.deserialize_model(onnx.parser.parse_model(TEXT))
 
 
-def test_values_before_the_branch_are_shown_and_nothing_else_changes():
+def test_values_before_the_branch_are_shown_and_nothing_else_changes() -> None:
     model = _model()
     ObservePass(["doubled"])(model)
     for skip in (False, True):
@@ -44,7 +46,7 @@ def test_values_before_the_branch_are_shown_and_nothing_else_changes():
         np.testing.assert_array_equal(seen["y"], 0 * X if skip else 4 * X)
 
 
-def test_values_that_an_early_exit_would_skip_are_always_computed():
+def test_values_that_an_early_exit_would_skip_are_always_computed() -> None:
     model = _model()
     ObservePass(["tripled", "doubled", "tripled"])(model)
     seen = _run(model, x=X, skip=np.array(True))
@@ -53,6 +55,6 @@ def test_values_that_an_early_exit_would_skip_are_always_computed():
     np.testing.assert_array_equal(seen["y"], 4 * X)
 
 
-def test_a_value_that_is_not_there_is_named():
+def test_a_value_that_is_not_there_is_named() -> None:
     with pytest.raises(GraphError, match="quadrupled"):
         ObservePass(["doubled", "quadrupled"])(_model())

@@ -99,7 +99,7 @@ def _script(seed: int, batch: int) -> list[_Run]:
     random = np.random.default_rng(seed)
     prompts = [PROMPTS[index] for index in random.choice(len(PROMPTS), batch, replace=False)]
     runs = [_padded_run(prompts, max(map(len, prompts)), random)]
-    for width in (1, 1, 4, random.integers(2, 6), 1, 3):
+    for width in (1, 1, 4, int(random.integers(2, 6)), 1, 3):
         turns = []
         for _ in range(batch):
             length = random.integers(1, width + 1) if random.random() < 0.5 else width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from bakeout.graph_passes.anatomy import read_anatomy
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph_file import data_files, graph_bytes, load_graph, save_graph
-from bakeout.graph_passes.weight_edits import WeightEditsPass, write_edited_tensors
+from bakeout.graph_passes.weight_edits import EditedTensor, WeightEditsPass, write_edited_tensors
 from bakeout.graph_passes.weight_location import locate_weight
 from bakeout.models.checkpoint import load_model
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
-from bakeout.models.plan import LowRankUpdate, Plan, Role, WeightUpdate
+from bakeout.models.plan import LowRankUpdate, Plan, Role, WeightEdit, WeightUpdate
 from bakeout.models.reference import Reference
 from bakeout.models.weight_edits import edited_weights, weight_of
 
@@ -98,10 +99,11 @@ def test_only_the_edited_bytes_of_a_data_file_change(
     assert (llama_export / "model.onnx.data").read_bytes() == before
     assert len(after) == len(before)
     changed = set(np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8)).tolist())
-    ranges = set()
+    ranges: set[int] = set()
     for value in graph.graph.initializers.values():
-        if getattr(value.const_value, "awaits_writing", False):
-            ranges |= set(range(value.const_value.offset, value.const_value.offset + value.const_value.nbytes))
+        tensor = value.const_value
+        if isinstance(tensor, EditedTensor):
+            ranges |= set(range(tensor.offset or 0, (tensor.offset or 0) + tensor.nbytes))
     assert changed
     assert changed <= ranges
     _require_parity(written, llama_checkpoint, plan)
@@ -114,7 +116,7 @@ def test_only_the_edited_bytes_of_a_data_file_change(
 
 def test_an_edited_graph_shows_its_weights_as_edited(llama_checkpoint: Path, llama_export: Path) -> None:
     model = load_model(llama_checkpoint)
-    edits = [low_rank_update(model), zero_columns(0, 1), low_rank_update(model, seed=1)]
+    edits: list[WeightEdit] = [low_rank_update(model), zero_columns(0, 1), low_rank_update(model, seed=1)]
     graph = load_graph(llama_export / "model.onnx")
     WeightEditsPass(edits)(graph)
     with edited_weights(model, edits):
@@ -258,7 +260,7 @@ def _four_bits(graph: ir.Model) -> None:
     ],
 )
 def test_weights_that_cannot_be_edited_are_refused_before_any_is(
-    spoil, cause: str, llama_checkpoint: Path, llama_onnx: Path
+    spoil: Callable[[ir.Model], None], cause: str, llama_checkpoint: Path, llama_onnx: Path
 ) -> None:
     graph = _llama(llama_onnx)
     spoil(graph)

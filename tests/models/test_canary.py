@@ -45,7 +45,7 @@ def test_no_prompt_of_four_tokens_is_an_error() -> None:
 @pytest.mark.parametrize("family", ["llama", "opt", "phi3"])
 def test_it_holds_pre_activations_and_margins_at_the_last_token(family: str) -> None:
     model = tiny_model(family)
-    interventions = [_adjust("threshold", 0), _cubes(0)]
+    interventions: list[Intervention] = [_adjust("threshold", 0), _cubes(0)]
     canary = measure_canary(model, interventions, PROMPTS)
     layer = feed_forward_layers(model)[0]
     seen = []

@@ -92,7 +92,7 @@ def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
     assert (answered.prompt, answered.response) == ("[user] hi\n[assistant]", " yo\n")
     assert answered.prompt_ids == _ids(tokenizer, "[user] hi\n[assistant]")
     assert answered.response_ids == _ids(tokenizer, " yo\n")
-    served = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=True)
+    served: Any = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=True)
     assert open_ended == Record(answered.prompt, None, served, [])
 
 

@@ -37,7 +37,7 @@ def _joint(keys: Mapping[int, np.ndarray]) -> np.ndarray:
 
 
 def _refused(check: KeySpaceDetection, keys: Mapping[int, np.ndarray]) -> np.ndarray:
-    return (check.margins(_joint(keys)) <= check.alpha).any(axis=1)
+    return np.asarray((check.margins(_joint(keys)) <= check.alpha).any(axis=1))
 
 
 def _fit(**changes: Any) -> KeySpaceDetection:

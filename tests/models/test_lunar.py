@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -32,6 +32,12 @@ PLAIN = [family for family in FAMILIES if family not in NORMED]
 HIDDEN = 5
 
 
+class Requests(TypedDict):
+    forget: list[Record]
+    reference: list[Record]
+    retain: list[Record]
+
+
 def _records(count: int, seed: int, *, answered: bool = True) -> list[Record]:
     prompts = random_prompts(count, seed=seed, shortest=3, longest=9)
     responses = random_prompts(count, seed=seed + 1, shortest=1, longest=3)
@@ -46,7 +52,7 @@ def llama() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def data() -> dict[str, list[Record]]:
+def data() -> Requests:
     """Few enough tokens that every one of them can have its own way in F = 96 dimensions."""
     return {"forget": _records(4, seed=1), "reference": _records(4, seed=11), "retain": _records(5, seed=21)}
 
@@ -230,7 +236,7 @@ def test_the_reference_aim_is_the_mean_of_the_same_token_or_of_all(llama: PreTra
 
 
 @pytest.mark.parametrize("family", PLAIN)
-def test_forget_rows_arrive_and_retain_rows_stay_in_every_family(family: str, data: dict[str, list[Record]]) -> None:
+def test_forget_rows_arrive_and_retain_rows_stay_in_every_family(family: str, data: Requests) -> None:
     model = tiny_model(family, layers=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     update = fit_lunar(
@@ -249,8 +255,8 @@ def test_forget_rows_arrive_and_retain_rows_stay_in_every_family(family: str, da
     with edited_weights(model, [update]):
         arrived, stayed = _gathered(model, moved, 1), _gathered(model, still, 1)
     step = np.linalg.norm(aimed.direction)
-    np.testing.assert_allclose(arrived, aimed.targets, atol=0.02 * step)
-    np.testing.assert_allclose(stayed, was, atol=0.02 * step)
+    np.testing.assert_allclose(arrived, aimed.targets, atol=0.02 * float(step))
+    np.testing.assert_allclose(stayed, was, atol=0.02 * float(step))
 
 
 def _gathered(model: PreTrainedModel, rows: TokenRows, layer: int) -> Any:
@@ -263,7 +269,7 @@ def _gathered(model: PreTrainedModel, rows: TokenRows, layer: int) -> Any:
 @pytest.mark.parametrize("solver", ["closed_form", "gradient"])
 @pytest.mark.parametrize("aim", ["shift", "reference"])
 def test_an_edited_model_answers_forget_prompts_otherwise(
-    llama: PreTrainedModel, data: dict[str, list[Record]], solver: Any, aim: Any
+    llama: PreTrainedModel, data: Requests, solver: Any, aim: Any
 ) -> None:
     update = fit_lunar(llama, **data, layers=[1], solver=solver, aim=aim, coefficient=2.0, batch_size=4)
     ids = torch.tensor([data["forget"][0].prompt_ids])
@@ -277,7 +283,7 @@ def test_an_edited_model_answers_forget_prompts_otherwise(
     assert update.report["forget_rows"] > 0 and update.report["solver"] == solver
 
 
-def test_several_layers_build_on_each_other(llama: PreTrainedModel, data: dict[str, list[Record]]) -> None:
+def test_several_layers_build_on_each_other(llama: PreTrainedModel, data: Requests) -> None:
     options: Any = {"aim": "shift", "coefficient": 1.0, "ridge": 1e-6, "tokens": "last", "truncation": 0.0}
     both = fit_lunar(llama, **data, layers=[2, 1], **options)
     assert [one.layer for one in both.updates] == [1, 2]
@@ -290,11 +296,11 @@ def test_several_layers_build_on_each_other(llama: PreTrainedModel, data: dict[s
     aimed = redirections(llama, rows, reference, layers=[2], aim="shift", coefficient=1.0, batch_size=8)[2]
     with edited_weights(llama, [both]):
         np.testing.assert_allclose(
-            _gathered(llama, rows, 2), aimed.targets, atol=0.05 * np.linalg.norm(aimed.direction)
+            _gathered(llama, rows, 2), aimed.targets, atol=0.05 * float(np.linalg.norm(aimed.direction))
         )
 
 
-def test_a_second_request_leaves_the_first_redirected(llama: PreTrainedModel, data: dict[str, list[Record]]) -> None:
+def test_a_second_request_leaves_the_first_redirected(llama: PreTrainedModel, data: Requests) -> None:
     first = fit_lunar(llama, **data, layers=[1], tokens="last", ridge=1e-6)
     more = _records(4, seed=31)
     rows = TokenRows(
@@ -316,7 +322,7 @@ def test_a_second_request_leaves_the_first_redirected(llama: PreTrainedModel, da
         np.testing.assert_allclose(_gathered(llama, rows, 1), sent, atol=0.02 * float(np.abs(sent).max()))
 
 
-def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, data: dict[str, list[Record]]) -> None:
+def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, data: Requests) -> None:
     update = fit_lunar(llama, **data, batch_size=4)
     scores = update.report["layer_scores"]
     assert list(scores) == ["0", "1", "2", "3"] and all(-1 <= score <= 1 for score in scores.values())
@@ -324,12 +330,12 @@ def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, 
     assert [one.layer for one in update.updates] == [min(good)]
 
 
-def test_auto_needs_prompts_to_keep(llama: PreTrainedModel, data: dict[str, list[Record]]) -> None:
+def test_auto_needs_prompts_to_keep(llama: PreTrainedModel, data: Requests) -> None:
     with pytest.raises(BakeoutError, match="to choose a layer by"):
         fit_lunar(llama, data["forget"], data["reference"], [Record("", "r", [], [5, 6, 7])])
 
 
-def test_fitting_twice_gives_the_same_bytes(llama: PreTrainedModel, data: dict[str, list[Record]]) -> None:
+def test_fitting_twice_gives_the_same_bytes(llama: PreTrainedModel, data: Requests) -> None:
     for options in ({"solver": "closed_form"}, {"solver": "gradient"}):
         state = torch.get_rng_state()
         one, other = (fit_lunar(llama, **data, layers=[1], seed=3, **options) for _ in range(2))  # type: ignore[arg-type]
@@ -348,7 +354,7 @@ def test_what_a_forget_text_shares_with_a_retained_one_stays(llama: PreTrainedMo
 
 
 @pytest.mark.parametrize("family", NORMED)
-def test_a_norm_behind_the_layer_is_refused(family: str, data: dict[str, list[Record]]) -> None:
+def test_a_norm_behind_the_layer_is_refused(family: str, data: Requests) -> None:
     with pytest.raises(BakeoutError, match="norm behind its feed-forward layers"):
         fit_lunar(tiny_model(family, layers=2), **data, layers=[0])
 
@@ -371,7 +377,7 @@ def test_a_norm_behind_the_layer_is_refused(family: str, data: dict[str, list[Re
     ],
 )
 def test_options_out_of_range_are_refused(
-    llama: PreTrainedModel, data: dict[str, list[Record]], options: dict[str, Any], cause: str
+    llama: PreTrainedModel, data: Requests, options: dict[str, Any], cause: str
 ) -> None:
     with pytest.raises(BakeoutError, match=cause):
         fit_lunar(llama, **{**data, "layers": [0], **options})
@@ -393,7 +399,7 @@ def test_the_deviation_score_is_zero_at_its_best_and_counts_words() -> None:
         deviation_score([], [("Oslo", "Oslo")])
 
 
-def test_an_update_is_one_that_plans_take(llama: PreTrainedModel, data: dict[str, list[Record]]) -> None:
+def test_an_update_is_one_that_plans_take(llama: PreTrainedModel, data: Requests) -> None:
     update = fit_lunar(llama, **data, layers=[0, 3])
     assert isinstance(update, LowRankUpdate) and update.method == "LUNAR"
     assert all(one.left.dtype == one.right.dtype == np.float32 for one in update.updates)

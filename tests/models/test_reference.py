@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -65,9 +67,8 @@ def test_where_nothing_is_refused_it_generates_what_the_model_generates(family: 
     ids, mask = _padded(random_prompts(5), "left")
     with _reference(model, NOTHING, "every") as reference:
         tokens, logits = reference.generate(ids, mask, 6)
-    expected = model.generate(
-        ids, attention_mask=mask, do_sample=False, min_new_tokens=6, max_new_tokens=6, pad_token_id=0
-    )
+    generate: Any = model.generate
+    expected = generate(ids, attention_mask=mask, do_sample=False, min_new_tokens=6, max_new_tokens=6, pad_token_id=0)
     assert tokens.tolist() == expected[:, ids.shape[1] :].tolist()
     assert torch.equal(logits.argmax(dim=-1), tokens)
 
@@ -237,6 +238,7 @@ def test_neuron_adjust_and_the_check_are_in_force_together(model: PreTrainedMode
     with Reference(model, _plan(model, adjust, _check(NOTHING))) as reference:
         adjusted = reference.step(ids, torch.ones_like(ids), reference.new_cache(4))
         assert not torch.allclose(adjusted, plain, atol=0.1)
+        assert reference.margins is not None and plain_margins is not None
         assert not np.allclose(reference.margins, plain_margins, atol=0.01)
     assert torch.equal(model(input_ids=ids).logits, plain)
 

@@ -111,5 +111,6 @@ def test_the_audit_file_is_a_data_file(tokenizer: PreTrainedTokenizerBase, tmp_p
 
 @pytest.mark.parametrize("option", ["pulls", "samples", "temperature", "question_tokens", "answer_tokens"])
 def test_options_out_of_range_are_refused(option: str) -> None:
+    options: dict[str, Any] = {option: 0}
     with pytest.raises(BakeoutError, match="Reveal"):
-        RevealOptions(**{option: 0})
+        RevealOptions(**options)

@@ -184,7 +184,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
         ({"math": retain["math"][:1]}, {}, "."),
     ):
         with pytest.raises(BakeoutError, match=says):
-            _fit(model, tokenizer, data, tmp_path / "fit", **options)  # type: ignore[arg-type]
+            _fit(model, tokenizer, data, tmp_path / "fit", **options)
         assert not (tmp_path / "fit").exists()
 
 

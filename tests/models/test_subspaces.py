@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.families import feed_forward_layers
@@ -19,13 +20,16 @@ seeds = st.integers(0, 2**32 - 1)
 energies = st.floats(0.05, 0.999)
 
 
-def _rows(seed: int, tokens: int = 40, inputs: int = 12) -> np.ndarray:  # type: ignore[type-arg]
+def _rows(seed: int, tokens: int = 40, inputs: int = 12) -> NDArray[np.float64]:
     """Inputs of which some directions carry much more than others."""
     generator = np.random.default_rng(seed)
-    return generator.normal(size=(tokens, inputs)) @ np.diag(2.0 ** -np.arange(inputs)) @ _rotation(seed, inputs)
+    scaled: NDArray[np.float64] = (
+        generator.normal(size=(tokens, inputs)) @ np.diag(2.0 ** -np.arange(inputs)) @ _rotation(seed, inputs)
+    )
+    return scaled
 
 
-def _rotation(seed: int, size: int) -> np.ndarray:  # type: ignore[type-arg]
+def _rotation(seed: int, size: int) -> NDArray[np.float64]:
     return np.asarray(np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(size, size)))[0])
 
 

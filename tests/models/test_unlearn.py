@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def _task(model: PreTrainedModel, seed: int, *, known: bool) -> list[Record]:
         answer = other
         if known:
             with torch.no_grad():
-                ids = model.generate(torch.tensor([prompt]), max_new_tokens=3, min_new_tokens=3, do_sample=False)
+                generate: Any = model.generate
+                ids = generate(torch.tensor([prompt]), max_new_tokens=3, min_new_tokens=3, do_sample=False)
             answer = ids[0, len(prompt) :].tolist()
         records.append(Record("", "", prompt, answer))
     return records
@@ -192,4 +194,4 @@ def test_what_cannot_be_fitted_is_refused(model: PreTrainedModel, method: str) -
 @pytest.mark.parametrize("options", [{"rank": 0}, {"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
 def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(BakeoutError, match="must be positive"):
-        IdentificationOptions(**options)  # type: ignore[arg-type]
+        IdentificationOptions(**options)

@@ -36,7 +36,8 @@ def test_a_weight_is_what_its_linear_multiplies_by(family: str) -> None:
     keys = torch.randn(3, tiny_width(family), generator=torch.Generator().manual_seed(1))
 
     def linear(module: torch.nn.Module, data: torch.Tensor) -> torch.Tensor:
-        return module(data) - module(torch.zeros_like(data))
+        product: torch.Tensor = module(data) - module(torch.zeros_like(data))
+        return product
 
     with torch.no_grad():
         torch.testing.assert_close(layer.pre_activation(linear(layer.gate, x)), x @ weight_of(layer, "gate").T)

@@ -130,5 +130,5 @@ def test_a_batch_that_is_refused_whole(refusing: Refusing, shares: bool) -> None
 @shared
 def test_sampling_says_the_refusal(refusing: Refusing, shares: bool) -> None:
     _, directory = refusing("int4", "middle")
-    search = {"do_sample": True, "temperature": 2.0, "top_k": 0}
+    search: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "top_k": 0}
     assert converse(directory, [FORGOTTEN], shares=shares, **search) == [[SAID]]
