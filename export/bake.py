@@ -99,16 +99,16 @@ def bake(
     with artifact_directory(output) as directory:
         (directory / PLAN).write_bytes(plan_bytes(plan))
         if checkpoint is not None:
-            receipts = _to_checkpoint(checkpoint, plan, directory, see_base, track)
+            receipts, known = _to_checkpoint(checkpoint, plan, directory, see_base, track)
             packages, canary = _PACKAGES, _NOT_NEEDED
         else:
+            known = {}
             receipts, exported = _to_graph(model, plan, options, directory, see_base, track)
             packages = _GRAPH_PACKAGES + (_EXPORT_PACKAGES if exported else ())
             canary = _canary(directory, plan, receipts) if options.canary else "not run"
             if not exported:
                 options = replace(options, dtype=None)
         added = {} if add_files is None else add_files(directory, receipts)
-        known = checkpoint.unchanged if checkpoint is not None else {}
         write_manifest(directory, {**_entries(plan, options, packages, receipts, canary), **added}, known)
     return Baked(output, tuple(receipts))
 
@@ -131,12 +131,13 @@ def completed(options: BakeOptions) -> BakeOptions:
 
 def _to_checkpoint(
     source: CheckpointSource, plan: Plan, directory: Path, see_base: SeeBase | None, track: Track
-) -> list[Receipt]:
+) -> tuple[list[Receipt], dict[str, str]]:
+    """The receipts, and the SHA-256 of the weight files, by name."""
     if see_base is not None:
         see_base(source.directory)
-    receipts = write_edited_checkpoint(source, directory, track)
+    receipts, digests = write_edited_checkpoint(source, directory, track)
     (directory / CARD).write_text(model_card(plan, (), form="checkpoint"), encoding="utf-8")
-    return receipts
+    return receipts, digests
 
 
 def _to_graph(

@@ -50,11 +50,8 @@ class CheckpointSource:
 
     @property
     def in_memory(self) -> int:
-        """The bytes of the edited tensors that are in memory at a time, at most: one of each file."""
-        largest: dict[str, int] = {}
-        for edit in self.edits:
-            largest[edit.tensor.file] = max(edit.tensor.size, largest.get(edit.tensor.file, 0))
-        return sum(sorted(largest.values())[-AT_ONCE:])
+        """The bytes of the edited tensors that are in memory at a time, at most."""
+        return sum(sorted(edit.tensor.size for edit in self.edits)[-AT_ONCE:])
 
     def preview(self) -> list[Receipt]:
         """The receipts that baking will give. Only the edited tensors are read, and nothing is written."""
@@ -101,13 +98,18 @@ def require_weights(checkpoint: Path, plan: Plan) -> dict[str, str]:
     return digests
 
 
-def write_edited_checkpoint(source: CheckpointSource, directory: Path, track: Track) -> list[Receipt]:
-    """Write the edited weights, configuration and tokenizer into ``directory``, and return the receipts."""
+def write_edited_checkpoint(
+    source: CheckpointSource, directory: Path, track: Track
+) -> tuple[list[Receipt], dict[str, str]]:
+    """Write the edited weights, configuration and tokenizer into ``directory``.
+
+    Gives the receipts, and the SHA-256 of the weight files, by name.
+    """
     require_space(directory, source.room)
-    receipts = write_checkpoint(source.directory, source.edits, directory, copy_by_kernel, track)
+    receipts, digests = write_checkpoint(source.directory, source.edits, directory, copy_by_kernel, track)
     for path in source.companions:
         copy_by_kernel(path, directory / path.name)
-    return receipts
+    return receipts, source.unchanged | digests
 
 
 def _require_weight_edits_alone(plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Weight edits in a checkpoint's files: copied as they are, then the edited tensors overwritten, one at a time in each.
+"""Weight edits in a checkpoint's files: copied as they are, then the edited tensors overwritten, two at a time.
 
 Needs neither torch nor transformers. Shapes, types and file names stay, so that whatever loaded the checkpoint loads
 the result.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bakeout.models.architectures import Family, StoredWeight, family_of
 from bakeout.models.checkpoint import read_config, weight_files
 from bakeout.models.errors import BakeoutError
+from bakeout.models.hashing import hash_file
 from bakeout.models.plan import Plan
 from bakeout.models.receipt import Receipt
 from bakeout.models.weight_arithmetic import (
@@ -35,7 +36,7 @@ from bakeout.models.weight_arithmetic import (
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _LENGTH = 8
-# How many files are written at a time.
+# How many tensors are edited at a time.
 AT_ONCE = 2
 # What quantisers store beside, or instead of, a linear layer's ``weight``.
 _QUANTISED = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "scales", "weight_blocks")
@@ -129,24 +130,39 @@ def write_checkpoint(
     edits: Sequence[TensorEdit],
     directory: Path,
     copy: Callable[[Path, Path], None],
-    track: Callable[[Iterable[list[Receipt]], str, int], Iterable[list[Receipt]]],
-) -> list[Receipt]:
-    """Write the weights of ``checkpoint``, edited, into ``directory``; a receipt for every change, in the plan's order.
+    track: Callable[[Iterable[Path], str, int], Iterable[Path]],
+) -> tuple[list[Receipt], dict[str, str]]:
+    """Write the weights of ``checkpoint``, edited, into ``directory``.
+
+    Gives a receipt for every change, in the plan's order, and the SHA-256 of the edited files, by name.
 
     ``copy`` copies one file to another path. Files without an edit are copied and no more; in the others, the bytes of
-    the edited tensors are replaced, and no others. Two files are written at a time, each with one tensor in memory.
+    the edited tensors are replaced, and no others. While a file is copied, the one before it is edited, two tensors at
+    a time, and the one before that is hashed.
     """
-
-    def write(path: Path) -> list[Receipt]:
-        copy(path, directory / path.name)
-        edited = [edit for edit in edits if edit.tensor.file == path.name]
-        return [receipt for edit in edited for receipt in _edit_tensor(directory / path.name, edit)]
-
     files = checkpoint_files(checkpoint)
+    receipts: list[Receipt] = []
+    digests: dict[str, Future[str]] = {}
     pool = ThreadPoolExecutor(AT_ONCE)
+
+    def hash_once_edited(path: Path, edited: Iterable[Future[list[Receipt]]]) -> None:
+        of_file = [receipt for tensor in edited for receipt in tensor.result()]
+        receipts.extend(of_file)
+        if of_file:
+            digests[path.name] = pool.submit(hash_file, path)
+
     try:
-        written = track(pool.map(write, files), "writing the weights", len(files))
-        return _in_order(receipt for receipts in written for receipt in receipts)
+        last: tuple[Path, list[Future[list[Receipt]]]] | None = None
+        for source in track(files, "writing the weights", len(files)):
+            path = directory / source.name
+            copy(source, path)
+            edited = [pool.submit(_edit_tensor, path, edit) for edit in edits if edit.tensor.file == path.name]
+            if last is not None:
+                hash_once_edited(*last)
+            last = path, edited
+        if last is not None:
+            hash_once_edited(*last)
+        return _in_order(receipts), {name: digest.result() for name, digest in digests.items()}
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -22,7 +22,8 @@ METHODS = ["LoRA", "LEARN"]
 LEARNED = 10
 # What is trained on beside the new people, so that strangers are still unknown and the old people still known.
 BESIDE = {"unknown": 4000, "facts": 600}
-RANK, STEPS, LEARNING_RATE = 8, 60, 5e-3
+# Steps of a layer, as many as the selection split asked for; LoRA gets the same in all.
+RANK, STEPS, LEARNING_RATE = 8, 300, 5e-3
 # The similar tasks, how many rows of each, and the share of their activations that LEARN leaves alone.
 SIMILAR, SIMILAR_ROWS, ENERGY = ("facts", "unknown"), 200, 0.5
 
