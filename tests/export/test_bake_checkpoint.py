@@ -114,6 +114,17 @@ def test_shards_without_an_edit_are_copied_as_they_are(tmp_path: Path) -> None:
     _require_equals_torch(checkpoint, plan, tmp_path / "baked")
 
 
+def test_shards_edited_and_hashed_side_by_side_are_as_the_manifest_says(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path / "base", shard="40KB")
+    plan = _plan(checkpoint)
+    receipts = bake(checkpoint, plan, tmp_path / "baked", TO).receipts
+    assert len({receipt.node for receipt in receipts}) > 3
+    files = read_manifest(tmp_path / "baked")["files"]
+    for path in (tmp_path / "baked").glob("*.safetensors"):
+        assert files[path.name]["sha256"] == hash_file(path)
+    _require_equals_torch(checkpoint, plan, tmp_path / "baked")
+
+
 def test_nothing_but_the_edited_tensors_changes(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "base")
     plan = _plan(checkpoint, layers=[3], roles=["gate"])
