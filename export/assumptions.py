@@ -15,6 +15,7 @@ from bakeout.models.data import Record, read_records
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, WeightEdit
 from bakeout.models.plan_file import load_plan
+from bakeout.models.spreading import spread
 
 # Shares of the model's context that conversations are grown to, and how many neurons a table shows.
 _SHARES = (0.1, 0.25, 0.5, 0.85)
@@ -82,7 +83,7 @@ def check_assumptions(
     if weights_digest(checkpoint) != plan.model.digest:
         raise BakeoutError(f"{base} is not the model that {path} was fitted on.", "Name its base model with --base.")
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
-    records = {name: _spread(read_records(file, tokenizer), prompts) for name, file in files.items()}
+    records = {name: spread(read_records(file, tokenizer), prompts) for name, file in files.items()}
     names = list(records)[: len(forget)]
     conversation = [record for rows in records.values() for record in rows]
     random.Random(seed).shuffle(conversation)
@@ -152,7 +153,3 @@ def _lengths(context: int, queries: Mapping[str, Sequence[Record]], conversation
     turn = max(len(record.prompt_ids) + len(record.response_ids) for record in conversation)
     room = context - query - turn
     return sorted({length for share in _SHARES if 0 < (length := int(share * context)) <= room})
-
-
-def _spread(records: Sequence[Record], count: int) -> list[Record]:
-    return list(records[:: max(1, len(records) // count)][:count])

@@ -23,6 +23,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, Plan, Positions
 from bakeout.models.plan_file import load_plan
 from bakeout.models.prompt_rows import PromptRow, read_prompt_rows, varied_records
+from bakeout.models.spreading import spread
 
 NONE = "none"
 # In the order of the table: the prompts as they are, their variants, and ways of running the prompts as they are.
@@ -98,7 +99,7 @@ def attack(
     for target, runner, refusals in _targets(directories, positions, base):
         others = [one.prompt_ids for one in read_records(mixed, runner.tokenizer)] if mixed is not None else []
         for name, path in files.items():
-            asked = _spread(read_prompt_rows(path, runner.tokenizer), prompts)
+            asked = spread(read_prompt_rows(path, runner.tokenizer), prompts)
             jobs = list(_jobs(asked, attacks, runner, others, seed))
             for made, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
                 refused, right = _answered(runner, feed, given, refusals)
@@ -266,8 +267,3 @@ def _continued(
         ids = new if runner.has_cache else np.concatenate([ids, new], axis=1)
         step = runner.step(ids, mask, step.cache)
     return said
-
-
-def _spread(rows: Sequence[PromptRow], count: int) -> list[PromptRow]:
-    """At most ``count`` rows, spread evenly over the file."""
-    return list(rows[:: max(1, len(rows) // count)][:count])

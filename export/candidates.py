@@ -15,6 +15,7 @@ from bakeout.export.search_spaces import Searched, tuned
 from bakeout.models.data import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, LowRankUpdate
+from bakeout.models.spreading import spread
 
 if TYPE_CHECKING:
     from bakeout.models.statistics import NeuronStatistics
@@ -76,8 +77,7 @@ def _measured_rows(fitting: Fitting, name: str, prompts: int) -> list[Record]:
             f"{name} has nothing to measure candidates on.",
             f"Give {name} a `selection:` file, or one file for everything.",
         )
-    step = max(1, len(records) // prompts)
-    return list(records[::step][:prompts])
+    return spread(records, prompts)
 
 
 def _share(said: Answers, base: Answers) -> float:

@@ -18,6 +18,7 @@ from bakeout.models.families import feed_forward_layers
 from bakeout.models.methods.choices import Scope
 from bakeout.models.plan import Floats, KeySpaceDetection, NeuronAdjust
 from bakeout.models.probing import Track, hooked, run_batches, untracked
+from bakeout.models.spreading import spread_indices
 
 # Where warnings begin: the largest gap between a distribution and its Gaussian, the overlap of two Gaussians, and how
 # far a mean wanders over a conversation, in standard deviations.
@@ -226,7 +227,7 @@ def _pre_activations(
     values: Floats = np.concatenate(found)
     if len(values) < 2:
         raise BakeoutError("There are no tokens to look at.", "Give rows with a response.")
-    return values[:: max(1, len(values) // _TOKENS)][:_TOKENS]
+    return values[spread_indices(len(values), _TOKENS)]
 
 
 def _gather(

@@ -22,6 +22,7 @@ from bakeout.models.methods.redirection import redirections, require_shiftable, 
 from bakeout.models.methods.token_rows import Prefixes, TokenRows
 from bakeout.models.plan import LowRankUpdate, WeightUpdate
 from bakeout.models.probing import Track, untracked
+from bakeout.models.spreading import spread
 from bakeout.models.weight_edits import edited_weights
 
 Tokens = Literal["prompt", "last"]
@@ -101,9 +102,9 @@ def fit_lunar(
             raise BakeoutError("LUNAR: no row of the retain data has a prompt, to choose a layer by.", "Name layers.")
         scores = steering_scores(
             model,
-            TokenRows(*(tuple(_spread(lists, _SCORED)) for lists in (rows.forget.sequences, rows.forget.positions))),
-            _spread(prompts, _SCORED),
-            _spread(kept, _SCORED),
+            TokenRows(*(tuple(spread(lists, _SCORED)) for lists in (rows.forget.sequences, rows.forget.positions))),
+            spread(prompts, _SCORED),
+            spread(kept, _SCORED),
             aim=aim,
             coefficient=coefficient,
             batch_size=batch_size,
@@ -186,12 +187,6 @@ def _rows(
         )
     forget_rows = TokenRows(tuple(ids for ids, _ in moving), tuple(positions for _, positions in moving))
     return _Rows(forget_rows, TokenRows(tuple(staying), tuple(list(range(len(ids))) for ids in staying))), masked
-
-
-def _spread(items: Sequence[list[int]], count: int) -> list[list[int]]:
-    """``count`` of ``items``, evenly spread over them: files of several skills follow one another."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _require_options(solver: str, aim: str, tokens: str, coefficient: float, ridge: float, truncation: float) -> None:
