@@ -134,7 +134,9 @@ def _write_report(directory: Path, rows: Sequence[Row]) -> None:
     Both lie beside it, so that ``bakeout report`` makes the page again. ``examples/benchmarks/figures.py`` measured the
     figures.
     """
-    evaluation = {"schema": SCHEMA, **Evaluation(tuple(rows), ()).as_json()}
+    # By the artifacts' names: the page must not depend on where it lies.
+    named = tuple(replace(row, model=Path(row.model).name) for row in rows)
+    evaluation = {"schema": SCHEMA, **Evaluation(named, ()).as_json()}
     (directory / _EVALUATION).write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     figures = files(__package__).joinpath("templates/demo_figures.json")
     (directory / _FIGURES).write_bytes(figures.read_bytes())
