@@ -9,22 +9,12 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
+
+from bakeout.models.progress import Track
 
 Item = TypeVar("Item")
 SCHEMA = 1
-
-
-class Track(Protocol):
-    """Passes an iterable on, and shows how far it is."""
-
-    def __call__(self, iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
-        """``total``: how many items there will be, where that is known."""
-
-
-def no_track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
-    """Shows nothing."""
-    return iterable
 
 
 @contextmanager

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bakeout.graph_passes.anatomy import read_anatomy
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
 from bakeout.graph_passes.weight_edits import WeightEditsPass
 from bakeout.models.plan import Intervention, KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan
-from bakeout.models.receipt import Receipt
+from bakeout.models.plan.receipt import Receipt
 
 # What onnx 1.23 writes by default is newer than what runtimes read; 10 has functions with overloads, and int4.
 IR_VERSION = 10

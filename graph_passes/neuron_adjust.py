@@ -10,11 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 
-from bakeout.graph_passes.anatomy import FeedForwardLayer, read_anatomy
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph_file import graph_digest
+from bakeout.graph_passes.graph.anatomy import FeedForwardLayer, read_anatomy
+from bakeout.graph_passes.graph.graph_file import graph_digest
 from bakeout.models.plan import AdjustedLayer, Coin, NeuronAdjust
-from bakeout.models.receipt import Receipt
+from bakeout.models.plan.receipt import Receipt
 
 DOMAIN = "bakeout"
 FUNCTION = "NeuronAdjust"

@@ -16,13 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bakeout.graph_passes.anatomy import FeedForwardLayer, read_anatomy
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph_file import DataTensor, data_tensors
-from bakeout.graph_passes.weight_location import WeightLocation, locate_weight
-from bakeout.models.plan import Intervention
-from bakeout.models.receipt import Receipt
-from bakeout.models.weight_arithmetic import (
+from bakeout.graph_passes.graph.anatomy import FeedForwardLayer, read_anatomy
+from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors
+from bakeout.graph_passes.graph.weight_location import WeightLocation, locate_weight
+from bakeout.models.checkpoint.weight_arithmetic import (
     WeightChange,
     change_weight,
     change_with_receipt,
@@ -30,6 +28,8 @@ from bakeout.models.weight_arithmetic import (
     require_shape,
     weight_changes,
 )
+from bakeout.models.plan import Intervention
+from bakeout.models.plan.receipt import Receipt
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class _Edit:
 class WeightEditsPass(ir.passes.InPlacePass):
     """Make all the weight edits of a plan, in its order, to a decoder graph that no other intervention is in yet.
 
-    ``receipts``, once the pass has run: one for every weight of every edit (``models.weight_arithmetic``), its ``node``
+    ``receipts``, once the pass has run: one for every weight of every edit (``weight_arithmetic``), its ``node``
     and ``tensor`` the linear and the initialiser. ``observed`` in their ``detail`` is the value that the canary
     compares: the pre-activation of the last layer.
 

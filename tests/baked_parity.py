@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from transformers import PreTrainedModel
 
-from bakeout.export.runtime import Runner
+from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.apply import apply_plan
-from bakeout.graph_passes.graph_file import graph_bytes, load_graph
-from bakeout.models.canary import measure_canary
-from bakeout.models.checkpoint import load_model
-from bakeout.models.families import feed_forward_layers, identity
-from bakeout.models.hooks import Hooks
+from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
+from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.network.families import feed_forward_layers, identity
 from bakeout.models.plan import (
     AdjustedLayer,
     Coin,
@@ -32,7 +30,9 @@ from bakeout.models.plan import (
     Plan,
     Positions,
 )
-from bakeout.models.reference import Reference
+from bakeout.models.reference.canary import measure_canary
+from bakeout.models.reference.hooks import Hooks
+from bakeout.models.reference.reference_model import Reference
 
 from tests.tiny_models import END_OF_TEXT_ID
 

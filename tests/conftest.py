@@ -73,7 +73,7 @@ def llama_onnx(onnx_of: CheckpointOf) -> Path:
 @pytest.fixture(scope="session")
 def llama_export(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of our own export of ``llama_checkpoint``: its weights lie in ``model.onnx.data``."""
-    from bakeout.export.onnx_export import export_checkpoint
+    from bakeout.export.exporting.onnx_export import export_checkpoint
 
     directory = tmp_path_factory.mktemp("llama-export")
     export_checkpoint(llama_checkpoint, directory)
@@ -82,11 +82,11 @@ def llama_export(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def tiny_plan(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Neuron Adjust, then Key Space Detection, fitted on ``llama_checkpoint`` by the recipe of ``export.recipes``."""
-    from bakeout.export.fit import fit
-    from bakeout.export.recipe import load_recipe
+    """Neuron Adjust, then Key Space Detection, fitted on ``llama_checkpoint`` (``recipe_files``)."""
+    from bakeout.export.fitting.fit import fit
+    from bakeout.export.recipes.recipe import load_recipe
 
-    from tests.export.recipes import write_recipe
+    from tests.recipe_files import write_recipe
 
     return fit(load_recipe(write_recipe(tmp_path_factory.mktemp("recipe"), llama_checkpoint)))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache
 
-from bakeout.models.checkpoint import load_model
+from bakeout.models.checkpoint.checkpoint_files import load_model
 
 # Past and new tokens, and rows: none of them 1, which the exporter would take for a constant.
 ROWS, PAST, NEW = 2, 4, 3

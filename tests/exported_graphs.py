@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.models.checkpoint import load_model
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.plan import Intervention
 
 from tests.baked_parity import Parity, baked, compare, key_space_detection, neuron_adjust, plan_of, unbaked

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from bakeout.models.checkpoint import load_model
+from bakeout.models.checkpoint.checkpoint_files import load_model
 
 # Name to the builder's precision, execution provider and extra options. Its fp16 is for CUDA; for the CPU it writes a
 # graph that does not run.

@@ -13,11 +13,11 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from bakeout.graph_passes.anatomy import read_anatomy
-from bakeout.graph_passes.graph_file import graph_bytes, load_graph, save_graph
-from bakeout.graph_passes.key_space_detection import KeySpaceDetectionPass
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph, save_graph
+from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
 from bakeout.models.plan import KeySpaceDetection, Positions
-from bakeout.models.refusal import positions_tested, refuse_row
+from bakeout.models.reference.refusal import positions_tested, refuse_row
 
 from tests.tiny_models import END_OF_TEXT_ID
 

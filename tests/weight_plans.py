@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
-from bakeout.models.canary import measure_canary
-from bakeout.models.families import feed_forward_layers, identity
+from bakeout.models.network.families import feed_forward_layers, identity
 from bakeout.models.plan import (
     Intervention,
     LowRankUpdate,
@@ -18,7 +17,8 @@ from bakeout.models.plan import (
     ZeroColumns,
     ZeroedColumns,
 )
-from bakeout.models.weight_edits import edited_weights, weight_of
+from bakeout.models.reference.canary import measure_canary
+from bakeout.models.reference.weight_edits import edited_weights, weight_of
 
 from tests.tiny_models import random_prompts
 

@@ -17,12 +17,12 @@ from typing import Any, get_args
 import click
 from comparison import print_table
 
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.graph_passes.anatomy import read_anatomy
-from bakeout.graph_passes.graph_file import load_graph
-from bakeout.models.checkpoint import load_model
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
-from bakeout.models.families import feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers
 
 from tests.exported_graphs import EXPORTS, Kind, compared, export, holds
 from tests.tiny_models import FAMILIES, MIXTURES, tiny_checkpoint

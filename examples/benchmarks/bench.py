@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.evaluate import grade, measure
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.export.runtime import Runner
-from bakeout.models.canary import measure_canary
-from bakeout.models.checkpoint import load_model, load_tokenizer, weights_digest
-from bakeout.models.data import Record, read_records
-from bakeout.models.families import identity
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.evaluation.evaluate import grade, measure
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.running.runner import Runner
+from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer, weights_digest
+from bakeout.models.data.rows import Record, read_records
+from bakeout.models.network.families import identity
 from bakeout.models.plan import Intervention, Plan
+from bakeout.models.reference.canary import measure_canary
+from bakeout.models.reference.weight_edits import edited_weights
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
-from bakeout.models.weight_edits import edited_weights
 
 # Prompts a skill, by split.
 PROMPTS = {"probing": 1400, "selection": 600, "calibration": 1000, "test": 1000}

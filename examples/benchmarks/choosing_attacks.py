@@ -12,10 +12,10 @@ from typing import Any
 
 from bench import Bench
 
-from bakeout.export.attack import AttackRow, attack, attacks_figure
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.fit import fit
-from bakeout.export.recipe import load_recipe
+from bakeout.export.attacks.attack import AttackRow, attack, attacks_figure
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.figures_file import Figure
 from bakeout.models.plan import Positions
 from bakeout.models.skills import vocabulary as words

@@ -10,15 +10,15 @@ from typing import Any
 
 from bench import Bench
 
-from bakeout.export.candidates import Meter, fitter
-from bakeout.export.console import no_track
-from bakeout.export.fit_methods import Fitting
-from bakeout.export.intervention_options import NeuronAdjustOptions
-from bakeout.export.report.choice_figures import frontiers
+from bakeout.export.fitting.fit_methods import Fitting
+from bakeout.export.recipes.intervention_options import NeuronAdjustOptions
 from bakeout.export.report.figures_file import Figure
-from bakeout.export.search import Measured, Settings, Trial, choose_trial
-from bakeout.export.search_spaces import SEARCHED
-from bakeout.export.tune import tune
+from bakeout.export.tuning.candidates import Meter, fitter
+from bakeout.export.tuning.choice_figures import frontiers
+from bakeout.export.tuning.search import Measured, Settings, Trial, choose_trial
+from bakeout.export.tuning.search_spaces import SEARCHED
+from bakeout.export.tuning.tune import tune
+from bakeout.models.progress import untracked
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
 
 FORGOTTEN = ("math", "german", "code")
@@ -92,7 +92,7 @@ def _fitting(bench: Bench, skill: str, split: str = "selection") -> Fitting:
         name: {"probe": bench.records(name, "probing", PROBED), "selection": bench.records(name, split, PROMPTS)}
         for name in SKILLS
     }
-    return Fitting(bench.model, bench.tokenizer, list(SKILLS), rows, (), no_track)
+    return Fitting(bench.model, bench.tokenizer, list(SKILLS), rows, (), untracked)
 
 
 def _trials(found: Sequence[Any]) -> list[Trial]:

@@ -10,17 +10,17 @@ from bench import Bench
 from numpy.typing import NDArray
 from scipy.stats import betabinom
 
-from bakeout.export.fit_methods import refusal_tokens
-from bakeout.export.report.choice_figures import depth_figure, inside_figures
+from bakeout.export.fitting.fit_methods import refusal_tokens
 from bakeout.export.report.figures_file import Figure
-from bakeout.models.generation import end_tokens
-from bakeout.models.methods.key_space_detection import conformal_quantile, fit_key_space_detection
-from bakeout.models.methods.structure import choose_structure
+from bakeout.export.tuning.choice_figures import depth_figure, inside_figures
+from bakeout.models.methods.key_space_detection.fit import conformal_quantile, fit_key_space_detection
+from bakeout.models.methods.key_space_detection.structure import choose_structure
+from bakeout.models.network.generation import end_tokens
+from bakeout.models.network.probing import probe_keys
+from bakeout.models.network.teacher_forcing import answers
 from bakeout.models.plan import KeySpaceDetection
-from bakeout.models.probing import probe_keys
 from bakeout.models.skills.generator import SKILLS
 from bakeout.models.skills.tokenizer import REFUSAL
-from bakeout.models.teacher_forcing import answers
 
 FORGOTTEN = [skill for skill in SKILLS if skill != "unknown"]
 LAYERS = range(6)

@@ -22,8 +22,7 @@ import numpy as np
 from comparison import compare
 from skills import DETECTED, LAYERS, QUERIES
 
-from bakeout.export.fit_methods import refusal_tokens
-from bakeout.export.report.choice_figures import depth_figure, inside_figures
+from bakeout.export.fitting.fit_methods import refusal_tokens
 from bakeout.export.report.figures_file import (
     Compared,
     Depth,
@@ -36,17 +35,18 @@ from bakeout.export.report.figures_file import (
     figures_json,
     read_figures,
 )
-from bakeout.export.runtime import Runner
+from bakeout.export.running.runner import Runner
+from bakeout.export.tuning.choice_figures import depth_figure, inside_figures
 from bakeout.graph_passes.apply import apply_plan
-from bakeout.graph_passes.graph_file import graph_bytes, load_graph
-from bakeout.models.canary import measure_canary
-from bakeout.models.checkpoint import load_model, load_tokenizer
-from bakeout.models.data import Record, read_records
-from bakeout.models.families import identity
-from bakeout.models.methods.key_space_detection import fit_key_space_detection
-from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
+from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer
+from bakeout.models.data.rows import Record, read_records
+from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.network.families import identity
+from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention, KeySpaceDetection, Plan
-from bakeout.models.probing import probe_keys, probe_neurons
+from bakeout.models.reference.canary import measure_canary
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
 from bakeout.models.skills.tokenizer import REFUSAL

@@ -18,9 +18,9 @@ from comparison import Action, Comparison, compare, print_machine, print_table
 from random_llama import Shape, bake, key_space_detection, neuron_adjust, random_llama
 from workloads import OPENING, Workload, require_outcome, run
 
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.export.runtime import Runner
-from bakeout.models.checkpoint import load_tokenizer
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.running.runner import Runner
+from bakeout.models.checkpoint.checkpoint_files import load_tokenizer
 from bakeout.models.plan import Intervention
 from bakeout.models.skills import checkpoint_directory
 

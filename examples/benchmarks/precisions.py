@@ -18,19 +18,19 @@ from bench import Bench
 from builder_graph import build
 from comparison import print_table
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.evaluate import measure
-from bakeout.export.fit_methods import refusal_tokens
-from bakeout.export.onnx_directory import companion_files
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.export.quantise import quantise
-from bakeout.export.runtime import Runner
-from bakeout.graph_passes.graph_file import load_graph
-from bakeout.models.methods.key_space_detection import fit_key_space_detection
-from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.quantise import quantise
+from bakeout.export.evaluation.evaluate import measure
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.fitting.fit_methods import refusal_tokens
+from bakeout.export.running.runner import Runner
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention, Plan
-from bakeout.models.plan_file import load_plan, save_plan
-from bakeout.models.probing import probe_keys, probe_neurons
+from bakeout.models.plan.plan_file import load_plan, save_plan
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
 from bakeout.models.skills.tokenizer import REFUSAL

@@ -10,8 +10,8 @@ import torch
 from comparison import compare, print_machine, print_table
 from random_llama import Shape, random_llama
 
-from bakeout.models.data import Record
-from bakeout.models.probing import probe_keys, probe_neurons
+from bakeout.models.data.rows import Record
+from bakeout.models.network.probing import probe_keys, probe_neurons
 
 
 @click.command()

@@ -107,7 +107,7 @@ def plan_of(shape: Shape, *interventions: Intervention) -> Plan:
 
 def export(model: PreTrainedModel, directory: Path, dtype: Literal["fp32", "fp16"] = "fp32") -> Path:
     """Export ``model`` to ``directory/model.onnx``, its weights beside it, and return that path."""
-    from bakeout.export.onnx_export import export_checkpoint
+    from bakeout.export.exporting.onnx_export import export_checkpoint
 
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as checkpoint:
@@ -118,7 +118,7 @@ def export(model: PreTrainedModel, directory: Path, dtype: Literal["fp32", "fp16
 def bake(directory: Path, shape: Shape, intervention: Intervention) -> Path:
     """``directory/baked.onnx``: the graph that lies there, baked, with the same data file."""
     from bakeout.graph_passes.apply import apply_plan
-    from bakeout.graph_passes.graph_file import load_graph, save_graph
+    from bakeout.graph_passes.graph.graph_file import load_graph, save_graph
 
     model = load_graph(directory / "model.onnx")
     apply_plan(model, plan_of(shape, intervention))

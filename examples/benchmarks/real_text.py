@@ -20,11 +20,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeout.export.report import plots
-from bakeout.export.report.choice_figures import depth_figure, inside_figures
 from bakeout.export.report.figures_file import Depth, Inside, figures_json
-from bakeout.models.methods.key_space_detection import fit_key_space_detection
+from bakeout.export.tuning.choice_figures import depth_figure, inside_figures
+from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.network.probing import probe_keys
 from bakeout.models.plan import KeySpaceDetection
-from bakeout.models.probing import probe_keys
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SOURCE = "examples/benchmarks/real_text.py: fresh GSM8K and MBPP queries, a Llama trained on such text"

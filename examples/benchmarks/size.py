@@ -108,12 +108,12 @@ def _widen_values(graph: ir.Graph, wider: dict[int, int]) -> None:
 
 def _import(_directory: Path, _shape: Shape) -> None:
     import bakeout.graph_passes.apply
-    import bakeout.graph_passes.key_space_detection  # noqa: F401
+    import bakeout.graph_passes.key_space_detection.detection_pass  # noqa: F401
 
 
 def _bake_graph(directory: Path, shape: Shape) -> None:
     from bakeout.graph_passes.apply import apply_plan
-    from bakeout.graph_passes.graph_file import load_graph, save_graph
+    from bakeout.graph_passes.graph.graph_file import load_graph, save_graph
 
     model = load_graph(directory / "model.onnx")
     apply_plan(model, _plan(shape))
@@ -121,15 +121,15 @@ def _bake_graph(directory: Path, shape: Shape) -> None:
 
 
 def _bake_artifact(directory: Path, shape: Shape) -> None:
-    from bakeout.export.bake import BakeOptions, bake
+    from bakeout.export.baking.bake import BakeOptions, bake
 
     # The canary would run the model, and this one has no weights to run.
     bake(directory / "model.onnx", _plan(shape), directory / "artifact", BakeOptions(canary=False))
 
 
 def _copy_and_hash(directory: Path, _shape: Shape) -> None:
-    from bakeout.export.artifact import copy_by_kernel
-    from bakeout.models.hashing import hash_file
+    from bakeout.export.artifacts.artifact import copy_by_kernel
+    from bakeout.models.files.hashing import hash_file
 
     copy_by_kernel(directory / DATA, directory / "copy")
     hash_file(directory / "copy")

@@ -19,7 +19,7 @@ from comparison import Action, Comparison, compare, print_machine, print_table
 from random_llama import Shape, bake, export, key_space_detection, neuron_adjust, random_llama
 from workloads import OPENING, Workload, require_outcome, run, tokens
 
-from bakeout.export.runtime import Runner
+from bakeout.export.running.runner import Runner
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust
 
 if TYPE_CHECKING:

@@ -9,19 +9,19 @@ import weights_lunar
 from bench import Bench
 from weights_plans import baked, kept_plan
 
-from bakeout.export.console import no_track
-from bakeout.export.evaluate import measure
-from bakeout.export.fit_methods import refusal_tokens
-from bakeout.export.parity import check_parity
-from bakeout.models.data import Record
-from bakeout.models.hooks import Hooks
-from bakeout.models.methods.key_space_detection import fit_key_space_detection
-from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+from bakeout.export.evaluation.evaluate import measure
+from bakeout.export.fitting.fit_methods import refusal_tokens
+from bakeout.export.verification.parity import check_parity
+from bakeout.models.data.rows import Record
+from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention
-from bakeout.models.probing import probe_keys, probe_neurons
+from bakeout.models.progress import untracked
+from bakeout.models.reference.hooks import Hooks
+from bakeout.models.reference.weight_edits import edited_weights
 from bakeout.models.skills.generator import SKILLS
 from bakeout.models.skills.tokenizer import REFUSAL
-from bakeout.models.weight_edits import edited_weights
 
 DETECTED, ADJUSTED = "math", "german"
 # As chosen in skills.py.
@@ -49,7 +49,7 @@ def rows(bench: Bench) -> None:
         graph = baked(bench, plan)
         together = weights_lunar.answered(bench.runner(graph), weights_lunar.test_data(bench), weights_lunar.FIRST)
         prompts = [record.prompt_ids for skill in SKILLS for record in bench.records(skill, "test", COMPARED)]
-        together["reference"] = check_parity(graph / "model.onnx", plan, bench.checkpoint, prompts, no_track)[1]
+        together["reference"] = check_parity(graph / "model.onnx", plan, bench.checkpoint, prompts, untracked)[1]
         print(f"{key}: {together}", flush=True)
         bench.save(key, together)
 

@@ -11,7 +11,7 @@ import weights_reveal
 import weights_unlearn
 from bench import Bench
 
-from bakeout.models.data import Record
+from bakeout.models.data.rows import Record
 from bakeout.models.plan import Plan
 from bakeout.models.skills.generator import SKILLS
 

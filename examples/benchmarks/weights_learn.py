@@ -9,11 +9,11 @@ from pathlib import Path
 from bench import Bench
 from weights_plans import baked, kept_plan
 
-from bakeout.export.evaluate import measure
-from bakeout.models.data import Record, read_records
+from bakeout.export.evaluation.evaluate import measure
+from bakeout.models.data.rows import Record, read_records
 from bakeout.models.methods.lora_modules import summed
-from bakeout.models.methods.release import ReleaseOptions, Text, train_module
-from bakeout.models.methods.unlearn import IdentificationOptions, fit_learn
+from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, train_module
+from bakeout.models.methods.unlearn.fit import IdentificationOptions, fit_learn
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
 from bakeout.models.skills.generator import SKILLS, write_jsonl
 from bakeout.models.skills.new_people import new_examples, new_people

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from weights_plans import baked, kept_plan
 
-from bakeout.export.runtime import Runner
-from bakeout.models.data import Record
-from bakeout.models.families import feed_forward_layers
-from bakeout.models.generation import continue_prompts, end_tokens
-from bakeout.models.methods.deviation_score import deviation_score
-from bakeout.models.methods.lunar import fit_lunar
-from bakeout.models.methods.lunar_gradient import GradientOptions
-from bakeout.models.methods.redirection import redirections
-from bakeout.models.methods.token_rows import TokenRows, probe_rows
+from bakeout.export.running.runner import Runner
+from bakeout.models.data.rows import Record
+from bakeout.models.methods.lunar.deviation_score import deviation_score
+from bakeout.models.methods.lunar.fit import fit_lunar
+from bakeout.models.methods.lunar.gradient import GradientOptions
+from bakeout.models.methods.lunar.redirection import redirections
+from bakeout.models.methods.lunar.token_rows import TokenRows, probe_rows
+from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.generation import continue_prompts, end_tokens
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
+from bakeout.models.reference.weight_edits import edited_weights
 from bakeout.models.skills.generator import SKILLS, people
 from bakeout.models.skills.vocabulary import UNKNOWN_ANSWER
-from bakeout.models.weight_edits import edited_weights
 
 NAMES = [person.name for person in people()]
 FIRST, SECOND = NAMES[:10], NAMES[10:20]

@@ -13,9 +13,9 @@ from bench import Bench
 from weights_forgotten import forgotten
 from weights_plans import baked
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.models.checkpoint import load_model, weights_digest
-from bakeout.models.generation import continue_prompts, end_tokens
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.network.generation import continue_prompts, end_tokens
 from bakeout.models.plan import Plan
 from bakeout.models.skills.generator import SKILLS
 

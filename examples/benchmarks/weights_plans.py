@@ -9,11 +9,11 @@ from pathlib import Path
 
 from bench import Bench
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.models.canary import measure_canary
+from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.models.plan import Intervention, Plan
-from bakeout.models.plan_file import load_plan, save_plan
-from bakeout.models.weight_edits import edited_weights
+from bakeout.models.plan.plan_file import load_plan, save_plan
+from bakeout.models.reference.canary import measure_canary
+from bakeout.models.reference.weight_edits import edited_weights
 
 
 def kept_plan(bench: Bench, name: str, fit: Callable[[], Sequence[Intervention]]) -> Plan:

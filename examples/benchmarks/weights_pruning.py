@@ -8,11 +8,11 @@ from functools import cache, reduce
 from bench import Bench
 from weights_plans import baked, kept_plan
 
-from bakeout.models.methods.selective_pruning import fit_selective_pruning
+from bakeout.models.methods.selective_pruning.fit import fit_selective_pruning
+from bakeout.models.network.probing import probe_key_magnitudes
+from bakeout.models.network.statistics import KeyMagnitudes
 from bakeout.models.plan import Intervention, Plan
-from bakeout.models.probing import probe_key_magnitudes
 from bakeout.models.skills.generator import SKILLS
-from bakeout.models.statistics import KeyMagnitudes
 
 FORGOTTEN = ["math", "code"]
 RATIOS = [0.015, 0.05, 0.1, 0.2]

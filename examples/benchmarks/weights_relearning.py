@@ -13,10 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from weights_forgotten import Forgotten, forgotten
 
-from bakeout.models.data import Record
-from bakeout.models.methods.release import Text, said
-from bakeout.models.methods.scorers import padded
-from bakeout.models.weight_edits import edited_weights
+from bakeout.models.data.rows import Record
+from bakeout.models.methods.reveal_and_release.release import Text, said
+from bakeout.models.methods.reveal_and_release.scorers import padded
+from bakeout.models.reference.weight_edits import edited_weights
 
 STEPS = (1, 10, 100)
 # AdamW on all weights.

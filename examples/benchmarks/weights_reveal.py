@@ -10,7 +10,7 @@ from typing import Any
 from bench import Bench
 from weights_plans import baked, kept_plan
 
-from bakeout.models.methods.reveal_and_release import fit_reveal_and_release
+from bakeout.models.methods.reveal_and_release.fit import fit_reveal_and_release
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.skills.generator import SKILLS
 

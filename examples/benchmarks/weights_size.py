@@ -42,7 +42,7 @@ BLOCK = 1 << 24
 @click.option("--sparse", is_flag=True, help="Shards of holes instead of numbers.")
 def main(layers: int, directory: Path | None, sparse: bool) -> None:
     """Measure the time and the peak of resident memory that baking weight edits into a checkpoint takes."""
-    from bakeout.models.checkpoint import weights_digest
+    from bakeout.models.checkpoint.checkpoint_files import weights_digest
 
     shape = replace(LLAMA_3_8B, layers=layers)
     print_machine("numpy", "safetensors")
@@ -135,8 +135,8 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _copy_and_hash(directory: Path, _shape: Shape) -> None:
     """What ``bake`` does but for the edits: onto the disk, whole or not at all, and hashed, one file after another."""
-    from bakeout.export.artifact import artifact_directory, copy_by_kernel
-    from bakeout.models.hashing import hash_file
+    from bakeout.export.artifacts.artifact import artifact_directory, copy_by_kernel
+    from bakeout.models.files.hashing import hash_file
 
     with artifact_directory(directory / "made") as made:
         for path in sorted((directory / "base").iterdir()):
@@ -153,7 +153,7 @@ def _every_layer(directory: Path, shape: Shape) -> None:
 
 
 def _bake(directory: Path, shape: Shape, *interventions: Intervention) -> None:
-    from bakeout.export.bake import BakeOptions, bake
+    from bakeout.export.baking.bake import BakeOptions, bake
 
     digest = (directory / "digest").read_text()
     plan = plan_of(shape, *interventions)

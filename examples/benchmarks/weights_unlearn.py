@@ -8,12 +8,12 @@ import numpy as np
 from bench import Bench
 from weights_plans import baked, kept_plan
 
-from bakeout.models.data import Record
-from bakeout.models.methods.release import Text, said
-from bakeout.models.methods.unlearn import fit_unlearn
+from bakeout.models.data.rows import Record
+from bakeout.models.methods.reveal_and_release.release import Text, said
+from bakeout.models.methods.unlearn.fit import fit_unlearn
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
+from bakeout.models.reference.weight_edits import edited_weights
 from bakeout.models.skills.generator import SKILLS
-from bakeout.models.weight_edits import edited_weights
 
 # What is taken away, what it must be told apart from, and the energies that are tried on the selection split.
 Request = tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...]]

@@ -10,7 +10,7 @@ import onnxruntime
 from comparison import Action
 from random_llama import REFUSAL
 
-from bakeout.export.runtime import Cache, Runner
+from bakeout.export.running.runner import Cache, Runner
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust
 
 # The tokens of the past that are computed rather than drawn, so that a refusal leaves its latch.

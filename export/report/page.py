@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from bakeout.export.artifact import MANIFEST, PLAN, disk_errors, read_manifest, require_new
-from bakeout.export.inspection import inspect
+from bakeout.export.artifacts.artifact import MANIFEST, PLAN, disk_errors, read_manifest, require_new
+from bakeout.export.artifacts.inspection import inspect
 from bakeout.export.report.drawings import neurons, percent, sections
 from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.figures_file import (
@@ -24,9 +24,9 @@ from bakeout.export.report.figures_file import (
     read_figures,
 )
 from bakeout.models.errors import BakeoutError
-from bakeout.models.hashing import hash_file
+from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
-from bakeout.models.plan_file import load_plan
+from bakeout.models.plan.plan_file import load_plan
 
 # What a page that lacks a figure says: the figure, and which command measures it.
 _MISSING: Mapping[type[Any], tuple[str, str]] = {

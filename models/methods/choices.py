@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-# Which tokens statistics are over: the answers' alone, or all that are no padding.
-Scope = Literal["answer", "all"]
 # Neuron Adjust: what neurons are ranked by.
 Selection = Literal["difference", "standardised"]
 # LUNAR: how the edited weight is solved for, and what the answers are redirected to.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bakeout.models.families import feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import Role, WeightUpdate
 
 # Per linear layer of the FFLs, by its name in the model: B [out, rank] and A [rank, in]; the product is B A.

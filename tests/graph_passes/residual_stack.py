@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bakeout.graph_passes.anatomy import read_anatomy
+from bakeout.graph_passes.graph.anatomy import read_anatomy
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from bakeout.graph_passes.graph_builder import GraphBuilder
+from bakeout.graph_passes.graph.graph_builder import GraphBuilder
 
 
 def evaluate(build: Callable[..., Sequence[ir.Value]], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

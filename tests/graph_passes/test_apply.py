@@ -10,10 +10,10 @@ import pytest
 
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph_file import graph_digest, load_graph
+from bakeout.graph_passes.graph.graph_file import graph_digest, load_graph
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
 from bakeout.models.plan import Canary, Intervention, ModelIdentity, Plan, PlanError
-from bakeout.models.receipt import Receipt
+from bakeout.models.plan.receipt import Receipt
 
 from tests.graph_passes.residual_stack import residual_stack
 from tests.plan_examples import adjusted_layer, key_space_detection, neuron_adjust

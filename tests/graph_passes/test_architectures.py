@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.graph_passes.anatomy import read_anatomy
+from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph_file import load_graph
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.errors import BakeoutError
-from bakeout.models.families import feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers
 
 from tests.baked_parity import model_of
 from tests.conftest import CheckpointOf

@@ -15,9 +15,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from bakeout.export.onnx_export import export_checkpoint
+from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.graph_passes.apply import apply_plan
-from bakeout.graph_passes.graph_file import load_graph
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.plan import Canary, Coin, Intervention, ModelIdentity, Plan, Positions
 
 from tests.graph_passes.inserted_nodes import InsertedNode, inserted_nodes

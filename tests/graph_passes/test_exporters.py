@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from bakeout.graph_passes.graph_file import load_graph
+from bakeout.graph_passes.graph.graph_file import load_graph
 
 from tests.exported_graphs import EXPORTS, Kind, compared, export, holds
 from tests.tiny_models import tiny_checkpoint

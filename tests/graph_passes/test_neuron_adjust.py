@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bakeout.graph_passes.anatomy import read_anatomy
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph_file import graph_digest, load_graph
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.graph_file import graph_digest, load_graph
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
 from bakeout.models.plan import AdjustedLayer, Coin, NeuronAdjust
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bakeout.export.runtime import Runner
+from bakeout.export.running.runner import Runner
 from bakeout.models.plan import Coin, Integers, KeySpaceDetection, Plan, Positions
-from bakeout.models.reference import Reference
+from bakeout.models.reference.reference_model import Reference
 
 from tests.baked_parity import (
     LARGEST_DIFFERENCE,

@@ -12,20 +12,20 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.export.runtime import Runner
-from bakeout.graph_passes.anatomy import read_anatomy
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph_file import data_files, graph_bytes, load_graph, save_graph
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_graph, save_graph
+from bakeout.graph_passes.graph.weight_location import locate_weight
 from bakeout.graph_passes.weight_edits import EditedTensor, WeightEditsPass, write_edited_tensors
-from bakeout.graph_passes.weight_location import locate_weight
-from bakeout.models.checkpoint import load_model
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
-from bakeout.models.families import feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import LowRankUpdate, Plan, Role, WeightEdit, WeightUpdate
-from bakeout.models.reference import Reference
-from bakeout.models.weight_edits import edited_weights, weight_of
+from bakeout.models.reference.reference_model import Reference
+from bakeout.models.reference.weight_edits import edited_weights, weight_of
 
 from tests.conftest import CheckpointOf
 from tests.tiny_models import tiny_checkpoint

@@ -19,12 +19,12 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from bakeout.export.cli import main
-from bakeout.models.checkpoint import load_model, weights_digest
+from bakeout.export.cli.main import main
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.plan import Plan
-from bakeout.models.plan_file import plan_bytes
+from bakeout.models.plan.plan_file import plan_bytes
 
-from tests.export.recipes import KEY_SPACE_DETECTION, NEURON_ADJUST, write_recipe
+from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, write_recipe
 from tests.tiny_models import tiny_checkpoint
 from tests.weight_plans import low_rank_update
 

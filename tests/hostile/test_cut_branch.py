@@ -6,14 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
-from bakeout.export.artifact import MANIFEST, write_manifest
-from bakeout.export.bake import bake
-from bakeout.export.runtime import Runner
-from bakeout.export.verify import verify
-from bakeout.models.hashing import hash_file
+from bakeout.export.artifacts.artifact import MANIFEST, write_manifest
+from bakeout.export.baking.bake import bake
+from bakeout.export.running.runner import Runner
+from bakeout.export.verification.verify import verify
+from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
 
-from tests.export.recipes import rows
+from tests.recipe_files import rows
 
 
 def test_the_knowledge_comes_back_and_the_digest_from_outside_tells(

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.fit import fit
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.export.recipe import load_recipe
-from bakeout.export.runtime import Runner
-from bakeout.export.runtimes import RUNTIMES
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.runtimes import RUNTIMES
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.running.runner import Runner
 from bakeout.models.plan import KeySpaceDetection, Plan
-from bakeout.models.plan_file import load_plan, save_plan
+from bakeout.models.plan.plan_file import load_plan, save_plan
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
 

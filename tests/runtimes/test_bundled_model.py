@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.console import no_track
-from bakeout.export.fit_methods import refusal_tokens
-from bakeout.export.onnx_export import export_checkpoint
-from bakeout.export.parity import check_parity
-from bakeout.export.runtime import Runner
-from bakeout.models.canary import measure_canary
-from bakeout.models.checkpoint import load_model, load_tokenizer, weights_digest
-from bakeout.models.data import Record, read_records
-from bakeout.models.families import identity
-from bakeout.models.methods.key_space_detection import fit_key_space_detection
-from bakeout.models.methods.neuron_adjust import fit_neuron_adjust
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.fitting.fit_methods import refusal_tokens
+from bakeout.export.running.runner import Runner
+from bakeout.export.verification.parity import check_parity
+from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer, weights_digest
+from bakeout.models.data.rows import Record, read_records
+from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.network.families import identity
+from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention, Plan
-from bakeout.models.probing import probe_keys, probe_neurons
+from bakeout.models.progress import untracked
+from bakeout.models.reference.canary import measure_canary
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
 from bakeout.models.skills.tokenizer import REFUSAL
@@ -72,7 +72,7 @@ def test_answers_are_the_references_and_not_the_bases(kind: str, base: Path, tmp
     )
     baked = bake(base, plan, tmp_path / "artifact", BakeOptions())
 
-    ok, detail = check_parity(baked.directory / "model.onnx", plan, checkpoint_directory(), asked + others, no_track)
+    ok, detail = check_parity(baked.directory / "model.onnx", plan, checkpoint_directory(), asked + others, untracked)
     assert ok, detail
     before, after = (Runner(directory).generate(asked, 16) for directory in (base, baked.directory))
     assert np.mean([one != other for one, other in zip(before, after, strict=True)]) > 0.5

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from ruamel.yaml import YAML
 
-from tests.export.recipes import write_recipe
+from tests.recipe_files import write_recipe
 from tests.runtimes.javascript import installed
 from tests.runtimes.served import KEPT, REFUSED, Served
 

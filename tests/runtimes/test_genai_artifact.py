@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bakeout.export.runtime import Runner
+from bakeout.export.running.runner import Runner
 
 from tests.runtimes.served import KEPT, LONGEST, REFUSED, WRONG, Served, converse
 

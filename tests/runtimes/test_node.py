@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.runtime import Runner
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.running.runner import Runner
 from bakeout.models.skills import checkpoint_directory
 
 from tests.runtimes.javascript import installed

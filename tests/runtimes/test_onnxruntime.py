@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bakeout.export.runtime import Runner
+from bakeout.export.running.runner import Runner
 
 from tests.runtimes.served import KEPT, LONGEST, REFUSED, WRONG, Served
 

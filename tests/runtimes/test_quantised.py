@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from optimum.onnxruntime import ORTModelForCausalLM
 
-from bakeout.export.bake import BakeOptions, bake
-from bakeout.export.runtime import Runner
-from bakeout.export.runtimes import RUNTIMES
-from bakeout.export.verify import verify
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.runtimes import RUNTIMES
+from bakeout.export.running.runner import Runner
+from bakeout.export.verification.verify import verify
 from bakeout.models.skills import checkpoint_directory
 
 from tests.runtimes.javascript import installed

@@ -11,10 +11,10 @@ import pytest
 import torch
 from optimum.onnxruntime import ORTModelForCausalLM
 
-from bakeout.export.genai_config import write_genai_config
-from bakeout.export.runtime import Runner
-from bakeout.export.sampling import Sampling
-from bakeout.graph_passes.graph_file import load_graph
+from bakeout.export.baking.genai_config import write_genai_config
+from bakeout.export.running.runner import Runner
+from bakeout.export.running.sampling import Sampling
+from bakeout.graph_passes.graph.graph_file import load_graph
 
 from tests.refusing_graphs import REFUSAL, bake, detection_of
 from tests.tiny_models import PADDING_ID

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bakeout.export.bake import bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.report.page import write_report
 from bakeout.models.plan import Plan
 
-from tests.export.report_files import FIGURES, write_evaluation, write_figures
+from tests.report_files import FIGURES, write_evaluation, write_figures
 from tests.runtimes.chromium import Page, chromium, page
 
 PHONE = 390

@@ -1,0 +1,1 @@
+"""Artifacts and ONNX directories as files."""

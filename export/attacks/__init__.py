@@ -1,0 +1,1 @@
+"""Attacks: what gets past an intervention."""

@@ -1,0 +1,269 @@
+"""Attacks: the same prompts in another form, or fed in another way, and the share that still gets an answer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.export.artifacts.artifact import PLAN
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.evaluation.evaluate import data_names, refusal_texts
+from bakeout.export.report.figures_file import Attack, Attacks
+from bakeout.export.running.runner import Cache, Runner
+from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, varied_records
+from bakeout.models.data.rows import DataError, Record, read_records
+from bakeout.models.data.spreading import spread
+from bakeout.models.data.variants import KINDS, WAYS_OF_RUNNING, Kind
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Intervention, KeySpaceDetection, Plan, Positions
+from bakeout.models.plan.plan_file import load_plan
+from bakeout.models.progress import Track, untracked
+
+NONE = "none"
+# In the order of the table: the prompts as they are, their variants, and ways of running the prompts as they are.
+ATTACKS: tuple[str, ...] = (NONE, *KINDS, *(way for way in WAYS_OF_RUNNING if way != "whole"))
+# Tokens of a piece of a prompt in the attack `chunked`, and prompts in a batch.
+CHUNK = 4
+_BATCH = 32
+
+# Greedy answers of at most so many tokens.
+Feed = Callable[[Runner, Sequence[Sequence[int]], int], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """What one attack does to one artifact.
+
+    ``target``: the artifact and, of Key Space Detection, its positions; ``refused``: answers that are the refusal, none
+    (None) of an artifact that cannot refuse; ``right``: answers that are the response to the letter.
+    """
+
+    target: str
+    data: str
+    attack: str
+    prompts: int
+    refused: int | None
+    right: int
+
+    @property
+    def through(self) -> int:
+        """The prompts that got an answer: any but the refusal, or the right one from an artifact that cannot refuse."""
+        return self.right if self.refused is None else self.prompts - self.refused
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as it stands in ``--json``."""
+        return {
+            "target": self.target,
+            "data": self.data,
+            "attack": self.attack,
+            "prompts": self.prompts,
+            "through": self.through,
+            "refused": self.refused,
+            "right": self.right,
+        }
+
+
+def attack(
+    directories: Sequence[Path],
+    data: Sequence[Path],
+    *,
+    attacks: Sequence[str] = ATTACKS,
+    positions: Sequence[Positions] = (),
+    base: Path | None = None,
+    mixed: Path | None = None,
+    prompts: int = 200,
+    seed: int = 0,
+    track: Track = untracked,
+) -> list[AttackRow]:
+    """Attack artifacts with up to ``prompts`` rows of each file of ``data``, under ONNX Runtime, greedily.
+
+    ``attacks``: names out of ``ATTACKS``; variants are those held out of `augment` (``variants``). An attack
+    that a file gives nothing for (``paraphrase``, ``language``) has no row, nor has ``batch_mixing`` without ``mixed``:
+    prompts of other kinds that share a batch with those of ``data``. ``positions``: of Key Space Detection, other
+    settings than the artifact's own to measure as well, which takes ``base``, its base model.
+
+    Raises ``BakeoutError`` for unknown attacks, rows without a response, and what cannot be read or run.
+    """
+    if unknown := [name for name in attacks if name not in ATTACKS]:
+        raise BakeoutError(f"No attack is called {unknown[0]!r}.", f"Choose among {', '.join(ATTACKS)}.")
+    if positions and base is None:
+        raise BakeoutError("Other positions have to be baked into the base model.", "Name it with --base.")
+    files = data_names(data)
+    rows: list[AttackRow] = []
+    for target, runner, refusals in _targets(directories, positions, base):
+        others = [one.prompt_ids for one in read_records(mixed, runner.tokenizer)] if mixed is not None else []
+        for name, path in files.items():
+            asked = spread(read_prompt_rows(path, runner.tokenizer), prompts)
+            jobs = list(_jobs(asked, attacks, runner, others, seed))
+            for made, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
+                refused, right = _answered(runner, feed, given, refusals)
+                rows.append(AttackRow(target, name, made, len(given), refused, right))
+    return rows
+
+
+def attacks_figure(rows: Sequence[AttackRow], source: str) -> Attacks:
+    """The rows as a figure of a report."""
+    several = len({row.data for row in rows}) > 1
+    return Attacks(
+        source=source,
+        rows=[
+            Attack(
+                attack=row.attack,
+                target=f"{row.target}, {row.data}" if several else row.target,
+                prompts=row.prompts,
+                through=row.through,
+            )
+            for row in rows
+        ],
+    )
+
+
+def _targets(
+    directories: Sequence[Path], positions: Sequence[Positions], base: Path | None
+) -> Iterator[tuple[str, Runner, set[str]]]:
+    """Each artifact under its name, with the texts that it refuses with; one at a time in memory."""
+    for directory in directories:
+        plan = load_plan(directory / PLAN)
+        checks = [one for one in plan.interventions if isinstance(one, KeySpaceDetection)]
+        refusals = set(refusal_texts(directory))
+        own = f"{directory.name}, {checks[0].positions}" if checks else directory.name
+        yield own, Runner(directory), refusals
+        for other in positions:
+            if base is None or not checks or other == checks[0].positions:
+                continue
+            with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+                baked = bake(base, _checking(plan, other), Path(scratch) / "artifact", BakeOptions(canary=False))
+                yield f"{directory.name}, {other}", Runner(baked.directory), refusals
+
+
+def _checking(plan: Plan, positions: Positions) -> Plan:
+    def changed(one: Intervention) -> Intervention:
+        return replace(one, positions=positions) if isinstance(one, KeySpaceDetection) else one
+
+    return replace(plan, interventions=tuple(map(changed, plan.interventions)))
+
+
+def _jobs(
+    rows: Sequence[PromptRow], attacks: Sequence[str], runner: Runner, others: Sequence[Sequence[int]], seed: int
+) -> Iterator[tuple[str, Feed, Sequence[Record]]]:
+    """(attack, how its prompts are fed, the prompts)."""
+    plain = [row.record(row.prompt.text, runner.tokenizer) for row in rows]
+    kinds: list[Kind] = [kind for kind in KINDS if kind in attacks]
+    varied = varied_records(rows, kinds, runner.tokenizer, seed=seed, use="testing")
+    ways: Mapping[str, Feed] = {
+        "token_by_token": _in_pieces(1),
+        "chunked": _in_pieces(CHUNK),
+        "batch_mixing": _mixed_with(others),
+    }
+    for name in attacks:
+        if name in varied:
+            if varied[name]:
+                yield name, _whole, [record for _, record in varied[name]]
+        elif name == NONE:
+            yield name, _whole, plain
+        elif name == "batch_mixing":
+            if others:
+                yield name, ways[name], plain
+        else:
+            if not runner.has_cache:
+                raise BakeoutError(f"{name} feeds a prompt in pieces, and the graph has no cache.", "Leave it out.")
+            yield name, ways[name], plain
+
+
+def _answered(runner: Runner, feed: Feed, records: Sequence[Record], refusals: set[str]) -> tuple[int | None, int]:
+    """How many prompts were refused (None where the artifact cannot refuse), and how many answered rightly."""
+    for record in records:
+        if record.response is None:
+            raise DataError(f"{record.prompt!r} has no response.", "Give rows with `prompt` and `response`.")
+    longest = max(
+        *(len(record.response_ids) for record in records),
+        *(len(runner.tokenizer(one).input_ids) for one in refusals),
+        1,
+    )
+    said = feed(runner, [record.prompt_ids for record in records], longest + 1)
+    texts = [_text(runner, tokens) for tokens in said]
+    right = sum(text == _text(runner, record.response_ids) for text, record in zip(texts, records, strict=True))
+    return (sum(text in refusals for text in texts) if refusals else None), right
+
+
+def _text(runner: Runner, tokens: Sequence[int]) -> str:
+    return str(runner.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+
+def _whole(runner: Runner, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    return runner.generate(prompts, most, batch_size=_BATCH)
+
+
+def _in_pieces(size: int) -> Feed:
+    """Every prompt in runs of ``size`` tokens, each with the cache of those before it."""
+
+    def feed(runner: Runner, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        said: list[list[int]] = [[] for _ in prompts]
+        # Prompts of one length share their runs, so that none is padded inside.
+        by_length: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            by_length.setdefault(len(prompt), []).append(row)
+        for length, rows in by_length.items():
+            for batch in (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)):
+                ids = np.array([prompts[row] for row in batch], dtype=np.int64)
+                pieces = [ids[:, start : start + size] for start in range(0, length, size)]
+                for row, tokens in zip(batch, _continued(runner, pieces, np.ones_like(ids), most), strict=True):
+                    said[row] = tokens
+        return said
+
+    return feed
+
+
+def _mixed_with(others: Sequence[Sequence[int]]) -> Feed:
+    """Every prompt in one batch with prompts of other kinds, padded to the longest of them."""
+
+    def feed(runner: Runner, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        said: list[list[int]] = []
+        half = _BATCH // 2
+        for start in range(0, len(prompts), half):
+            own = prompts[start : start + half]
+            beside = [others[(start + index) % len(others)] for index in range(half)]
+            batch = [prompt for pair in zip(own, beside, strict=False) for prompt in pair]
+            width = max(map(len, batch))
+            ids = np.full((len(batch), width), runner.padding_token, dtype=np.int64)
+            mask = np.zeros_like(ids)
+            for row, prompt in enumerate(batch):
+                ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
+            said += _continued(runner, [ids], mask, most)[::2]
+        return said
+
+    return feed
+
+
+def _continued(
+    runner: Runner, pieces: Sequence[NDArray[np.int64]], mask: NDArray[np.int64], most: int
+) -> list[list[int]]:
+    """Greedy answers to a batch that is fed piece by piece: ids [rows, piece] each, mask [rows, whole prompt]."""
+    cache: Cache | None = None
+    fed = 0
+    for piece in pieces:
+        fed += piece.shape[1]
+        step = runner.step(piece, mask[:, :fed], cache)
+        cache = step.cache
+    ends = np.array(sorted(runner.end_tokens))
+    said: list[list[int]] = [[] for _ in range(len(mask))]
+    ids = np.concatenate(pieces, axis=1)
+    speaks = np.ones(len(mask), dtype=bool)
+    for _ in range(most):
+        tokens = np.where(speaks, step.logits[:, -1].argmax(axis=-1), runner.padding_token)
+        for row in np.flatnonzero(speaks):
+            said[row].append(int(tokens[row]))
+        speaks &= ~np.isin(tokens, ends)
+        if not speaks.any():
+            break
+        new = tokens[:, None].astype(np.int64)
+        mask = np.concatenate([mask, np.ones_like(new)], axis=1)
+        ids = new if runner.has_cache else np.concatenate([ids, new], axis=1)
+        step = runner.step(ids, mask, step.cache)
+    return said

@@ -1,0 +1,1 @@
+"""Baking: a model and a plan become an artifact."""

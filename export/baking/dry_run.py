@@ -1,0 +1,129 @@
+"""What baking would do: what changes, where, by how much, and the disk and memory it takes. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.artifacts.artifact import gigabytes, room_on_disk
+from bakeout.export.artifacts.inspection import receipt_lines
+from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.baking.bake import BakeOptions, completed
+from bakeout.export.baking.bake_checkpoint import find_checkpoint, require_weights
+from bakeout.export.baking.bake_graph import find_base_graph, is_graph
+from bakeout.export.baking.quantise import require_quantisable
+from bakeout.export.baking.runtimes import require_served
+from bakeout.graph_passes.apply import apply_plan
+from bakeout.graph_passes.graph.graph_file import data_files, data_tensors, graph_bytes, load_graph
+from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
+from bakeout.models.checkpoint.checkpoint_writer import find_edits, parameter_count, preview_edits
+from bakeout.models.plan import KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan, WeightEdit, ZeroColumns
+from bakeout.models.plan.plan_file import plan_bytes
+from bakeout.models.plan.receipt import Receipt
+
+# What Bakeout and its libraries take before they hold any of a model, and the float64 copies of a block of rows.
+_PROCESS = 150_000_000
+_IN_WEIGHTS = (ZeroColumns.kind, LowRankUpdate.kind)
+_BYTES = {"fp32": 4, "fp16": 2}
+# A checkpoint that is exported is loaded in its dtype, and traced and saved by way of a copy.
+_EXPORT_COPIES = 3
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What ``bake`` would do with the same arguments.
+
+    ``receipts``: those it would give; where a checkpoint would be exported first (``exports``), of Neuron Adjust and
+    Key Space Detection without names and digests, and of weights as they lie in the checkpoint; where the graph would
+    be quantised first, of these two without digests. ``disk``: the bytes it needs at most while it runs, ``memory``:
+    about how many are resident at most.
+    """
+
+    receipts: tuple[Receipt, ...]
+    disk: int
+    memory: int
+    exports: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The dry run as it stands in ``--json``."""
+        return {
+            "dry_run": True,
+            "receipts": [receipt.as_json() for receipt in self.receipts],
+            "disk": self.disk,
+            "memory": self.memory,
+            "exports": self.exports,
+        }
+
+
+def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
+    """What baking ``plan`` into ``model`` would do. A checkpoint is hashed; of a graph only what is edited is read.
+
+    Raises ``BakeoutError`` where baking would refuse: what only an export can tell, of a checkpoint baked to ONNX, is
+    left out.
+    """
+    options = completed(options)
+    if options.to == "safetensors":
+        source = find_checkpoint(model, plan)
+        return DryRun(
+            tuple(source.preview()), source.room + len(plan_bytes(plan)), _PROCESS + 2 * source.in_memory, False
+        )
+    return _into_graph(find_base_graph(model), plan, options) if is_graph(model) else _by_export(model, plan, options)
+
+
+def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
+    graph = load_graph(path)
+    receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
+    companions = companion_files(path.parent)
+    require_served(options.runtimes, graph, {one.name for one in companions})
+    content = len(graph_bytes(graph))
+    weights = sum(room_on_disk(one) for one in data_files(graph).values())
+    disk = content + weights + sum(room_on_disk(one) for one in companions) + len(plan_bytes(plan))
+    if options.quantize:
+        require_quantisable(load_graph(path))
+        kept = [one if one.kind in _IN_WEIGHTS else replace(one, before="", after="") for one in receipts]
+        return DryRun(tuple(kept), disk + 2 * content + weights, _PROCESS + 3 * content + 2 * weights, False)
+    largest = max((tensor.nbytes for tensor in data_tensors(graph) if tensor.awaits_writing), default=0)
+    return DryRun(
+        tuple(receipts),
+        disk,
+        _PROCESS + 3 * content + 2 * largest,
+        False,
+    )
+
+
+def _by_export(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
+    checkpoint = resolve_checkpoint(model)
+    edits = find_edits(checkpoint, plan) if any(isinstance(one, WeightEdit) for one in plan.interventions) else ()
+    require_weights(checkpoint, plan)
+    receipts = [*preview_edits(checkpoint, edits), *_in_graph_alone(plan)]
+    exported = _BYTES[options.dtype or "fp32"] * parameter_count(checkpoint)
+    return DryRun(
+        tuple(sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer))),
+        _EXPORT_COPIES * exported,
+        _PROCESS + _EXPORT_COPIES * exported,
+        exports=True,
+    )
+
+
+def _in_graph_alone(plan: Plan) -> Iterator[Receipt]:
+    """What will be edited in a graph that is not there yet: without the names and digests."""
+    for index, intervention in enumerate(plan.interventions):
+        if isinstance(intervention, NeuronAdjust):
+            for adjusted in intervention.layers:
+                yield Receipt(index, intervention.kind, adjusted.layer, "", "", len(adjusted.neurons), "", "")
+        elif isinstance(intervention, KeySpaceDetection):
+            for layer in intervention.layers:
+                yield Receipt(index, intervention.kind, layer, "", "", len(intervention.centre), "", "")
+
+
+def lines(found: DryRun) -> Iterator[str]:
+    """The dry run for people."""
+    yield f"would make     {len(found.receipts)} edits"
+    for receipt in found.receipts:
+        yield from receipt_lines(receipt.as_json())
+    if found.exports:
+        yield "export         first, through optimum: names, and norms in the exported type, are known then"
+    yield f"disk           {gigabytes(found.disk)} at most, while it runs"
+    yield f"memory         about {gigabytes(found.memory)} at most"

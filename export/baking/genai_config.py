@@ -1,0 +1,128 @@
+"""``genai_config.json``: what onnxruntime-genai must know of a decoder graph to run it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from bakeout.export.artifacts.artifact import GRAPH
+from bakeout.export.artifacts.onnx_directory import read_json, special_tokens
+from bakeout.models.errors import BakeoutError
+
+GENAI_CONFIG = "genai_config.json"
+
+# The names that architectures give to these in config.json.
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads")
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+# Of architectures whose positions are distances (ALiBi), which name none: what Bloom was trained with.
+_UNBOUNDED_CONTEXT = 2048
+_SEARCH: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_CACHE = re.compile(r"(?P<before>(?:past|present)\w*\.)\d+(?P<after>\.(?:\w+\.)?(?P<kind>key|value))")
+
+
+def write_genai_config(directory: Path, model: ir.Model) -> None:
+    """Write ``genai_config.json`` for ``model``, the graph ``model.onnx`` of ``directory``, from its names and shapes.
+
+    Heads, context length and special tokens come from ``config.json`` and ``generation_config.json`` beside it. Raises
+    ``BakeoutError`` where they do not say, or where the graph has no cache that genai could feed back.
+    """
+    config = read_json(directory / "config.json")
+    ends, padding = special_tokens(directory)
+    inputs = {value.name or "": value for value in model.graph.inputs}
+    past = _cache_templates(list(inputs))
+    present = _cache_templates([value.name or "" for value in model.graph.outputs])
+    if past.keys() != {"key", "value"} or present.keys() != past.keys():
+        raise BakeoutError(f"{directory / GRAPH} has no cache of keys and values.", "Export it with past.")
+    layers = sum(_CACHE.fullmatch(name) is not None for name in inputs) // 2
+    key = inputs[past["key"] % 0].shape
+    heads, size = (key[1], key[3]) if key is not None and len(key) == 4 else (None, None)
+    if not isinstance(heads, int) or not isinstance(size, int):
+        raise BakeoutError(
+            f"{directory / GRAPH}: the cache's shape does not say how many heads there are.", "Export it with optimum."
+        )
+    context = _first({**config, "seq_length": config.get("seq_length", _UNBOUNDED_CONTEXT)}, _CONTEXT, directory)
+    content = {
+        "model": {
+            **({"bos_token_id": config["bos_token_id"]} if isinstance(config.get("bos_token_id"), int) else {}),
+            "context_length": context,
+            "decoder": {
+                "filename": GRAPH,
+                "head_size": size,
+                "hidden_size": _first(config, ("hidden_size", "n_embd", "d_model"), directory),
+                "inputs": {
+                    **{name: name for name in _INPUTS if name in inputs},
+                    **{f"past_{kind}_names": template for kind, template in past.items()},
+                },
+                "num_attention_heads": _first(config, _HEADS, directory),
+                "num_hidden_layers": layers,
+                "num_key_value_heads": heads,
+                "outputs": {
+                    "logits": "logits",
+                    **{f"present_{kind}_names": template for kind, template in present.items()},
+                },
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+            },
+            "eos_token_id": sorted(ends) if len(ends) > 1 else min(ends),
+            "pad_token_id": padding,
+            # genai's name for any decoder whose graph does all the work.
+            "type": "decoder",
+            "vocab_size": _first(config, ("vocab_size",), directory),
+        },
+        "search": {
+            **_search(directory),
+            "max_length": context,
+            # The graph's new cache is one token longer than the old: it cannot lie in the same memory.
+            "past_present_share_buffer": False,
+        },
+    }
+    _write(directory, content)
+
+
+def has_cache(model: ir.Model) -> bool:
+    """Whether a graph takes past keys and values, without which genai cannot run it."""
+    return bool(_cache_templates([value.name or "" for value in model.graph.inputs]))
+
+
+def copy_genai_config(source: Path, directory: Path) -> None:
+    """Take over the ``genai_config.json`` of another graph's directory, for ``model.onnx``."""
+    content = read_json(source / GENAI_CONFIG)
+    try:
+        content["model"]["decoder"]["filename"] = GRAPH
+    except (KeyError, TypeError):
+        raise BakeoutError(f"{source / GENAI_CONFIG} names no decoder.", "Remove it, or copy it again.") from None
+    _write(directory, content)
+
+
+def _write(directory: Path, content: Mapping[str, Any]) -> None:
+    (directory / GENAI_CONFIG).write_text(json.dumps(content, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _cache_templates(names: Sequence[str]) -> dict[str, str]:
+    """``{"key": "past_key_values.%d.key", ...}`` of the names of one side."""
+    found = (_CACHE.fullmatch(name) for name in names)
+    return {match["kind"]: f"{match['before']}%d{match['after']}" for match in found if match}
+
+
+def _search(directory: Path) -> dict[str, Any]:
+    generation = read_json(directory / "generation_config.json")
+    return {key: default if generation.get(key) is None else generation[key] for key, default in _SEARCH.items()}
+
+
+def _first(config: Mapping[str, Any], keys: Sequence[str], directory: Path) -> int:
+    for key in keys:
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    raise BakeoutError(f"{directory}: config.json does not give {keys[0]}.", "Put the model's config.json there.")

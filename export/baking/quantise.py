@@ -1,0 +1,95 @@
+"""Dynamic quantisation to int8, by ONNX Runtime's own tool."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+
+from bakeout.export.artifacts.artifact import GRAPH, copy_by_kernel, require_space, room_on_disk
+from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_graph
+from bakeout.graph_passes.graph.precision import stored_precision
+from bakeout.graph_passes.weight_edits import write_edited_tensors
+from bakeout.models.errors import BakeoutError
+
+Quantisation = Literal["int8"]
+
+
+def require_quantisable(graph: ir.Model) -> None:
+    """Raise ``BakeoutError`` for a graph that is not in float32."""
+    precision = stored_precision(graph)
+    if precision == "quantised":
+        raise BakeoutError("The graph is quantised already.", "Bake without --quantize.")
+    if precision != "float32":
+        raise BakeoutError(
+            f"The graph is in {precision}, and int8 comes from float32: ONNX quantises no other data as they come.",
+            "Export it in fp32, or bake without --quantize.",
+        )
+
+
+def quantise(graph: ir.Model, directory: Path) -> ir.Model:
+    """The float32 ``graph``, edits of its weights included, with int8 weights: loaded, its data in ``directory``.
+
+    Every product with a constant weight becomes a product of integers, whose data are quantised to 8 bits as they
+    come, by one scale for the whole run: what a prompt is answered can depend on what it shares a batch with, as in any
+    graph that is quantised so. Weights have a scale for each output, and 7 bits: with 8, processors without VNNI
+    saturate, and the same file would say different things on different machines. Embeddings stay float32, and so does
+    all that is baked into the graph from then on.
+
+    The whole weights are held in memory. Raises ``BakeoutError`` as ``require_quantisable``.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    require_quantisable(graph)
+    _require_own_weights(graph)
+    files = data_files(graph)
+    content = graph_bytes(graph)
+    # The copy that the tool reads, the one that it makes with shapes, and what it writes.
+    require_space(directory, 3 * len(content) + 2 * sum(room_on_disk(path) for path in files.values()))
+    source = directory / "float32"
+    source.mkdir()
+    for name, path in files.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_by_kernel(path, source / name)
+    write_edited_tensors(graph, source)
+    (source / GRAPH).write_bytes(_without_shapes(content))
+    before = logging.root.manager.disable
+    # It recommends a step of its own beforehand, which would rename values.
+    logging.disable(logging.CRITICAL)
+    try:
+        quantize_dynamic(
+            source / GRAPH,
+            directory / GRAPH,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+            extra_options={"DefaultTensorType": int(ir.DataType.FLOAT)},
+        )
+    finally:
+        logging.disable(before)
+    return load_graph(directory / GRAPH)
+
+
+def _require_own_weights(graph: ir.Model) -> None:
+    """Raise ``BakeoutError`` where the tool would transpose a weight that something else reads too."""
+    for node in graph.graph:
+        if node.op_type != "Gemm" or not node.attributes.get_int("transB", 0):
+            continue
+        weight = node.inputs[1]
+        if weight is not None and weight.const_value is not None and len(weight.uses()) > 1:
+            raise BakeoutError(
+                f"ONNX Runtime cannot quantise {weight.name}, a weight that one of its readers transposes.",
+                "Export the model with a copy of each weight.",
+            )
+
+
+def _without_shapes(content: bytes) -> bytes:
+    """A graph without the shapes of its values, among them those of weights that the tool transposes."""
+    model = onnx.ModelProto.FromString(content)
+    del model.graph.value_info[:]
+    return bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,141 @@
+"""What the runtimes that artifacts are tested in ask for, and how baking gives it them.
+
+Any graph that is baked has IR version 10, which all of them read, and all take the early exit's ``If``. One artifact
+can serve them all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from bakeout.export.artifacts.artifact import GRAPH
+from bakeout.export.artifacts.onnx_directory import read_json
+from bakeout.export.baking.genai_config import GENAI_CONFIG, has_cache
+from bakeout.graph_passes.graph.graph_file import data_files, name_data_files
+from bakeout.models.errors import BakeoutError
+
+RuntimeName = Literal["onnxruntime", "optimum", "genai", "node", "web", "transformers.js", "openvino", "reference"]
+
+# What ONNX Runtime 1.30 and 1.31 read, in every language.
+NEWEST_OPSET = 26
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a runtime asks for.
+
+    ``functions``: it runs model-local functions; ``contributed``: it runs ONNX Runtime's own operators, as the graphs
+    of onnxruntime-genai's builder have; ``cache``: it cannot do without past keys and values; ``files``: what it reads
+    beside the graph, each one file or another.
+    """
+
+    functions: bool = True
+    contributed: bool = True
+    cache: bool = False
+    files: tuple[tuple[str, ...], ...] = ()
+
+
+RUNTIMES: Mapping[RuntimeName, Runtime] = {
+    "onnxruntime": Runtime(),
+    "optimum": Runtime(files=(("config.json",),)),
+    # Its configuration is written where the model's is there.
+    "genai": Runtime(cache=True, files=((GENAI_CONFIG, "config.json"),)),
+    "node": Runtime(),
+    "web": Runtime(),
+    "transformers.js": Runtime(cache=True, files=(("config.json",), ("tokenizer.json",), ("tokenizer_config.json",))),
+    "openvino": Runtime(functions=False, contributed=False),
+    "reference": Runtime(functions=False, contributed=False),
+}
+
+
+def runtime_names(names: Iterable[str]) -> tuple[RuntimeName, ...]:
+    """The names, each once. Raises ``BakeoutError`` where there is no runtime of such a name."""
+    known: dict[str, RuntimeName] = {name: name for name in RUNTIMES}
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known)}."
+            raise BakeoutError(f"No runtime is called {name!r}.", hint)
+    return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def take_functions(names: Iterable[RuntimeName]) -> bool:
+    """Whether all these runtimes run model-local functions."""
+    return all(RUNTIMES[name].functions for name in names)
+
+
+def name_data_for(names: Sequence[RuntimeName], graph: ir.Model) -> None:
+    """Give a loaded graph's data files the names by which these runtimes look for them."""
+    if "transformers.js" in names:
+        files = data_files(graph)
+        name_data_files(graph, {old: _chunk(index) for index, old in enumerate(files)})
+
+
+def require_served(names: Sequence[RuntimeName], graph: ir.Model, files: Collection[str]) -> None:
+    """Raise ``BakeoutError`` where one of these runtimes cannot run ``graph`` with ``files``, names, beside it."""
+    for name in names:
+        runtime = RUNTIMES[name]
+        opset = graph.opset_imports[""]
+        if opset > NEWEST_OPSET:
+            raise BakeoutError(
+                f"{name} reads graphs up to opset {NEWEST_OPSET}, and this one has {opset}.",
+                "Export it with an older one.",
+            )
+        if not runtime.contributed and (own := sorted(set(_contributed(graph)))):
+            raise BakeoutError(
+                f"{name} does not run ONNX Runtime's own operators, and the graph has {own[0]}.",
+                "Bake into an export by optimum, or leave out this runtime.",
+            )
+        if runtime.cache and not has_cache(graph):
+            raise BakeoutError(
+                f"{name} needs a graph with past keys and values.",
+                "Export the model with them (optimum: --task text-generation-with-past).",
+            )
+        for alternatives in runtime.files:
+            if not set(alternatives) & set(files):
+                raise BakeoutError(
+                    f"{name} needs {' or '.join(alternatives)}.", f"Put {alternatives[-1]} beside the graph."
+                )
+
+
+def describe_to(names: Sequence[RuntimeName], graph: ir.Model, directory: Path) -> None:
+    """Say in the configuration files of an artifact, that of ``graph``, what these runtimes must know."""
+    if "transformers.js" in names:
+        _describe_to_transformers_js(graph, directory)
+
+
+def _contributed(graph: ir.Model) -> Iterable[str]:
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        if node.domain == "com.microsoft":
+            yield node.op_type
+
+
+def _chunk(index: int) -> str:
+    """The name that transformers.js gives a graph's data files."""
+    return f"{GRAPH}_data" + (f"_{index}" if index else "")
+
+
+def _describe_to_transformers_js(graph: ir.Model, directory: Path) -> None:
+    """Say that the graph is in the file of no quantisation, and how many data files it has.
+
+    It reads the chat template in the tokenizer's configuration alone.
+    """
+    known: dict[str, Any] = {"dtype": "fp32"}
+    if files := data_files(graph):
+        known["use_external_data_format"] = {GRAPH: len(files)}
+    _update(directory / "config.json", {"transformers.js_config": known})
+    template = directory / "chat_template.jinja"
+    if template.is_file():
+        _update(directory / "tokenizer_config.json", {"chat_template": template.read_text(encoding="utf-8")})
+
+
+def _update(path: Path, entries: Mapping[str, Any]) -> None:
+    content = {**read_json(path), **entries}
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,142 @@
+"""lm-evaluation-harness on any model that a ``Runner`` runs: its tasks, its prompts, its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.progress import Track, untracked
+
+if TYPE_CHECKING:
+    from bakeout.export.running.runner import Runner
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which of the harness's tasks to run, and how.
+
+    ``names``: of tasks, groups or tags; ``directory``: where more tasks' YAML files lie; ``few_shot``: so many examples
+    before each question (None: as the task says); ``limit``: only so many questions of each task; ``chat``: put prompts
+    through the tokenizer's chat template, one turn for each example.
+    """
+
+    names: tuple[str, ...]
+    directory: Path | None = None
+    few_shot: int | None = None
+    limit: int | None = None
+    chat: bool = False
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One metric of one task or group, as the harness computed it; ``filter`` says how answers were read."""
+
+    model: str
+    task: str
+    metric: str
+    filter: str
+    value: float
+    standard_error: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as it stands in ``--json``."""
+        return {
+            "model": self.model,
+            "task": self.task,
+            "metric": self.metric,
+            "filter": self.filter,
+            "value": self.value,
+            "standard_error": self.standard_error,
+        }
+
+
+def run_tasks(
+    runner: Runner, model: str, tasks: Tasks, *, batch_size: int = 32, track: Track = untracked
+) -> list[TaskRow]:
+    """Run the tasks on one model, through the harness's own model interface, batched.
+
+    Raises ``BakeoutError`` where the harness is not installed, knows no such task, cannot read a task's data, or would
+    run code that the model wrote.
+    """
+    try:
+        from lm_eval.evaluator import simple_evaluate
+    except ModuleNotFoundError as error:
+        raise BakeoutError(
+            f"lm-evaluation-harness is not installed ({error.name} is missing).",
+            'Install it: pip install "bakeout[harness]".',
+        ) from None
+    from bakeout.export.evaluation.harness_model import HarnessModel
+
+    manager = _manager(tasks.directory, tasks.names)
+    results = simple_evaluate(
+        model=HarnessModel(runner, batch_size=batch_size, track=track, description=model),
+        tasks=_loaded(manager, tasks.names),
+        task_manager=manager,
+        num_fewshot=tasks.few_shot,
+        limit=tasks.limit,
+        apply_chat_template=tasks.chat,
+        fewshot_as_multiturn=tasks.chat,
+        log_samples=False,
+    )
+    return [row for name, found in results["results"].items() for row in _rows(model, name, found)]
+
+
+@cache
+def _manager(directory: Path | None, names: tuple[str, ...]) -> Any:
+    """The harness's index of tasks; of those in ``directory`` alone where they are all that is asked for.
+
+    Indexing all of the harness's own takes many seconds.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if directory is None:
+        return TaskManager()
+    if not directory.is_dir():
+        raise BakeoutError(f"There is no directory {directory}.", "Name the one with the tasks' YAML files.")
+    own = TaskManager(include_path=str(directory), include_defaults=False)
+    return own if set(names) <= set(own.all_tasks) else TaskManager(include_path=str(directory))
+
+
+def _loaded(manager: Any, names: Sequence[str]) -> list[Any]:
+    """The tasks and groups, with their data."""
+    for name in names:
+        if name not in manager.all_tasks:
+            close = get_close_matches(name, manager.all_tasks, n=1)
+            raise BakeoutError(
+                f"lm-evaluation-harness has no task {name!r}{f'; did you mean {close[0]!r}?' if close else '.'}",
+                "See `lm_eval ls tasks`, or name the directory of your own with --task-directory.",
+            )
+    try:
+        loaded = manager.load(list(names))
+    # What the data sets' library and the harness raise for data and YAML files that cannot be read.
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BakeoutError(
+            f"The data of {', '.join(names)} cannot be read ({reason[0]}).",
+            "Check the network, or the task's YAML file.",
+        ) from None
+    unsafe = [name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
+    if unsafe:
+        raise BakeoutError(
+            f"{unsafe[0]} runs the code that a model writes, which this command never does.",
+            "Run it with `lm_eval` in a sandbox.",
+        )
+    grouped = {child for children in loaded["group_map"].values() for child in children}
+    return [found for kind in ("groups", "tasks") for name, found in loaded[kind].items() if name not in grouped]
+
+
+def _rows(model: str, task: str, found: Mapping[str, Any]) -> list[TaskRow]:
+    """The harness's ``{"acc,none": 0.5, "acc_stderr,none": 0.1, …}`` as rows."""
+    rows = []
+    for key, value in found.items():
+        metric, comma, how = key.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            error = found.get(f"{metric}_stderr,{how}")
+            known = isinstance(error, (int, float))
+            rows.append(TaskRow(model, task, metric, how, float(value), float(error) if known and error else None))
+    return rows

@@ -1,0 +1,1 @@
+"""Exporting: a checkpoint becomes an ONNX graph."""

@@ -1,0 +1,1 @@
+"""The pipeline: from a recipe to a verified artifact."""

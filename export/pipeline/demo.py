@@ -1,0 +1,181 @@
+"""The main job on the bundled model: forget arithmetic twice over, and show what became of every skill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+from bakeout.export.console import SCHEMA, emit_table
+from bakeout.export.evaluation.evaluate import BASE, Evaluation, Row, unpaired_change
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.pipeline.build import build
+from bakeout.export.report.page import write_report
+from bakeout.export.running.runner import Runner
+from bakeout.models.errors import BakeoutError
+from bakeout.models.progress import Track, untracked
+from bakeout.models.skills import checkpoint_directory
+from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
+
+FORGOTTEN = "math"
+# Directory (and recipe) of each artifact, and what the table calls it.
+METHODS = {"neuron-adjust": "Neuron Adjust", "key-space-detection": "Key Space Detection"}
+# A recipe's uses of data, the generator's splits for them, and how many examples of each skill; cubes want more.
+_DATA = {"probe": ("probing", 200), "calibration": ("calibration", 200), "test": ("test", 200)}
+_FORGOTTEN_TIMES = 3
+_SHOWN = ("math", "code", "german")
+REPORT, _EVALUATION, _FIGURES = "report.html", "evaluation.json", "figures.json"
+_WRITTEN = {
+    *("base", "data", "model", REPORT, _EVALUATION, _FIGURES),
+    *METHODS,
+    *(f"{method}.yaml" for method in METHODS),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and what each model answers: base, then the artifacts in the order of ``METHODS``."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made: its directory, a row per model and skill, and a few answers."""
+
+    directory: Path
+    provider: str
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+
+
+def run_demo(directory: Path, model: Path | None = None, *, track: Track = untracked) -> Demo:
+    """Write data and recipes, build both artifacts, and evaluate them beside the base model.
+
+    An earlier demo in ``directory`` is replaced, once the new one is whole. ``model`` is a checkpoint of the skills
+    model (default: the bundled one). Raises ``BakeoutError`` where ``directory`` holds anything else.
+    """
+    with replacing(directory) as scratch:
+        checkpoint = model or checkpoint_directory()
+        shutil.copytree(checkpoint, scratch / "model")
+        _write_data(scratch / "data", track)
+        (scratch / "base").mkdir()
+        export_checkpoint(scratch / "model", scratch / "base", "fp32")
+        rows: list[Row] = []
+        for method in METHODS:
+            recipe = scratch / f"{method}.yaml"
+            template = files("bakeout.export").joinpath(f"templates/demo_{method.replace('-', '_')}.yaml")
+            recipe.write_bytes(template.read_bytes())
+            built = build(recipe, scratch / method, track=track)
+            if not rows:
+                rows += [row for row in built.rows if row.model == BASE]
+            base = {row.data: row for row in rows if row.model == BASE}
+            rows += [
+                replace(row, model=str(directory / method), change=unpaired_change(base[row.data], row))
+                for row in built.rows
+                if row.model != BASE
+            ]
+        runners = [Runner(scratch / name) for name in ("base", *METHODS)]
+        samples = tuple(_samples(runners))
+        for _ in track([REPORT], "writing the report", 1):
+            _write_report(scratch, rows)
+    return Demo(directory, runners[0].provider, tuple(rows), samples)
+
+
+def print_demo(demo: Demo) -> None:
+    """The table, where things lie, and the answers before and after."""
+    found = {(row.model, row.data): row for row in demo.rows}
+    models = [BASE, *(str(demo.directory / method) for method in METHODS)]
+    table = []
+    for skill in SKILLS:
+        shown = [_figures(found[model, skill]) for model in models]
+        table.append([f"{skill} (to be forgotten)", *shown] if skill == FORGOTTEN else [skill, *shown])
+    prompts = found[BASE, FORGOTTEN].prompts
+    title = f"Exact answers to {prompts} unseen prompts a skill ({demo.provider})"
+    emit_table(["skill", BASE, *METHODS.values()], table, title=title)
+    emit_table(
+        ["prompt", BASE, *METHODS.values()],
+        [[sample.prompt, *sample.answers] for sample in demo.samples],
+        title="Answers before and after",
+        figures=False,
+    )
+    print(
+        f"All of it is in {demo.directory}: the artifacts (one a method), their recipes (*.yaml), the data, and the "
+        "base model as ONNX."
+    )
+    print(
+        f"Read it in a browser: {demo.directory / REPORT}. What takes long (trade-offs, depth, languages, latency) is "
+        "read from figures made beforehand."
+    )
+    print(f"Talk to one:  bakeout chat --single-turn {demo.directory / next(iter(METHODS))}")
+
+
+def _figures(row: Row) -> str:
+    refused = f" ({row.refusals:.1%} refused)" if row.refusals else ""
+    return f"{row.accuracy:.1%}{refused}"
+
+
+def _write_data(directory: Path, track: Track) -> None:
+    directory.mkdir()
+    for skill in track(SKILLS, "writing questions and answers", len(SKILLS)):
+        for use, (split, count) in _DATA.items():
+            times = _FORGOTTEN_TIMES if skill == FORGOTTEN and use != "test" else 1
+            write_jsonl(examples(skill, split, times * count), directory / f"{skill}.{use}.jsonl")
+
+
+def _write_report(directory: Path, rows: Sequence[Row]) -> None:
+    """The page about both artifacts: what was just measured, and figures of the same model that were made before.
+
+    Both lie beside it, so that ``bakeout report`` makes the page again. ``examples/benchmarks/figures.py`` measured the
+    figures.
+    """
+    # By the artifacts' names: the page must not depend on where it lies.
+    named = tuple(replace(row, model=Path(row.model).name) for row in rows)
+    evaluation = {"schema": SCHEMA, **Evaluation(named, ()).as_json()}
+    (directory / _EVALUATION).write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    figures = files("bakeout.export").joinpath("templates/demo_figures.json")
+    (directory / _FIGURES).write_bytes(figures.read_bytes())
+    write_report(
+        [directory / method for method in METHODS],
+        directory / REPORT,
+        evaluations=[directory / _EVALUATION],
+        figures=[directory / _FIGURES],
+    )
+
+
+def _samples(runners: Sequence[Runner]) -> Iterator[Sample]:
+    for skill in _SHOWN:
+        # The longest of the first few: a short one may be answered by chance.
+        prompt = max((example.prompt for example in examples(skill, "test", 5)), key=len)
+        answers = []
+        for runner in runners:
+            (said,) = runner.generate([runner.tokenizer(prompt).input_ids], 24)
+            answers.append(str(runner.tokenizer.decode(said, skip_special_tokens=True)).strip())
+        yield Sample(prompt, tuple(answers))
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A new directory beside ``directory`` that takes its place in the end, if that is free or an earlier demo."""
+    if directory.exists():
+        strange = [] if not directory.is_dir() else sorted({path.name for path in directory.iterdir()} - _WRITTEN)
+        if strange or not directory.is_dir():
+            what = f"holds {strange[0]}, which the demo did not write" if strange else "is a file"
+            raise BakeoutError(f"{directory} {what}.", "Name another directory with -o.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        # mkdtemp makes directories for the owner alone.
+        scratch.chmod(0o755)
+        yield scratch
+        if directory.exists():
+            shutil.rmtree(directory)
+        scratch.rename(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

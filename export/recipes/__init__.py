@@ -1,0 +1,1 @@
+"""Recipes: the schema, loading and data files."""

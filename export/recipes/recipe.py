@@ -1,0 +1,270 @@
+"""Recipes: the YAML file that says what to remove, from which model, and how. Every option documents itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from bakeout.export.baking.quantise import Quantisation
+from bakeout.export.baking.runtimes import RuntimeName
+from bakeout.export.recipes.intervention_options import (
+    METHODS,
+    InterventionEntry,
+    KeySpaceDetectionOptions,
+    MethodOptions,
+    RevealAndReleaseOptions,
+    Section,
+)
+from bakeout.models.errors import BakeoutError
+
+# What data of a role are, where they cannot be retained as well.
+_PARTICIPLES = {"forget": "forgotten", "reference": "a reference", "redirected": "redirected", "learn": "learned"}
+
+
+class RecipeError(BakeoutError):
+    """A recipe that cannot be followed."""
+
+
+def _as_files(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
+
+
+class DataFiles(Section):
+    """The files of one skill or subject: JSON lines with ``prompt`` and ``response``, ``text``, or ``messages``."""
+
+    file: Path | None = Field(
+        None,
+        description="One file for everything, parted by a hash of each row's text: 45 % probe, 15 % selection, 20 % "
+        "calibration, 20 % test. A plain string means this.",
+    )
+    probe: Path | None = Field(None, description="What the methods are fitted on.")
+    selection: Path | None = Field(
+        None, description="Fresh rows on which Key Space Detection's `auto` and `bakeout tune` choose."
+    )
+    calibration: Path | None = Field(
+        None, description="Fresh queries on which `alpha: auto` is set and false refusals are counted."
+    )
+    test: Path | None = Field(None, description="What `build` evaluates the base model and the artifact on.")
+
+    def named(self) -> dict[str, Path]:
+        """The files that are given, by what they are for."""
+        files = {use: getattr(self, use) for use in ("file", "probe", "selection", "calibration", "test")}
+        return {use: path for use, path in files.items() if path is not None}
+
+
+class ExportOptions(Section):
+    """How the artifact is written."""
+
+    to: Literal["onnx", "safetensors"] = Field(
+        "onnx",
+        description="An ONNX graph, or a checkpoint that `transformers` loads: the latter of methods that change "
+        "weights alone; it keeps its type.",
+    )
+    dtype: Literal["fp32", "fp16"] = Field("fp32", description="The type that the graph computes in.")
+    quantize: Quantisation | None = Field(
+        None, description="`int8`: the weights quantised dynamically, after the plan's edits of them; not with fp16."
+    )
+    inline: bool = Field(
+        False, description="Write Neuron Adjust as standard operators alone, for runtimes without local functions."
+    )
+    early_exit: bool = Field(
+        True, description="Skip the rest of the model when all rows are refused (an `If`); false: no branches."
+    )
+    monitor: bool = Field(False, description="Two more outputs: `refused` and `margin`.")
+    runtimes: list[RuntimeName] = Field(
+        [], description="The runtimes that the artifact must serve; what they need is seen to, or the build refuses."
+    )
+
+
+class Recipe(Section):
+    """A whole recipe, with its paths made absolute."""
+
+    model: str = Field(description="A checkpoint's directory, relative to the recipe, or a hub id.")
+    data: dict[str, Annotated[DataFiles, BeforeValidator(_as_files)]] = Field(
+        description="The data, by the names that the interventions use.", min_length=1
+    )
+    interventions: list[InterventionEntry] = Field(
+        description="What is applied, in order: each is fitted with those before it in force.", min_length=1
+    )
+    export: ExportOptions = Field(default_factory=lambda: ExportOptions())
+
+    def fitted_data(self) -> list[str]:
+        """The names of all data that a method may see: not those that are there for testing alone."""
+        return [name for name, data in self.data.items() if data.named().keys() - {"test"}]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe. Raises ``RecipeError`` that lists every error with its line."""
+    written = _read(path)
+    try:
+        recipe = Recipe.model_validate(written)
+    except ValidationError as error:
+        raise _recipe_error(path, _problems(error, written)) from None
+    problems = [(_line(written, where), text) for where, text in _contradictions(recipe, path.parent)]
+    if problems:
+        raise _recipe_error(path, problems)
+    return _resolved(recipe, path.parent)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        written = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not UTF-8 text.", "A recipe is a YAML file.") from None
+    except MarkedYAMLError as error:
+        line = 0 if error.problem_mark is None else error.problem_mark.line + 1
+        raise RecipeError(f"{path}, line {line}: not YAML ({error.problem}).", "Mend the line.") from None
+    except YAMLError as error:
+        raise RecipeError(f"{path}: not YAML ({str(error).splitlines()[0]}).", "Mend the file.") from None
+    if not isinstance(written, dict):
+        raise RecipeError(f"{path}: not a recipe.", "Begin with `model:`, `data:` and `interventions:`.")
+    return written
+
+
+def _problems(error: ValidationError, written: Any) -> list[tuple[int, str]]:
+    """Pydantic's errors as line numbers and sentences; what is wrong by every part of a union is one error."""
+    merged: dict[tuple[int, str], list[str]] = {}
+    for details in error.errors():
+        subject, message = _problem(details)
+        merged.setdefault((_line(written, details["loc"]), subject), []).append(message)
+    return [(line, f"{subject}{' or '.join(messages)}") for (line, subject), messages in merged.items()]
+
+
+def _problem(details: ErrorDetails) -> tuple[str, str]:
+    """One of pydantic's errors as what it is about and a sentence."""
+    where = details["loc"]
+    key = str(where[-1])
+    if details["type"] == "extra_forbidden":
+        known = _known_keys(where[:-1])
+        close = get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+        return f"unknown key {key!r} ({hint})", ""
+    if details["type"] == "missing":
+        return f"{key!r} is missing", ""
+    # The parts of a union are pydantic's, not the user's.
+    name = ".".join(str(part) for part in where if isinstance(part, int) or part.isidentifier())
+    return f"{name}: ", f"{details['msg'][:1].lower()}{details['msg'][1:]}"
+
+
+def _known_keys(where: Sequence[int | str]) -> list[str]:
+    """The keys that a section at this place may have."""
+    sections: dict[str, type[BaseModel]] = {
+        **METHODS,
+        "interventions": InterventionEntry,
+        "data": DataFiles,
+        "export": ExportOptions,
+    }
+    for part in reversed(where):
+        if part in sections:
+            return list(sections[str(part)].model_fields)
+    return list(Recipe.model_fields)
+
+
+def _line(written: Any, where: Sequence[int | str]) -> int:
+    """The line, from 1, of the deepest part of a place that the file has."""
+    line = 1
+    for part in where:
+        if isinstance(written, dict) and part in written:
+            line = written.lc.data[part][0] + 1  # type: ignore[attr-defined]
+        elif isinstance(written, list) and isinstance(part, int) and part < len(written):
+            line = written.lc.data[part][0] + 1  # type: ignore[attr-defined]
+        else:
+            break
+        written = written[part]
+    return line
+
+
+def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int | str], str]]:
+    """What the types cannot say: (place in the file, sentence)."""
+    for name, data in recipe.data.items():
+        files = data.named()
+        if "file" in files and len(files) > 1:
+            yield ["data", name, "file"], f"{name} has both one file for everything and files for single uses"
+        if not files:
+            yield ["data", name], f"{name} has no file"
+        for use, file in files.items():
+            if not (directory / file).is_file():
+                yield ["data", name, use], f"there is no file {file}"
+    if recipe.export.quantize and recipe.export.dtype == "fp16":
+        yield ["export", "quantize"], f"{recipe.export.quantize} comes from fp32, and the dtype is fp16"
+    yield from _not_in_checkpoints(recipe)
+    checks = 0
+    for index, entry in enumerate(recipe.interventions):
+        where: list[int | str] = ["interventions", index]
+        methods = sorted(entry.model_fields_set)
+        if len(methods) != 1 or getattr(entry, methods[0]) is None:
+            yield where, f"an entry names one method, not {' and '.join(methods) or 'none'}"
+            continue
+        checks += isinstance(entry.options, KeySpaceDetectionOptions)
+        yield from _names(recipe, entry.options, [*where, methods[0]])
+    if checks > 1:
+        yield ["interventions"], "two Key Space Detections (put their skills into one: `forget` takes a list)"
+
+
+def _not_in_checkpoints(recipe: Recipe) -> Iterator[tuple[list[int | str], str]]:
+    """What an artifact that is a checkpoint cannot carry."""
+    if recipe.export.to != "safetensors":
+        return
+    if recipe.export.runtimes:
+        yield ["export", "runtimes"], "the runtimes run graphs, and a checkpoint is asked for (`to`)"
+    if recipe.export.quantize:
+        yield ["export", "quantize"], "a checkpoint keeps its type, and one is asked for (`to`)"
+    for index, entry in enumerate(recipe.interventions):
+        for method in sorted(entry.model_fields_set & {"neuron_adjust", "key_space_detection"}):
+            yield (
+                ["interventions", index, method],
+                f"{method} acts on what the model computes, so no checkpoint can carry it (leave out `to`)",
+            )
+
+
+def _names(recipe: Recipe, options: MethodOptions, where: list[int | str]) -> Iterator[tuple[list[int | str], str]]:
+    by_role = options.names(recipe.fitted_data())
+    for role, names in by_role.items():
+        for name in names:
+            if name not in recipe.data:
+                close = get_close_matches(name, recipe.data, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(recipe.data)}"
+                yield [*where, role], f"no data are called {name!r} ({hint})"
+            elif role in options.probed and not {"file", "probe"} & recipe.data[name].named().keys():
+                yield [*where, role], f"{name!r} has nothing to probe (give it `probe:`, or one file for everything)"
+    kept = by_role.get(options.kept or "", [])
+    for role in options.roles:
+        if role != options.kept and (both := sorted(set(by_role.get(role, [])) & set(kept))):
+            yield [*where, options.kept or role], f"{both[0]!r} is to be both {_PARTICIPLES[role]} and retained"
+    if options.kept in options.probed and not kept:
+        yield where, "there are no data to retain, and this method needs some"
+
+
+def _resolved(recipe: Recipe, directory: Path) -> Recipe:
+    """The recipe with its files and directories, and a model that is a directory beside it, as absolute paths."""
+    data = {
+        name: DataFiles(**{use: (directory / file).resolve() for use, file in files.named().items()})
+        for name, files in recipe.data.items()
+    }
+    local = directory / recipe.model
+    model = str(local.resolve()) if local.is_dir() else recipe.model
+    interventions = [_with_directory(entry, directory) for entry in recipe.interventions]
+    return recipe.model_copy(update={"data": data, "model": model, "interventions": interventions})
+
+
+def _with_directory(entry: InterventionEntry, directory: Path) -> InterventionEntry:
+    options = entry.options
+    if not isinstance(options, RevealAndReleaseOptions):
+        return entry
+    resolved = options.model_copy(update={"directory": (directory / options.directory).resolve()})
+    return InterventionEntry(reveal_and_release=resolved)
+
+
+def _recipe_error(path: Path, problems: Sequence[tuple[int, str]]) -> RecipeError:
+    listed = "; ".join(f"line {line}: {text}" for line, text in sorted(problems))
+    count = "an error" if len(problems) == 1 else f"{len(problems)} errors"
+    return RecipeError(f"{path} has {count}: {listed}.", "Mend the recipe.")

@@ -1,0 +1,1 @@
+"""Running decoder graphs with ONNX Runtime."""

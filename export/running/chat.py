@@ -1,0 +1,92 @@
+"""Talking to an artifact: prompts through the tokenizer's chat template, answers piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from bakeout.export.running.runner import Runner
+from bakeout.export.running.sampling import Sampling
+from bakeout.models.errors import BakeoutError
+
+Message = dict[str, str]
+# What a decoder puts where the bytes of a character are not all there yet.
+_INCOMPLETE = "\ufffd"
+_LONGEST_CHARACTER = 4
+
+
+@dataclass
+class Chat:
+    """A conversation with a model. Without a chat template, or as ``single_turn``, every prompt stands alone."""
+
+    runner: Runner
+    max_new_tokens: int = 256
+    sampling: Sampling | None = None
+    single_turn: bool = False
+
+    def __post_init__(self) -> None:
+        self.messages: list[Message] = []
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a prompt is answered with those before it in mind."""
+        return bool(self.runner.tokenizer.chat_template) and not self.single_turn
+
+    def forget(self) -> None:
+        """Begin a new conversation."""
+        self.messages = []
+
+    def answer(self, prompt: str) -> Iterator[str]:
+        """The answer to a prompt, piece by piece; put together, the pieces are the text."""
+        if not self.remembers:
+            self.forget()
+        asked = [*self.messages, {"role": "user", "content": prompt}]
+        tokens = prompt_tokens(self.runner.tokenizer, asked)
+        said = ""
+        for piece in pieces(
+            self.runner.tokenizer, self.runner.stream(tokens, self.max_new_tokens, sampling=self.sampling)
+        ):
+            said += piece
+            yield piece
+        self.messages = [*asked, {"role": "assistant", "content": said.strip()}]
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The conversation as the model is served it: through the chat template, or, where there is none, the last message.
+
+    Raises ``BakeoutError`` where the template refuses the conversation, or nothing is left of it.
+    """
+    if not tokenizer.chat_template:
+        tokens = tokenizer(messages[-1]["content"]).input_ids
+    else:
+        try:
+            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise BakeoutError(f"The chat template refuses the conversation ({error}).", "Begin a new one.") from None
+        # The template writes the special tokens itself.
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+    if not tokens:
+        raise BakeoutError("The prompt has no tokens.", "Write something.")
+    return [int(token) for token in tokens]
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Iterator[int]) -> Iterator[str]:
+    """Token ids as text, as they come: a piece is held back until its characters are whole."""
+    seen: list[int] = []
+    shown = ""
+    for token in tokens:
+        seen.append(token)
+        text = str(tokenizer.decode(seen, skip_special_tokens=True))
+        tail = text[len(shown) :]
+        # Bytes that never become a character are shown as they are, in time.
+        if tail.endswith(_INCOMPLETE) and len(tail) < _LONGEST_CHARACTER:
+            continue
+        if tail:
+            yield tail
+            shown = text
+    rest = str(tokenizer.decode(seen, skip_special_tokens=True))[len(shown) :]
+    if rest:
+        yield rest

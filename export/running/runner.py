@@ -1,0 +1,314 @@
+"""Run a decoder graph with ONNX Runtime: a session, and a batched decode loop whose cache stays on the device.
+
+Nothing here knows of interventions: a baked graph needs no code of ours beside it. Needs neither torch nor
+transformers' models; the tokenizer is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from bakeout.export.artifacts.onnx_directory import find_graph, special_tokens
+from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
+from bakeout.models.errors import BakeoutError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Keys and values so far, by the name of the input that takes them; they stay where the provider computes.
+Cache = Mapping[str, onnxruntime.OrtValue]
+
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+_CANNOT_LOAD = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+# The logits of one batch's prompts stay within a gibibyte of float32.
+_MOST_LOGITS = 1 << 28
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one run of the graph gave.
+
+    ``logits``: float32 [batch, new tokens (1 where the graph gives the last's alone), vocabulary]; ``cache``: what to
+    go on with; ``others``: its other outputs: ``refused`` and ``margin`` of a graph baked with ``--monitor``.
+    """
+
+    logits: Logits
+    cache: Cache
+    others: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _CacheEntry:
+    past: str
+    present: str
+    heads: int
+    size: int
+    dtype: type[np.generic]
+
+
+class Runner:
+    """An ONNX decoder in an ONNX Runtime session: any directory or file with optimum's inputs and outputs.
+
+    Inputs ``input_ids``, ``attention_mask``, ``position_ids`` where the graph takes them, and past keys and values
+    where it has a cache; outputs ``logits`` and the present ones. CUDA is used where ONNX Runtime has it;
+    ``provider`` names the execution provider that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in
+    place of the file's content: an edited copy, whose data files are those beside ``path``.
+
+    >>> runner = Runner("bakeout-demo/forget-math")        # doctest: +SKIP
+    >>> runner.generate([[17, 4, 12]], max_new_tokens=8)   # doctest: +SKIP
+    [[33, 1]]
+
+    Raises ``BakeoutError`` when ``path`` holds no graph that ONNX Runtime can run as a decoder of text.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None, graph: bytes | None = None) -> None:
+        self.path = find_graph(Path(path))
+        self.directory = self.path.parent
+        self.end_tokens, self.padding_token = special_tokens(self.directory)
+        self.session = _session(self.path, threads, graph)
+        self.provider: str = self.session.get_providers()[0]
+        self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
+        inputs = {value.name: value for value in self.session.get_inputs()}
+        outputs = {value.name: value for value in self.session.get_outputs()}
+        self._cache = _cache_entries(inputs, outputs, self.path)
+        past = {entry.past for entry in self._cache}
+        self._fed = {name: _TYPES[value.type] for name, value in inputs.items() if name not in past}
+        self._others = [name for name in outputs if name not in {entry.present for entry in self._cache}]
+        if not {"input_ids"} <= self._fed.keys() <= {"input_ids", "attention_mask", "position_ids"}:
+            raise BakeoutError(
+                f"{self.path} takes {', '.join(self._fed)}: not what a decoder of text takes.",
+                "Export a text decoder with optimum, for the task text-generation-with-past.",
+            )
+        if "logits" not in outputs:
+            raise BakeoutError(f"{self.path} gives no logits.", "Export the model with its language-model head.")
+        # Without position_ids a graph may count padding as positions, or take it to lie on the right.
+        self._pads = "position_ids" in self._fed
+        width = outputs["logits"].shape[-1]
+        self._vocabulary = width if isinstance(width, int) else 1 << 18
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that lies beside the graph."""
+        from bakeout.models.checkpoint.checkpoint_files import load_tokenizer
+
+        return load_tokenizer(self.directory)
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the graph takes past keys and values; else every step computes the whole text again."""
+        return bool(self._cache)
+
+    def step(self, input_ids: Integers, attention_mask: Integers, cache: Cache | None = None) -> Step:
+        """Run the graph once.
+
+        ``input_ids``: int64 [batch, new]; ``attention_mask``: int64 [batch, past + new], 0 for padding; ``cache``: of
+        the step before, or None at the start of a text.
+        """
+        positions = np.maximum(attention_mask.cumsum(axis=1) - 1, 0)[:, -input_ids.shape[1] :]
+        fed = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+        binding = self.session.io_binding()
+        for name, dtype in self._fed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(fed[name], dtype))
+        for entry in self._cache:
+            binding.bind_ortvalue_input(entry.past, cache[entry.past] if cache else self._empty(entry, len(input_ids)))
+            binding.bind_output(entry.present, self._device)
+        for name in self._others:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        others = {name: value.numpy() for name, value in zip(self._others, values[len(self._cache) :], strict=True)}
+        present = {entry.past: value for entry, value in zip(self._cache, values, strict=False)}
+        return Step(others.pop("logits").astype(np.float32, copy=False), present, others)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling | None = None,
+        stop: Callable[[Sequence[int]], bool] | None = None,
+        batch_size: int = 32,
+    ) -> list[list[int]]:
+        """What the model says to each prompt, greedily or by ``sampling``: token ids, with the end-of-text token.
+
+        Prompts of like length share a batch, padded on the left. Stops at any of ``end_tokens``, and where ``stop``
+        says so of the tokens that a prompt was answered with so far.
+        """
+        said: list[list[int]] = [[] for _ in prompts]
+        stopped = None if stop is None else (lambda row: stop(said[row]))
+        for row, token, _ in self._tokens(prompts, max_new_tokens, sampling, batch_size, stopped):
+            said[row].append(token)
+        return said
+
+    def generate_with_logits(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, batch_size: int = 32
+    ) -> list[tuple[list[int], Logits]]:
+        """Greedy text of each prompt, and the logits behind each of its tokens: float32 [tokens, vocabulary]."""
+        said: list[list[int]] = [[] for _ in prompts]
+        seen: list[list[Logits]] = [[] for _ in prompts]
+        for row, token, logits in self._tokens(prompts, max_new_tokens, None, batch_size):
+            said[row].append(token)
+            seen[row].append(logits)
+        return [(tokens, np.stack(values)) for tokens, values in zip(said, seen, strict=True)]
+
+    def logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> list[Logits]:
+        """The logits at every token of each prompt: float32 [tokens, vocabulary]."""
+        found: list[Logits] = [np.empty(0, np.float32)] * len(prompts)
+        for row, logits in self.each_logits(prompts, batch_size=batch_size):
+            found[row] = logits
+        return found
+
+    def each_logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> Iterator[tuple[int, Logits]]:
+        """The same one by one, as (the prompt's index, its logits): no more than a batch's are in memory."""
+        for rows in self._batches(prompts, batch_size):
+            ids, mask = _left_padded([prompts[row] for row in rows], self.padding_token)
+            logits = self.step(ids, mask).logits
+            for row, values in zip(rows, logits, strict=True):
+                yield row, values[-len(prompts[row]) :]
+
+    def stream(self, prompt: Sequence[int], max_new_tokens: int, *, sampling: Sampling | None = None) -> Iterator[int]:
+        """The tokens of one answer as they are computed, without the end-of-text token."""
+        for _, token, _ in self._tokens([prompt], max_new_tokens, sampling, 1):
+            if token not in self.end_tokens:
+                yield token
+
+    def _tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling | None,
+        batch_size: int,
+        stopped: Callable[[int], bool] | None = None,
+    ) -> Iterator[tuple[int, int, Logits]]:
+        """Step after step, for each row that still speaks: (row, its next token, the logits float32 [vocabulary])."""
+        ends = np.array(sorted(self.end_tokens))
+        for rows in self._batches(prompts, batch_size):
+            choose: Choose = sampling.chooser(rows) if sampling else greedy
+            ids, mask = _left_padded([prompts[row] for row in rows], self.padding_token)
+            cache: Cache | None = None
+            speaks = np.ones(len(rows), dtype=bool)
+            for _ in range(max_new_tokens):
+                step = self.step(ids, mask, cache)
+                logits = step.logits[:, -1]
+                tokens = np.where(speaks, choose(logits), self.padding_token)
+                for index in np.flatnonzero(speaks):
+                    yield rows[index], int(tokens[index]), logits[index]
+                speaks &= ~np.isin(tokens, ends)
+                if stopped is not None:
+                    speaks[[index for index in np.flatnonzero(speaks) if stopped(rows[index])]] = False
+                if not speaks.any():
+                    break
+                cache = step.cache
+                new = tokens[:, None]
+                ids = new if self.has_cache else np.concatenate([ids, new], axis=1)
+                mask = np.concatenate([mask, np.ones_like(new)], axis=1)
+
+    def _batches(self, prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+        """The prompts' indices in batches, the shortest prompts first."""
+        if not all(prompts):
+            raise BakeoutError("A prompt has no tokens.", "Give each prompt some text.")
+        batch: list[int] = []
+        for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
+            length = len(prompts[row])
+            full = len(batch) == batch_size or (len(batch) + 1) * length * self._vocabulary > _MOST_LOGITS
+            if batch and (full or (not self._pads and length != len(prompts[batch[0]]))):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _empty(self, entry: _CacheEntry, batch: int) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(
+            np.zeros((batch, entry.heads, 0, entry.size), entry.dtype), self._device
+        )
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Integers, Integers]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = np.full((len(prompts), width), padding, dtype=np.int64)
+    mask = np.zeros((len(prompts), width), dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def _session(path: Path, threads: int | None, graph: bytes | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _has_nvidia_driver():
+        # The libraries that torch or the nvidia wheels bring, where the system has none.
+        onnxruntime.preload_dlls()
+        providers.insert(0, "CUDAExecutionProvider")
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    try:
+        return onnxruntime.InferenceSession(graph or path, options, providers)
+    except _CANNOT_LOAD as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BakeoutError(f"{path} cannot be run ({reason}).", "Copy or export the model again.") from None
+
+
+def _has_nvidia_driver() -> bool:
+    # ONNX Runtime's GPU package lists CUDA on any machine, and logs an error when asked for it on one without.
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _cache_entries(inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path) -> list[_CacheEntry]:
+    """The graph's past inputs, each with the present output of the same layer and kind, in the outputs' order."""
+    past = {_layer_and_kind(name): value for name, value in inputs.items() if _layer_and_kind(name)}
+    entries = []
+    for name in outputs:
+        layer_and_kind = _layer_and_kind(name)
+        if layer_and_kind is None or layer_and_kind not in past:
+            continue
+        value = past.pop(layer_and_kind)
+        if len(value.shape) != 4 or not all(isinstance(size, int) for size in (value.shape[1], value.shape[3])):
+            raise BakeoutError(
+                f"{path}: the cache {value.name} has shape {value.shape}, not [batch, heads, past, head size] with "
+                "known heads and head size.",
+                "Export the model with optimum.",
+            )
+        entries.append(_CacheEntry(value.name, name, value.shape[1], value.shape[3], _TYPES[value.type]))
+    if past:
+        missing = ", ".join(value.name for value in past.values())
+        raise BakeoutError(f"{path} gives nothing to feed back as {missing}.", "Export the model with optimum.")
+    return entries
+
+
+def _layer_and_kind(name: str) -> tuple[int, str] | None:
+    """(3, "key") of ``past_key_values.3.key``, ``present.3.key`` and the like."""
+    found = re.fullmatch(r"(?:past|present)\w*\.(\d+)\.(?:\w+\.)?(key|value)", name)
+    return (int(found[1]), found[2]) if found else None

@@ -1,0 +1,1 @@
+"""Tuning: a recipe with every choice filled in."""

@@ -1,0 +1,149 @@
+"""Candidates of a search: fitted with little repetition, and measured beside the model as it was before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bakeout.export.fitting.fit_methods import Fitting, fit_method
+from bakeout.export.recipes.intervention_options import MethodOptions, NeuronAdjustOptions
+from bakeout.export.tuning.search import Measured, Settings
+from bakeout.export.tuning.search_spaces import Searched, tuned
+from bakeout.models.data.rows import Record
+from bakeout.models.data.spreading import spread
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Intervention, LowRankUpdate
+
+if TYPE_CHECKING:
+    from bakeout.models.network.statistics import NeuronStatistics
+    from bakeout.models.network.teacher_forcing import Answers
+
+_BATCH = 32
+# Where the base model gets fewer answers right to the letter, the answers' tokens are counted instead.
+_FEW_RIGHT = 0.2
+
+
+class Meter:
+    """Measures candidates beside the model that carries the earlier interventions alone."""
+
+    def __init__(self, fitting: Fitting, forget: Sequence[str], retain: Sequence[str], prompts: int) -> None:
+        from bakeout.models.network.generation import end_tokens
+
+        self._fitting = fitting
+        self._forget, self._retain = list(forget), list(retain)
+        self._end = end_tokens(fitting.model, fitting.tokenizer)
+        self._records = {name: _measured_rows(fitting, name, prompts) for name in (*forget, *retain)}
+        self._base: dict[str, Answers] = self._answers(())
+
+    @property
+    def baseline(self) -> dict[str, float]:
+        """The accuracy per name before the candidate."""
+        return {name: _accuracy(said, said) for name, said in self._base.items()}
+
+    def measure(self, candidate: Intervention) -> Measured:
+        """What the candidate does, the earlier interventions in force."""
+        said = self._answers((candidate,))
+        shares = {name: _share(said[name], self._base[name]) for name in said}
+        divergence = np.concatenate([said[name].divergence(self._base[name]) for name in self._retain])
+        return Measured(
+            {name: shares[name] for name in self._forget},
+            {name: shares[name] for name in self._retain},
+            float(divergence.mean()),
+        )
+
+    def _answers(self, candidate: Sequence[Intervention]) -> dict[str, Answers]:
+        from bakeout.models.network.teacher_forcing import answers
+        from bakeout.models.reference.hooks import Hooks
+        from bakeout.models.reference.weight_edits import edited_weights
+
+        fitting = self._fitting
+        base = self._base if candidate else {}
+        found = {}
+        with edited_weights(fitting.model, candidate), Hooks(fitting.model, (*fitting.earlier, *candidate)):
+            for name, records in self._records.items():
+                found[name] = answers(
+                    fitting.model, records, end=self._end, base=base.get(name), batch_size=_BATCH, track=fitting.track
+                )
+        return found
+
+
+def _measured_rows(fitting: Fitting, name: str, prompts: int) -> list[Record]:
+    records = fitting.rows[name].get("selection")
+    if not records:
+        raise BakeoutError(
+            f"{name} has nothing to measure candidates on.",
+            f"Give {name} a `selection:` file, or one file for everything.",
+        )
+    return spread(records, prompts)
+
+
+def _share(said: Answers, base: Answers) -> float:
+    """Accuracy as a share of the base model's."""
+    theirs = _accuracy(base, base)
+    return _accuracy(said, base) / theirs if theirs > 0 else 1.0
+
+
+def _accuracy(said: Answers, base: Answers) -> float:
+    """Of whole answers, or of tokens where the base model gets few answers right to the letter."""
+    exact = float(base.right.mean()) >= _FEW_RIGHT
+    return float(said.right.mean() if exact else said.tokens.mean())
+
+
+def fitter(options: MethodOptions, wanted: Searched, fitting: Fitting) -> Callable[[Settings], Intervention]:
+    """The way from settings to an intervention that repeats least."""
+    if isinstance(options, NeuronAdjustOptions):
+        return _adjust_fitter(options, fitting)
+    if not wanted.linear:
+        return lambda settings: fit_method(options.model_copy(update=dict(settings)), fitting)
+    fitted: list[LowRankUpdate] = []
+
+    def scaled(settings: Settings) -> Intervention:
+        if not fitted:
+            once = fit_method(options.model_copy(update={wanted.strength: 1.0}), fitting)
+            assert isinstance(once, LowRankUpdate)
+            fitted.append(once)
+        strength = np.float32(settings[wanted.strength])
+        updates = tuple(replace(update, left=update.left * strength) for update in fitted[0].updates)
+        return replace(fitted[0], updates=updates)
+
+    return scaled
+
+
+def _adjust_fitter(options: NeuronAdjustOptions, fitting: Fitting) -> Callable[[Settings], Intervention]:
+    """Neuron Adjust from statistics that are probed once for each scope."""
+    from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+    from bakeout.models.network.probing import probe_neurons
+    from bakeout.models.reference.hooks import Hooks
+
+    names = options.names(fitting.data)
+    statistics: dict[str, tuple[NeuronStatistics, NeuronStatistics]] = {}
+
+    def fit(settings: Settings) -> Intervention:
+        candidate = options.model_copy(update=dict(settings))
+        if candidate.tokens not in statistics:
+            with Hooks(fitting.model, fitting.earlier):
+                forget, retain = (
+                    probe_neurons(
+                        fitting.model,
+                        fitting.probe(names[role]),
+                        scope=candidate.tokens,
+                        batch_size=_BATCH,
+                        track=fitting.track,
+                    )
+                    for role in ("forget", "retain")
+                )
+            statistics[candidate.tokens] = forget, retain
+        forget, retain = statistics[candidate.tokens]
+        return fit_neuron_adjust(
+            forget,
+            retain,
+            ratio=tuned(candidate.ratio),
+            selection=candidate.selection,
+            coin=candidate.coin,
+            seed=candidate.seed,
+        )
+
+    return fit

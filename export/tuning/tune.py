@@ -1,0 +1,199 @@
+"""`bakeout tune`: a recipe with every choice filled in, so that a build never searches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.console import say
+from bakeout.export.fitting.fit import read_rows
+from bakeout.export.fitting.fit_methods import Fitting, fit_method
+from bakeout.export.recipes.intervention_options import InterventionEntry, MethodOptions, method_name
+from bakeout.export.recipes.recipe import Recipe, load_recipe
+from bakeout.export.report.figures_file import Figure, figures_json
+from bakeout.export.tuning.candidates import Meter, fitter
+from bakeout.export.tuning.search import Settings, Trial, choose_trial, described, search
+from bakeout.export.tuning.search_spaces import Searched, searched
+from bakeout.export.tuning.tuned_files import write_recipe, write_tables
+from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_checkpoint, weights_digest
+from bakeout.models.data.rows import file_digest
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Intervention, KeySpaceDetection, WeightEdit
+from bakeout.models.progress import Track, untracked
+
+# Options that Key Space Detection chooses while it is fitted.
+_STRUCTURE = ("layers", "cubes", "floor", "epsilon")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned recipe: what was filled in, by intervention, and the trials that it was chosen from."""
+
+    recipe: Path
+    directory: Path
+    filled: Mapping[int, Settings]
+    trials: Mapping[int, Sequence[Trial]]
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "recipe": str(self.recipe),
+            "directory": str(self.directory),
+            "filled": {str(index): dict(settings) for index, settings in self.filled.items()},
+            "trials": {str(index): [one.as_json() for one in trials] for index, trials in self.trials.items()},
+        }
+
+
+def tune(
+    recipe_file: Path,
+    output: Path,
+    *,
+    trials: int = 20,
+    prompts: int = 200,
+    seed: int = 0,
+    directory: Path | None = None,
+    figures: Path | None = None,
+    track: Track = untracked,
+) -> Tuned:
+    """Search what a recipe leaves `auto`, and write the recipe with the choices filled in and its comments kept.
+
+    Neuron Adjust's ratio (with selection, tokens and coin, where the recipe does not set them), LUNAR's coefficient and
+    UNLEARN's scale take a search of ``trials`` candidates each (``search.search``), measured on ``prompts`` rows of
+    every name's selection file; the rule is ``search.choose_trial``. What Key Space Detection chooses while it is
+    fitted is filled in too.
+
+    Candidates are fitted and measured in PyTorch: one forward pass a row tells what a greedy loop would say
+    (``teacher_forcing``), so that no graph has to be baked for each. All trials are kept in ``directory`` (by
+    default beside the output), as text: from its journal an interrupted search goes on. ``figures``: a file for what
+    a report draws of the choices (``report.figures_file``).
+
+    Raises ``BakeoutError`` where the output or the figures' file exists, nothing is left to tune, or a name has
+    nothing to be measured on.
+    """
+    from bakeout.models.checkpoint.checkpoint_files import load_model
+    from bakeout.models.reference.weight_edits import apply_weight_edit
+
+    for path in (output, *([figures] if figures else [])):
+        if path.exists():
+            raise BakeoutError(f"{path} exists already.", "Name another file, or remove it.")
+    recipe = load_recipe(recipe_file)
+    directory = directory or output.with_name(f"{output.stem}.tuning")
+    last = max((index for index, entry in enumerate(recipe.interventions) if _is_open(entry)), default=None)
+    if last is None:
+        raise BakeoutError(
+            f"{recipe_file}: nothing is left `auto`, so there is nothing to tune.", "Build it, or set `ratio: auto`."
+        )
+    checkpoint = resolve_checkpoint(recipe.model)
+    tokenizer = load_tokenizer(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+        rows, variants = read_rows(recipe, tokenizer, Path(scratch))
+    model = load_model(checkpoint)
+    fingerprint = _Fingerprint(recipe, weights_digest(checkpoint), prompts, seed)
+    interventions: list[Intervention] = []
+    filled: dict[int, dict[str, Any]] = {}
+    tried: dict[int, list[Trial]] = {}
+    drawn: list[Figure] = []
+    for index, entry in enumerate(recipe.interventions[: last + 1]):
+        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, variants[index])
+        options = entry.options
+        if (wanted := searched(entry)) is not None:
+            say(f"tuning {method_name(entry)}: {trials} trials")
+            tried[index] = _search(entry, wanted, fitting, trials, prompts, seed, directory, fingerprint.of(index))
+            chosen = choose_trial(tried[index])
+            say(f"chosen: {described(chosen)}")
+            filled[index] = dict(chosen.settings)
+            options = options.model_copy(update=filled[index])
+        fitted = fit_method(options, fitting)
+        if index not in tried and (structure := _structure(options, fitted)):
+            filled[index] = structure
+        if figures is not None:
+            drawn += _figures(entry, fitting, fitted, tried.get(index), f"bakeout tune {recipe_file.name}")
+        interventions.append(fitted)
+        if isinstance(fitted, WeightEdit):
+            apply_weight_edit(model, fitted)
+    write_tables(directory, recipe, tried, filled)
+    if figures is not None:
+        figures.write_text(json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_recipe(recipe_file, output, filled)
+    return Tuned(output, directory, filled, tried)
+
+
+def _search(
+    entry: InterventionEntry,
+    wanted: Searched,
+    fitting: Fitting,
+    trials: int,
+    prompts: int,
+    seed: int,
+    directory: Path,
+    name: str,
+) -> list[Trial]:
+    options = entry.options
+    names = options.names(fitting.data)
+    space = wanted.free(options.model_fields_set)
+    starts: list[Settings] = []
+    for start in wanted.starts:
+        if (kept := {key: start[key] for key in space}) not in starts:
+            starts.append(kept)
+    retained = names.get("retain") or [name for name in fitting.data if name not in names["forget"]]
+    meter = Meter(fitting, names["forget"], retained, prompts)
+    say("before: " + ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in meter.baseline.items()))
+    fit = fitter(options, wanted, fitting)
+    return search(
+        space,
+        starts,
+        lambda settings: meter.measure(fit(settings)),
+        trials=trials,
+        seed=seed,
+        journal=directory / "journal.log",
+        name=name,
+    )
+
+
+def _figures(
+    entry: InterventionEntry, fitting: Fitting, fitted: Intervention, trials: Sequence[Trial] | None, source: str
+) -> Iterator[Figure]:
+    from bakeout.export.tuning.choice_figures import depth_figure, frontiers, inside_figures
+
+    if trials and (wanted := searched(entry)) is not None:
+        yield from frontiers(trials, choose_trial(trials).settings, wanted, method_name(entry), source)
+    elif isinstance(fitted, KeySpaceDetection):
+        from bakeout.export.fitting.fit_detection import depth_keys
+
+        names = entry.options.names(fitting.data)
+        probe, selection = depth_keys(fitting, fitted.layers, names)
+        yield from inside_figures(fitted, selection, source)
+        for skill, keys in probe.items():
+            yield depth_figure(skill, keys, selection, source)
+
+
+class _Fingerprint:
+    """Names a search by everything that its figures depend on: another recipe never goes on from its journal."""
+
+    def __init__(self, recipe: Recipe, model: str, prompts: int, seed: int) -> None:
+        self._recipe = recipe
+        files = {
+            name: {use: file_digest(path) for use, path in files.named().items()} for name, files in recipe.data.items()
+        }
+        self._fixed = [model, files, prompts, seed, version("bakeout")]
+
+    def of(self, index: int) -> str:
+        entries = [entry.model_dump(mode="json", exclude_unset=True) for entry in self._recipe.interventions]
+        text = json.dumps([self._fixed, entries[: index + 1]], sort_keys=True, default=str)
+        return f"{index}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _is_open(entry: InterventionEntry) -> bool:
+    return searched(entry) is not None or any(getattr(entry.options, key, None) == "auto" for key in _STRUCTURE)
+
+
+def _structure(options: MethodOptions, fitted: Intervention) -> dict[str, Any]:
+    """What a fit chose of the options that were left to it."""
+    chosen = fitted.report.get("choice", {}).get("chosen", {})
+    return {key: chosen[key] for key in _STRUCTURE if key in chosen and getattr(options, key, None) == "auto"}

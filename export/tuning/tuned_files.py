@@ -1,0 +1,93 @@
+"""What tuning leaves: the recipe with its choices filled in, and the tables of all trials."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+from bakeout.export.recipes.intervention_options import method_name
+from bakeout.export.recipes.recipe import Recipe
+from bakeout.export.tuning.search import Settings, Trial
+
+
+def write_tables(
+    directory: Path, recipe: Recipe, tried: Mapping[int, Sequence[Trial]], filled: Mapping[int, Settings]
+) -> None:
+    """All trials, as JSON and CSV."""
+    directory.mkdir(parents=True, exist_ok=True)
+    content = {
+        str(index): {
+            "method": method_name(recipe.interventions[index]),
+            "chosen": dict(filled[index]),
+            "trials": [trial.as_json() for trial in trials],
+        }
+        for index, trials in tried.items()
+    }
+    (directory / "trials.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    for index, trials in tried.items():
+        table = StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        first = trials[0]
+        writer.writerow([*first.settings, *first.measured.forget, *first.measured.retain, "divergence"])
+        for trial in trials:
+            measured = trial.measured
+            shares = [*measured.forget.values(), *measured.retain.values()]
+            writer.writerow([*trial.settings.values(), *shares, measured.divergence])
+        (directory / f"trials-{index}-{method_name(recipe.interventions[index])}.csv").write_text(
+            table.getvalue(), encoding="utf-8"
+        )
+
+
+def write_recipe(source: Path, output: Path, filled: Mapping[int, Settings]) -> None:
+    """The recipe as it was written, comments and all, with the choices filled in and its paths right from there."""
+    yaml = YAML(typ="rt")
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    written = yaml.load(source.read_text(encoding="utf-8"))
+    for index, settings in filled.items():
+        (options,) = written["interventions"][index].values()
+        options.update({key: _as_yaml(value) for key, value in settings.items()})
+    if source.resolve().parent != output.resolve().parent:
+        _move(written, source.resolve().parent, output.resolve().parent)
+    text = StringIO()
+    yaml.dump(written, text)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.rename(output)
+
+
+def _as_yaml(value: Any) -> Any:
+    """Lists on one line."""
+    if not isinstance(value, list):
+        return value
+    written = CommentedSeq(value)
+    written.fa.set_flow_style()
+    return written
+
+
+def _move(written: Any, source: Path, destination: Path) -> None:
+    """Rewrite the relative paths of a recipe for another directory."""
+
+    def moved(path: str) -> str:
+        return path if Path(path).is_absolute() else Path(os.path.relpath(source / path, destination)).as_posix()
+
+    if (source / written["model"]).is_dir():
+        written["model"] = moved(written["model"])
+    for name, files in written["data"].items():
+        if isinstance(files, str):
+            written["data"][name] = moved(files)
+        else:
+            files.update({use: moved(path) for use, path in files.items()})
+    for entry in written["interventions"]:
+        for options in entry.values():
+            if "directory" in options:
+                options["directory"] = moved(options["directory"])

@@ -1,0 +1,1 @@
+"""Verification: does an artifact compute what its plan states?"""

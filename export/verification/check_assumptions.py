@@ -1,0 +1,161 @@
+"""`bakeout assumptions`: does what the methods take for granted hold on the user's own model and data?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.artifacts.artifact import PLAN
+from bakeout.export.console import emit_table
+from bakeout.export.evaluation.evaluate import data_names
+from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.spreading import spread
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, WeightEdit
+from bakeout.models.plan.plan_file import load_plan
+from bakeout.models.progress import Track, untracked
+from bakeout.models.reference.assumptions import Drift, DriftRow, NeuronShape, Shapes
+
+# Shares of the model's context that conversations are grown to, and how many neurons a table shows.
+_SHARES = (0.1, 0.25, 0.5, 0.85)
+_WORST = 10
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One intervention: its place in the plan, its selected neurons (of Neuron Adjust), and how it drifts."""
+
+    index: int
+    kind: str
+    shapes: Shapes | None
+    drift: Drift
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to be wary of."""
+        return [*(self.shapes.warnings if self.shapes else ()), *self.drift.warnings]
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in ``--json``."""
+        return {
+            "intervention": self.index,
+            "kind": self.kind,
+            "neurons": self.shapes.as_json()["neurons"] if self.shapes else None,
+            "drift": self.drift.as_json()["rows"],
+            "warnings": self.warnings,
+        }
+
+
+def check_assumptions(
+    path: Path,
+    base: str,
+    forget: Sequence[Path],
+    retain: Sequence[Path],
+    *,
+    lengths: Sequence[int] = (),
+    prompts: int = 100,
+    seed: int = 0,
+    track: Track = untracked,
+) -> list[Checked]:
+    """Check every Neuron Adjust and Key Space Detection of a plan, each with those before it in force.
+
+    ``path``: a plan or an artifact; ``base``: its base model's checkpoint; ``forget`` and ``retain``: fresh rows, of
+    which ``prompts`` of each file are asked. ``lengths``: of the conversations before a query, in tokens; by default
+    from a tenth of the model's context to most of it.
+
+    Raises ``BakeoutError`` for another model than the plan's, data that do not serve, a plan without interventions of
+    either kind, and lengths that leave no room for the query.
+    """
+    import random
+
+    from bakeout.models.checkpoint.checkpoint_files import (
+        load_model,
+        load_tokenizer,
+        resolve_checkpoint,
+        weights_digest,
+    )
+    from bakeout.models.reference.assumptions import conversation_drift, neuron_shapes
+    from bakeout.models.reference.hooks import Hooks
+    from bakeout.models.reference.weight_edits import apply_weight_edit
+
+    plan = load_plan(path / PLAN if path.is_dir() else path)
+    if not any(isinstance(one, (NeuronAdjust, KeySpaceDetection)) for one in plan.interventions):
+        raise BakeoutError(f"{path} has no Neuron Adjust and no Key Space Detection.", "There is nothing to check.")
+    files = data_names([*forget, *retain])
+    checkpoint = resolve_checkpoint(base)
+    if weights_digest(checkpoint) != plan.model.digest:
+        raise BakeoutError(f"{base} is not the model that {path} was fitted on.", "Name its base model with --base.")
+    tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
+    records = {name: spread(read_records(file, tokenizer), prompts) for name, file in files.items()}
+    names = list(records)[: len(forget)]
+    conversation = [record for rows in records.values() for record in rows]
+    random.Random(seed).shuffle(conversation)
+    queries = {name: [record for record in rows if record.prompt_ids] for name, rows in records.items()}
+    queries = {name: rows for name, rows in queries.items() if rows}
+    reach = lengths or _lengths(model.config.max_position_embeddings, queries, conversation)
+    found = []
+    earlier: list[Intervention] = []
+    for index, one in enumerate(plan.interventions):
+        with Hooks(model, earlier):
+            shapes = None
+            if isinstance(one, NeuronAdjust):
+                rows = {
+                    kind: [record for name in records for record in records[name] if (name in names) == kind]
+                    for kind in (True, False)
+                }
+                shapes = neuron_shapes(model, one, rows[True], rows[False], batch_size=_BATCH, track=track)
+            if isinstance(one, (NeuronAdjust, KeySpaceDetection)):
+                drift = conversation_drift(
+                    model, one, queries, conversation, forget=names, lengths=reach, batch_size=_BATCH, track=track
+                )
+                found.append(Checked(index, one.kind, shapes, drift))
+        earlier.append(one)
+        if isinstance(one, WeightEdit):
+            apply_weight_edit(model, one)
+    return found
+
+
+def print_checked(checked: Sequence[Checked]) -> None:
+    """Tables and warnings for people."""
+    for one in checked:
+        if one.shapes is not None:
+            worst = sorted(one.shapes.neurons, key=lambda neuron: -max(neuron.forget_gap, neuron.retain_gap))[:_WORST]
+            emit_table(
+                ["neuron", "gap, forget", "gap, retain", "overlap", "shifted, forget", "shifted, retain"],
+                [_neuron_cells(neuron) for neuron in worst],
+                title=f"{one.index} {one.kind}: of {len(one.shapes.neurons)} neurons, those farthest from Gaussian",
+            )
+        emit_table(
+            ["queries", "tokens", "margin / alpha", "refused", "shift of the means"],
+            [_drift_cells(row) for row in one.drift.rows],
+            title=f"{one.index} {one.kind}: the same queries behind ever longer conversations",
+        )
+        for warning in one.warnings:
+            print(f"WARNING: {warning}")
+        if not one.warnings:
+            print("No warnings.")
+
+
+def _neuron_cells(neuron: NeuronShape) -> list[str]:
+    figures = (neuron.forget_gap, neuron.retain_gap, neuron.overlap)
+    shares = (neuron.shifted_forget, neuron.shifted_retain)
+    name = f"layer {neuron.layer}, {neuron.neuron}"
+    return [name, *(f"{figure:.2f}" for figure in figures), *(f"{share:.0%}" for share in shares)]
+
+
+def _drift_cells(row: DriftRow) -> list[str]:
+    margin = "" if row.margin is None else f"{row.margin:.2f}"
+    refused = "" if row.refused is None else f"{row.refused:.1%}"
+    shift = "" if row.shift is None else f"{row.shift:.2f}"
+    return [row.name, f"{row.first} to {row.last - 1}", margin, refused, shift]
+
+
+def _lengths(context: int, queries: Mapping[str, Sequence[Record]], conversation: Sequence[Record]) -> list[int]:
+    """What leaves room for the longest turn, which may overshoot, and the longest query."""
+    query = max((len(record.prompt_ids) for rows in queries.values() for record in rows), default=0)
+    turn = max(len(record.prompt_ids) + len(record.response_ids) for record in conversation)
+    room = context - query - turn
+    return sorted({length for share in _SHARES if 0 < (length := int(share * context)) <= room})

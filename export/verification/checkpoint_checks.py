@@ -1,0 +1,107 @@
+"""Checks of an artifact that is a checkpoint: its edited tensors, canary and parity, through ``transformers``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bakeout.export.verification.parity import NEW_TOKENS
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.checkpoint.checkpoint_writer import tensor_digests
+from bakeout.models.plan import Plan
+from bakeout.models.plan.canary_check import CanaryMatch, compare_canary
+from bakeout.models.plan.receipt import Receipt
+from bakeout.models.progress import Track
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+# Where base and artifact compute in one precision, nothing but the order of sums differs.
+_LOGITS = 1e-3
+_CANARY = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.1}
+_BATCH = 16
+
+
+def check_tensors(directory: Path, receipts: Sequence[Receipt]) -> tuple[bool, str]:
+    """Whether the edited tensors are as the last receipt of each has them."""
+    expected = {receipt.tensor: receipt.after for receipt in receipts}
+    found = tensor_digests(directory, expected)
+    if wrong := sorted(name for name, digest in expected.items() if found.get(name) != digest):
+        return False, f"not as its receipt has it: {', '.join(wrong)}"
+    return True, f"{len(expected)} edited tensors as their receipts have them"
+
+
+def match_checkpoint_canary(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+    """Run the plan's canary through the edited checkpoint: how near it comes, per intervention."""
+    from bakeout.models.reference.canary import canary_values
+
+    measured = canary_values(load_model(directory), plan.interventions, plan.canary.input_ids)
+    tolerance = _CANARY[_stored_type(receipts)]
+    return tuple(
+        compare_canary(expected, values, intervention, tolerance)
+        for expected, values, intervention in zip(plan.canary.expected, measured, plan.interventions, strict=True)
+    )
+
+
+def check_checkpoint_parity(
+    directory: Path, plan: Plan, receipts: Sequence[Receipt], base: Path, prompts: Sequence[Sequence[int]], track: Track
+) -> tuple[bool, str]:
+    """Whether the edited checkpoint says what the base model says with the plan's edits made by their formulas.
+
+    Both compute in float32; the edited weights of both are rounded to the type that they are stored in. Greedy text of
+    up to 16 tokens after each prompt, and the logits behind it.
+    """
+    import torch
+
+    from bakeout.models.reference.reference_model import Reference
+
+    if weights_digest(base) != plan.model.digest:
+        return False, f"{base} is not the model that the plan was fitted on: its weights' digest differs"
+    baked = load_model(directory)
+    batches = [prompts[start : start + _BATCH] for start in range(0, len(prompts), _BATCH)]
+    equal, largest = 0, 0.0
+    with Reference(load_model(base), plan, stored_as=getattr(torch, _stored_type(receipts))) as reference:
+        for batch in track(batches, "comparing with the PyTorch reference", len(batches)):
+            ids, mask = _left_padded(batch)
+            tokens, expected = reference.generate(ids, mask, NEW_TOKENS)
+            logits = _logits(baked, ids, mask, tokens)
+            equal += int((logits.argmax(dim=-1) == tokens).all(dim=-1).sum())
+            largest = max(largest, float((logits - expected).abs().max()))
+    return equal == len(prompts) and largest <= _LOGITS, (
+        f"{equal} of {len(prompts)} prompts answered alike to the token, largest logit difference {largest:.1e} "
+        f"(at most {_LOGITS:g})"
+    )
+
+
+def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    import torch
+
+    width = max(len(prompt) for prompt in prompts)
+    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+    """The logits [batch, n, vocabulary] with which ``model`` would say each of ``tokens`` [batch, n] after ``ids``."""
+    import torch
+
+    attention_mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    with torch.no_grad():
+        logits: Tensor = model(
+            input_ids=torch.cat([ids, tokens], dim=1),
+            attention_mask=attention_mask,
+            use_cache=False,
+            **({"position_ids": positions} if takes_positions else {}),
+        ).logits
+    return logits[:, ids.shape[1] - 1 : -1]
+
+
+def _stored_type(receipts: Sequence[Receipt]) -> str:
+    """The type that the edited weights are stored in, as NumPy and torch call it."""
+    return str(receipts[0].detail["dtype"])

@@ -1,0 +1,188 @@
+"""Holding a graph to a plan's formulas by the values that it computes itself, for what no reference can repeat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.export.running.runner import Runner
+from bakeout.export.running.sampling import Logits
+from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
+from bakeout.graph_passes.graph.observe import ObservePass
+from bakeout.graph_passes.graph.precision import stored_precision
+from bakeout.graph_passes.neuron_adjust import name_prefix
+from bakeout.models.plan import AdjustedLayer, Floats, KeySpaceDetection, NeuronAdjust, Plan
+from bakeout.models.plan.receipt import Receipt
+from bakeout.models.progress import Track
+
+_STANDARD_ERRORS = 4
+# Log-odds and margins (relative to alpha) this near to the point where they decide may fall either way: outputs that
+# are added to look at them let ONNX Runtime fuse less, and round otherwise.
+_TIE = 0.02
+# Every logit of a refused position but the one of the token that it says is lower.
+_SILENCED = -29000.0
+
+Values = Mapping[str, NDArray[Any]]
+
+
+@dataclass
+class Tally:
+    """What was held against the formulas so far.
+
+    ``looks_forgotten``: values that the forget set is likelier to give; ``shifted`` of them, and how many the
+    probabilities of a stochastic coin add up to, with their ``variance``. ``refused`` of ``asked`` prompts; ``near`` of
+    them were too near to a cube's face to tell.
+    """
+
+    looks_forgotten: int = 0
+    shifted: int = 0
+    expected: float = 0.0
+    variance: float = 0.0
+    asked: int = 0
+    refused: int = 0
+    near: int = 0
+
+
+def check_formulas(
+    graph_file: Path, plan: Plan, receipts: Sequence[Receipt], prompts: Sequence[Sequence[int]], track: Track
+) -> tuple[bool, str]:
+    """Whether the interventions do to the graph's own values what their formulas say, in float64, prompt by prompt.
+
+    Neuron Adjust: every selected value is left alone or shifted, as the log-odds of that very value have it; of a
+    stochastic coin, as many are shifted as the probabilities add up to, within four standard errors. Key Space
+    Detection: the prompts whose own key vector lies in a cube, and no others, are refused, to the refusal's end.
+    """
+    model = load_graph(graph_file)
+    tolerance = 1e-3 if stored_precision(model) == "float32" else 1e-2
+    ObservePass([name for receipt in receipts for name in _observed(receipt)])(model)
+    looking, shipped = Runner(graph_file, graph=graph_bytes(model)), Runner(graph_file)
+    tally = Tally()
+    for prompt in track(prompts, "holding the interventions to their formulas", len(prompts)):
+        ids = np.array([prompt], dtype=np.int64)
+        step = looking.step(ids, np.ones_like(ids))
+        seen = step.others
+        for receipt in receipts:
+            intervention = plan.interventions[receipt.intervention]
+            if isinstance(intervention, NeuronAdjust):
+                before, after = (seen[name].reshape(-1, plan.model.width) for name in _observed(receipt))
+                layer = next(one for one in intervention.layers if one.layer == receipt.layer)
+                fault = _adjusted_wrongly(intervention, layer, before, after, tolerance, tally)
+                if fault:
+                    return False, f"layer {layer.layer}: {fault}"
+        for index, intervention in enumerate(plan.interventions):
+            if isinstance(intervention, KeySpaceDetection):
+                fault = _decided_wrongly(
+                    intervention, _keys(plan, index, receipts, seen), is_refusal(step.logits[0]), tally
+                ) or _said_wrongly(intervention, shipped, prompt)
+                if fault:
+                    return False, f"prompt {tally.asked} of {len(prompts)}: {fault}"
+    draws = any(isinstance(one, NeuronAdjust) and one.coin == "stochastic" for one in plan.interventions)
+    if draws and abs(tally.shifted - tally.expected) > _STANDARD_ERRORS * math.sqrt(tally.variance) + 1:
+        return False, f"{tally.shifted:,} values are shifted, {tally.expected:,.0f} expected"
+    return True, _told(tally, draws)
+
+
+def _told(tally: Tally, draws: bool) -> str:
+    told = []
+    if tally.looks_forgotten:
+        told.append(
+            f"{tally.shifted:,} of {tally.looks_forgotten:,} values that look like the forget set's shifted as the "
+            f"formula says" + (f", {tally.expected:,.0f} expected" if draws else "")
+        )
+    if tally.asked:
+        told.append(
+            f"{tally.refused} of {tally.asked} prompts refused, those whose own keys lie in a cube"
+            + (f" ({tally.near} too near to tell)" if tally.near else "")
+        )
+    return "; ".join(told)
+
+
+def _observed(receipt: Receipt) -> list[str]:
+    """The values to look at for an edit: what it reads and, of Neuron Adjust, what it makes of it."""
+    if receipt.kind == NeuronAdjust.kind:
+        return [receipt.tensor, f"{name_prefix(receipt.intervention, receipt.layer)}.adjusted"]
+    return [receipt.tensor] if receipt.kind == KeySpaceDetection.kind else []
+
+
+def _adjusted_wrongly(
+    intervention: NeuronAdjust,
+    layer: AdjustedLayer,
+    before: NDArray[Any],
+    after: NDArray[Any],
+    tolerance: float,
+    tally: Tally,
+) -> str | None:
+    """What is wrong with a layer's values [tokens, F] after the adjustment, if anything."""
+    others = np.delete(np.arange(before.shape[1]), layer.neurons)
+    if not np.array_equal(before[:, others], after[:, others]):
+        return "a neuron that was not selected is changed"
+    was, became = before[:, layer.neurons].astype(np.float64), after[:, layer.neurons].astype(np.float64)
+    log_odds, transported = _formula(layer, was)
+    probability = np.where(log_odds > 0, 1 / (1 + np.exp(-np.maximum(log_odds, 0))), 0.0)
+    moved = was + probability * (transported - was) if intervention.coin == "expected" else transported
+    scale = tolerance * (1 + np.abs(was) + np.abs(moved))
+    is_left, is_moved = np.abs(became - was) <= scale, np.abs(became - moved) <= scale
+    if not (is_left | is_moved).all():
+        return "a value is neither left alone nor shifted as the formula says"
+    if (~is_left & (log_odds < -_TIE)).any():
+        return "a value is shifted although the retain set is likelier"
+    if intervention.coin != "stochastic" and (~is_moved & (log_odds > _TIE)).any():
+        return "a value is left alone although the forget set is likelier"
+    is_nearer = np.abs(became - moved) < np.abs(became - was)
+    tally.looks_forgotten += int((log_odds > 0).sum())
+    tally.shifted += int((is_nearer & (log_odds > 0)).sum())
+    tally.expected += float(probability.sum())
+    tally.variance += float((probability * (1 - probability)).sum())
+    return None
+
+
+def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> Floats:
+    """The key vectors of one prompt's tokens, of all layers of intervention ``index``: float64 [tokens, ...]."""
+    own = sorted((one for one in receipts if one.intervention == index), key=lambda receipt: receipt.layer)
+    keys = [seen[receipt.tensor].reshape(-1, plan.model.width).astype(np.float64) for receipt in own]
+    return np.concatenate(keys, axis=1)
+
+
+def _decided_wrongly(intervention: KeySpaceDetection, keys: Floats, is_refused: bool, tally: Tally) -> str | None:
+    """What is wrong with the decision over a prompt whose tokens have these keys, if anything."""
+    tested = keys if intervention.positions == "every" else keys[-1:]
+    # How far outside of the nearest cube: relative to its alpha, below 0 inside.
+    outside = float((intervention.margins(tested) / intervention.alpha).min()) - 1
+    tally.asked += 1
+    tally.refused += is_refused
+    if abs(outside) <= _TIE:
+        tally.near += 1
+    elif is_refused != (outside < 0):
+        return "answered although its key lies in a cube" if outside < 0 else "refused, and its key lies in no cube"
+    return None
+
+
+def _said_wrongly(intervention: KeySpaceDetection, shipped: Runner, prompt: Sequence[int]) -> str | None:
+    """What is wrong with the text of a refusal, if anything."""
+    ((said, logits),) = shipped.generate_with_logits([prompt], len(intervention.refusal), batch_size=1)
+    if is_refusal(logits[:1]) and said != intervention.refusal.tolist():
+        return "the refusal is not said to its end"
+    return None
+
+
+def is_refusal(logits: Logits) -> bool:
+    """Whether the last of these logits, float32 [tokens, vocabulary], are those of a refused position."""
+    return bool(np.partition(logits[-1], -2)[-2] < _SILENCED)
+
+
+def _formula(layer: AdjustedLayer, values: Floats) -> tuple[Floats, Floats]:
+    """(log-odds of the forget set, the shifted value), by the paper's densities: float64 [tokens, n] each."""
+
+    def log_density(mean: Floats, deviation: Floats) -> Floats:
+        return -((values - mean) ** 2) / (2 * deviation**2) - np.log(deviation * math.sqrt(2 * math.pi))
+
+    forget = log_density(layer.forget_mean, layer.forget_deviation)
+    retain = log_density(layer.retain_mean, layer.retain_deviation)
+    shifted = layer.retain_mean - layer.retain_deviation * (values - layer.forget_mean) / layer.forget_deviation
+    return forget - retain, shifted

@@ -1,0 +1,75 @@
+"""The canary: does a baked graph compute on the plan's token sequences what the model computed when it was fitted?
+
+It tells a same-shaped wrong model, whose weights nobody read, from the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.export.running.runner import Runner
+from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
+from bakeout.graph_passes.graph.observe import ObservePass
+from bakeout.graph_passes.graph.precision import Precision, stored_precision
+from bakeout.models.plan import CANARY_NEURONS, Floats, KeySpaceDetection, NeuronAdjust, Plan, PlanError
+from bakeout.models.plan.canary_check import CanaryMatch, compare_canary
+from bakeout.models.plan.receipt import Receipt
+
+# What rounding explains, in the units of ``compare_canary``; another model is about 1 away.
+_TOLERANCE: dict[Precision, float] = {"float32": 0.01, "float16": 0.1, "quantised": 0.5}
+
+
+def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+    """Run the canary through a baked graph: how near it comes, per intervention.
+
+    ``receipts`` name the values to look at. Raises ``GraphError`` where the graph lacks one of them.
+    """
+    model = load_graph(graph_file)
+    tolerance = _TOLERANCE[stored_precision(model)]
+    ObservePass([_observed(receipt) for receipt in receipts])(model)
+    ids = plan.canary.input_ids
+    seen = Runner(graph_file, graph=graph_bytes(model)).step(ids, np.ones_like(ids)).others
+    return tuple(
+        compare_canary(expected, _measured(plan, index, receipts, seen), plan.interventions[index], tolerance)
+        for index, expected in enumerate(plan.canary.expected)
+    )
+
+
+def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+    """``match_canary``; raises ``PlanError`` unless the graph is, by it, the model that the plan was fitted on."""
+    matches = match_canary(graph_file, plan, receipts)
+    for match in matches:
+        if not match.ok and not match.skipped:
+            raise PlanError(
+                f"The canary died: on the plan's token sequences this model's {match.kind} values are "
+                f"{match.distance:.2g} away from the fitted ones (at most {match.tolerance:g} is rounding).",
+                "Bake the plan into the model it was fitted on, or fit one for this model.",
+            )
+    return matches
+
+
+def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping[str, NDArray[Any]]) -> Floats:
+    """One intervention's values at the last token, as ``Canary.expected`` has them: float64 [sequences, values]."""
+    intervention = plan.interventions[index]
+    own = [receipt for receipt in receipts if receipt.intervention == index]
+    in_order = sorted(own, key=lambda receipt: receipt.layer)
+    rows = len(plan.canary.input_ids)
+    # Some graphs run their FFLs on [rows * tokens, F].
+    by_row = [seen[_observed(receipt)].reshape(rows, -1, plan.model.width) for receipt in in_order]
+    last = [values[:, -1].astype(np.float64) for values in by_row]
+    if isinstance(intervention, NeuronAdjust):
+        last = [values[:, layer.neurons] for values, layer in zip(last, intervention.layers, strict=True)]
+        return np.concatenate(last, axis=1)
+    if isinstance(intervention, KeySpaceDetection):
+        return intervention.margins(np.concatenate(last, axis=1))
+    return last[0][:, :CANARY_NEURONS]
+
+
+def _observed(receipt: Receipt) -> str:
+    """The value that an edit is known by: what it reads, or what a weight edit's receipt names beside its tensor."""
+    return str(receipt.detail.get("observed", receipt.tensor))

@@ -1,0 +1,153 @@
+"""Parity: a baked graph against the PyTorch reference, which computes by the papers' formulas in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bakeout.export.running.runner import Runner
+from bakeout.export.running.sampling import Logits
+from bakeout.export.verification.formulas import check_formulas, is_refusal
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.graph_passes.graph.precision import Precision, stored_precision
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.plan import NeuronAdjust, Plan
+from bakeout.models.plan.receipt import Receipt
+from bakeout.models.progress import Track
+
+NEW_TOKENS = 16
+_BATCH = 16
+# Neuron Adjust is discontinuous where both Gaussians are equally likely: a value within rounding of that point falls
+# one way in float32 and the other in float64, and what follows in its text moves with it.
+_TIES = 0.02
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What rounding explains. ``prompts``: the share whose greedy text must be the reference's to the token."""
+
+    logits: float
+    prompts: float
+
+
+# In half precision a near tie between two tokens falls either way.
+_TOLERANCE: dict[Precision, Tolerance] = {
+    "float32": Tolerance(logits=1e-3, prompts=1.0),
+    "float16": Tolerance(logits=0.25, prompts=0.95),
+}
+# Of a quantised graph's prompts and tokens, the shares that must be as the unquantised reference has them.
+_DECIDED_ALIKE, _SAID_ALIKE = 0.95, 0.7
+_OTHER_BASE = "{} is not the model that the plan was fitted on: its weights' digest differs"
+
+
+def check_parity(
+    graph_file: Path, plan: Plan, base: Path, prompts: Sequence[Sequence[int]], track: Track
+) -> tuple[bool, str]:
+    """Whether a graph, not a quantised one, says what the hooked base model says, and in a few words how near it comes.
+
+    Greedy text of up to 16 tokens after each prompt, and the logits behind it as far as the texts agree.
+    """
+    if weights_digest(base) != plan.model.digest:
+        return False, _OTHER_BASE.format(base)
+    tolerance = _TOLERANCE[stored_precision(load_graph(graph_file))]
+    adjusts = any(isinstance(one, NeuronAdjust) for one in plan.interventions)
+    ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
+    equal, differences = 0, []
+    for said, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=_BATCH):
+        equal += said == expected
+        steps = min(_agreed(said, expected) + 1, len(said), len(expected))
+        differences.append(float(np.abs(logits[:steps] - expected_logits[:steps]).max()))
+    beyond = sum(difference > tolerance.logits for difference in differences)
+    ok = equal >= int(tolerance.prompts * len(prompts)) - ties and beyond <= ties
+    return ok, (
+        f"{equal} of {len(prompts)} prompts answered alike to the token, largest logit difference "
+        f"{max(differences):.1e}, in {beyond} prompts above {tolerance.logits:g} (at most {ties})"
+    )
+
+
+def check_quantised(
+    graph_file: Path,
+    plan: Plan,
+    receipts: Sequence[Receipt],
+    base: Path,
+    prompts: Sequence[Sequence[int]],
+    track: Track,
+) -> tuple[bool, str]:
+    """What can be held of a graph with quantised weights, which is another model than the reference's.
+
+    To its own values the interventions do exactly what their formulas say (``formulas``), however it is
+    quantised. Beside the unquantised reference, all but 5 % of the prompts are refused or let pass as there, and where
+    both let pass, 70 % of the tokens that each says after the same text (16 at most) are the same: less is not
+    rounding. Prompts run one by one, because what shares a batch can share a scale.
+    """
+    if weights_digest(base) != plan.model.digest:
+        return False, _OTHER_BASE.format(base)
+    ok, told = check_formulas(graph_file, plan, receipts, prompts, track)
+    if not ok:
+        return False, told
+    decided = steps = alike = 0
+    for said, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=1):
+        refused, expected_refused = is_refusal(logits[:1]), is_refusal(expected_logits[:1])
+        decided += refused == expected_refused
+        if not refused and not expected_refused:
+            agreed = _agreed(said, expected)
+            alike += agreed
+            steps += agreed + (said != expected)
+    ok = decided >= int(_DECIDED_ALIKE * len(prompts)) and alike >= _SAID_ALIKE * steps
+    return ok, (
+        f"quantised, held to the formulas by its own values: {told or 'none to look at'}; beside the unquantised "
+        f"reference {decided} of {len(prompts)} prompts are refused or let pass alike, and {alike} of {steps} tokens "
+        "alike that both say after the same text"
+    )
+
+
+def _answers(
+    graph_file: Path, plan: Plan, base: Path, prompts: Sequence[Sequence[int]], track: Track, *, batch: int
+) -> Iterator[tuple[list[int], Logits, list[int], Logits]]:
+    """Greedy text of each prompt and the logits behind it, the graph's and the reference's."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    batches = [[prompts[row] for row in order[start : start + batch]] for start in range(0, len(order), batch)]
+    runner = Runner(graph_file)
+    reference = _Reference(plan, base, runner)
+    for rows in track(batches, "comparing with the PyTorch reference", len(batches)):
+        baked = runner.generate_with_logits(rows, NEW_TOKENS, batch_size=batch)
+        for own, theirs in zip(baked, reference.generate(rows), strict=True):
+            yield *own, *theirs
+
+
+class _Reference:
+    """The hooked base model, in float32 with the interventions in float64."""
+
+    def __init__(self, plan: Plan, base: Path, runner: Runner) -> None:
+        self._plan = plan
+        self._model = load_model(base)
+        self._runner = runner
+
+    def generate(self, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], Logits]]:
+        """As ``Runner.generate_with_logits``."""
+        import torch
+
+        from bakeout.models.reference.reference_model import Reference
+
+        width = max(len(prompt) for prompt in prompts)
+        padding = self._runner.padding_token
+        ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        with Reference(self._model, self._plan) as reference:
+            tokens, logits = reference.generate(ids, mask, NEW_TOKENS)
+        found = []
+        for row, step_logits in zip(tokens.tolist(), logits.float().numpy(), strict=True):
+            ends = [step for step, token in enumerate(row) if token in self._runner.end_tokens]
+            length = ends[0] + 1 if ends else len(row)
+            found.append((row[:length], step_logits[:length]))
+        return found
+
+
+def _agreed(said: Sequence[int], expected: Sequence[int]) -> int:
+    """How many tokens are alike before the first that is not."""
+    alike = [one == other for one, other in zip(said, expected, strict=False)]
+    return alike.index(False) if False in alike else len(alike)

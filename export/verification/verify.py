@@ -1,0 +1,194 @@
+"""Is an artifact what its manifest says, and does it compute what its plan says? A check answers, or says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.artifacts.artifact import GRAPH, MANIFEST, PLAN, read_manifest
+from bakeout.models.checkpoint.checkpoint_writer import holds_weights
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.hashing import hash_file, hash_files
+from bakeout.models.plan import NeuronAdjust, Plan
+from bakeout.models.plan.canary_check import CanaryMatch
+from bakeout.models.plan.plan_file import load_plan
+from bakeout.models.plan.receipt import Receipt
+from bakeout.models.progress import Track, untracked
+
+_NEEDS_BASE = "it needs the base model's checkpoint (--base PATH)"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check. A check that could not run is not ok; its ``detail`` begins with ``skipped``."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The check as it stands in ``--json``."""
+        return {"name": self.name, "ok": self.ok, "detail": self.detail}
+
+
+def verify(
+    directory: Path,
+    *,
+    digest: str | None = None,
+    base: Path | None = None,
+    prompts: Sequence[Sequence[int]] = (),
+    track: Track = untracked,
+) -> list[Check]:
+    """Check an artifact: files, graph or edited tensors, canary, and parity with the reference of the model ``base``.
+
+    ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``prompts``: token ids to compare on
+    beside the canary's. Raises ``BakeoutError`` where there is no artifact; what is wrong with one is in the checks.
+    """
+    manifest = read_manifest(directory)
+    checks = [*_digest_check(directory, digest), *_file_checks(directory, manifest, track)]
+    receipts = [Receipt(**receipt) for receipt in manifest["receipts"]]
+    artifact = _Checkpoint if holds_weights(directory) and not (directory / GRAPH).exists() else _Graph
+    checks.append(artifact.check_form(directory, receipts))
+    try:
+        plan = load_plan(directory / PLAN)
+    except BakeoutError as error:
+        return [*checks, Check("plan", False, str(error)), _skipped("canary"), _skipped("parity")]
+    if not checks[-1].ok:
+        return [*checks, _skipped("canary"), _skipped("parity")]
+    checks.append(_canary_check(artifact, directory, plan, receipts))
+    prompts = [*plan.canary.input_ids.tolist(), *prompts]
+    try:
+        checks.append(artifact.check_parity(directory, plan, receipts, base, prompts, track))
+    except BakeoutError as error:
+        checks.append(Check("parity", False, str(error)))
+    return checks
+
+
+def _digest_check(directory: Path, digest: str | None) -> Iterator[Check]:
+    if digest is None:
+        return
+    found = hash_file(directory / MANIFEST)
+    ok = found == digest.strip().lower()
+    yield Check("digest", ok, f"{MANIFEST} has sha256 {found}" + ("" if ok else ", not the one supplied"))
+
+
+def _file_checks(directory: Path, manifest: dict[str, Any], track: Track) -> Iterator[Check]:
+    """The manifest's files, and no others, with the content they were written with."""
+    listed = manifest["files"]
+    present = {
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file() or path.is_symlink()
+    }
+    missing = sorted(listed.keys() - present)
+    extra = sorted(present - listed.keys() - {MANIFEST})
+    both = sorted(listed.keys() & present)
+    digests = track(hash_files([directory / name for name in both]), "hashing the files", len(both))
+    changed = [name for name, digest in zip(both, digests, strict=True) if digest != listed[name]["sha256"]]
+    problems = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("not in the manifest", extra), ("changed", changed))
+        if names
+    ]
+    yield Check("files", not problems, "; ".join(problems) or f"{len(listed)} files as in {MANIFEST}")
+
+
+def _canary_check(
+    artifact: type[_Graph] | type[_Checkpoint], directory: Path, plan: Plan, receipts: Sequence[Receipt]
+) -> Check:
+    try:
+        matches = artifact.match_canary(directory, plan, receipts)
+    except BakeoutError as error:
+        return Check("canary", False, str(error))
+    compared = [match for match in matches if not match.skipped]
+    if not compared:
+        return _skipped("canary", "all its values are downstream of a stochastic coin")
+    detail = "; ".join(
+        f"{match.kind} {match.distance:.1e} away over {match.compared} values (at most {match.tolerance:g})"
+        for match in compared
+    )
+    return Check("canary", all(match.ok for match in compared), detail)
+
+
+class _Graph:
+    """The checks of an ONNX artifact."""
+
+    @staticmethod
+    def check_form(directory: Path, _receipts: Sequence[Receipt]) -> Check:
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        graph = directory / GRAPH
+        try:
+            onnx.checker.check_model(str(graph))
+        except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
+            return Check("graph", False, f"the ONNX checker refuses it: {' '.join(str(error).split())}")
+        return Check("graph", True, "the ONNX checker accepts it")
+
+    @staticmethod
+    def match_canary(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+        from bakeout.export.verification.graph_canary import match_canary
+
+        return match_canary(directory / GRAPH, plan, receipts)
+
+    @staticmethod
+    def check_parity(
+        directory: Path,
+        plan: Plan,
+        receipts: Sequence[Receipt],
+        base: Path | None,
+        prompts: Sequence[Sequence[int]],
+        track: Track,
+    ) -> Check:
+        from bakeout.export.verification.formulas import check_formulas
+        from bakeout.export.verification.parity import check_parity, check_quantised
+        from bakeout.graph_passes.graph.graph_file import load_graph
+        from bakeout.graph_passes.graph.precision import stored_precision
+
+        graph = directory / GRAPH
+        if any(isinstance(one, NeuronAdjust) and one.coin == "stochastic" for one in plan.interventions):
+            ok, detail = check_formulas(graph, plan, receipts, prompts, track)
+            return Check("parity", ok, f"stochastic coin, not comparable token for token; instead: {detail}")
+        if base is None:
+            return _skipped("parity", _NEEDS_BASE)
+        if stored_precision(load_graph(graph)) == "quantised":
+            return Check("parity", *check_quantised(graph, plan, receipts, base, prompts, track))
+        return Check("parity", *check_parity(graph, plan, base, prompts, track))
+
+
+class _Checkpoint:
+    """The checks of an artifact that is a checkpoint."""
+
+    @staticmethod
+    def check_form(directory: Path, receipts: Sequence[Receipt]) -> Check:
+        from bakeout.export.verification.checkpoint_checks import check_tensors
+
+        try:
+            return Check("tensors", *check_tensors(directory, receipts))
+        except BakeoutError as error:
+            return Check("tensors", False, str(error))
+
+    @staticmethod
+    def match_canary(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+        from bakeout.export.verification.checkpoint_checks import match_checkpoint_canary
+
+        return match_checkpoint_canary(directory, plan, receipts)
+
+    @staticmethod
+    def check_parity(
+        directory: Path,
+        plan: Plan,
+        receipts: Sequence[Receipt],
+        base: Path | None,
+        prompts: Sequence[Sequence[int]],
+        track: Track,
+    ) -> Check:
+        from bakeout.export.verification.checkpoint_checks import check_checkpoint_parity
+
+        if base is None:
+            return _skipped("parity", _NEEDS_BASE)
+        return Check("parity", *check_checkpoint_parity(directory, plan, receipts, base, prompts, track))
+
+
+def _skipped(name: str, why: str = "an earlier check failed") -> Check:
+    return Check(name, False, f"skipped: {why}")

@@ -1,0 +1,139 @@
+"""Where in a decoder graph the weights of its feed-forward layers lie: initialisers, and how W lies in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.graph.anatomy import FeedForwardLayer
+from bakeout.graph_passes.graph.linear import as_linear
+from bakeout.models.plan import Role
+
+_EDITABLE = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightLocation:
+    """A weight W [out, in] of ``linear`` in an initialiser.
+
+    ``transposed``: the initialiser is [in, out]. ``rows``: the part [start, end) of its out axis that is W, None for
+    all of it.
+    """
+
+    linear: ir.Node
+    initialiser: ir.Value
+    transposed: bool
+    rows: tuple[int, int] | None
+    shape: tuple[int, int]
+
+    def weight_in(self, values: NDArray[Any]) -> NDArray[Any]:
+        """W in the values of the initialiser: a view."""
+        weight = values.T if self.transposed else values
+        return weight if self.rows is None else weight[slice(*self.rows)]
+
+
+def locate_weight(layer: FeedForwardLayer, role: Role) -> WeightLocation:
+    """Find the weight of ``role`` in ``layer``. Shapes and types are looked at, never the weight.
+
+    Raises ``GraphError`` where there is none (``up`` of an ungated FFL), where it is quantised or of another type that
+    cannot be edited, where it is computed from more than one initialiser, and where something else reads it too.
+    """
+    where = f"Layer {layer.index}, {role}"
+    node = {"gate": layer.gate, "up": layer.up, "down": layer.down}[role]
+    if node is None:
+        raise GraphError(
+            f"{where}: the feed-forward layer is ungated, and has no such weight.",
+            "Edit its 'gate' (the in-projection) or 'down'.",
+        )
+    linear = as_linear(node)
+    assert linear is not None, "the ends of a feed-forward layer are linears"
+    initialiser, transposed = _initialiser(node, where)
+    rows = None
+    if role != "down" and linear.outputs != layer.width:
+        start = _start(layer, role, where)
+        rows = (start, start + layer.width)
+    outputs = linear.outputs if rows is None else layer.width
+    return WeightLocation(node, initialiser, transposed, rows, (outputs, linear.inputs))
+
+
+def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
+    """The initialiser that a linear's weight comes from, and whether it is [in, out]."""
+    if node.op_type not in ("MatMul", "Gemm"):
+        raise _quantised(node, where)
+    if node.attributes.get_float("alpha", 1.0) != 1.0:
+        raise GraphError(f"{where}: {node.name} multiplies its product by a constant.")
+    value = node.inputs[1]
+    transposed = node.op_type == "MatMul" or not node.attributes.get_int("transB", 0)
+    while value is not None and value.const_value is None:
+        _require_one_reader(value, where)
+        producer = value.producer()
+        if producer is None or producer.op_type not in ("Transpose", "Cast", "Identity", "DequantizeLinear"):
+            break
+        if producer.op_type == "DequantizeLinear":
+            raise _quantised(producer, where)
+        if producer.op_type == "Transpose" and tuple(producer.attributes.get_ints("perm", (1, 0))) == (1, 0):
+            transposed = not transposed
+        value = producer.inputs[0]
+    if value is None or value.const_value is None:
+        raise GraphError(f"{where}: the weight of {node.name} is not an initialiser.")
+    _require_one_reader(value, where)
+    if value.const_value.dtype not in _EDITABLE:
+        raise GraphError(f"{where}: {value.name} is {value.const_value.dtype}, not float32, float16 or bfloat16.")
+    return value, transposed
+
+
+def _require_one_reader(value: ir.Value, where: str) -> None:
+    if len(value.uses()) > 1 or value.is_graph_output():
+        raise GraphError(
+            f"{where}: its weight {value.name} is read by other nodes too, which an edit would change with it.",
+            "Export the model with a copy of each weight.",
+        )
+
+
+def _quantised(node: ir.Node, where: str) -> GraphError:
+    return GraphError(
+        f"{where}: the weight of {node.name} ({node.op_type}) is quantised: a small change would be lost, and what was "
+        "forgotten could stay.",
+        "Bake into the unquantised graph, then quantise, and measure again what is forgotten.",
+    )
+
+
+def _start(layer: FeedForwardLayer, role: Role, where: str) -> int:
+    """Where in the output of a fused linear the half of ``role`` begins."""
+    assert layer.up_output is not None, "a fused linear has two halves"
+    halves = {"gate": layer.pre_activation, "up": layer.up_output}
+    own = _offset(halves.pop(role), layer.width)
+    (other,) = (_offset(half, layer.width) for half in halves.values())
+    # Exporters compute where the second half begins; that the first begins at 0 is a constant.
+    if own == 0 or other == 0:
+        return 0 if own == 0 else layer.width
+    raise GraphError(f"{where}: where it lies in the fused linear cannot be told.")
+
+
+def _offset(half: ir.Value, width: int) -> int | None:
+    """Where a Slice, or one output of a Split, begins in what it takes apart; None where that is computed."""
+    node = half.producer()
+    if node is None:
+        return None
+    if node.op_type == "Split":
+        return list(node.outputs).index(half) * width
+    return _integer(node.inputs[1]) if node.op_type == "Slice" else None
+
+
+def _integer(value: ir.Value | None) -> int | None:
+    """The one integer that a constant holds."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return int(value.const_value.numpy().reshape(-1)[0])
+    node = value.producer()
+    if node is None or node.op_type != "Constant":
+        return None
+    (attribute,) = node.attributes.values()
+    if attribute.type == ir.AttributeType.TENSOR:
+        return int(attribute.as_tensor().numpy().reshape(-1)[0])
+    return int(attribute.as_ints()[0]) if attribute.type == ir.AttributeType.INTS else None

@@ -1,0 +1,1 @@
+"""Key Space Detection in a decoder graph."""

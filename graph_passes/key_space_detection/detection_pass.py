@@ -1,0 +1,317 @@
+"""Key Space Detection (arXiv 2503.21730, section 3.2) in a decoder graph: a check, a refusal, an early exit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    LiftConstantsToInitializersPass,
+    RemoveUnusedNodesPass,
+)
+
+from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
+from bakeout.graph_passes.graph.graph_builder import GraphBuilder
+from bakeout.graph_passes.graph.graph_file import graph_digest
+from bakeout.graph_passes.key_space_detection.cubes import Cubes
+from bakeout.graph_passes.key_space_detection.early_exit import part
+from bakeout.graph_passes.key_space_detection.latch import BITS, Latched, latch_codes, read_latch
+from bakeout.graph_passes.key_space_detection.refusal import refusal_logits, refusal_tokens_matched
+from bakeout.graph_passes.key_space_detection.value_cache import ValueCache
+from bakeout.graph_passes.key_space_detection.window import Window, read_window
+from bakeout.models.plan import KeySpaceDetection
+from bakeout.models.plan.receipt import Receipt
+
+PREFIX = "bakeout.key_space_detection"
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What the check decides, as values of the graph.
+
+    ``refused``: bool [B, W], or [B, 1] where it holds for a row's whole run: the positions that say the refusal.
+    ``counts``: bool, likewise: the new tokens that belong to the refused conversation. ``leaves_latch``: bool [B, W],
+    the new slots that get the latch. ``any_refused``, ``all_refused``: one bool; the latter means that no new token
+    that counts is left to compute.
+    """
+
+    refused: ir.Value
+    counts: ir.Value
+    leaves_latch: ir.Value
+    any_refused: ir.Value
+    all_refused: ir.Value
+
+
+class KeySpaceDetectionPass(ir.passes.InPlacePass):
+    """Put a plan's Key Space Detection into a decoder graph that has a KV cache.
+
+    The check reads the key vectors of the plan's layers. A refused row or position says the refusal, token after
+    token, whatever the decode loop: how much has been said is kept by the latch, in the last layer's value cache.
+    With ``early_exit``, what lies behind the check is in a branch that is skipped where all is refused, and selecting
+    is skipped where nothing is; without, the graph is free of branches. ``monitor`` adds the outputs ``refused``
+    (bool [B], at the last real token) and ``margin`` (float32 [B, cubes], likewise).
+
+    ``index`` is the intervention's place in the plan, ``receipts`` one per layer, once the pass has run. Raises
+    ``GraphError`` where the graph has no KV cache, no room for the latch, or not the layers that the plan names.
+    """
+
+    def __init__(
+        self, intervention: KeySpaceDetection, index: int, *, early_exit: bool = True, monitor: bool = False
+    ) -> None:
+        super().__init__()
+        self.intervention = intervention
+        self.index = index
+        self.early_exit = early_exit
+        self.monitor = monitor
+        self.receipts: list[Receipt] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Edit the graph in place."""
+        before = graph_digest(model)
+        _share_subexpressions(model)
+        anatomy = read_anatomy(model)
+        cache = ValueCache(anatomy)
+        self._require_fit(anatomy, cache)
+        graph = model.graph
+        layers = [anatomy.layers[layer] for layer in self.intervention.layers]
+        edited = [(layer.down.name or "", layer.key_vector.name or "") for layer in layers]
+
+        build = GraphBuilder(graph, PREFIX)
+        window = read_window(build, anatomy.input_ids, anatomy.attention_mask, packed=cache.is_packed)
+        latched = read_latch(build, cache.past, window, len(self.intervention.refusal), cache.head_size)
+        verdict, margin = self._judge(build, anatomy, window, latched)
+        matched, code = self._state(build, anatomy, cache, window, latched, verdict)
+        graph.extend(build.nodes)
+        self._leave_latch(graph, anatomy, cache, verdict, code)
+        self._say_refusal(graph, anatomy, verdict, matched)
+        if self.monitor:
+            self._report(graph, anatomy, verdict, margin, window)
+        graph.sort()
+        moved = self._part(graph, anatomy, cache, window, verdict, matched, code) if self.early_exit else 0
+        RemoveUnusedNodesPass()(model)
+        after = graph_digest(model)
+        self.receipts = [
+            Receipt(
+                intervention=self.index,
+                kind=self.intervention.kind,
+                layer=layer.index,
+                node=node,
+                tensor=tensor,
+                count=len(self.intervention.centre),
+                before=before,
+                after=after,
+                detail={
+                    "positions": self.intervention.positions,
+                    "early_exit": self.early_exit,
+                    "nodes_skipped": moved,
+                },
+            )
+            for layer, (node, tensor) in zip(layers, edited, strict=True)
+        ]
+        return ir.passes.PassResult(model, modified=True)
+
+    def _require_fit(self, anatomy: Anatomy, cache: ValueCache) -> None:
+        last = self.intervention.layers[-1]
+        if last >= len(anatomy.layers):
+            raise GraphError(
+                f"Key Space Detection names layer {last}, but the graph has {len(anatomy.layers)} feed-forward layers.",
+                "Bake the plan into the model it was fitted on.",
+            )
+        if anatomy.width * len(self.intervention.layers) != self.intervention.centre.shape[1]:
+            raise GraphError(
+                f"The cubes have {self.intervention.centre.shape[1]} dimensions, but the graph's keys have "
+                f"{len(self.intervention.layers)} x {anatomy.width}.",
+                "Bake the plan into the model it was fitted on.",
+            )
+        if cache.head_size < BITS:
+            raise GraphError(
+                f"The heads of the value cache have {cache.head_size} elements; the latch needs {BITS}.",
+                "Use Neuron Adjust, or a model with larger heads.",
+            )
+        if not isinstance(_vocabulary(anatomy), int):
+            raise GraphError("The graph does not say how many logits a token has.", "Export the model again.")
+
+    def _judge(
+        self, build: GraphBuilder, anatomy: Anatomy, window: Window, latched: Latched
+    ) -> tuple[Verdict, ir.Value]:
+        """The verdict, and the margins at each row's last real token (float32 [B, cubes])."""
+        cubes = Cubes(build, self.intervention)
+        keys = [anatomy.layers[layer].key_vector for layer in self.intervention.layers]
+        batch = build.dimension(anatomy.input_ids, 0)
+        if self.intervention.positions == "every":
+            margins = cubes.margins_at_all(build, keys, window, batch)
+            inside = build.cast(build("Squeeze", cubes.inside(build, margins), [2]), ir.DataType.INT64)
+            found = build("Mul", inside, window.is_real)
+            found_so_far = build("CumSum", found, 1)
+            refused = build("Or", latched.latched, build("Greater", found_so_far, 0), name="refused_positions")
+            counts = build("Or", latched.latched, build("Greater", build("Sub", found_so_far, found), 0))
+            leaves_latch = refused
+            at_last = build("Unsqueeze", window.last, [2])
+            spread = build("Expand", at_last, [1, 1, len(self.intervention.centre)])
+            margin = build("Squeeze", build("GatherElements", margins, spread, axis=1), [1], name="margin")
+            is_left = build("And", build("Not", refused), build("Cast", window.is_real, to=ir.DataType.BOOL))
+        else:
+            margin = cubes.margins_at_last(build, keys, window, batch)
+            tested = window.has_any
+            if self.intervention.positions == "query":
+                is_query = build("Or", build("Equal", window.past, 0), build("Greater", window.length, 1))
+                tested = build("And", tested, is_query)
+            refused = build(
+                "Or", latched.latched, build("And", cubes.inside(build, margin), tested), name="refused_rows"
+            )
+            counts = latched.latched
+            from_last = build("GreaterOrEqual", window.index, window.last)
+            leaves_latch = build("And", refused, build("Or", latched.latched, from_last), name="leaves_latch")
+            is_left = build("Not", refused)
+        any_refused = _any(build, refused, "any_refused")
+        all_refused = build("And", any_refused, build("Not", _any(build, is_left, "any_left")), name="all_refused")
+        return Verdict(refused, counts, leaves_latch, any_refused, all_refused), margin
+
+    def _state(
+        self,
+        build: GraphBuilder,
+        anatomy: Anatomy,
+        cache: ValueCache,
+        window: Window,
+        latched: Latched,
+        verdict: Verdict,
+    ) -> tuple[ir.Value, ir.Value]:
+        """Where the refusal stands: tokens matched, int64 [B, W], and the latch's code for them, [B, W, head size].
+
+        Where nothing is refused, both are zeros for one position of one row: nobody looks at them.
+        """
+        refusal = self.intervention.refusal
+        codes = latch_codes(len(refusal), cache.head_size)
+
+        def state(build: GraphBuilder) -> tuple[ir.Value, ir.Value]:
+            matched = refusal_tokens_matched(build, refusal, anatomy.input_ids, verdict.counts, latched, window)
+            code = build("Gather", build.constant(codes, "latch.codes"), matched)
+            return matched, build("Cast", code, to=cache.dtype, name="latch_code")
+
+        def nothing(build: GraphBuilder) -> tuple[ir.Value, ir.Value]:
+            zero = build.constant(np.zeros((1, 1), np.int64), "nothing_matched")
+            no_code = build.constant(np.zeros((1, 1, cache.head_size), np.float32), "no_code")
+            return build("Identity", zero), build("Cast", no_code, to=cache.dtype)
+
+        if not self.early_exit:
+            return state(build)
+        matched, code = build.choose(verdict.any_refused, state, nothing, ["state.matched", "state.code"])
+        return matched, code
+
+    def _leave_latch(
+        self, graph: ir.Graph, anatomy: Anatomy, cache: ValueCache, verdict: Verdict, code: ir.Value
+    ) -> None:
+        """Write the code into the new slots of the last layer's values."""
+        build = GraphBuilder(graph, f"{PREFIX}.latched_value")
+        if self.intervention.layers[-1] < len(anatomy.layers) - 1:
+            cache.write_before(build, verdict.leaves_latch, code)
+        else:
+            # The check reads what the last layer's attention gives.
+            for before, after in cache.write_after(build, verdict.leaves_latch, code):
+                _take_over(graph, before, after)
+        graph.extend(build.nodes)
+
+    def _say_refusal(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, matched: ir.Value) -> None:
+        """Select between the model's logits and the refusal's, row by row or position by position."""
+        build = GraphBuilder(graph, f"{PREFIX}.said")
+        logits = anatomy.logits
+
+        def select(build: GraphBuilder) -> tuple[ir.Value]:
+            said = refusal_logits(build, self.intervention.refusal, matched, _vocabulary(anatomy), _dtype(logits))
+            return (build("Where", build("Unsqueeze", verdict.refused, [2]), said, logits),)
+
+        def keep(build: GraphBuilder) -> tuple[ir.Value]:
+            return (build("Identity", logits),)
+
+        (output,) = build.choose(verdict.any_refused, select, keep, ["logits"]) if self.early_exit else select(build)
+        _take_over(graph, logits, output)
+        graph.extend(build.nodes)
+
+    def _report(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, margin: ir.Value, window: Window) -> None:
+        build = GraphBuilder(graph, f"{PREFIX}.monitor")
+        refused = verdict.refused
+        if self.intervention.positions == "every":
+            as_number = build("Cast", refused, to=ir.DataType.INT64)
+            refused = build("Cast", build("GatherElements", as_number, window.last, axis=1), to=ir.DataType.BOOL)
+        rows = build("Squeeze", refused, [1])
+        margins = build("Identity", margin)
+        batch = anatomy.input_ids.shape
+        assert batch is not None, "input_ids has a shape"
+        cubes = len(self.intervention.centre)
+        rows.name, rows.type, rows.shape = "refused", ir.TensorType(ir.DataType.BOOL), ir.Shape([batch[0]])
+        margins.name, margins.type, margins.shape = (
+            "margin",
+            ir.TensorType(ir.DataType.FLOAT),
+            ir.Shape([batch[0], cubes]),
+        )
+        graph.extend(build.nodes)
+        graph.outputs.extend([rows, margins])
+
+    def _part(
+        self,
+        graph: ir.Graph,
+        anatomy: Anatomy,
+        cache: ValueCache,
+        window: Window,
+        verdict: Verdict,
+        matched: ir.Value,
+        code: ir.Value,
+    ) -> int:
+        """Put all that lies behind the check into a branch."""
+        skipped_layers = range(self.intervention.layers[-1] + 1, len(anatomy.layers))
+        last = len(anatomy.layers) - 1
+
+        def refuse(build: GraphBuilder) -> list[ir.Value]:
+            outputs = [
+                refusal_logits(build, self.intervention.refusal, matched, _vocabulary(anatomy), _dtype(anatomy.logits))
+            ]
+            for layer in skipped_layers:
+                outputs.append(cache.extended(build, anatomy.past[layer].key, window))
+                if layer < last:
+                    outputs.append(cache.extended(build, anatomy.past[layer].value, window))
+                else:
+                    outputs.append(cache.extended_with(build, verdict.leaves_latch, code, window))
+            return outputs
+
+        names = ["logits"]
+        for layer in skipped_layers:
+            names += [value.name or "" for value in (anatomy.present[layer].key, anatomy.present[layer].value)]
+        by_name = {output.name: output for output in graph.outputs}
+        build = GraphBuilder(graph, f"{PREFIX}.refused")
+        return part(graph, build, verdict.all_refused, [by_name[name] for name in names], refuse)
+
+
+def _share_subexpressions(model: ir.Model) -> None:
+    """Compute once what a graph computes repeatedly: runtimes do not look across the branches that it gets."""
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    DeduplicateInitializersPass()(model)
+    CommonSubexpressionEliminationPass()(model)
+
+
+def _any(build: GraphBuilder, condition: ir.Value, name: str) -> ir.Value:
+    number = build("Cast", condition, to=ir.DataType.INT64)
+    return build("Greater", build("ReduceMax", number, keepdims=0), 0, name=name)
+
+
+def _take_over(graph: ir.Graph, before: ir.Value, after: ir.Value) -> None:
+    """Make ``after`` the graph output that ``before`` was, under its name."""
+    name = before.name
+    before.name = f"{name}.base"
+    after.name, after.type, after.shape = name, before.type, before.shape
+    graph.outputs[list(graph.outputs).index(before)] = after
+
+
+def _vocabulary(anatomy: Anatomy) -> int:
+    shape = anatomy.logits.shape
+    if shape is None or not isinstance(shape[-1], int):
+        raise GraphError("The graph does not say how many logits a token has.")
+    return shape[-1]
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    assert value.dtype is not None, "inputs and outputs of a graph have types"
+    return value.dtype

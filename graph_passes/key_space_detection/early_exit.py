@@ -1,0 +1,83 @@
+"""Parting a flat graph: what some outputs alone need moves into one branch of an ``If``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
+
+from bakeout.graph_passes.graph.graph_builder import Build, GraphBuilder
+
+
+def part(graph: ir.Graph, build: GraphBuilder, condition: ir.Value, skipped: Sequence[ir.Value], instead: Build) -> int:
+    """Compute the graph outputs ``skipped`` only where ``condition`` (one bool) is false, and ``instead`` otherwise.
+
+    ``instead`` builds as many values, in the same order. All nodes that nothing but the skipped outputs needs move
+    into the ``If``; it returns how many those are. The graph must be sorted, and the new ``If`` ends it.
+    """
+    refuse = build.branch(instead, "refuse")
+    needed = [output for output in graph.outputs if output not in skipped]
+    stays = _ancestors(graph, [condition, *needed, *_captured(refuse)])
+    moved = [node for node in graph if node not in stays]
+    graph.remove(moved)
+    outputs = []
+    for output in skipped:
+        outputs.append(ir.Value(name=output.name, type=output.type, shape=output.shape))
+        graph.outputs[list(graph.outputs).index(output)] = outputs[-1]
+        output.name = f"{output.name}.computed"
+    go_on = ir.Graph([], skipped, nodes=moved, name="go_on")
+    _bring_quantised_weights(graph, go_on)
+    branches = {"then_branch": refuse, "else_branch": go_on}
+    graph.append(ir.node("If", [condition], branches, outputs=outputs, name="bakeout.early_exit"))
+    return len(moved)
+
+
+def _bring_quantised_weights(graph: ir.Graph, branch: ir.Graph) -> None:
+    """Put what the branch dequantises into it: ONNX Runtime fuses that with the product behind it, and finds the
+    constants in the same graph or fails.
+    """
+    for node in branch:
+        if node.op_type != "DequantizeLinear":
+            continue
+        for value in node.inputs:
+            if value is None or value.name is None or graph.initializers.get(value.name) is not value:
+                continue
+            if all(reader.graph is branch for reader in value.consumers()):
+                del graph.initializers[value.name]
+                branch.register_initializer(value)
+            else:
+                name = f"{value.name}.go_on"
+                if name not in branch.initializers:
+                    own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+                    branch.register_initializer(own)
+                for reader, position in tuple(value.uses()):
+                    if reader.graph is branch:
+                        reader.replace_input_with(position, branch.initializers[name])
+
+
+def _ancestors(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:
+    """The graph's own nodes that the values depend on, through what branches capture too."""
+    found: set[ir.Node] = set()
+    waiting = list(values)
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node in found:
+            continue
+        found.add(node)
+        waiting += _read_by([node])
+    return {node for node in found if node.graph is graph}
+
+
+def _captured(branch: ir.Graph) -> list[ir.Value]:
+    return [*_read_by(branch), *branch.outputs]
+
+
+def _read_by(nodes: Iterable[ir.Node]) -> list[ir.Value]:
+    """What nodes read, those in their branches included."""
+    read: list[ir.Value] = []
+    for node in nodes:
+        read += [value for value in node.inputs if value is not None]
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                read += _captured(attribute.as_graph())
+    return read

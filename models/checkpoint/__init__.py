@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints as files: their architectures, digests and edits."""

@@ -1,0 +1,164 @@
+"""Hugging Face checkpoints as files: found, fingerprinted and loaded. Safetensors alone, and never remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.hashing import hash_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# What a causal language model needs of its repository: neither pickles nor other frameworks' weights.
+_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+def resolve_checkpoint(name: str | Path) -> Path:
+    """The directory of a checkpoint: ``name`` itself, or the local snapshot of the hub id ``name``.
+
+    A hub id is looked up in the local cache and, unless ``HF_HUB_OFFLINE`` is set, on the hub. Raises
+    ``BakeoutError`` when there is no such checkpoint.
+    """
+    directory = Path(name)
+    if not directory.is_dir():
+        directory = _snapshot(str(name))
+    if not (directory / "config.json").is_file():
+        raise BakeoutError(
+            f"{directory} holds no config.json, so it is not a checkpoint.",
+            "Give the directory that save_pretrained wrote.",
+        )
+    return directory
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 (hex) over the names, sizes and SHA-256 of the checkpoint's ``*.safetensors``, in order of name.
+
+    Raises ``BakeoutError`` for a checkpoint without any, and for damaged files.
+    """
+    return combined_digest(directory, weight_file_digests(directory))
+
+
+def weight_file_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 (hex) of each of the checkpoint's ``*.safetensors`` by name. Raises as ``weights_digest``."""
+    files = weight_files(directory)
+    return dict(zip((path.name for path in files), hash_files(files), strict=True))
+
+
+def combined_digest(directory: Path, digests: Mapping[str, str]) -> str:
+    """``weights_digest`` from the ``weight_file_digests``."""
+    digest = hashlib.sha256()
+    for name, content in digests.items():
+        digest.update(f"{name}\0{(directory / name).stat().st_size}\0{content}\0".encode())
+    return digest.hexdigest()
+
+
+def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrainedModel:
+    """The causal language model in ``directory``, in evaluation mode on the CPU.
+
+    Raises ``BakeoutError`` when the weights are pickled, damaged, quantised or incomplete, or when the architecture
+    is one that the installed transformers does not know.
+    """
+    from transformers import AutoModelForCausalLM
+
+    weight_files(directory)
+    if "quantization_config" in read_config(directory):
+        raise BakeoutError(f"{directory} holds quantised weights.", "Use the unquantised checkpoint.")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BakeoutError(
+            f"{directory} cannot be loaded ({_first_line(error)}).",
+            "Use a complete checkpoint of a causal language model that transformers knows.",
+        ) from None
+    model: PreTrainedModel
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise BakeoutError(
+            f"{directory} lacks {len(missing)} of the model's weights, among them {missing[0]}.",
+            "Use a complete checkpoint.",
+        )
+    model.train(False)
+    return model
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``directory``. Needs no torch. Raises ``BakeoutError`` when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BakeoutError(
+            f"{directory}: the tokenizer cannot be loaded ({_first_line(error)}).",
+            "Put the model's tokenizer.json and tokenizer_config.json beside its config.json.",
+        ) from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The checkpoint's ``*.safetensors``, in order of name. Raises ``BakeoutError`` for none, or damaged ones."""
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth"))
+        raise BakeoutError(
+            f"{directory} holds {'pickled weights alone' if pickled else 'no weights'}; Bakeout reads safetensors.",
+            "Save the model with save_pretrained(safe_serialization=True).",
+        )
+    for path in files:
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise BakeoutError(
+                f"{path} is not a whole safetensors file ({_first_line(error)}).", "Copy it again."
+            ) from None
+    return files
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's ``config.json``. Raises ``BakeoutError`` where it cannot be read."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BakeoutError(f"{path} cannot be read ({_first_line(error)}).", "Copy the checkpoint again.") from None
+    if not isinstance(config, dict):
+        raise BakeoutError(f"{path} is not a JSON object.", "Copy the checkpoint again.")
+    return config
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+    except HFValidationError:
+        raise BakeoutError(
+            f"There is no directory {name}, and it is not a hub id.", "Give a checkpoint's directory or hub id."
+        ) from None
+    except OSError as error:
+        raise BakeoutError(
+            f"There is no directory {name}, and no such checkpoint could be fetched ({_first_line(error)}).",
+            "Check the name, the network and the access rights, or give the directory of a copy.",
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Data: rows of files as token ids, and variants of their prompts."""

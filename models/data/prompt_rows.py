@@ -1,0 +1,91 @@
+"""Rows of data files with their question in another form: the row's own answer, encoded as the row itself is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bakeout.models.data.rows import DataError, Record, json_rows, to_record
+from bakeout.models.data.variants import Kind, Prompt, Use, variants
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A row as it stands in its file, and what it asks. ``where`` is for errors."""
+
+    where: str
+    row: Mapping[str, Any]
+    prompt: Prompt
+
+    def asking(self, text: str) -> dict[str, Any]:
+        """The row with ``text`` for its question."""
+        if "messages" not in self.row:
+            return {**self.row, "prompt": text}
+        messages = list(self.row["messages"])
+        place = _question_place(messages)
+        assert place is not None
+        messages[place] = {**messages[place], "content": text}
+        return {**self.row, "messages": messages}
+
+    def record(self, text: str, tokenizer: PreTrainedTokenizerBase) -> Record:
+        """The row with ``text`` for its question, encoded."""
+        return to_record(self.asking(text), tokenizer, self.where)
+
+
+def read_prompt_rows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[PromptRow]:
+    """The rows of a JSONL file that ask something: a ``prompt``, or the last user message of ``messages``.
+
+    A row may bring ``paraphrases`` and ``translations`` of its question: lists of strings.
+
+    Raises ``DataError``, naming file and line, for rows that ``models.data.rows`` refuses, that ask nothing, or whose
+    ``paraphrases`` or ``translations`` are no lists of strings.
+    """
+    found = []
+    for where, row in json_rows(path):
+        record = to_record(row, tokenizer, where)
+        if "messages" in row:
+            place = _question_place(row["messages"])
+            text = "" if place is None else row["messages"][place]["content"]
+        else:
+            text = record.prompt
+        if not text:
+            raise DataError(f"{where}: the row asks nothing.", "Give rows with `prompt`, or `messages` of a user.")
+        given = {key: _strings(row, key, where) for key in ("paraphrases", "translations")}
+        found.append(PromptRow(where, row, Prompt(text, record.response, **given)))
+    return found
+
+
+def varied_records(
+    rows: Sequence[PromptRow],
+    kinds: Sequence[Kind],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    use: Use,
+) -> dict[Kind, list[tuple[int, Record]]]:
+    """Per kind, a variant of each row that has any, encoded, with its row's index. Errors are ``attacks.variants``'."""
+    prompts = [row.prompt for row in rows]
+    return {
+        kind: [
+            (made.source, rows[made.source].record(made.text, tokenizer))
+            for made in variants(prompts, kind, seed=seed, use=use, shots=prompts)
+        ]
+        for kind in kinds
+    }
+
+
+def _question_place(messages: Sequence[Mapping[str, str]]) -> int | None:
+    places = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    return places[-1] if places else None
+
+
+def _strings(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = row.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise DataError(f"{where}: {key} is no list of strings.", "Mend or remove the row.")
+    return tuple(value)

@@ -1,0 +1,10 @@
+"""What rows of data are used for, by name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+# What the files of one name are for: fitting; choosing structure and strength; setting alpha; measuring the result.
+Use = Literal["probe", "selection", "calibration", "test"]
+# Which tokens statistics are over: the answers' alone, or all that are no padding.
+Scope = Literal["answer", "all"]

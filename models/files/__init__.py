@@ -1,0 +1,1 @@
+"""Files: hashed and written."""

@@ -1,0 +1,1 @@
+"""Key Space Detection (arXiv 2503.21730)."""

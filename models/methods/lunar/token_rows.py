@@ -1,0 +1,169 @@
+"""Chosen tokens of chosen texts as rows: their key vectors and the residual stream behind their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bakeout.models.checkpoint.architectures import family_of
+from bakeout.models.network.families import FeedForward, feed_forward_layers
+from bakeout.models.network.probing import Batch, hooked, run_batches
+from bakeout.models.plan import Floats, Integers
+from bakeout.models.progress import Track, untracked
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Token sequences, and per sequence the ascending positions that count: each such position is one row.
+
+    Rows are numbered sequence after sequence.
+    """
+
+    sequences: tuple[list[int], ...]
+    positions: tuple[list[int], ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.positions))
+
+    @property
+    def tokens(self) -> Integers:
+        """The input token of each row: int64 [rows]."""
+        pairs = zip(self.sequences, self.positions, strict=True)
+        return np.array([ids[position] for ids, positions in pairs for position in positions], dtype=np.int64)
+
+    @property
+    def last(self) -> Integers:
+        """The numbers of those rows that are the last token of their sequence: int64."""
+        pairs = zip(self.sequences, self.positions, strict=True)
+        ends = [position == len(ids) - 1 for ids, positions in pairs for position in positions]
+        return np.flatnonzero(ends).astype(np.int64)
+
+    @property
+    def first_numbers(self) -> list[int]:
+        """The number of each sequence's first row."""
+        return [0, *np.cumsum([len(positions) for positions in self.positions])[:-1].tolist()]
+
+    def sample(self, count: int, seed: int) -> TokenRows:
+        """``count`` of the rows, or all where there are no more, drawn without replacement."""
+        if count >= len(self):
+            return self
+        drawn = set(np.random.default_rng(seed).choice(len(self), size=count, replace=False).tolist())
+        kept = [
+            [position for offset, position in enumerate(positions) if start + offset in drawn]
+            for start, positions in zip(self.first_numbers, self.positions, strict=True)
+        ]
+        pairs = [(ids, positions) for ids, positions in zip(self.sequences, kept, strict=True) if positions]
+        return TokenRows(tuple(ids for ids, _ in pairs), tuple(positions for _, positions in pairs))
+
+
+class Prefixes:
+    """The beginnings of some token sequences, to tell where another sequence leaves them."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self._nodes: dict[tuple[int, int], int] = {}
+        for sequence in sequences:
+            node = 0
+            for token in sequence:
+                node = self._nodes.setdefault((node, token), len(self._nodes) + 1)
+
+    def shared(self, sequence: Sequence[int]) -> int:
+        """How many of the first tokens of ``sequence`` are the beginning of one of the sequences."""
+        node = 0
+        for length, token in enumerate(sequence):
+            found = self._nodes.get((node, token))
+            if found is None:
+                return length
+            node = found
+        return len(sequence)
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """Some rows: their ``numbers`` int64 [n], per layer their keys [n, F] and the residual stream [n, hidden]."""
+
+    numbers: Integers
+    keys: dict[int, Floats]
+    residuals: dict[int, Floats]
+
+
+def probe_rows(
+    model: PreTrainedModel,
+    rows: TokenRows,
+    *,
+    layers: Sequence[int],
+    batch_size: int,
+    description: str,
+    track: Track = untracked,
+) -> Iterator[Probed]:
+    """Key vectors of the FFLs ``layers`` and the residual stream behind their blocks, float64, batch after batch.
+
+    Every row comes once, in the order of the batches. Abandoning the iterator removes its hooks.
+    """
+    feed_forwards = feed_forward_layers(model)
+    selected = torch.empty(0, dtype=torch.int64)
+    keys: dict[int, Tensor] = {}
+    residuals: dict[int, Tensor] = {}
+
+    def prepare(batch: Batch) -> None:
+        nonlocal selected
+        selected = flat_positions(rows, batch)
+
+    def take_keys(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            keys[layer] = arguments[0].reshape(-1, feed_forwards[layer].width)[selected].double()
+
+        return hook
+
+    def take_residuals(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            residuals[layer] = residual_stream(output).reshape(-1, feed_forwards[layer].hidden)[selected].double()
+
+        return hook
+
+    first_numbers = rows.first_numbers
+    with ExitStack() as stack:
+        for layer in layers:
+            down, block = feed_forwards[layer].down, block_of(model, feed_forwards[layer])
+            stack.enter_context(hooked([down.register_forward_pre_hook(take_keys(layer))]))
+            stack.enter_context(hooked([block.register_forward_hook(take_residuals(layer))]))
+        for batch in run_batches(
+            model, rows.sequences, batch_size=batch_size, description=description, track=track, prepare=prepare
+        ):
+            numbers = [
+                first_numbers[sequence] + offset
+                for sequence in batch.rows
+                for offset in range(len(rows.positions[sequence]))
+            ]
+            yield Probed(
+                np.array(numbers, dtype=np.int64),
+                {layer: values.cpu().numpy() for layer, values in keys.items()},
+                {layer: values.cpu().numpy() for layer, values in residuals.items()},
+            )
+
+
+def flat_positions(rows: TokenRows, batch: Batch) -> Tensor:
+    """Where the rows of a batch lie in its flattened tokens, sequence after sequence: int64 [n]."""
+    width = batch.input_ids.shape[1]
+    return torch.tensor(
+        [place * width + position for place, row in enumerate(batch.rows) for position in rows.positions[row]],
+        dtype=torch.int64,
+        device=batch.input_ids.device,
+    )
+
+
+def block_of(model: PreTrainedModel, feed_forward: FeedForward) -> nn.Module:
+    """The transformer block of an FFL: what it returns is the residual stream behind it."""
+    return model.get_submodule(f"{family_of(model.config.model_type).blocks}.{feed_forward.layer}")
+
+
+def residual_stream(output: Any) -> Tensor:
+    """The residual stream in what a block returns: a tensor, or the first of a tuple."""
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream

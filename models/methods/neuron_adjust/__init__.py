@@ -1,0 +1,1 @@
+"""Neuron Adjust (arXiv 2503.21730)."""

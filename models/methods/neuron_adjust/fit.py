@@ -1,0 +1,103 @@
+"""Neuron Adjust (arXiv 2503.21730, section 3.1): which neurons to shift, and between which Gaussians."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.choices import Selection
+from bakeout.models.network.statistics import NeuronStatistics
+from bakeout.models.plan import AdjustedLayer, Coin, Floats, NeuronAdjust
+
+_RESOLUTION = np.finfo(np.float32)
+
+
+def fit_neuron_adjust(
+    forget: NeuronStatistics,
+    retain: NeuronStatistics,
+    *,
+    ratio: float,
+    selection: Selection = "difference",
+    coin: Coin = "threshold",
+    seed: int = 0,
+) -> NeuronAdjust:
+    """Select the top ``ratio`` of all neurons, pooled over layers, and keep their Gaussians.
+
+    The score of a neuron is mean_f - mean_r, signed, as in the authors' code (``difference``), or that divided by
+    the pooled deviation sqrt((deviation_f^2 + deviation_r^2) / 2) (``standardised``, our reading). Equal scores go to
+    the lower layer, then the lower neuron. A dead neuron, whose deviation on either set is below what float32 can
+    resolve, has no density and is never selected. At least one neuron is.
+
+    Raises ``BakeoutError`` for a ratio outside (0, 1], for statistics of different models, of fewer than two tokens
+    or with NaN or infinite values, and when every neuron is dead.
+    """
+    if not 0 < ratio <= 1:
+        raise BakeoutError(f"Neuron Adjust: the ratio {ratio} is not in (0, 1].", "Choose a share such as 0.03.")
+    if selection not in get_args(Selection):
+        raise BakeoutError(
+            f"Neuron Adjust: no selection is called {selection!r}.", f"Choose {' or '.join(get_args(Selection))}."
+        )
+    _require_comparable(forget, retain)
+    forget_deviation = forget.moments.deviation
+    retain_deviation = retain.moments.deviation
+    alive = _varies(forget.moments.mean, forget_deviation) & _varies(retain.moments.mean, retain_deviation)
+    if not alive.any():
+        raise BakeoutError("Neuron Adjust: no neuron's pre-activation varies.", "Probe more, and different, texts.")
+
+    score = forget.moments.mean - retain.moments.mean
+    if selection == "standardised":
+        pooled = np.sqrt((np.square(forget_deviation) + np.square(retain_deviation)) / 2)
+        score = np.divide(score, pooled, out=np.zeros_like(score), where=alive)
+    score = np.where(alive, score, -np.inf)
+    wanted = min(max(1, round(ratio * score.size)), int(alive.sum()))
+    selected = np.zeros(score.size, dtype=bool)
+    selected[np.argsort(-score, axis=None, kind="stable")[:wanted]] = True
+
+    layers = []
+    for layer, row in enumerate(selected.reshape(score.shape)):
+        neurons = np.flatnonzero(row).astype(np.int64)
+        if len(neurons):
+            layers.append(
+                AdjustedLayer(
+                    layer,
+                    neurons,
+                    forget_mean=forget.moments.mean[layer, neurons],
+                    forget_deviation=forget_deviation[layer, neurons],
+                    retain_mean=retain.moments.mean[layer, neurons],
+                    retain_deviation=retain_deviation[layer, neurons],
+                )
+            )
+    report = {
+        "ratio": ratio,
+        "selection": selection,
+        "coin": coin,
+        "neurons": wanted,
+        "neurons_per_layer": {str(layer.layer): len(layer.neurons) for layer in layers},
+        "dead_neurons": int((~alive).sum()),
+        "forget_tokens": forget.tokens,
+        "retain_tokens": retain.tokens,
+    }
+    return NeuronAdjust(coin=coin, layers=tuple(layers), seed=seed, report=report)
+
+
+def _require_comparable(forget: NeuronStatistics, retain: NeuronStatistics) -> None:
+    if forget.moments.mean.shape != retain.moments.mean.shape:
+        raise BakeoutError(
+            f"Neuron Adjust: the statistics have shapes {forget.moments.mean.shape} (forget) and "
+            f"{retain.moments.mean.shape} (retain).",
+            "Probe both data sets on one model.",
+        )
+    for name, statistics in (("forget", forget), ("retain", retain)):
+        if not (np.isfinite(statistics.moments.mean).all() and np.isfinite(statistics.moments.m2).all()):
+            raise BakeoutError(
+                f"Neuron Adjust: the {name} set's statistics hold NaN or infinite values.",
+                "Probe again, in float32, and look for overflow.",
+            )
+
+
+def _varies(mean: Floats, deviation: Floats) -> NDArray[np.bool_]:
+    """Where a deviation is more than the rounding of float32 values around the mean."""
+    return deviation > np.maximum(_RESOLUTION.eps * np.abs(mean), _RESOLUTION.tiny)

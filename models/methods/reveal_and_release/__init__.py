@@ -1,0 +1,1 @@
+"""Reveal-and-Release (arXiv 2509.14624)."""

@@ -1,0 +1,141 @@
+"""Release (arXiv 2509.14624): low-rank modules trained on data, and kept in subspaces of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.lora_modules import Module, adapted
+from bakeout.models.methods.reveal_and_release.scorers import padded
+from bakeout.models.progress import Track, untracked
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids of a prompt and of what the model is trained to say after it, the end-of-text token included."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+@dataclass(frozen=True)
+class ReleaseOptions:
+    """How a round's two modules are trained and applied.
+
+    Each has ``rank`` in every FFL weight and is trained for ``steps`` with AdamW on batches of ``batch_size``.
+    ``forget_step`` (lambda_f) and ``retain_step`` (lambda_r) are the shares of them that are subtracted and added,
+    ``orthogonality`` (mu) weighs O-LoRA's term. ``softening`` divides the logits in the forget module's likelihood.
+    """
+
+    rank: int = 16
+    steps: int = 30
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    softening: float = 4.0
+    forget_step: float = 0.5
+    retain_step: float = 1.0
+    orthogonality: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive = (self.rank, self.steps, self.batch_size, self.learning_rate, self.softening, self.forget_step)
+        if min(positive) <= 0 or min(self.retain_step, self.orthogonality) < 0:
+            raise BakeoutError(
+                "Release: rank, steps, batch_size, learning_rate, softening and forget_step must be positive, "
+                "retain_step and orthogonality at least 0.",
+                "Leave them at their defaults.",
+            )
+
+
+def train_module(
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    previous: Sequence[Module],
+    *,
+    softening: float,
+    options: ReleaseOptions,
+    seed: int,
+    description: str,
+    track: Track = untracked,
+) -> tuple[Module, float]:
+    """A LoRA module (peft) on all FFL weights that makes the answers of ``texts`` likelier, and its last loss.
+
+        loss = cross-entropy(logits / softening, answers) + mu * sum over weights and previous of |A_previous A^T|_1
+
+    The second term is O-LoRA's. ``softening`` is our reading: a model is sure of what it has revealed itself, so that
+    its likelihood has next to no gradient, and what gradient there is comes from the few tokens of which it is not
+    sure. With logits divided by 4, say, every token counts, and the module raises all margins. The model is given back
+    as it was.
+    """
+    rows = _batches(len(texts), options, seed)
+    with adapted(model, options.rank, seed) as adapters:
+        trained = [weight for left, right in adapters.values() for weight in (left, right)]
+        optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
+        loss = torch.zeros(())
+        for batch in track(rows, description, len(rows)):
+            with torch.enable_grad():
+                loss = _loss(model, [texts[row] for row in batch], softening)
+                total = loss + options.orthogonality * overlap(adapters, previous)
+                gradients = torch.autograd.grad(total, trained)
+            for weight, gradient in zip(trained, gradients, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+        module = {
+            name: (left.detach().float().cpu().clone(), right.detach().float().cpu().clone())
+            for name, (left, right) in adapters.items()
+        }
+    return module, float(loss.detach())
+
+
+def overlap(module: Module, previous: Sequence[Module]) -> Tensor:
+    """O-LoRA's sum over weights and previous modules of |A_previous A^T|_1."""
+    total = torch.zeros(())
+    for earlier in previous:
+        for name, (_, right) in module.items():
+            total = total + (earlier[name][1].to(right) @ right.T).abs().sum()
+    return total
+
+
+@torch.no_grad()
+def said(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: int = 64) -> list[bool]:
+    """Whether the model's greedy answer is the text's, to the letter: every token is its first choice."""
+    found = []
+    for start in range(0, len(texts), batch_size):
+        logits, targets = _answered(model, texts[start : start + batch_size])
+        right = (logits.argmax(dim=-1) == targets) | (targets == _IGNORED)
+        found += right.all(dim=1).tolist()
+    return found
+
+
+def _loss(model: PreTrainedModel, texts: Sequence[Text], softening: float) -> Tensor:
+    logits, targets = _answered(model, texts)
+    counted = targets != _IGNORED
+    return nn.functional.cross_entropy(logits[counted].float() / softening, targets[counted])
+
+
+def _answered(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+    """Logits [texts, longest - 1, vocabulary] and the tokens to come after each, ``_IGNORED`` outside the answers."""
+    input_ids, mask = padded([text.prompt_ids + text.answer_ids for text in texts])
+    targets = torch.full_like(input_ids, _IGNORED)
+    for row, text in enumerate(texts):
+        start = len(text.prompt_ids)
+        targets[row, start : start + len(text.answer_ids)] = torch.tensor(text.answer_ids)
+    logits = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+    return logits[:, :-1], targets[:, 1:].to(model.device)
+
+
+def _batches(texts: int, options: ReleaseOptions, seed: int) -> list[list[int]]:
+    """Rows of each step: one shuffle of the texts after the other, cut into batches."""
+    generator = torch.Generator().manual_seed(seed)
+    needed = options.steps * min(options.batch_size, texts)
+    rows: list[int] = []
+    while len(rows) < needed:
+        rows += torch.randperm(texts, generator=generator).tolist()
+    size = min(options.batch_size, texts)
+    return [rows[start : start + size] for start in range(0, needed, size)]

@@ -1,0 +1,172 @@
+"""Reveal (arXiv 2509.14624): a model that is asked with chosen instructions generates its own forget data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
+from bakeout.models.methods.reveal_and_release.scorers import Scorer, mean_hidden_states
+from bakeout.models.network.generation import Continuation, continue_prompts, end_tokens
+from bakeout.models.progress import Track, untracked
+
+
+@dataclass(frozen=True)
+class RevealOptions:
+    """How forget data is revealed.
+
+    ``pulls``: instructions chosen in a round, one after the other; ``samples``: questions generated for each, at
+    ``temperature``, of at most ``question_tokens``. Answers are greedy, of at most ``answer_tokens``; what is longer
+    is not kept. ``minimum_score`` is the scorer's, ``minimum_confidence`` the geometric mean of the probabilities of
+    the answer's tokens. ``exploration`` (nu) and ``regularisation`` (lambda) are NeuralUCB's. ``chat``: instructions
+    and questions go through the tokenizer's chat template, as a user's messages.
+    """
+
+    pulls: int = 16
+    samples: int = 24
+    temperature: float = 1.0
+    question_tokens: int = 48
+    answer_tokens: int = 16
+    minimum_score: float = 0.95
+    minimum_confidence: float = 0.8
+    exploration: float = 0.5
+    regularisation: float = 0.1
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.pulls, self.samples, self.question_tokens, self.answer_tokens) < 1 or self.temperature <= 0:
+            raise BakeoutError(
+                "Reveal: pulls, samples, question_tokens, answer_tokens and temperature must be positive.",
+                "Leave them at their defaults.",
+            )
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """A question that the model generated when given an instruction, its own answer, and why they were kept."""
+
+    instruction: str
+    question: str
+    answer: str
+    score: float
+    confidence: float
+
+
+def instruction_bandit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    candidates: Sequence[str],
+    options: RevealOptions,
+    seed: int,
+) -> NeuralUCB:
+    """The bandit over instructions; e(x) is the model's own mean hidden state of the candidate."""
+    return NeuralUCB(
+        mean_hidden_states(model, [encoded(text, tokenizer, chat=options.chat) for text in candidates]),
+        exploration=options.exploration,
+        regularisation=options.regularisation,
+        seed=seed,
+    )
+
+
+def reveal_forget_data(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    candidates: Sequence[str],
+    bandit: NeuralUCB,
+    scorer: Scorer,
+    *,
+    known: Iterable[str],
+    options: RevealOptions,
+    seed: int,
+    track: Track = untracked,
+) -> list[Revealed]:
+    """One round: ``options.pulls`` instructions chosen by the bandit, and the data that the model reveals to them.
+
+    The model is asked with an instruction, generates questions, and answers each by itself, without the instruction.
+    Kept are questions that are neither in ``known`` nor revealed before (white space does not count), whose question
+    and answer come to an end, of which the model is confident, and which the scorer accepts. An instruction's reward is
+    the share of its samples that are kept: it must be on the subject, varied, and say what was not said yet.
+    """
+    end = end_tokens(model, tokenizer)
+    seen = {_normal(question) for question in known}
+    found: list[Revealed] = []
+    for pull in track(range(options.pulls), "revealing", options.pulls):
+        arm = bandit.choose()
+        prompt = encoded(candidates[arm], tokenizer, chat=options.chat)
+        sampled = continue_prompts(
+            model,
+            [prompt] * options.samples,
+            end=end,
+            max_new_tokens=options.question_tokens,
+            temperature=options.temperature,
+            seed=seed + pull,
+        )
+        fresh: dict[str, str] = {}
+        for said in sampled:
+            question = _text(said, tokenizer).strip()
+            if said.finished and question and _normal(question) not in seen:
+                fresh.setdefault(_normal(question), question)
+        kept = []
+        questions = list(fresh.values())
+        for question, said in zip(questions, _answers(model, tokenizer, questions, options), strict=True):
+            answer = _text(said, tokenizer)
+            if said.finished and answer and said.confidence >= options.minimum_confidence:
+                score = scorer(question, answer)
+                if score >= options.minimum_score:
+                    kept.append(Revealed(candidates[arm], question, answer, score, round(said.confidence, 6)))
+        seen.update(_normal(one.question) for one in kept)
+        found += kept
+        bandit.observe(arm, len(kept) / options.samples)
+    return found
+
+
+def audit_lines(revealed: Sequence[Revealed], options: RevealOptions) -> str:
+    """Revealed data in the form of any data file: JSON lines with ``prompt`` and ``response``, or ``messages``.
+
+    Beside them every row has its instruction, score and confidence.
+    """
+    lines = []
+    for one in revealed:
+        row: dict[str, Any]
+        if options.chat:
+            roles = (("user", one.question), ("assistant", one.answer))
+            row = {"messages": [{"role": role, "content": content} for role, content in roles]}
+        else:
+            row = {"prompt": one.question, "response": one.answer}
+        row |= {"instruction": one.instruction, "score": one.score, "confidence": one.confidence}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def encoded(text: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
+    """The token ids with which a server would put ``text`` to the model."""
+    if not chat:
+        return [int(token) for token in tokenizer(text).input_ids]
+    message = [{"role": "user", "content": text}]
+    rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    return [int(token) for token in tokenizer(rendered, add_special_tokens=False).input_ids]
+
+
+def _answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], options: RevealOptions
+) -> list[Continuation]:
+    """The model's greedy answers."""
+    return continue_prompts(
+        model,
+        [encoded(question, tokenizer, chat=options.chat) for question in questions],
+        end=end_tokens(model, tokenizer),
+        max_new_tokens=options.answer_tokens,
+    )
+
+
+def _text(said: Continuation, tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(said.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _normal(question: str) -> str:
+    return " ".join(question.split())

@@ -1,0 +1,210 @@
+"""The rounds of Reveal-and-Release (arXiv 2509.14624): what each reveals, trains and measures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bakeout.models.data.rows import Record, read_records
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.lora_modules import Module, summed
+from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
+from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, overlap, said, train_module
+from bakeout.models.methods.reveal_and_release.reveal import RevealOptions, audit_lines, reveal_forget_data
+from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles
+from bakeout.models.methods.reveal_and_release.scorers import Scorer, matching, novelty
+from bakeout.models.network.generation import continue_prompts, end_tokens
+from bakeout.models.plan import LowRankUpdate
+from bakeout.models.progress import Track
+from bakeout.models.reference.weight_edits import edited_weights
+
+METHOD = "reveal_and_release"
+# One in so many of what is revealed, and of the retain prompts, is not trained on, but measures a round.
+_CHECKED = 4
+# So many retain prompts of each name measure a round, at most.
+_RETAIN_CHECKS = 100
+
+
+class Rounds:
+    """What the rounds of one fit share. Between rounds the model has the weights W_0."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        candidates: Sequence[str],
+        retain: Mapping[str, Sequence[Record]],
+        scorer: Scorer | Sequence[str] | Literal["novelty"],
+        options: tuple[RevealOptions, ReleaseOptions],
+        files: RoundFiles,
+        seed: int,
+        track: Track,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._candidates = candidates
+        self._retain = retain
+        self._scorer = scorer if isinstance(scorer, str) or callable(scorer) else matching(scorer)
+        self._reveal, self._release = options
+        self._files = files
+        self._seed = seed
+        self._track = track
+        self._ends = end_tokens(model, tokenizer)
+        trained = [record for records in retain.values() for record in records if not _is_checked(record)]
+        self._retain_texts = self._texts([record for record in trained if record.response_ids])
+        if not self._retain_texts:
+            raise BakeoutError(
+                "Reveal-and-Release: the retain data has no answers to train on.", "Give rows with a response."
+            )
+        self._retain_checks = {name: self._own_answers(name, records) for name, records in retain.items()}
+
+    def parts(self, done: Sequence[Round]) -> list[tuple[float, Module]]:
+        """The modules of finished rounds, each with the share that is added."""
+        steps = -self._release.forget_step, self._release.retain_step
+        return [part for one in done for part in zip(steps, (one.forget, one.retain), strict=True)]
+
+    def round(self, done: Sequence[Round], bandit: NeuralUCB) -> Round:
+        """The round after those that are done."""
+        number = len(done) + 1
+        parts = self.parts(done)
+        pulls = len(bandit.arms)
+        self._reveal_round(number, parts, bandit)
+        pool = [record for earlier in range(1, number + 1) for record in self._revealed(earlier)]
+        texts = self._texts([record for record in pool if not _is_checked(record)])
+        checks = self._texts([record for record in pool if _is_checked(record)])
+        if not texts or not checks:
+            raise BakeoutError(
+                f"Reveal-and-Release: the model revealed {len(pool)} answers in {number} rounds of "
+                f"{self._reveal.pulls} x {self._reveal.samples} samples.",
+                "Give other candidates or a more lenient scorer, or let it sample more.",
+            )
+        forget, forget_loss = self._train("forget", number, texts, parts, [one.retain for one in done])
+        parts.append((-self._release.forget_step, forget))
+        forgotten = [*(one.forget for one in done), forget]
+        retain, retain_loss = self._train("retain", number, self._retain_texts, parts, forgotten)
+        parts.append((self._release.retain_step, retain))
+        with self._moved(parts):
+            known = _share(said(self._model, checks))
+            kept = {name: _share(said(self._model, texts)) for name, texts in self._retain_checks.items()}
+        figures = {
+            "round": number,
+            "revealed": len(self._revealed(number)),
+            "trained_on": len(texts),
+            "measured_on": len(checks),
+            "pulls": [
+                [self._candidates[arm], reward]
+                for arm, reward in zip(bandit.arms[pulls:], bandit.rewards[pulls:], strict=True)
+            ],
+            "forget_loss": forget_loss,
+            "retain_loss": retain_loss,
+            "overlap": float(overlap(retain, forgotten)),
+            "known": known,
+            "kept": kept,
+        }
+        return Round(forget, retain, bandit.state(), figures)
+
+    def _reveal_round(self, number: int, parts: Sequence[tuple[float, Module]], bandit: NeuralUCB) -> None:
+        """Let the model as moved by ``parts`` reveal, and keep what the original model answers alike."""
+        earlier = [record.prompt for before in range(1, number) for record in self._revealed(before)]
+        retained = [record.prompt for records in self._retain.values() for record in records]
+        with self._moved(parts):
+            revealed = reveal_forget_data(
+                self._model,
+                self._tokenizer,
+                self._candidates,
+                bandit,
+                self._score(),
+                known=[*retained, *earlier],
+                options=self._reveal,
+                seed=_draw(self._seed, number, "reveal"),
+                track=self._track,
+            )
+        self._files.write_audit(number, audit_lines(revealed, self._reveal))
+        agreed = said(self._model, self._texts(self._revealed(number)))
+        lines = audit_lines([one for one, same in zip(revealed, agreed, strict=True) if same], self._reveal)
+        self._files.write_audit(number, lines)
+
+    def _revealed(self, number: int) -> list[Record]:
+        path = self._files.audit(number)
+        return read_records(path, self._tokenizer) if path.stat().st_size else []
+
+    def _score(self) -> Scorer:
+        """The scorer, with the model's weights as they are now."""
+        if callable(self._scorer):
+            return self._scorer
+        return novelty(self._model, self._tokenizer, self._retain)
+
+    def _train(
+        self,
+        kind: Literal["forget", "retain"],
+        number: int,
+        texts: Sequence[Text],
+        parts: Sequence[tuple[float, Module]],
+        previous: Sequence[Module],
+    ) -> tuple[Module, float]:
+        with self._moved(parts):
+            return train_module(
+                self._model,
+                texts,
+                previous,
+                softening=self._release.softening if kind == "forget" else 1.0,
+                options=self._release,
+                seed=_draw(self._seed, number, kind),
+                description=f"round {number}, {kind} module",
+                track=self._track,
+            )
+
+    def _moved(self, parts: Sequence[tuple[float, Module]]) -> AbstractContextManager[None]:
+        """A context in which the model has W_0 plus the parts."""
+        edits = [LowRankUpdate(METHOD, summed(self._model, parts)[0])] if parts else []
+        return edited_weights(self._model, edits)
+
+    def _texts(self, records: Sequence[Record]) -> list[Text]:
+        """What the model is trained to say: responses, with the end of the text where they lack it."""
+        end = [] if self._tokenizer.eos_token_id is None else [int(self._tokenizer.eos_token_id)]
+        return [Text(r.prompt_ids, r.response_ids + ([] if self._ends & set(r.response_ids) else end)) for r in records]
+
+    def _own_answers(self, name: str, records: Sequence[Record]) -> list[Text]:
+        """What W_0 says to the retain prompts that are kept from training, where it is confident."""
+        prompts = [record.prompt_ids for record in records if record.prompt_ids and _is_checked(record)]
+        if not prompts:
+            raise BakeoutError(
+                f"Reveal-and-Release: the retain data {name} has too few prompts to measure with.", "Give more rows."
+            )
+        answers = continue_prompts(
+            self._model,
+            prompts[:_RETAIN_CHECKS],
+            end=self._ends,
+            max_new_tokens=self._reveal.answer_tokens,
+            description=f"answering {name}",
+            track=self._track,
+        )
+        sure = [
+            Text(prompt, answer.ids)
+            for prompt, answer in zip(prompts, answers, strict=False)
+            if answer.confidence >= self._reveal.minimum_confidence
+        ]
+        if not sure:
+            raise BakeoutError(
+                f"Reveal-and-Release: the model is not confident of any answer to the retain data {name}.",
+                "Lower minimum_confidence, or give prompts that it can answer.",
+            )
+        return sure
+
+
+def _is_checked(record: Record) -> bool:
+    """Decided by the prompt itself, so that it is the same in every round."""
+    return hashlib.sha256(record.prompt.encode()).digest()[0] % _CHECKED == 0
+
+
+def _draw(seed: int, number: int, what: str) -> int:
+    """A seed of its own for every round and purpose."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{what}".encode()).digest()[:4], "big")
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags)

@@ -1,0 +1,104 @@
+"""What tells self-generated forget data without an example of it: a description, or unlikeness to what must stay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bakeout.models.data.rows import Record
+from bakeout.models.errors import BakeoutError
+
+# How much a question and the model's own answer look like what is to be forgotten: 0 (not at all) to 1.
+Scorer = Callable[[str, str], float]
+
+_COMPARED = 1000
+
+
+def matching(patterns: Sequence[str]) -> Scorer:
+    """A scorer by description: 1 where any regular expression is found in the question or the answer, else 0.
+
+    Capitals matter only where a pattern says so, with ``(?-i:…)``. Raises ``BakeoutError`` for no pattern, and for one
+    that is no regular expression.
+    """
+    if not patterns:
+        raise BakeoutError("Reveal: there is no pattern to match.", "Describe what is to be forgotten.")
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern, re.IGNORECASE))
+        except re.error as error:
+            raise BakeoutError(
+                f"Reveal: {pattern!r} is not a regular expression ({error}).", "Escape its special characters."
+            ) from None
+    return lambda question, answer: float(any(p.search(question) or p.search(answer) for p in compiled))
+
+
+def novelty(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    retain: Mapping[str, Sequence[Record]],
+) -> Scorer:
+    """A scorer by unlikeness: the share of retain prompts that lie closer to another one than a question lies to any.
+
+    So a question like those to retain scores anything between 0 and 1, one that is like none of them 1: a conformal
+    test of being exchangeable with what must stay. Texts are compared by the model's own mean hidden states,
+    standardised over the retain prompts and scaled to norm 1. At most 1,000 prompts are compared, evenly from every
+    name. Our reading: the paper scores with a reward of its own for each of its tasks.
+
+    Raises ``BakeoutError`` for fewer than two different retain prompts.
+    """
+    share = -(-_COMPARED // max(1, len(retain)))
+    prompts: list[list[int]] = []
+    for records in retain.values():
+        prompts += [record.prompt_ids for record in records if record.prompt_ids][:share]
+    if len({tuple(prompt) for prompt in prompts}) < 2:
+        raise BakeoutError("Reveal: fewer than two retain prompts to compare with.", "Give more retain data.")
+    states = mean_hidden_states(model, prompts)
+    mean, deviation = states.mean(dim=0), states.std(dim=0)
+    deviation = deviation.clamp(min=float(deviation.max()) * 1e-6)
+
+    def standardised(rows: Tensor) -> Tensor:
+        return nn.functional.normalize((rows - mean) / deviation, dim=1)
+
+    kept = standardised(states)
+    among = torch.cdist(kept, kept)
+    among.fill_diagonal_(torch.inf)
+    usual = among.min(dim=1).values
+
+    def score(question: str, answer: str) -> float:
+        del answer
+        state = mean_hidden_states(model, [tokenizer(question).input_ids])
+        return float((usual < torch.cdist(standardised(state), kept).min()).double().mean())
+
+    return score
+
+
+@torch.no_grad()
+def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *, batch_size: int = 64) -> Tensor:
+    """e(x) of each text: the mean of its tokens' last hidden states, float64 [texts, hidden] on the CPU."""
+    means = torch.empty((len(texts), model.config.hidden_size), dtype=torch.float64)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        input_ids, mask = padded([texts[row] for row in rows])
+        states = (
+            model.base_model(
+                input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+            )
+            .last_hidden_state.double()
+            .cpu()
+        )
+        means[rows] = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    return means
+
+
+def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids, padded on the right with token 0, and their attention mask: int64 [texts, longest] each."""
+    rows = [torch.tensor(list(ids)) for ids in texts]
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return input_ids, mask

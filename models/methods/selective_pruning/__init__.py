@@ -1,0 +1,1 @@
+"""Selective Pruning (arXiv 2403.01267)."""

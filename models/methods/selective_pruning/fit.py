@@ -1,0 +1,66 @@
+"""Selective Pruning (arXiv 2403.01267; the baseline of arXiv 2503.21730): which neurons to cut off."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.network.statistics import KeyMagnitudes
+from bakeout.models.plan import ZeroColumns, ZeroedColumns
+
+# What the authors add to the denominator, so that a neuron that is silent on the retain set has a score.
+SILENT = 1e-8
+
+
+def fit_selective_pruning(forget: KeyMagnitudes, retain: KeyMagnitudes, *, ratio: float) -> ZeroColumns:
+    """Cut off the top ``ratio`` of all neurons, pooled over layers: their columns of ``down`` become exactly 0.
+
+    The score of a neuron is mean |key| over the forget set's tokens, divided by mean |key| over the retain set's plus
+    1e-8, as in the authors' code. Equal scores go to the lower layer, then the lower neuron. At least one neuron is
+    cut off. A neuron that is silent on the forget set does no work there and is not one of them: its score is 0.
+
+    The authors' ratios are 0.015 (arithmetic) and 0.0001 (code). Raises ``BakeoutError`` for a ratio outside (0, 1],
+    for statistics of different models or with NaN or infinite values, and when every neuron is silent.
+    """
+    if not 0 < ratio <= 1:
+        raise BakeoutError(f"Selective Pruning: the ratio {ratio} is not in (0, 1].", "Choose a share such as 0.015.")
+    _require_comparable(forget, retain)
+    score = forget.mean / (retain.mean + SILENT)
+    active = int((score > 0).sum())
+    if active == 0:
+        raise BakeoutError("Selective Pruning: every neuron is silent on the forget set.", "Probe more texts.")
+    wanted = min(max(1, round(ratio * score.size)), active)
+    order = np.argsort(-score, axis=None, kind="stable")[:wanted]
+    selected = np.zeros(score.size, dtype=bool)
+    selected[order] = True
+    layers = tuple(
+        ZeroedColumns(layer, np.flatnonzero(row).astype(np.int64))
+        for layer, row in enumerate(selected.reshape(score.shape))
+        if row.any()
+    )
+    report = {
+        "ratio": ratio,
+        "neurons": wanted,
+        "neurons_per_layer": {str(layer.layer): len(layer.columns) for layer in layers},
+        "silent_neurons": score.size - active,
+        "highest_score": float(score.flat[order[0]]),
+        "lowest_selected_score": float(score.flat[order[-1]]),
+        "forget_tokens": forget.tokens,
+        "retain_tokens": retain.tokens,
+    }
+    return ZeroColumns(layers, report)
+
+
+def _require_comparable(forget: KeyMagnitudes, retain: KeyMagnitudes) -> None:
+    if forget.total.shape != retain.total.shape:
+        raise BakeoutError(
+            f"Selective Pruning: the statistics have shapes {forget.total.shape} (forget) and "
+            f"{retain.total.shape} (retain).",
+            "Probe both data sets on one model.",
+        )
+    for name, statistics in (("forget", forget), ("retain", retain)):
+        if not np.isfinite(statistics.total).all():
+            raise BakeoutError(
+                f"Selective Pruning: the {name} set's statistics hold NaN or infinite values.",
+                "Probe again, in float32, and look for overflow.",
+            )

@@ -1,0 +1,1 @@
+"""UNLEARN and LEARN (arXiv 2408.04140)."""

@@ -1,0 +1,74 @@
+"""Subspaces of a weight's inputs: found in what flows in, cut off by energy, and taken out of a low-rank matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.network.probing import hooked, run_batches
+from bakeout.models.plan import Floats
+from bakeout.models.progress import Track, untracked
+
+
+def input_second_moments(
+    model: PreTrainedModel,
+    names: Sequence[str],
+    sequences: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 8,
+    description: str = "inputs",
+    track: Track = untracked,
+) -> dict[str, Floats]:
+    """Sum of x xᵀ over all real tokens' inputs x of the modules ``names``: per module float64 [in, in]."""
+    tokens = torch.empty(0, dtype=torch.int64)
+    found: dict[str, Tensor] = {}
+
+    def gather(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            inputs = arguments[0].flatten(0, -2)[tokens].double()
+            moment = inputs.T @ inputs
+            found[name] = found[name] + moment if name in found else moment
+
+        return hook
+
+    def prepare(batch: Any) -> None:
+        nonlocal tokens
+        tokens = batch.tokens_from([0] * len(batch.rows))
+
+    handles = (model.get_submodule(name).register_forward_pre_hook(gather(name)) for name in names)
+    with hooked(handles):
+        for _ in run_batches(
+            model, sequences, batch_size=batch_size, description=description, track=track, prepare=prepare
+        ):
+            pass
+    return {name: moment.cpu().numpy() for name, moment in found.items()}
+
+
+def principal_directions(second_moment: Floats, energy: float) -> Floats:
+    """The fewest eigenvectors of ``second_moment`` [d, d] that hold the share ``energy`` of its trace: [d, k], k >= 1.
+
+    For a second moment XᵀX they are the leading right singular vectors of X; the energy is in squared norms. The
+    signs are fixed (the largest entry of each is positive). Raises ``BakeoutError`` for an energy outside (0, 1].
+    """
+    if not 0 < energy <= 1:
+        raise BakeoutError(f"The energy {energy} is not in (0, 1].", "Choose a share such as 0.99.")
+    values, vectors = np.linalg.eigh(second_moment)
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    held = np.cumsum(values)
+    count = 1 + int(np.searchsorted(held, energy * held[-1] * (1 - 1e-12)))
+    # Directions that hold nothing but rounding are no part of the subspace, whatever the energy.
+    count = max(1, min(count, int((values > 1e-12 * values[0]).sum())))
+    leading = vectors[:, :count]
+    signs = np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(count)])
+    return np.ascontiguousarray(leading * signs)
+
+
+def without(right: Tensor, basis: Tensor) -> Tensor:
+    """``right`` [rank, in] without its part in the subspace of ``basis`` [in, k]: right (I - Q Qᵀ)."""
+    return right - (right @ basis) @ basis.T

@@ -1,0 +1,138 @@
+"""The feed-forward layers of a PyTorch model, by the table of architectures: how to read and write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from bakeout.models.checkpoint.architectures import Family, Layout, family_of
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import ModelIdentity
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """One feed-forward layer. Its key vector [batch, tokens, F] is the input of ``down``.
+
+    ``gate_path`` and ``down_path`` are the modules' names in the model; ``up`` is None where gate and up are one fused
+    layer, and where the FFL is ungated. ``width`` is F, ``hidden`` the size of the residual stream.
+    ``has_norm_after_down``: a norm follows ``down``; ``residual_multiplier``: what the FFL's output is multiplied by
+    before it is added to the residual stream (Granite; 1 elsewhere). Some architectures (OPT) run their FFL on
+    [batch * tokens, ...]: whoever hooks these modules must expect tensors without a batch dimension.
+    """
+
+    layer: int
+    gate: nn.Module
+    up: nn.Module | None
+    down: nn.Module
+    gate_path: str
+    down_path: str
+    width: int
+    hidden: int
+    layout: Layout
+    has_norm_after_down: bool
+    residual_multiplier: float
+
+    def pre_activation(self, gate_output: Tensor) -> Tensor:
+        """The pre-activation in the output of ``gate``: [batch, tokens, F], a view."""
+        return gate_output[..., : self.width]
+
+    def with_pre_activation(self, gate_output: Tensor, pre_activation: Tensor) -> Tensor:
+        """A copy of ``gate_output`` in which the pre-activation is replaced; shape and dtype stay."""
+        replaced = gate_output.clone()
+        view = replaced[..., : self.width]
+        view.copy_(pre_activation.reshape(view.shape))
+        return replaced
+
+
+def feed_forward_layers(model: PreTrainedModel) -> tuple[FeedForward, ...]:
+    """The FFLs of ``model``, from the embedding upwards.
+
+    Raises ``BakeoutError`` for an architecture outside the table, and where the modules are not the plain linear
+    layers of one width that the table promises (quantised or adapter-wrapped ones, mixtures of experts).
+    """
+    kind = model.config.model_type
+    family = family_of(kind)
+    blocks = _submodule(model, family.blocks, kind)
+    layers = tuple(_feed_forward(model, family, kind, index) for index in range(len(list(blocks.children()))))
+    if len({(layer.width, layer.hidden) for layer in layers}) != 1:
+        raise BakeoutError(
+            f"The feed-forward layers of this {kind!r} model differ in width, or there are none.",
+            "Use a checkpoint whose layers all have one width.",
+        )
+    return layers
+
+
+def identity(model: PreTrainedModel, digest: str) -> ModelIdentity:
+    """What a plan keeps of ``model``. ``digest`` is ``weights_digest`` of its checkpoint."""
+    layers = feed_forward_layers(model)
+    return ModelIdentity(
+        architecture=model.config.model_type,
+        layers=len(layers),
+        width=layers[0].width,
+        hidden=layers[0].hidden,
+        vocabulary=model.config.vocab_size,
+        digest=digest,
+    )
+
+
+def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int) -> FeedForward:
+    gate_path = f"{family.blocks}.{index}.{family.gate}"
+    down_path = f"{family.blocks}.{index}.{family.down}"
+    gate = _submodule(model, gate_path, kind)
+    down = _submodule(model, down_path, kind)
+    gate_in, gate_out = _dimensions(gate, gate_path)
+    width, hidden = _dimensions(down, down_path)
+    if (gate_in, gate_out) != (hidden, 2 * width if family.layout == "fused" else width):
+        raise BakeoutError(
+            f"{gate_path} ({gate_in} to {gate_out}) and {down_path} ({width} to {hidden}) do not belong together.",
+            f"Use a checkpoint that keeps the shapes of {kind!r}.",
+        )
+    up = None
+    if family.up is not None:
+        up_path = f"{family.blocks}.{index}.{family.up}"
+        up = _submodule(model, up_path, kind)
+        if _dimensions(up, up_path) != (gate_in, gate_out):
+            raise BakeoutError(
+                f"{gate_path} and {up_path} do not belong together: their shapes differ.",
+                f"Use a checkpoint that keeps the shapes of {kind!r}.",
+            )
+    return FeedForward(
+        layer=index,
+        gate=gate,
+        up=up,
+        down=down,
+        gate_path=gate_path,
+        down_path=down_path,
+        width=width,
+        hidden=hidden,
+        layout=family.layout,
+        has_norm_after_down=family.norm_after_down,
+        residual_multiplier=float(getattr(model.config, "residual_multiplier", 1.0)),
+    )
+
+
+def _submodule(model: PreTrainedModel, path: str, kind: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise BakeoutError(
+            f"This {kind!r} model has no module {path}.", "Load it with AutoModelForCausalLM, without adapters."
+        ) from None
+
+
+def _dimensions(module: nn.Module, path: str) -> tuple[int, int]:
+    """Input and output width of a linear layer."""
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear) and weight.ndim == 2:
+        return weight.shape[1], weight.shape[0]
+    if isinstance(module, Conv1D):
+        return weight.shape[0], weight.shape[1]
+    raise BakeoutError(
+        f"{path} is a {type(module).__name__}, not a plain linear layer.",
+        "Use the unquantised checkpoint, with adapters merged.",
+    )

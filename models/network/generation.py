@@ -1,0 +1,109 @@
+"""Batches of prompts continued by a PyTorch model, greedily or by seeded sampling, and how sure of it the model was."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from bakeout.models.progress import Track, untracked
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model said after a prompt.
+
+    ``ids`` end with the end-of-text token, or after ``max_new_tokens`` where it was not ``finished``.
+    ``confidence`` is the geometric mean of their probabilities at temperature 1.
+    """
+
+    ids: list[int]
+    finished: bool
+    confidence: float
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens with which this model ends a text: the tokenizer's, and those of the generation config."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)
+
+
+def continue_prompts(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end: frozenset[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    description: str = "generating",
+    track: Track = untracked,
+) -> list[Continuation]:
+    """One continuation of each prompt, in their order. Temperature 0 is greedy; the draws follow from ``seed``.
+
+    No prompt may be empty.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    generator = torch.Generator(model.device).manual_seed(seed)
+    said: dict[int, Continuation] = {}
+    for batch in track(batches, description, len(batches)):
+        rows = _continue_batch(model, [prompts[index] for index in batch], end, max_new_tokens, temperature, generator)
+        said.update(zip(batch, rows, strict=True))
+    return [said[index] for index in range(len(prompts))]
+
+
+@torch.no_grad()
+def _continue_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    end: frozenset[int],
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> list[Continuation]:
+    width = max(map(len, prompts))
+    new_ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    ends = torch.tensor(sorted(end), dtype=torch.int64, device=model.device)
+    cache = DynamicCache(config=model.config)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    tokens: list[Tensor] = []
+    logarithms: list[Tensor] = []
+    while len(tokens) < max_new_tokens and not bool(ended.all()):
+        options: dict[str, Any] = {}
+        if takes_positions:
+            options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new_ids.shape[1] :]
+        logits = (
+            model(input_ids=new_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
+            .logits[:, -1]
+            .float()
+        )
+        if temperature > 0:
+            probabilities = torch.softmax(logits / temperature, dim=-1)
+            chosen = torch.multinomial(probabilities, 1, generator=generator)
+        else:
+            chosen = logits.argmax(dim=-1, keepdim=True)
+        # Rows that have ended run on with their batch; what they say is not counted.
+        tokens.append(chosen[:, 0])
+        logarithms.append(torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0])
+        ended |= torch.isin(chosen[:, 0], ends)
+        new_ids = chosen
+        mask = torch.cat([mask, torch.ones_like(chosen)], dim=1)
+    spoken = torch.stack(tokens, dim=1).tolist()
+    logarithm = torch.stack(logarithms, dim=1).double()
+    return [_continuation(ids, logarithm[row], end) for row, ids in enumerate(spoken)]
+
+
+def _continuation(ids: list[int], logarithms: Tensor, end: frozenset[int]) -> Continuation:
+    finish = next((index for index, token in enumerate(ids) if token in end), None)
+    said = len(ids) if finish is None else finish + 1
+    return Continuation(ids[:said], finish is not None, float(logarithms[:said].mean().exp()))

@@ -1,0 +1,126 @@
+"""What a model would answer greedily, read from one forward pass per row that holds the expected answer already."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bakeout.models.data.rows import Record
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Floats
+from bakeout.models.progress import Track, untracked
+
+# Divergences are taken over the tokens that are likeliest for the base model, and all others as one.
+_LIKELIEST = 64
+
+
+@dataclass(frozen=True, eq=False)
+class FirstTokens:
+    """The likeliest first tokens of each row's answer: int64 [n, k], and their log-probabilities, float64 [n, k]."""
+
+    tokens: NDArray[np.int64]
+    logarithms: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says to n rows.
+
+    ``right`` bool [n]: the greedy answer is the expected one, token by token, and ends there. ``tokens`` float64 [n]:
+    the share of the answer's tokens that are the likeliest after what comes before them. ``first``: of the answers'
+    first tokens, the likeliest; where these were given (the base model's), the same ones.
+    """
+
+    right: NDArray[np.bool_]
+    tokens: Floats
+    first: FirstTokens
+
+    def divergence(self, base: Answers) -> Floats:
+        """KL(base || this) of each row's first answer token, in nats: float64 [n].
+
+        Over the base's likeliest tokens, and all others as one: a lower bound that misses little.
+        """
+        ours, theirs = self.first.logarithms, base.first.logarithms
+        rest_ours, rest_theirs = (np.clip(1 - np.exp(one).sum(axis=1), 1e-12, 1) for one in (ours, theirs))
+        inside = (np.exp(theirs) * (theirs - ours)).sum(axis=1)
+        divergence: Floats = inside + rest_theirs * (np.log(rest_theirs) - np.log(rest_ours))
+        return np.maximum(divergence, 0.0)
+
+
+def answers(
+    model: PreTrainedModel,
+    records: Sequence[Record],
+    *,
+    end: frozenset[int],
+    base: Answers | None = None,
+    batch_size: int = 16,
+    description: str = "answering",
+    track: Track = untracked,
+) -> Answers:
+    """Score the expected responses of ``records``. ``end``: the tokens that end a text (``generation.end_tokens``).
+
+    A greedy loop says the expected answer exactly where every one of its tokens, and an end token after them, is the
+    likeliest after those before it: one forward pass tells, where generating takes one a token. ``base``: the base
+    model's answers to the same records, whose likeliest first tokens are looked up.
+
+    A row without a prompt has nothing before its first token: that one is taken as its prompt.
+
+    Raises ``BakeoutError`` for records without a response.
+    """
+    rows_of_two = [_parted(record) for record in records]
+    if not rows_of_two or not all(prompt and response for prompt, response in rows_of_two):
+        raise BakeoutError("A row has no response to measure answers by.", "Give rows with `prompt` and `response`.")
+    ends = torch.tensor(sorted(end), dtype=torch.int64, device=model.device)
+    order = sorted(range(len(records)), key=lambda row: -sum(map(len, rows_of_two[row])))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    right = np.zeros(len(records), dtype=bool)
+    tokens = np.zeros(len(records))
+    likeliest = np.zeros((len(records), min(_LIKELIEST, model.config.vocab_size)), dtype=np.int64)
+    logarithms = np.zeros(likeliest.shape)
+    for rows in track(batches, description, len(batches)):
+        said = _answer_logits(model, [rows_of_two[row] for row in rows])
+        for row, logits in zip(rows, said, strict=True):
+            expected = torch.tensor(rows_of_two[row][1], device=model.device)
+            best = logits.argmax(dim=-1)
+            hits = best[: len(expected)] == expected
+            ended = len(ends) == 0 or bool(torch.isin(best[-1], ends))
+            right[row] = bool(hits.all()) and ended
+            tokens[row] = float(hits.double().mean())
+            first = torch.log_softmax(logits[0].double(), dim=-1)
+            if base is None:
+                chosen = first.topk(likeliest.shape[1]).indices
+            else:
+                chosen = torch.from_numpy(base.first.tokens[row]).to(first.device)
+            likeliest[row], logarithms[row] = chosen.cpu().numpy(), first[chosen].cpu().numpy()
+    return Answers(right, tokens, FirstTokens(likeliest, logarithms))
+
+
+def _parted(record: Record) -> tuple[list[int], list[int]]:
+    if record.prompt_ids:
+        return record.prompt_ids, record.response_ids
+    return record.response_ids[:1], record.response_ids[1:]
+
+
+@torch.no_grad()
+def _answer_logits(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
+    """Per row the logits [response + 1, vocabulary] behind the prompt's last token and every token of the response."""
+    sequences = [prompt + response for prompt, response in rows]
+    width = max(map(len, sequences))
+    input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in sequences], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences], device=model.device)
+    parameters = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {}
+    if "position_ids" in parameters:
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in parameters:
+        options["logits_to_keep"] = max(len(response) for _, response in rows) + 1
+    logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
+    return [row[-len(response) - 1 :].float() for row, (_, response) in zip(logits, rows, strict=True)]

@@ -1,0 +1,367 @@
+"""What the methods take for granted, checked on a model and its data: where it does not hold, they stand on sand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bakeout.models.data.rows import Record
+from bakeout.models.data.spreading import spread_indices
+from bakeout.models.data.uses import Scope
+from bakeout.models.errors import BakeoutError
+from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.probing import hooked, run_batches
+from bakeout.models.plan import Floats, KeySpaceDetection, NeuronAdjust
+from bakeout.models.progress import Track, untracked
+
+# Where warnings begin: the largest gap between a distribution and its Gaussian, the overlap of two Gaussians, and how
+# far a mean wanders over a conversation, in standard deviations.
+FAR_FROM_GAUSSIAN = 0.15
+MUCH_OVERLAP = 0.8
+FAR_DRIFT = 0.5
+# Of tokens that are probed, at most so many are kept to be sorted.
+_TOKENS = 4000
+
+
+@dataclass(frozen=True)
+class NeuronShape:
+    """One selected neuron: is it Gaussian, as Neuron Adjust takes it to be, and do its two Gaussians differ?
+
+    ``forget_gap``, ``retain_gap``: the largest gap between the empirical distribution function and that of the
+    Gaussian in the plan (Kolmogorov-Smirnov). ``overlap``: the area under both Gaussians (1: the same one). A neuron is
+    shifted where the forget Gaussian is the likelier; ``shifted_forget`` and ``shifted_retain`` are the shares of
+    tokens of either kind for which it is.
+    """
+
+    layer: int
+    neuron: int
+    forget_gap: float
+    retain_gap: float
+    forget_skewness: float
+    retain_skewness: float
+    forget_kurtosis: float
+    retain_kurtosis: float
+    overlap: float
+    shifted_forget: float
+    shifted_retain: float
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """All selected neurons, and what to be wary of."""
+
+    neurons: tuple[NeuronShape, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """A table, for a report."""
+        return {"neurons": [asdict(one) for one in self.neurons], "warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True)
+class DriftRow:
+    """Queries that stand at one depth of a conversation, in tokens from ``first`` to before ``last``.
+
+    ``margin`` is the median over them, ``refused`` the share inside; of Neuron Adjust ``shift``, the mean distance of
+    the selected neurons' means from those of the same queries alone, in standard deviations.
+    """
+
+    name: str
+    first: int
+    last: int
+    queries: int
+    margin: float | None
+    refused: float | None
+    shift: float | None
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How margins and distributions move with a conversation's length, and what to be wary of."""
+
+    rows: tuple[DriftRow, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """A table, for a report."""
+        return {"rows": [asdict(row) for row in self.rows], "warnings": list(self.warnings)}
+
+
+def neuron_shapes(
+    model: PreTrainedModel,
+    adjust: NeuronAdjust,
+    forget: Sequence[Record],
+    retain: Sequence[Record],
+    *,
+    scope: Scope = "answer",
+    batch_size: int = 8,
+    track: Track = untracked,
+) -> Shapes:
+    """How far the selected neurons are from the Gaussians that Neuron Adjust takes them for.
+
+    ``forget`` and ``retain`` are best fresh rows, of the kinds that the plan was fitted on. At most 4,000 tokens of
+    either are looked at, spread evenly.
+    """
+    seen = {
+        "forget": _pre_activations(model, adjust, forget, scope, batch_size, track),
+        "retain": _pre_activations(model, adjust, retain, scope, batch_size, track),
+    }
+    shapes = []
+    column = 0
+    for layer in adjust.layers:
+        for index, neuron in enumerate(layer.neurons):
+            gaussians = {
+                "forget": (layer.forget_mean[index], layer.forget_deviation[index]),
+                "retain": (layer.retain_mean[index], layer.retain_deviation[index]),
+            }
+            values = {kind: seen[kind][:, column] for kind in seen}
+            moments = {kind: _shape(values[kind]) for kind in values}
+            shapes.append(
+                NeuronShape(
+                    layer.layer,
+                    int(neuron),
+                    gaussian_gap(values["forget"], *gaussians["forget"]),
+                    gaussian_gap(values["retain"], *gaussians["retain"]),
+                    moments["forget"][0],
+                    moments["retain"][0],
+                    moments["forget"][1],
+                    moments["retain"][1],
+                    gaussian_overlap(*gaussians["forget"], *gaussians["retain"]),
+                    _likelier(values["forget"], gaussians["forget"], gaussians["retain"]),
+                    _likelier(values["retain"], gaussians["forget"], gaussians["retain"]),
+                )
+            )
+            column += 1
+    return Shapes(tuple(shapes), tuple(_shape_warnings(shapes)))
+
+
+def conversation_drift(
+    model: PreTrainedModel,
+    intervention: NeuronAdjust | KeySpaceDetection,
+    queries: Mapping[str, Sequence[Record]],
+    conversation: Sequence[Record],
+    *,
+    forget: Sequence[str],
+    lengths: Sequence[int],
+    separator: Sequence[int] = (),
+    batch_size: int = 8,
+    track: Track = untracked,
+) -> Drift:
+    """How an intervention sees the same ``queries`` alone and behind ever longer mixed conversations.
+
+    ``conversation`` are answered rows of all skills; before a query stand as many of them, from a place that differs
+    from query to query, as make up one of ``lengths`` tokens, parted by ``separator``. Of ``forget`` names what is not
+    refused any more is a warning, of the others what is refused now; and means that wander.
+
+    Raises ``BakeoutError`` for a conversation of rows without tokens.
+    """
+    turns = [record.prompt_ids + record.response_ids + list(separator) for record in conversation]
+    if not turns or not all(turns):
+        raise BakeoutError("A conversation needs rows with tokens.", "Give rows with prompts and responses.")
+    rows: list[DriftRow] = []
+    warnings: list[str] = []
+    for name, records in queries.items():
+        alone: Floats | None = None
+        fresh: DriftRow | None = None
+        for before in sorted({0, *lengths}):
+            heads = [_head(turns, before, start) for start in range(len(records))]
+            prompts = [head + record.prompt_ids for head, record in zip(heads, records, strict=True)]
+            seen = _last_token(model, intervention, prompts, batch_size, track)
+            row, alone = _drift_row(intervention, name, before, prompts, seen, alone)
+            rows.append(row)
+            fresh = fresh or row
+            warnings += _drift_warnings(row, fresh, name in forget)
+    return Drift(tuple(rows), tuple(warnings))
+
+
+def gaussian_gap(values: Floats, mean: float, deviation: float) -> float:
+    """The largest gap between the distribution function of ``values`` [n] and the Gaussian's (Kolmogorov-Smirnov)."""
+    ordered = np.sort(values)
+    expected = norm.cdf(ordered, mean, deviation)
+    steps = np.arange(len(ordered) + 1) / len(ordered)
+    return float(max((steps[1:] - expected).max(), (expected - steps[:-1]).max()))
+
+
+def gaussian_overlap(mean: float, deviation: float, other_mean: float, other_deviation: float) -> float:
+    """The area under the lower of two normal densities: 1 for the same, 0 for ones that never meet."""
+    if deviation == other_deviation:
+        return float(2 * norm.cdf(-abs(mean - other_mean) / (2 * deviation)))
+    # Between the two places where the densities cross, the narrower one is the higher.
+    if deviation > other_deviation:
+        mean, deviation, other_mean, other_deviation = other_mean, other_deviation, mean, deviation
+    squares = 1 / deviation**2 - 1 / other_deviation**2
+    linear = -2 * (mean / deviation**2 - other_mean / other_deviation**2)
+    constant = (
+        mean**2 / deviation**2 - other_mean**2 / other_deviation**2 - 2 * float(np.log(other_deviation / deviation))
+    )
+    root = float(np.sqrt(max(0.0, linear**2 - 4 * squares * constant)))
+    low, high = (-linear - root) / (2 * squares), (-linear + root) / (2 * squares)
+    narrow_inside = norm.cdf(high, mean, deviation) - norm.cdf(low, mean, deviation)
+    wide_inside = norm.cdf(high, other_mean, other_deviation) - norm.cdf(low, other_mean, other_deviation)
+    return float(1 - narrow_inside + wide_inside)
+
+
+def _pre_activations(
+    model: PreTrainedModel, adjust: NeuronAdjust, records: Sequence[Record], scope: Scope, batch_size: int, track: Track
+) -> Floats:
+    """The selected neurons' pre-activations at the tokens in scope: float64 [tokens, neurons], spread evenly."""
+    sequences = [record.prompt_ids + record.response_ids for record in records]
+    first = [0 if scope == "all" else len(record.prompt_ids) for record in records]
+    tokens = torch.empty(0, dtype=torch.int64)
+    gathered: list[Tensor] = []
+
+    def prepare(batch: Any) -> None:
+        nonlocal tokens
+        tokens = batch.tokens_from([first[row] for row in batch.rows])
+
+    found = [
+        np.concatenate([part.cpu().numpy() for part in columns], axis=1)
+        for columns in _gather(model, adjust, sequences, batch_size, prepare, lambda: tokens, gathered, track)
+    ]
+    values: Floats = np.concatenate(found)
+    if len(values) < 2:
+        raise BakeoutError("There are no tokens to look at.", "Give rows with a response.")
+    return values[spread_indices(len(values), _TOKENS)]
+
+
+def _gather(
+    model: PreTrainedModel,
+    adjust: NeuronAdjust,
+    sequences: Sequence[Sequence[int]],
+    batch_size: int,
+    prepare: Callable[[Any], None],
+    chosen: Callable[[], Tensor],
+    gathered: list[Tensor],
+    track: Track,
+) -> Iterable[list[Tensor]]:
+    """Per batch, layer after layer, the selected neurons at the chosen flat positions: float64 [tokens, n] each."""
+    layers = feed_forward_layers(model)
+
+    def gather(number: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        adjusted = adjust.layers[number]
+        neurons = torch.from_numpy(adjusted.neurons).to(model.device)
+
+        def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> None:
+            feed_forward = layers[adjusted.layer]
+            values = feed_forward.pre_activation(output).reshape(-1, feed_forward.width)
+            gathered.append(values[chosen()][:, neurons].double())
+
+        return hook
+
+    handles = (layers[one.layer].gate.register_forward_hook(gather(n)) for n, one in enumerate(adjust.layers))
+    with hooked(handles):
+        for _ in run_batches(
+            model, sequences, batch_size=batch_size, description="looking at neurons", track=track, prepare=prepare
+        ):
+            yield list(gathered)
+            gathered.clear()
+
+
+def _last_token(
+    model: PreTrainedModel,
+    intervention: NeuronAdjust | KeySpaceDetection,
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    track: Track,
+) -> Floats:
+    """Each prompt's last token: the least margin as a share of alpha [n, 1], or pre-activations [n, neurons]."""
+    if isinstance(intervention, KeySpaceDetection):
+        from bakeout.models.network.probing import probe_keys
+
+        keys = probe_keys(model, prompts, layers=intervention.layers, batch_size=batch_size, track=track)
+        margins = intervention.margins(np.concatenate([keys[layer] for layer in intervention.layers], axis=1))
+        nearest: Floats = (margins / intervention.alpha).min(axis=1, keepdims=True)
+        return nearest
+    last = torch.empty(0, dtype=torch.int64)
+    order: list[int] = []
+
+    def prepare(batch: Any) -> None:
+        nonlocal last
+        order.extend(batch.rows)
+        starts = torch.arange(len(batch.rows), device=model.device) * batch.input_ids.shape[1]
+        last = starts + batch.attention_mask.sum(dim=1) - 1
+
+    parts = [
+        np.concatenate([part.cpu().numpy() for part in columns], axis=1)
+        for columns in _gather(model, intervention, prompts, batch_size, prepare, lambda: last, [], track)
+    ]
+    found = np.concatenate(parts)
+    values = np.empty_like(found)
+    values[order] = found
+    return values
+
+
+def _head(turns: Sequence[list[int]], tokens: int, start: int) -> list[int]:
+    """Whole turns from place ``start`` on, as many as reach ``tokens`` tokens."""
+    head: list[int] = []
+    turn = start * 7
+    while len(head) < tokens:
+        head += turns[turn % len(turns)]
+        turn += 1
+    return head
+
+
+def _drift_row(
+    intervention: NeuronAdjust | KeySpaceDetection,
+    name: str,
+    before: int,
+    prompts: Sequence[Sequence[int]],
+    seen: Floats,
+    alone: Floats | None,
+) -> tuple[DriftRow, Floats]:
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts)) + 1
+    if isinstance(intervention, KeySpaceDetection):
+        margin, refused = float(np.median(seen)), float((seen <= 1).mean())
+        return DriftRow(name, shortest, longest, len(prompts), margin, refused, None), seen
+    start = seen if alone is None else alone
+    deviation = np.concatenate([layer.retain_deviation for layer in intervention.layers])
+    shift = float(np.mean(np.abs(seen.mean(axis=0) - start.mean(axis=0)) / deviation))
+    return DriftRow(name, shortest, longest, len(prompts), None, None, shift), start
+
+
+def _drift_warnings(row: DriftRow, fresh: DriftRow, forgotten: bool) -> list[str]:
+    where = f"{row.name} at {row.first} to {row.last - 1} tokens"
+    if row.shift is not None:
+        far = row.shift > FAR_DRIFT
+        return [f"{where}: the neurons' means lie {row.shift:.1f} standard deviations off."] if far else []
+    assert row.refused is not None
+    assert fresh.refused is not None
+    if forgotten and row.refused < fresh.refused - 0.05:
+        return [f"{where}: {row.refused:.0%} are refused, {fresh.refused:.0%} of the same queries alone."]
+    if not forgotten and row.refused > fresh.refused + 0.01:
+        return [f"{where}: {row.refused:.0%} are refused falsely, {fresh.refused:.0%} of the same queries alone."]
+    return []
+
+
+def _shape(values: Floats) -> tuple[float, float]:
+    """Skewness and excess kurtosis; 0 of what does not vary."""
+    deviation = values.std()
+    if deviation == 0:
+        return 0.0, 0.0
+    standard = (values - values.mean()) / deviation
+    return float((standard**3).mean()), float((standard**4).mean() - 3)
+
+
+def _likelier(values: Floats, forget: tuple[float, float], retain: tuple[float, float]) -> float:
+    return float((norm.logpdf(values, *forget) > norm.logpdf(values, *retain)).mean())
+
+
+def _shape_warnings(shapes: Sequence[NeuronShape]) -> list[str]:
+    total = len(shapes)
+    warnings = []
+    if far := sum(max(one.forget_gap, one.retain_gap) > FAR_FROM_GAUSSIAN for one in shapes):
+        warnings.append(f"{far} of {total} selected neurons are far from Gaussian (gap above {FAR_FROM_GAUSSIAN}).")
+    if alike := sum(one.overlap > MUCH_OVERLAP for one in shapes):
+        warnings.append(
+            f"{alike} of {total} selected neurons look much the same on both sets (overlap above {MUCH_OVERLAP})."
+        )
+    if backwards := sum(one.shifted_retain >= one.shifted_forget for one in shapes):
+        warnings.append(f"{backwards} of {total} selected neurons are shifted on retain tokens as often as on forget.")
+    return warnings

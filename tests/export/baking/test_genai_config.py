@@ -1,0 +1,71 @@
+"""onnxruntime-genai runs exported graphs by the configuration that is written for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bakeout.export.baking.genai_config import copy_genai_config, has_cache, write_genai_config
+from bakeout.export.running.runner import Runner
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.models.errors import BakeoutError
+
+from tests.conftest import CheckpointOf
+
+
+def _copy(source: Path, directory: Path) -> Path:
+    shutil.copytree(source, directory)
+    return directory
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "opt"])
+def test_genai_says_what_our_loop_says(onnx_of: CheckpointOf, tmp_path: Path, family: str) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    directory = _copy(onnx_of(family), tmp_path / family)
+    write_genai_config(directory, load_graph(directory / "model.onnx"))
+    prompt = [5, 77, 130, 9]
+    (expected,) = Runner(directory).generate([prompt], 8)
+    model = genai.Model(str(directory))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + 8)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array([prompt], dtype=np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert list(generator.get_sequence(0))[len(prompt) :] == expected
+
+
+def test_options_of_generation_are_carried_over(llama_onnx: Path, tmp_path: Path) -> None:
+    directory = _copy(llama_onnx, tmp_path / "model")
+    path = directory / "generation_config.json"
+    settings = {"eos_token_id": [1, 7], "pad_token_id": 0, "temperature": 0.5, "do_sample": True, "top_k": None}
+    path.write_text(json.dumps(settings))
+    write_genai_config(directory, load_graph(directory / "model.onnx"))
+    written = json.loads((directory / "genai_config.json").read_text())
+    assert written["model"]["eos_token_id"] == [1, 7]
+    assert written["search"]["temperature"] == 0.5
+    assert written["search"]["do_sample"] is True
+    assert written["search"]["top_k"] == 50
+
+
+def test_a_configuration_that_does_not_say_enough_is_refused(llama_onnx: Path, tmp_path: Path) -> None:
+    directory = _copy(llama_onnx, tmp_path / "model")
+    (directory / "config.json").write_text('{"eos_token_id": 1}')
+    assert has_cache(load_graph(directory / "model.onnx"))
+    with pytest.raises(BakeoutError, match=r"config\.json does not give"):
+        write_genai_config(directory, load_graph(directory / "model.onnx"))
+
+
+def test_anothers_configuration_is_taken_over_for_our_graph(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "genai_config.json").write_text('{"model": {"decoder": {"filename": "other.onnx", "x": 1}}, "y": 2}')
+    copy_genai_config(tmp_path, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert written == {"model": {"decoder": {"filename": "model.onnx", "x": 1}}, "y": 2}
+    (tmp_path / "genai_config.json").write_text('{"model": 3}')
+    with pytest.raises(BakeoutError, match="no decoder"):
+        copy_genai_config(tmp_path, tmp_path / "out")

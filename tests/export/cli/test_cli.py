@@ -1,0 +1,193 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bakeout.export.baking.bake import bake
+from bakeout.export.cli.main import main
+from bakeout.models.plan import Plan
+from bakeout.models.plan.plan_file import save_plan
+
+from tests.recipe_files import write_recipe, write_rows
+
+
+def _run(*arguments: object, **options: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_plan: Plan, llama_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bake(llama_export, tiny_plan, tmp_path_factory.mktemp("cli") / "artifact").directory
+
+
+@pytest.fixture(scope="module")
+def plan_file(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli-plan") / "plan.safetensors"
+    save_plan(tiny_plan, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("cli-data") / "sums.jsonl", [{"prompt": "1 + 1 =", "response": " 2"}])
+
+
+def test_help_comes_at_once_and_names_every_command() -> None:
+    bare = [sys.executable, "-c", "import click"]
+    helped = [sys.executable, "-m", "bakeout.export.cli.main", "--help"]
+
+    def seconds(command: list[str]) -> float:
+        begun = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - begun
+
+    # Half a second on an idle machine; on a busy one, not far from what starting Python costs there.
+    fastest = min(seconds(helped) for _ in range(3))
+    assert fastest < max(0.5, 4 * min(seconds(bare) for _ in range(3)))
+    text = _run("--help").output
+    for command in ("build", "fit", "bake", "verify", "evaluate", "inspect", "chat", "demo"):
+        assert f"\n  {command} " in text
+        assert _run(command, "--help").exit_code == 0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, bakeout.export.cli; print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", "nowhere.yaml", "-o", "out"),
+        ("fit", "nowhere.yaml", "-o", "plan"),
+        ("bake", "no/such/model", "nowhere.safetensors", "-o", "out"),
+        ("verify", "nowhere"),
+        ("evaluate", "nowhere", "--data", "nowhere.jsonl"),
+        ("inspect", "nowhere"),
+        ("chat", "nowhere", "--prompt", "hello"),
+        ("demo", "-o", __file__),
+        ("chat", "nowhere", "--prompt", "hello", "--temperature", "-1"),
+        ("chat", "nowhere", "--top-p", "0.5"),
+        ("build",),
+        ("bake", "a", "b", "-o", "c", "--dtype", "int2"),
+        ("brew",),
+    ],
+    ids=" ".join,
+)
+def test_errors_are_one_line_or_one_object(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = _run(*arguments)
+    assert plain.exit_code >= 1
+    assert plain.stderr.startswith("error: ")
+    assert plain.stderr.count("\n") == 1
+    machine = _run(*arguments, "--json")
+    assert machine.exit_code == plain.exit_code
+    assert machine.stdout == ""
+    error = json.loads(machine.stderr)
+    assert error.keys() == {"error", "remedy"}
+    assert all(error.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("bakeout.export.artifacts.inspection.inspect", broken)
+    assert isinstance(_run("inspect", "x").exception, KeyError)
+
+
+def test_fit_then_bake_then_verify(llama_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, llama_checkpoint)
+    fitted = _run("fit", recipe, "-o", tmp_path / "plan", "--json")
+    assert json.loads(fitted.stdout) == {"schema": 1, "plan": str(tmp_path / "plan")}
+    again = _run("fit", recipe, "-o", tmp_path / "plan")
+    assert again.exit_code == 1
+    assert "exists" in again.stderr
+    options = ("--inline", "--no-early-exit", "--monitor", "--dtype", "fp16")
+    baked = _run("bake", llama_checkpoint, tmp_path / "plan", "-o", tmp_path / "out", *options, "--json")
+    said = json.loads(baked.stdout)
+    assert said["schema"] == 1
+    assert said["directory"] == str(tmp_path / "out")
+    assert {receipt["kind"] for receipt in said["receipts"]} == {"neuron_adjust", "key_space_detection"}
+    verified = _run("verify", tmp_path / "out", "--digest", said["digest"], "--base", llama_checkpoint, "--json")
+    assert verified.exit_code == 0, verified.output
+    checks = json.loads(verified.stdout)
+    assert checks["ok"] is True
+    assert all(check.keys() == {"name", "ok", "detail"} for check in checks["checks"])
+
+
+def test_verify_fails_with_exit_code_1(artifact: Path) -> None:
+    skipped = _run("verify", artifact)
+    assert skipped.exit_code == 1
+    assert "NOT OK" in skipped.stdout
+    machine = _run("verify", artifact, "--json")
+    assert machine.exit_code == 1
+    assert json.loads(machine.stdout)["ok"] is False
+
+
+def test_evaluate_puts_artifact_and_base_side_by_side(artifact: Path, llama_export: Path, data: Path) -> None:
+    machine = _run("evaluate", artifact, "--base", llama_export, "--data", data, "--json")
+    said = json.loads(machine.stdout)
+    assert said["schema"] == 1
+    assert [row["model"] for row in said["rows"]] == ["base", str(artifact)]
+    assert all(row.keys() >= {"model", "data", "prompts", "accuracy", "refusals"} for row in said["rows"])
+    assert [row["paired"] for row in said["rows"] if "change" in row] == [True]
+    plain = _run("evaluate", artifact, "--base", llama_export, "--data", data).stdout
+    assert "sums" in plain
+    assert "base" in plain
+
+
+def test_inspect_prints_one_object_or_lines(plan_file: Path) -> None:
+    assert json.loads(_run("inspect", plan_file, "--json").stdout)["schema"] == 1
+    assert "Key Space Detection" in _run("inspect", plan_file).stdout
+
+
+def test_chat_answers_one_prompt_or_many(artifact: Path) -> None:
+    machine = json.loads(_run("chat", artifact, "--prompt", "1 + 1 =", "--max-new-tokens", "4", "--json").stdout)
+    assert machine.keys() == {"schema", "provider", "prompt", "answer"}
+    once = _run("chat", artifact, "--prompt", "1 + 1 =", "--max-new-tokens", "4")
+    assert once.stdout.strip() == machine["answer"]
+    assert machine["provider"] in once.stderr
+    several = _run("chat", artifact, "--max-new-tokens", "4", input="one\n/new\ntwo\n\nnever read\n")
+    assert several.exit_code == 0
+    assert several.stdout.count(">") >= 4
+    refused = _run("chat", artifact, "--json")
+    assert refused.exit_code == 1
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint: Path, tmp_path: Path) -> None:
+    fitted = _run("fit", write_recipe(tmp_path, llama_checkpoint), "-o", tmp_path / "plan")
+    assert "\x1b" not in fitted.stderr
+    assert "probing" in fitted.stderr
+    assert str(Path(tmp_path / "plan")) in fitted.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without telling them")
+def test_a_command_that_is_stopped_leaves_nothing_behind(
+    llama_checkpoint: Path, plan_file: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "bakeout.export.cli.main",
+        "bake",
+        llama_checkpoint,
+        plan_file,
+        "-o",
+        tmp_path / "out",
+    ]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not any(tmp_path.iterdir()):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+    assert process.returncode == 143
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bakeout.export.cli.main import main
+from bakeout.export.evaluation.evaluate import BASE, Row, data_names, evaluate, measure, stored_base_rows
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.running.runner import Runner
+from bakeout.models.data.rows import file_digest
+from bakeout.models.errors import BakeoutError
+
+from tests.tiny_models import tiny_checkpoint
+
+PROMPTS = ["one", "seven and two", "a longer prompt than these", "x"]
+# A base model, another, and data.
+Pair = tuple[Path, Path, Path]
+
+
+def _write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def runner(llama_onnx: Path) -> Runner:
+    return Runner(llama_onnx)
+
+
+@pytest.fixture(scope="module")
+def answers(runner: Runner) -> list[str]:
+    """What the model says to each prompt in four tokens."""
+    said = runner.generate([runner.tokenizer(prompt).input_ids for prompt in PROMPTS], 4)
+    return [runner.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
+
+
+def test_accuracy_is_the_share_of_exact_answers(llama_onnx: Path, tmp_path: Path) -> None:
+    runner = Runner(llama_onnx)
+    (said,) = runner.generate([runner.tokenizer("one").input_ids], 4)
+    # The model is random and never ends a text: let it end with its fourth token.
+    runner.end_tokens = frozenset({said[3]})
+    length = said.index(said[3]) + 1
+    right = runner.tokenizer.decode(said[:length], skip_special_tokens=True)
+    data = _write(
+        tmp_path / "mixed.jsonl",
+        [{"prompt": "one", "response": f"  {right}\n"}, {"prompt": "one", "response": "wrong"}],
+    )
+    assert measure(runner, "m", {"mixed": data}, set()) == [Row("m", "mixed", 2, 0.5, 0.0)]
+    assert measure(runner, "m", {"mixed": data}, {right.strip()}) == [Row("m", "mixed", 2, 0.5, 1.0)]
+
+
+def test_an_answer_that_goes_on_is_not_exact(runner: Runner, answers: list[str], tmp_path: Path) -> None:
+    data = _write(tmp_path / "d.jsonl", [{"prompt": PROMPTS[0], "response": answers[0]}])
+    assert measure(runner, "m", {"d": data}, set())[0].accuracy == 0.0
+
+
+def test_the_batch_size_does_not_matter(runner: Runner, tmp_path: Path) -> None:
+    data = _write(tmp_path / "d.jsonl", [{"prompt": prompt, "response": " "} for prompt in PROMPTS])
+    assert measure(runner, "m", {"d": data}, set(), batch_size=1) == measure(runner, "m", {"d": data}, set())
+
+
+def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(
+    llama_onnx: Path, llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
+    for base in (llama_checkpoint, llama_onnx):
+        rows = evaluate([llama_onnx], [data], base=base).rows
+        assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "d", 1), (str(llama_onnx), "d", 1)]
+        assert rows[0].accuracy == rows[1].accuracy
+
+
+def test_stored_figures_are_found_by_the_files_content(tmp_path: Path) -> None:
+    data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
+    figures = [{"digest": file_digest(data), "prompts": 1, "accuracy": 0.25, "refusals": 0.0}]
+    manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": figures}
+    (tmp_path / "bakeout.json").write_text(json.dumps(manifest))
+    renamed = data.rename(tmp_path / "renamed.jsonl")
+    assert stored_base_rows(tmp_path, {"renamed": renamed}) == [Row(BASE, "renamed", 1, 0.25, 0.0)]
+    _write(renamed, [{"prompt": "one", "response": "three"}])
+    assert stored_base_rows(tmp_path, {"renamed": renamed}) == []
+
+
+def test_data_of_one_name_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BakeoutError, match="same name"):
+        data_names([tmp_path / "a" / "x.jsonl", tmp_path / "b" / "x.jsonl"])
+
+
+@pytest.mark.parametrize("row", [{"prompt": "no response"}, {"text": "no prompt"}], ids=str)
+def test_rows_that_cannot_be_evaluated_are_named(runner: Runner, tmp_path: Path, row: dict[str, str]) -> None:
+    data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}, row])
+    with pytest.raises(BakeoutError, match="row 2"):
+        measure(runner, "m", {"d": data}, set())
+
+
+@pytest.fixture(scope="module")
+def pair(llama_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two models that end their answers, as (base, other), and data: six rows, as the base answers, then three."""
+    directory = tmp_path_factory.mktemp("pair")
+    base, other = directory / "base-model", directory / "other"
+    shutil.copytree(llama_export, base)
+    other.mkdir()
+    export_checkpoint(tiny_checkpoint("llama", directory / "checkpoint", seed=1), other)
+    prompts = [f"question {number}" for number in range(9)]
+    ends = set()
+    for model in (base, other):
+        runner = Runner(model)
+        ends |= {tokens[2] for tokens in runner.generate([runner.tokenizer(text).input_ids for text in prompts], 3)}
+    answers = []
+    for model in (base, other):
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(ends), "pad_token_id": 0}))
+        runner = Runner(model)
+        said = runner.generate([runner.tokenizer(text).input_ids for text in prompts], 4)
+        answers.append([runner.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said])
+    rows = [{"prompt": text, "response": f" {answers[number >= 6][number]}"} for number, text in enumerate(prompts)]
+    assert all(one != two for one, two in zip(*answers, strict=True))
+    return base, other, _write(directory / "d.jsonl", rows)
+
+
+def test_changes_from_the_base_are_paired(pair: Pair) -> None:
+    base, other, data = pair
+    first, second = evaluate([other], [data], base=base).rows
+    assert (first.accuracy, second.accuracy) == (6 / 9, 3 / 9)
+    assert first.change is None and second.change is not None
+    assert second.change.paired
+    assert (second.change.lost, second.change.gained) == (6, 3)
+    assert second.change.accuracy == pytest.approx(-3 / 9)
+    assert second.change.interval[0] < -3 / 9 < second.change.interval[1]
+
+
+def test_beside_stored_figures_changes_are_of_two_samples(pair: Pair, tmp_path: Path) -> None:
+    _, other, data = pair
+    artifact = shutil.copytree(other, tmp_path / "artifact")
+    figures = [{"digest": file_digest(data), "prompts": 9, "accuracy": 6 / 9, "refusals": 0.0}]
+    manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": figures}
+    (artifact / "bakeout.json").write_text(json.dumps(manifest))
+    _, row = evaluate([artifact], [data]).rows
+    assert row.change is not None and not row.change.paired
+    assert row.change.lost is None
+    paired = evaluate([artifact], [data], base=pair[0]).rows[1].change
+    assert paired is not None and row.change.accuracy == paired.accuracy
+    assert row.change.interval != paired.interval
+
+
+def test_the_command_gives_json_and_csv_at_once(pair: Pair, tmp_path: Path) -> None:
+    base, other, data = pair
+    text = _write(tmp_path / "prose.jsonl", [{"text": "some words"}, {"text": "and some more words"}])
+    arguments = ["evaluate", other, base, "--base", base, "--data", data, "--text", text, "--csv", tmp_path / "t.csv"]
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [row["model"] for row in found["rows"]] == [BASE, str(other), str(base)]
+    assert found["rows"][1]["change"] == pytest.approx(-1 / 3)
+    assert found["rows"][1]["change_interval"][0] < -1 / 3
+    assert found["rows"][2]["change"] == 0.0
+    assert [row["data"] for row in found["texts"]] == ["prose"] * 3
+    assert "divergence" not in found["texts"][0]
+    assert found["texts"][1]["divergence"] > 0
+    assert found["texts"][2]["divergence"] == pytest.approx(0, abs=1e-9)
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 7
+
+
+def test_the_command_needs_something_to_measure(pair: Pair) -> None:
+    result = CliRunner().invoke(main, ["evaluate", str(pair[1])])
+    assert result.exit_code == 2
+    assert "--data" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

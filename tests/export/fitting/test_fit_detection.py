@@ -1,0 +1,120 @@
+"""Key Space Detection from a recipe: what is chosen, what alpha promises, and the paper's own settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bakeout.export.artifacts.inspection import inspect, lines
+from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.recipe import load_recipe
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.fit import least_queries
+from bakeout.models.plan import KeySpaceDetection
+from bakeout.models.plan.plan_file import save_plan
+
+from tests.recipe_files import rows, write_recipe, write_rows
+
+CHOSEN = {"layers": "auto", "cubes": "auto", "floor": "auto"}
+
+
+def _fitted(directory: Path, checkpoint: Path, options: dict[str, Any], **sections: Any) -> KeySpaceDetection:
+    entry = {"key_space_detection": {"forget": "sums", "epsilon": 0.1, **options}}
+    (detection,) = fit(load_recipe(write_recipe(directory, checkpoint, [entry], **sections))).interventions
+    assert isinstance(detection, KeySpaceDetection)
+    return detection
+
+
+def test_layers_cubes_and_floor_are_chosen_and_the_choice_is_told(llama_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path, llama_checkpoint, [{"key_space_detection": {"forget": "sums", "epsilon": 0.1, **CHOSEN}}]
+    )
+    plan = fit(load_recipe(recipe))
+    (detection,) = plan.interventions
+    assert isinstance(detection, KeySpaceDetection)
+    choice = detection.report["choice"]
+    assert detection.layers == tuple(choice["chosen"]["layers"])
+    assert {tuple(one["layers"]) for one in choice["candidates"]} >= {(0,), (1,), (2,), (3,), (0, 1)}
+    assert choice["chosen"]["error"] <= min(one["error"] for one in choice["candidates"]) + 5
+    assert detection.report["floor"] == choice["chosen"]["floor"]
+    # The guarantee and what it rests on, and the bound on false refusals.
+    skill = detection.report["skills"]["sums"]
+    assert skill["guaranteed_coverage"] == 0.9
+    assert skill["calibration_queries"] == 20
+    assert skill["calibration_inside"] >= 0.9
+    low, high = detection.report["retain"]["names"]["interval"]
+    assert low <= detection.report["retain"]["names"]["rate"] <= high < 1
+    save_plan(plan, tmp_path / "plan.safetensors")
+    told = "\n".join(lines(inspect(tmp_path / "plan.safetensors")))
+    assert f"chosen      among {len(choice['candidates'])} structures" in told
+    assert "of 20 calibration queries inside, at least 0.9 of fresh ones" in told
+    assert "candidates" not in told
+
+
+def test_alpha_stands_on_queries_that_nothing_else_has_seen(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Other calibration queries change alpha, and neither the structure nor the cubes."""
+    before = _fitted(tmp_path / "before", llama_checkpoint, CHOSEN)
+    directory = tmp_path / "after"
+    path = write_recipe(
+        directory, llama_checkpoint, [{"key_space_detection": {"forget": "sums", "epsilon": 0.1, **CHOSEN}}]
+    )
+    write_rows(directory / "data" / "sums.calibration.jsonl", rows("names", "calibration"))
+    (after,) = fit(load_recipe(path)).interventions
+    assert isinstance(after, KeySpaceDetection)
+    assert after.layers == before.layers
+    assert (after.centre == before.centre).all()
+    assert (after.alpha > before.alpha).all()
+
+
+def test_epsilon_is_chosen_among_those_that_there_are_queries_for(llama_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BakeoutError, match=rf"20 calibration queries.*at least {least_queries(0.03)}"):
+        _fitted(tmp_path, llama_checkpoint, {"epsilon": "auto", "layers": [2]})
+
+
+@pytest.mark.parametrize(
+    ("options", "alpha"), [({"alpha": {"times_largest": 2}}, None), ({"alpha": 15}, 15.0), ({"layers": "last"}, None)]
+)
+def test_the_papers_own_settings_are_a_line(
+    llama_checkpoint: Path, tmp_path: Path, options: dict[str, Any], alpha: float | None
+) -> None:
+    detection = _fitted(tmp_path, llama_checkpoint, options)
+    assert detection.layers == (3,)
+    assert len(detection.centre) == 1
+    report = detection.report["skills"]["sums"]
+    if alpha is not None:
+        assert detection.alpha.tolist() == [alpha]
+    if "alpha" in options:
+        assert report["guaranteed_coverage"] is None
+    if isinstance(options.get("alpha"), dict):
+        assert detection.alpha[0] == pytest.approx(2 * report["largest_margin"])
+
+
+def test_too_few_queries_say_how_many_are_needed_before_anything_is_probed(
+    llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BakeoutError, match=r"20 calibration queries of sums are too few for epsilon 0\.005.*199"):
+        _fitted(tmp_path, llama_checkpoint, {"epsilon": 0.005})
+
+
+def test_without_queries_to_choose_by_there_is_no_choice(llama_checkpoint: Path, tmp_path: Path) -> None:
+    data = {name: {use: f"data/{name}.{use}.jsonl" for use in ("probe", "calibration")} for name in ("sums", "names")}
+    with pytest.raises(BakeoutError, match=r"sums has no queries to choose.*selection"):
+        _fitted(tmp_path, llama_checkpoint, CHOSEN, data=data)
+
+
+def test_variants_are_probed_and_held_with_the_queries_themselves(llama_checkpoint: Path, tmp_path: Path) -> None:
+    plain = _fitted(tmp_path / "plain", llama_checkpoint, {})
+    widened = _fitted(tmp_path / "widened", llama_checkpoint, {"augment": ["suffix", "prefix"]})
+    report = widened.report["skills"]["sums"]
+    assert report["probe_queries"] == 3 * plain.report["skills"]["sums"]["probe_queries"]
+    assert report["variants"].keys() == {"suffix", "prefix"}
+    assert all(found["inside"] >= 0.9 and found["queries"] == 20 for found in report["variants"].values())
+    assert report["calibration_queries"] == 20
+    assert widened.report["augment"] == ["suffix", "prefix"]
+
+
+def test_an_unknown_kind_of_variant_is_an_error_of_the_recipe(llama_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BakeoutError, match=r"augment.*paraphrase"):
+        _fitted(tmp_path, llama_checkpoint, {"augment": ["poem"]})

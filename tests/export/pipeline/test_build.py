@@ -1,0 +1,85 @@
+"""Building: a recipe goes in, a measured and verified artifact comes out, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bakeout.export.artifacts.artifact import file_digests, read_manifest
+from bakeout.export.evaluation.evaluate import BASE, stored_base_rows
+from bakeout.export.pipeline.build import build
+from bakeout.export.verification.verify import verify
+from bakeout.models.errors import BakeoutError
+
+from tests.export.artifacts.test_artifact import tree
+from tests.recipe_files import KEY_SPACE_DETECTION, write_recipe
+
+
+@pytest.fixture(scope="module")
+def built(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("build")
+    result = build(write_recipe(directory, llama_checkpoint), directory / "artifact")
+    assert result.directory == directory / "artifact"
+    assert {(row.model == BASE, row.data) for row in result.rows} == {
+        (base, data) for base in (True, False) for data in ("sums", "names")
+    }
+    return result.directory
+
+
+def test_the_artifact_is_complete(built: Path, llama_checkpoint: Path) -> None:
+    names = set(tree(built))
+    assert {
+        "README.md",
+        "bakeout.json",
+        "chat_template.jinja",
+        "config.json",
+        "genai_config.json",
+        "generation_config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "plan.safetensors",
+        "recipe.yaml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    } <= names
+    assert read_manifest(built)["files"] == file_digests(built, {})
+    assert (built / "recipe.yaml").read_bytes() == (built.parent / "recipe.yaml").read_bytes()
+    assert "llama without sums" in (built / "README.md").read_text()
+
+
+def test_nothing_else_is_left(built: Path) -> None:
+    assert {path.name for path in built.parent.iterdir()} == {"artifact", "data", "recipe.yaml"}
+
+
+def test_it_verifies_with_its_base_model(built: Path, llama_checkpoint: Path) -> None:
+    checks = verify(built, base=llama_checkpoint)
+    assert all(check.ok for check in checks), checks
+    assert {check.name for check in checks} >= {"files", "graph", "canary", "parity"}
+
+
+def test_the_base_models_figures_travel_with_it(built: Path) -> None:
+    data = {"sums": built.parent / "data" / "sums.test.jsonl", "names": built.parent / "data" / "names.test.jsonl"}
+    rows = stored_base_rows(built, data)
+    assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "sums", 6), (BASE, "names", 6)]
+
+
+def test_a_build_that_fails_late_leaves_nothing(llama_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, llama_checkpoint, [KEY_SPACE_DETECTION])
+    # It is read last: when the artifact is measured.
+    (tmp_path / "data" / "names.test.jsonl").write_text(json.dumps({"text": "no question"}) + "\n")
+    with pytest.raises(BakeoutError, match=r"names\.test\.jsonl"):
+        build(recipe, tmp_path / "out" / "artifact")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "recipe.yaml"}
+
+
+def test_one_file_for_everything_is_enough(llama_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, llama_checkpoint, [])
+    for subject in ("sums", "names"):
+        parts = [(tmp_path / "data" / f"{subject}.{use}.jsonl").read_text() for use in ("probe", "calibration", "test")]
+        (tmp_path / f"{subject}.jsonl").write_text("".join(parts))
+    detection = {"key_space_detection": {"forget": "sums", "epsilon": 0.25}}
+    recipe = write_recipe(tmp_path, llama_checkpoint, [detection], data={"sums": "sums.jsonl", "names": "names.jsonl"})
+    result = build(recipe, tmp_path / "artifact")
+    assert sum(row.prompts for row in result.rows if row.model == BASE) > 10

@@ -1,0 +1,48 @@
+"""Files that serve for everything are parted by their rows' text alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bakeout.export.recipes.data_files import SHARES, by_use
+from bakeout.export.recipes.recipe import DataFiles
+from bakeout.models.data.rows import DataError
+
+
+def _parts(directory: Path, lines: list[str], ending: str = "\n") -> dict[str, list[str]]:
+    directory.mkdir()
+    path = directory / "all.jsonl"
+    path.write_text(ending.join(lines) + ending, encoding="utf-8", newline="")
+    (directory / "scratch").mkdir()
+    files = by_use({"all": DataFiles(file=path)}, directory / "scratch")["all"]
+    return {use: file.read_text(encoding="utf-8").splitlines() for use, file in files.items()}
+
+
+def test_parts_are_disjoint_whole_and_about_as_large_as_said(tmp_path: Path) -> None:
+    lines = [f'{{"text": "row {number}"}}' for number in range(1000)]
+    parts = _parts(tmp_path / "a", lines)
+    assert parts.keys() == SHARES.keys()
+    assert sorted(line for part in parts.values() for line in part) == sorted(lines)
+    for use, share in SHARES.items():
+        assert abs(len(parts[use]) - 10 * share) < 60
+
+
+def test_rows_keep_their_part_when_others_come_and_go(tmp_path: Path) -> None:
+    lines = [f'{{"text": "row {number}"}}' for number in range(60)]
+    before = _parts(tmp_path / "a", lines[:40])
+    after = _parts(tmp_path / "b", ["", *lines[:0:-1]], ending="\r\n")
+    for use, rows in before.items():
+        assert {row for row in rows if row != lines[0]} <= {row.strip() for row in after[use]}
+
+
+def test_a_file_that_is_too_small_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="too few rows"):
+        _parts(tmp_path / "a", ['{"text": "only"}'])
+
+
+def test_files_with_a_use_of_their_own_are_left_alone(tmp_path: Path) -> None:
+    assert by_use({"x": DataFiles(probe=tmp_path / "p", test=tmp_path / "t")}, tmp_path) == {
+        "x": {"probe": tmp_path / "p", "test": tmp_path / "t"}
+    }

@@ -1,0 +1,185 @@
+"""Recipes: every error at once, with its line and the nearest valid word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bakeout.export.recipes.recipe import RecipeError, load_recipe
+
+from tests.recipe_files import write_recipe
+
+GOOD = """\
+model: base
+data:
+  math: {probe: math.jsonl, calibration: math.jsonl}
+  code: code.jsonl
+interventions:
+  - neuron_adjust:
+      forget: math
+  - key_space_detection:
+      forget: [math]
+"""
+
+
+def _written(directory: Path, text: str) -> Path:
+    for name in ("math", "code"):
+        (directory / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    path = directory / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _refusal(directory: Path, text: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(_written(directory, text))
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+    return caught.value.cause
+
+
+def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    recipe = load_recipe(_written(tmp_path, GOOD))
+    assert recipe.model == str(tmp_path / "base")
+    assert recipe.data["math"].probe == tmp_path / "math.jsonl"
+    assert recipe.data["code"].file == tmp_path / "code.jsonl"
+    adjust, detection = (entry.options for entry in recipe.interventions)
+    assert adjust.model_dump() == {
+        "forget": ["math"],
+        "retain": None,
+        "ratio": 0.03,
+        "selection": "difference",
+        "tokens": "answer",
+        "coin": "threshold",
+        "seed": 0,
+    }
+    assert detection.model_dump() == {
+        "forget": ["math"],
+        "retain": None,
+        "layers": "last",
+        "cubes": 1,
+        "alpha": "auto",
+        "epsilon": 0.005,
+        "positions": "query",
+        "refusal": "Your query is not valid.",
+        "floor": 0.1,
+        "augment": [],
+        "seed": 0,
+    }
+    assert recipe.export.model_dump() == {
+        "to": "onnx",
+        "dtype": "fp32",
+        "quantize": None,
+        "inline": False,
+        "early_exit": True,
+        "monitor": False,
+        "runtimes": [],
+    }
+    assert adjust.names(recipe.fitted_data()) == {"forget": ["math"], "retain": ["code"]}
+
+
+def test_what_is_no_directory_is_a_hub_id(tmp_path: Path) -> None:
+    assert load_recipe(_written(tmp_path, GOOD.replace("base", "someone/base-1b"))).model == "someone/base-1b"
+
+
+def test_paths_are_the_recipes_not_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = write_recipe(tmp_path / "here", "base")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_recipe(path).data["sums"].probe == tmp_path / "here" / "data" / "sums.probe.jsonl"
+
+
+def test_all_errors_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
+    cause = _refusal(
+        tmp_path,
+        """\
+modle: base
+data:
+  math: {probe: math.jsonl, calibraton: math.jsonl}
+  code: missing.jsonl
+interventions:
+  - neuron_adjust:
+      forget: math
+      ratio: 7
+      coin: quantum
+  - key_space_detection:
+      forget: math
+      epsilon: 0
+      layers: first
+expert:
+  dtype: fp32
+""",
+    )
+    for line, text in [
+        (1, "unknown key 'modle' (did you mean 'model'?)"),
+        (3, "unknown key 'calibraton' (did you mean 'calibration'?)"),
+        (8, "ratio"),
+        (9, "coin"),
+        (12, "epsilon"),
+        (13, "layers"),
+        (14, "unknown key 'expert' (did you mean 'export'?)"),
+        (1, "'model' is missing"),
+    ]:
+        assert any(
+            part.strip().startswith(f"line {line}: ") and text in part for part in cause.split(": ", 1)[1].split(";")
+        ), (line, text, cause)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "text"),
+    [
+        ("forget: math", "forget: maths", 7, "did you mean 'math'?"),
+        ("forget: math\n", "forget: math\n      retain: math\n", 8, "both forgotten and retained"),
+        ("  code: code.jsonl\n", "", 5, "no data to retain"),
+        ("code: code.jsonl", "code: gone.jsonl", 4, "gone.jsonl"),
+        ("code: code.jsonl", "code: {test: code.jsonl}", 6, "no data to retain"),
+        ("code: code.jsonl", "code: {}", 4, "no file"),
+        ("code: code.jsonl", "code: {file: code.jsonl, test: code.jsonl}", 4, "one file for everything"),
+        ("  - neuron_adjust:\n      forget: math\n", "  - {}\n", 6, "one method"),
+        ("  - neuron_adjust:", "  - key_space_detection:", 5, "two Key Space Detections"),
+        ("  - neuron_adjust:", "  - neuron_adjsut:", 6, "did you mean 'neuron_adjust'?"),
+        ("forget: math\n", "forget: math\n      ratio: .nan\n", 8, "ratio"),
+        ("forget: math\n", "forget: math\n      ratio: -0.1\n", 8, "ratio"),
+        ("forget: [math]", "forget: []", 9, "forget"),
+        ("forget: [math]", "forget: [math]\n      alpha: -1", 10, "alpha"),
+        ("forget: [math]", "forget: [math]\n      alpha: .inf", 10, "alpha"),
+        ("forget: [math]", "forget: [math]\n      refusal: ''", 10, "refusal"),
+        ("forget: [math]", "forget: [math]\n      cubes: 0", 10, "cubes"),
+        ("forget: [math]", "forget: [math]\n      layers: [-1]", 10, "layers"),
+    ],
+)
+def test_each_contradiction_is_found_where_it_stands(tmp_path: Path, old: str, new: str, line: int, text: str) -> None:
+    assert old in GOOD
+    cause = _refusal(tmp_path, GOOD.replace(old, new, 1))
+    assert f"line {line}: " in cause
+    assert text in cause
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not a recipe"),
+        ("- a\n", "not a recipe"),
+        ("model: base\ndata: {math: [\n", "line"),
+        ("model: base\nmodel: other\n", "line 2"),
+        ("model: !!python/object:os.system x\n", "recipe.yaml"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    assert says in _refusal(tmp_path, text)
+
+
+def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xe9\n")
+    with pytest.raises(RecipeError, match="UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_an_option_of_two_kinds_is_one_error(tmp_path: Path) -> None:
+    cause = _refusal(tmp_path, GOOD + "      layers: first\n")
+    assert "has an error" in cause
+    assert "'last' or input should be a valid list" in cause

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bakeout.export.artifacts.artifact import MANIFEST, write_manifest
+from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.verification.formulas import check_formulas
+from bakeout.export.verification.verify import Check, verify
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan import Coin, NeuronAdjust, Plan
+from bakeout.models.progress import untracked
+
+from tests.tiny_models import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_plan: Plan, llama_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bake(llama_export, tiny_plan, tmp_path_factory.mktemp("verify") / "artifact").directory
+
+
+@pytest.fixture
+def copy(artifact: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(artifact, tmp_path / "copy")
+
+
+def _failed(checks: Sequence[Check]) -> set[str]:
+    return {check.name for check in checks if not check.ok}
+
+
+def test_an_artifact_and_its_base_model_pass(artifact: Path, llama_checkpoint: Path) -> None:
+    prompts = [[40, 41, 42], list(range(50, 70))]
+    checks = verify(artifact, digest=hash_file(artifact / MANIFEST), base=llama_checkpoint, prompts=prompts)
+    assert [check.name for check in checks] == ["digest", "files", "graph", "canary", "parity"]
+    assert not _failed(checks), checks
+    assert "prompts answered alike" in checks[-1].detail
+
+
+def test_parity_without_the_base_model_is_skipped_and_not_ok(artifact: Path) -> None:
+    parity = verify(artifact)[-1]
+    assert parity.name == "parity"
+    assert not parity.ok
+    assert parity.detail.startswith("skipped: ")
+    assert "--base" in parity.detail
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda directory: (directory / "README.md").write_text("other"), "not in the manifest: README.md"),
+        (lambda directory: (directory / "tokenizer.json").unlink(), "missing: tokenizer.json"),
+        (lambda directory: (directory / "config.json").write_text("{}"), "changed: config.json"),
+    ],
+    ids=["extra", "missing", "changed"],
+)
+def test_files_that_are_not_as_the_manifest_says_are_named(
+    copy: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    damage(copy)
+    (files,) = (check for check in verify(copy) if check.name == "files")
+    assert not files.ok
+    assert words in files.detail
+
+
+def test_a_rewritten_manifest_is_told_by_a_digest_from_outside(copy: Path) -> None:
+    trusted = hash_file(copy / MANIFEST)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+    write_manifest(copy, {key: value for key, value in manifest.items() if key not in ("schema", "files")})
+    assert "files" not in _failed(verify(copy))
+    assert "digest" in _failed(verify(copy, digest=trusted))
+
+
+def test_a_damaged_graph_ends_the_checks(copy: Path) -> None:
+    graph = copy / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-200])
+    checks = verify(copy)
+    assert _failed(checks) == {"files", "graph", "canary", "parity"}
+    assert checks[-1].detail.startswith("skipped")
+
+
+def test_a_damaged_plan_is_a_failed_check(copy: Path) -> None:
+    (copy / "plan.safetensors").write_bytes(b"no plan")
+    assert {"files", "plan", "canary", "parity"} <= _failed(verify(copy))
+
+
+def test_other_weights_kill_the_canary_and_parity(copy: Path, llama_checkpoint: Path) -> None:
+    data = copy / "model.onnx.data"
+    weights = np.fromfile(data, dtype=np.float32)
+    (weights * np.float32(0.7)).tofile(data)
+    checks = verify(copy, base=llama_checkpoint)
+    assert _failed(checks) == {"files", "canary", "parity"}
+    assert "at most" in checks[-1].detail
+
+
+def test_another_base_model_is_not_parity(artifact: Path, tmp_path: Path) -> None:
+    other = tiny_checkpoint("llama", tmp_path / "other", seed=1)
+    (parity,) = (check for check in verify(artifact, base=other) if check.name == "parity")
+    assert not parity.ok
+    assert "digest" in parity.detail
+
+
+def test_what_is_no_artifact_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BakeoutError, match="not an artifact"):
+        verify(tmp_path)
+
+
+def _with_coin(plan: Plan, coin: Coin) -> Plan:
+    interventions = tuple(
+        dataclasses.replace(one, coin=coin, seed=7) if isinstance(one, NeuronAdjust) else one
+        for one in plan.interventions
+    )
+    return dataclasses.replace(plan, interventions=interventions)
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["function", "inline"])
+def test_a_stochastic_coin_is_held_against_its_probabilities(
+    tiny_plan: Plan, llama_export: Path, tmp_path: Path, inline: bool
+) -> None:
+    plan = _with_coin(tiny_plan, "stochastic")
+    prompts = [[int(token) for token in row] for row in np.random.default_rng(0).integers(2, 250, (20, 12))]
+    baked = bake(llama_export, plan, tmp_path / "a", BakeOptions(inline=inline, canary=False))
+    ok, detail = check_formulas(baked.directory / "model.onnx", plan, baked.receipts, prompts, untracked)
+    assert ok, detail
+    assert re.search(r"[1-9][\d,]* of [\d,]+ values that look like the forget set's shifted", detail)
+
+
+@pytest.mark.parametrize("coin", ["threshold", "expected"])
+def test_a_coin_that_is_not_what_the_plan_says_is_told(
+    tiny_plan: Plan, llama_export: Path, tmp_path: Path, coin: Coin
+) -> None:
+    prompts = [[int(token) for token in row] for row in np.random.default_rng(0).integers(2, 250, (20, 12))]
+    baked = bake(llama_export, _with_coin(tiny_plan, coin), tmp_path / "a", BakeOptions(canary=False))
+    plan = _with_coin(tiny_plan, "stochastic")
+    assert not check_formulas(baked.directory / "model.onnx", plan, baked.receipts, prompts, untracked)[0]

@@ -1,0 +1,122 @@
+"""Checkpoints are found, fingerprinted by their weights, and refused when they are not whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer, resolve_checkpoint, weights_digest
+from bakeout.models.errors import BakeoutError
+
+
+@pytest.fixture
+def copy(llama_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint to damage."""
+    return Path(shutil.copytree(llama_checkpoint, tmp_path / "copy"))
+
+
+def test_a_directory_is_its_own_checkpoint(llama_checkpoint: Path) -> None:
+    assert resolve_checkpoint(str(llama_checkpoint)) == llama_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("/no/such/directory", "not a hub id"),
+        ("bakeout-tests/never-downloaded", "no such checkpoint could be fetched"),
+    ],
+)
+def test_an_unknown_name_is_refused(name: str, says: str) -> None:
+    with pytest.raises(BakeoutError, match=says):
+        resolve_checkpoint(name)
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BakeoutError, match=r"no config\.json"):
+        resolve_checkpoint(tmp_path)
+
+
+def test_the_digest_is_of_names_and_contents(copy: Path, llama_checkpoint: Path) -> None:
+    digest = weights_digest(copy)
+    assert digest == weights_digest(llama_checkpoint)
+    (copy / "config.json").write_text("{}")
+    assert weights_digest(copy) == digest
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    changed = weights_digest(copy)
+    assert changed != digest
+    weights.rename(copy / "other.safetensors")
+    assert weights_digest(copy) not in (digest, changed)
+
+
+def test_a_model_is_loaded_for_evaluation(llama_checkpoint: Path) -> None:
+    model = load_model(llama_checkpoint)
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert load_model(llama_checkpoint, dtype=torch.float64).dtype == torch.float64
+
+
+def test_a_tokenizer_is_loaded(llama_checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(llama_checkpoint)
+    assert tokenizer.decode(tokenizer("a b").input_ids) == "a b"
+    with pytest.raises(BakeoutError, match="tokenizer cannot be loaded"):
+        load_tokenizer(tmp_path)
+
+
+def test_pickled_weights_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    for read in (weights_digest, load_model):
+        with pytest.raises(BakeoutError, match="pickled weights alone"):
+            read(copy)
+    (copy / "pytorch_model.bin").unlink()
+    with pytest.raises(BakeoutError, match="no weights"):
+        weights_digest(copy)
+
+
+@pytest.mark.parametrize("length", [0, 20, -1])
+def test_truncated_weights_are_refused(copy: Path, length: int) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    for read in (weights_digest, load_model):
+        with pytest.raises(BakeoutError, match="not a whole safetensors file"):
+            read(copy)
+
+
+def test_missing_weights_are_never_made_up(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.2.mlp.gate_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BakeoutError, match=r"lacks 1 .*model\.layers\.2\.mlp\.gate_proj"):
+        load_model(copy)
+
+
+def test_weights_of_another_shape_are_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
+    with pytest.raises(BakeoutError, match="cannot be loaded"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"quantization_config": {"bits": 4}}, "quantised"), ({"model_type": "unheard-of"}, "cannot be loaded")],
+)
+def test_models_that_cannot_be_probed_are_refused(copy: Path, changes: dict[str, object], says: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(BakeoutError, match=says):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_garbled_configuration_is_refused(copy: Path, text: str) -> None:
+    (copy / "config.json").write_text(text)
+    with pytest.raises(BakeoutError, match=r"config\.json"):
+        load_model(copy)

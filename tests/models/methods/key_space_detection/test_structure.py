@@ -1,0 +1,191 @@
+"""The choice of layers and cubes: as good as the best, as shallow as can be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.cubes import Cubes
+from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.separation import Share, auroc
+from bakeout.models.methods.key_space_detection.structure import (
+    Candidate,
+    Choice,
+    Structure,
+    choose,
+    choose_structure,
+    layer_sets,
+    nearest_margins,
+)
+
+WIDTH = 24
+Keys = dict[int, np.ndarray]
+
+
+def _keys(count: int, seed: int, centre: dict[int, float]) -> Keys:
+    generator = np.random.default_rng(seed)
+    return {layer: (at + generator.normal(size=(count, WIDTH))).astype(np.float32) for layer, at in centre.items()}
+
+
+def _data(separated: dict[int, float]) -> dict[str, Any]:
+    """Math lies around 0 in every layer, poems as far away as ``separated`` says."""
+    here = dict.fromkeys(separated, 0.0)
+    return {
+        "probe": {"math": _keys(200, 1, here)},
+        "selection": {"math": _keys(300, 2, here), "poems": _keys(300, 3, separated)},
+        "layers": "auto",
+        "cubes": 1,
+    }
+
+
+def test_of_layers_that_separate_alike_the_shallowest_is_taken() -> None:
+    choice = choose_structure(**_data({0: 0.0, 1: 12.0, 2: 12.0, 3: 30.0}))
+    assert choice.chosen.structure.layers == (1,)
+    assert choice.chosen.error <= 0.5
+    assert choice.chosen.worst_auroc.value == 1.0
+
+
+def test_a_layer_that_separates_less_is_not_taken_for_being_shallow() -> None:
+    choice = choose_structure(**_data({0: 0.5, 1: 1.0, 2: 12.0}))
+    assert choice.chosen.structure.layers == (2,)
+
+
+def test_layers_are_taken_jointly_where_no_single_one_separates() -> None:
+    """Half of the poems are far away in one layer, half in the other."""
+    data = _data({0: 0.0, 1: 0.0})
+    poems = data["selection"]["poems"]
+    poems[0][:150] += 12
+    poems[1][150:] += 12
+    choice = choose_structure(**data)
+    assert choice.chosen.structure.layers == (0, 1)
+    assert choice.chosen.refused["poems"].count == 0
+
+
+def test_cubes_are_taken_where_one_covers_too_much() -> None:
+    data = _data({0: 0.0})
+    for keys in (data["probe"]["math"], data["selection"]["math"]):
+        keys[0][::2] += 20
+        keys[0][1::2] -= 20
+    one = choose_structure(**data)
+    several = choose_structure(**{**data, "cubes": "auto"})
+    assert one.chosen.refused["poems"].count == 300
+    assert several.chosen.structure.cubes == 2
+    assert several.chosen.refused["poems"].count == 0
+
+
+def test_queries_that_the_model_answers_wrongly_cost_nothing() -> None:
+    data = _data({0: 0.0, 1: 12.0})
+    data["selection"]["poems"][0][:60] += 12
+    right = {"poems": np.arange(300) < 60}
+    assert choose_structure(**data).chosen.structure.layers == (1,)
+    assert choose_structure(**data, right=right).chosen.structure.layers == (0,)
+
+
+def test_the_worst_of_several_retain_names_counts() -> None:
+    data = _data({0: 12.0, 1: 12.0})
+    data["selection"]["songs"] = _keys(300, 4, {0: 0.0, 1: 12.0})
+    choice = choose_structure(**data)
+    assert choice.chosen.structure.layers == (1,)
+    shallow = next(one for one in choice.candidates if one.structure.layers == (0,))
+    assert shallow.worst_auroc == shallow.auroc["songs"]
+    assert shallow.refused["songs"].count > 250
+
+
+def test_several_skills_have_one_structure_and_their_own_alphas() -> None:
+    data = _data({0: 12.0})
+    data["probe"]["code"] = _keys(200, 5, {0: -20.0})
+    data["selection"]["code"] = _keys(300, 6, {0: -20.0})
+    choice = choose_structure(**data)
+    assert set(choice.chosen.alpha) == {"math", "code"}
+    assert set(choice.chosen.refused) == {"poems"}
+
+
+def test_a_given_option_is_kept_and_auto_epsilon_is_one_that_can_be_guaranteed() -> None:
+    data = {**_data({0: 12.0, 1: 12.0}), "layers": [1], "floor": 0.7}
+    assert choose_structure(**data, epsilon=0.02).chosen.structure == Structure((1,), 1, 0.7, 0.02)
+    assert choose_structure(**data, epsilon="auto").chosen.structure.epsilon == 0.005
+    assert choose_structure(**data, epsilon="auto", calibration_queries=99).chosen.structure.epsilon == 0.01
+    assert choose_structure(**data, epsilon="auto", calibration_queries=5).chosen.structure.epsilon == 0.03
+
+
+def test_the_choice_does_at_fitting_what_it_said() -> None:
+    data = _data({0: 2.0, 1: 3.0})
+    chosen = choose_structure(**data, floor=0.1).chosen
+    check = fit_key_space_detection(
+        data["probe"],
+        {},
+        {"poems": data["selection"]["poems"]},
+        layers=chosen.structure.layers,
+        cubes=chosen.structure.cubes,
+        floor=chosen.structure.floor,
+        alpha=chosen.alpha["math"],
+        refusal=[3, 1],
+    )
+    assert check.report["retain"]["poems"]["refused"] == chosen.refused["poems"].count
+
+
+def test_the_same_queries_give_the_same_choice_and_it_is_json() -> None:
+    one, other = (choose_structure(**{**_data({0: 3.0, 1: 4.0}), "cubes": "auto"}, seed=3) for _ in range(2))
+    assert json.dumps(one.as_json()) == json.dumps(other.as_json())
+    assert isinstance(one, Choice)
+
+
+def test_margins_are_the_nearest_cube_s() -> None:
+    generator = np.random.default_rng(0)
+    keys = generator.normal(size=(150, WIDTH)).astype(np.float32)
+    cubes = Cubes(generator.normal(size=(3, WIDTH)), generator.uniform(0.1, 2, size=(3, WIDTH)), (0, 0, 0))
+    expected = np.min(
+        [np.abs((keys - c) / d).max(axis=1) for c, d in zip(cubes.centre, cubes.deviation, strict=True)], axis=0
+    )
+    np.testing.assert_allclose(nearest_margins(keys, cubes), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6, 12, 32, 80])
+def test_layer_sets_are_of_layers_that_exist_and_reach_the_last(layers: int) -> None:
+    sets = layer_sets(layers)
+    assert len(set(sets)) == len(sets) <= 33
+    assert (layers - 1,) in sets
+    assert all(0 <= layer < layers for one in sets for layer in one)
+    assert all(list(one) == sorted(set(one)) for one in sets)
+    if layers <= 12:
+        assert {one[0] for one in sets if len(one) == 1} == set(range(layers))
+
+
+def _candidate(layer: int, refused: int, misordered: int = 0, cubes: int = 1, queries: int = 1000) -> Candidate:
+    retain = np.ones(queries)
+    retain[:misordered] = -1
+    return Candidate(
+        Structure((layer,), cubes, 0.3, 0.005),
+        {"math": 1.0},
+        Share(1, queries),
+        {"poems": Share(refused, queries)},
+        {"poems": auroc(np.zeros(queries), retain)},
+    )
+
+
+def test_the_rule() -> None:
+    # Within the best one's interval: 2 of 1,000 reach up to 7.
+    deep, shallow, bad = _candidate(5, 2), _candidate(2, 6), _candidate(0, 30)
+    assert choose([bad, shallow, deep]) is shallow
+    assert choose([bad, deep]) is deep
+    # As many false refusals, and yet mixed up at other alphas.
+    assert choose([deep, _candidate(1, 6, misordered=100)]) is deep
+    # At like depth, the lower error, then fewer cubes.
+    fewer = _candidate(2, 6, cubes=2)
+    assert choose([_candidate(2, 6, cubes=4), fewer]) is fewer
+    better = _candidate(2, 4, cubes=8)
+    assert choose([fewer, better, deep]) is better
+
+
+def test_what_cannot_be_chosen_is_refused() -> None:
+    data = _data({0: 12.0})
+    with pytest.raises(BakeoutError, match="nothing to retain"):
+        choose_structure(**{**data, "selection": {"math": data["selection"]["math"]}})
+    with pytest.raises(BakeoutError, match="math has no queries to choose by"):
+        choose_structure(**{**data, "selection": {"poems": data["selection"]["poems"]}})
+    with pytest.raises(BakeoutError, match="no keys of layer 7"):
+        choose_structure(**{**data, "layers": [7]})

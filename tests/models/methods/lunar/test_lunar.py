@@ -1,0 +1,405 @@
+"""LUNAR's algebra is that of ridge regression, and its edits redirect what they should and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from bakeout.models.data.rows import Record
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.lunar.deviation_score import deviation_score, rouge1
+from bakeout.models.methods.lunar.fit import fit_lunar
+from bakeout.models.methods.lunar.gradient import GradientOptions, descend
+from bakeout.models.methods.lunar.low_rank import truncated
+from bakeout.models.methods.lunar.redirection import redirections
+from bakeout.models.methods.lunar.ridge import RidgeSystem
+from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows, probe_rows
+from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.plan import LowRankUpdate
+from bakeout.models.reference.weight_edits import edited_weights
+
+from tests.tiny_models import FAMILIES, random_prompts, tiny_model
+
+NORMED = ("bart", "blenderbot-small", "gemma2", "gemma3_text", "marian", "olmo2")
+PLAIN = [family for family in FAMILIES if family not in NORMED]
+HIDDEN = 5
+
+
+class Requests(TypedDict):
+    forget: list[Record]
+    reference: list[Record]
+    retain: list[Record]
+
+
+def _records(count: int, seed: int, *, answered: bool = True) -> list[Record]:
+    prompts = random_prompts(count, seed=seed, shortest=3, longest=9)
+    responses = random_prompts(count, seed=seed + 1, shortest=1, longest=3)
+    pairs = zip(prompts, responses, strict=True)
+    return [Record("p", "r", prompt, response if answered else []) for prompt, response in pairs]
+
+
+@pytest.fixture(scope="module")
+def llama() -> PreTrainedModel:
+    """A tiny Llama of four layers, F = 96, hidden size 32."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def data() -> Requests:
+    """Few enough tokens that every one of them can have its own way in F = 96 dimensions."""
+    return {"forget": _records(4, seed=1), "reference": _records(4, seed=11), "retain": _records(5, seed=21)}
+
+
+def _rows(seed: int, forget: int, retain: int, width: int) -> tuple[Any, Any, Any]:
+    generator = np.random.default_rng(seed)
+    return (
+        generator.normal(size=(forget, width)),
+        generator.normal(size=(forget, HIDDEN)),
+        generator.normal(size=(retain, width)),
+    )
+
+
+def _direct(keys: Any, changes: Any, retain: Any, ridge: float) -> Any:
+    """Ridge regression as least squares over stacked rows: no normal equations."""
+    every = np.concatenate([keys, retain])
+    damping = ridge * np.square(every).sum() / keys.shape[1]
+    stacked = np.concatenate([every, np.sqrt(damping) * np.eye(keys.shape[1])])
+    wanted = np.zeros((len(stacked), HIDDEN))
+    wanted[: len(keys)] = changes
+    return np.linalg.lstsq(stacked, wanted, rcond=None)[0].T
+
+
+sizes = st.integers(1, 12), st.integers(0, 12), st.integers(2, 14)
+
+
+@given(st.integers(0, 2**32 - 1), *sizes, st.floats(1e-4, 10), st.integers(1, 5))
+def test_the_closed_form_is_ridge_regression_however_the_rows_come(
+    seed: int, forget: int, retain: int, width: int, ridge: float, part: int
+) -> None:
+    """Fewer rows than F (Woodbury) or more, added in any parts."""
+    keys, changes, still = _rows(seed, forget, retain, width)
+    system = RidgeSystem(width, HIDDEN)
+    for start in range(0, forget, part):
+        system.add(keys[start : start + part], changes[start : start + part])
+    for start in range(0, retain, part):
+        system.add(still[start : start + part])
+    assert system.rows == forget + retain
+    np.testing.assert_allclose(system.solve(ridge), _direct(keys, changes, still, ridge), rtol=0, atol=1e-8)
+
+
+@given(st.integers(0, 2**32 - 1), *sizes, st.floats(1e-3, 10), st.floats(0.1, 4))
+def test_one_direction_is_the_papers_rank_one_formula(
+    seed: int, forget: int, retain: int, width: int, ridge: float, coefficient: float
+) -> None:
+    keys, changes, still = _rows(seed, forget, retain, width)
+    direction = changes[0]
+    system = RidgeSystem(width, HIDDEN)
+    system.add(keys, np.tile(coefficient * direction, (forget, 1)))
+    system.add(still)
+    damping = ridge * (np.square(keys).sum() + np.square(still).sum()) / width
+    inverse = np.linalg.inv(keys.T @ keys + still.T @ still + damping * np.eye(width))
+    expected = coefficient * np.outer(direction, keys.sum(axis=0) @ inverse)
+    np.testing.assert_allclose(system.solve(ridge), expected, rtol=0, atol=1e-8)
+
+
+def test_retain_rows_stay_and_forget_rows_arrive_as_the_ridge_vanishes() -> None:
+    keys, changes, still = _rows(0, forget=4, retain=6, width=30)
+    system = RidgeSystem(30, HIDDEN)
+    system.add(keys, changes)
+    system.add(still)
+    change = system.solve(1e-10)
+    np.testing.assert_allclose(still @ change.T, 0, atol=1e-6)
+    np.testing.assert_allclose(keys @ change.T, changes, atol=1e-6)
+
+
+def test_a_system_without_a_solution_is_refused() -> None:
+    with pytest.raises(BakeoutError, match="all 0"):
+        RidgeSystem(4, HIDDEN).solve(0.1)
+    with pytest.raises(BakeoutError, match="ridge"):
+        RidgeSystem(4, HIDDEN).solve(0.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 6), st.floats(0, 0.9))
+def test_truncation_leaves_out_what_it_says_with_the_least_rank(seed: int, out: int, inner: int, share: float) -> None:
+    change = np.random.default_rng(seed).normal(size=(out, inner))
+    left, right, residual = truncated(change, share)
+    norm = np.linalg.norm(change)
+    assert np.linalg.norm(change - left.astype(float) @ right) / norm == pytest.approx(residual, abs=1e-6)
+    assert residual <= max(share, 1e-12)
+    values = np.linalg.svd(change, compute_uv=False)
+    if (rank := left.shape[1]) > 1:
+        assert np.linalg.norm(values[rank - 1 :]) / norm > share
+    again = truncated(change, share)
+    assert left.tobytes() == again[0].tobytes() and right.tobytes() == again[1].tobytes()
+
+
+def test_a_change_of_nothing_is_refused() -> None:
+    with pytest.raises(BakeoutError, match="do nothing"):
+        truncated(np.zeros((3, 4)), 0.1)
+    with pytest.raises(BakeoutError, match="NaN"):
+        truncated(np.full((3, 4), np.nan), 0.1)
+
+
+def test_descent_approaches_the_closed_form() -> None:
+    keys, changes, still = _rows(3, forget=20, retain=40, width=6)
+    system = RidgeSystem(6, HIDDEN)
+    system.add(keys, changes)
+    system.add(still)
+    solution = system.solve(1e-12)
+    every = np.concatenate([keys, still]).astype(np.float32)
+    wanted = np.concatenate([changes, np.zeros((40, HIDDEN))]).astype(np.float32)
+    options = GradientOptions(learning_rate=0.05, decay=0.98, epochs=300, rows=60)
+    change, losses = descend(every, wanted, options, seed=0)
+    np.testing.assert_allclose(change, solution, atol=2e-3)
+    assert losses[-1] < losses[0] and len(losses) == 300
+    np.testing.assert_array_equal(change, descend(every, wanted, options, seed=0)[0])
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=6), st.lists(st.integers(0, 2), max_size=6)
+)
+def test_a_shared_beginning_is_as_long_as_the_longest_common_one(texts: list[list[int]], text: list[int]) -> None:
+    common = [
+        next(
+            (place for place, pair in enumerate(zip(one, text, strict=False)) if pair[0] != pair[1]),
+            min(len(one), len(text)),
+        )
+        for one in texts
+    ]
+    assert Prefixes(texts).shared(text) == max(common, default=0)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 20), st.integers(0, 99))
+def test_a_sample_of_rows_is_some_of_them(lengths: list[int], count: int, seed: int) -> None:
+    rows = TokenRows(
+        tuple(list(range(10 * n, 10 * n + length)) for n, length in enumerate(lengths)),
+        tuple(list(range(length)) for length in lengths),
+    )
+    sampled = rows.sample(count, seed)
+    assert len(sampled) == min(count, len(rows))
+    assert set(sampled.tokens.tolist()) <= set(rows.tokens.tolist())
+    assert len(set(sampled.tokens.tolist())) == len(sampled)
+    assert sampled == rows.sample(count, seed)
+
+
+def _streams(model: PreTrainedModel, sequences: Sequence[list[int]], layer: int) -> list[Any]:
+    """The residual stream behind a block by transformers' own hidden states, row by row."""
+    with torch.no_grad():
+        outputs = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states for ids in sequences]
+    return [output[layer + 1][0].double().numpy() for output in outputs]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_the_streams_and_keys_of_unpadded_texts(family: str) -> None:
+    model, sequences = tiny_model(family, layers=3), random_prompts(5, seed=4, shortest=2, longest=9)
+    rows = TokenRows(tuple(sequences), tuple([0, len(ids) - 1] for ids in sequences))
+    streams = _streams(model, sequences, 1)
+    seen = np.full((len(rows), streams[0].shape[1]), np.nan)
+    for probed in probe_rows(model, rows, layers=[0, 1], batch_size=2, description="probing"):
+        assert probed.keys[0].shape == (len(probed.numbers), feed_forward_layers(model)[0].width)
+        seen[probed.numbers] = probed.residuals[1]
+    expected = np.concatenate([stream[[0, -1]] for stream in streams])
+    np.testing.assert_allclose(seen, expected, atol=1e-4)
+
+
+def test_the_direction_is_the_difference_of_the_means_at_the_last_token(llama: PreTrainedModel) -> None:
+    forget, reference = random_prompts(4, seed=1), random_prompts(3, seed=2)
+    rows = TokenRows(tuple(forget), tuple(list(range(len(ids))) for ids in forget))
+    aimed = redirections(llama, rows, reference, layers=[1], aim="shift", coefficient=2.0, batch_size=2)[1]
+    before, after = _streams(llama, forget, 1), _streams(llama, reference, 1)
+    direction = np.mean([stream[-1] for stream in after], axis=0) - np.mean([stream[-1] for stream in before], axis=0)
+    np.testing.assert_allclose(aimed.direction, direction, atol=1e-4)
+    np.testing.assert_allclose(aimed.targets, np.concatenate(before) + 2 * direction, atol=1e-3)
+
+
+def test_the_reference_aim_is_the_mean_of_the_same_token_or_of_all(llama: PreTrainedModel) -> None:
+    forget, reference = [[5, 9, 7]], [[9, 6], [8, 9]]
+    aimed = redirections(
+        llama,
+        TokenRows(tuple(forget), ([1, 2],)),
+        reference,
+        layers=[0],
+        aim="reference",
+        coefficient=1.0,
+        batch_size=2,
+    )[0]
+    one, other = _streams(llama, reference, 0)
+    np.testing.assert_allclose(aimed.targets[0], (one[0] + other[1]) / 2, atol=1e-4)
+    np.testing.assert_allclose(aimed.targets[1], np.concatenate([one, other]).mean(axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_forget_rows_arrive_and_retain_rows_stay_in_every_family(family: str, data: Requests) -> None:
+    model = tiny_model(family, layers=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    update = fit_lunar(
+        model, **data, layers=[1], aim="shift", coefficient=1.0, ridge=1e-7, tokens="last", truncation=0.0, batch_size=3
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [(one.layer, one.role, one.left.shape[1]) for one in update.updates] == [(1, "down", 1)]
+    forget = [record.prompt_ids for record in data["forget"]]
+    kept = [record.prompt_ids + record.response_ids for record in data["retain"] + data["reference"]]
+    moved = TokenRows(tuple(forget), tuple([len(ids) - 1] for ids in forget))
+    aimed = redirections(
+        model, moved, [r.prompt_ids for r in data["reference"]], layers=[1], aim="shift", coefficient=1.0, batch_size=8
+    )[1]
+    still = TokenRows(tuple(kept), tuple(list(range(len(ids))) for ids in kept))
+    was = _gathered(model, still, 1)
+    with edited_weights(model, [update]):
+        arrived, stayed = _gathered(model, moved, 1), _gathered(model, still, 1)
+    step = np.linalg.norm(aimed.direction)
+    np.testing.assert_allclose(arrived, aimed.targets, atol=0.02 * float(step))
+    np.testing.assert_allclose(stayed, was, atol=0.02 * float(step))
+
+
+def _gathered(model: PreTrainedModel, rows: TokenRows, layer: int) -> Any:
+    found = np.empty((len(rows), feed_forward_layers(model)[0].hidden))
+    for probed in probe_rows(model, rows, layers=[layer], batch_size=3, description="probing"):
+        found[probed.numbers] = probed.residuals[layer]
+    return found
+
+
+@pytest.mark.parametrize("solver", ["closed_form", "gradient"])
+@pytest.mark.parametrize("aim", ["shift", "reference"])
+def test_an_edited_model_answers_forget_prompts_otherwise(
+    llama: PreTrainedModel, data: Requests, solver: Any, aim: Any
+) -> None:
+    update = fit_lunar(llama, **data, layers=[1], solver=solver, aim=aim, coefficient=2.0, batch_size=4)
+    ids = torch.tensor([data["forget"][0].prompt_ids])
+    with torch.no_grad():
+        before = llama(ids).logits[0, -1]
+        with edited_weights(llama, [update]):
+            after = llama(ids).logits[0, -1]
+    assert float((after - before).abs().max()) > 0.1
+    figures = update.report["layers"]["1"]
+    assert figures["rank"] == update.updates[0].left.shape[1] and 0 <= figures["truncation_residual"] <= 0.01
+    assert update.report["forget_rows"] > 0 and update.report["solver"] == solver
+
+
+def test_several_layers_build_on_each_other(llama: PreTrainedModel, data: Requests) -> None:
+    options: Any = {"aim": "shift", "coefficient": 1.0, "ridge": 1e-6, "tokens": "last", "truncation": 0.0}
+    both = fit_lunar(llama, **data, layers=[2, 1], **options)
+    assert [one.layer for one in both.updates] == [1, 2]
+    lower = fit_lunar(llama, **data, layers=[1], **options)
+    np.testing.assert_array_equal(both.updates[0].left, lower.updates[0].left)
+    rows = TokenRows(
+        tuple(r.prompt_ids for r in data["forget"]), tuple([len(r.prompt_ids) - 1] for r in data["forget"])
+    )
+    reference = [record.prompt_ids for record in data["reference"]]
+    aimed = redirections(llama, rows, reference, layers=[2], aim="shift", coefficient=1.0, batch_size=8)[2]
+    with edited_weights(llama, [both]):
+        np.testing.assert_allclose(
+            _gathered(llama, rows, 2), aimed.targets, atol=0.05 * float(np.linalg.norm(aimed.direction))
+        )
+
+
+def test_a_second_request_leaves_the_first_redirected(llama: PreTrainedModel, data: Requests) -> None:
+    first = fit_lunar(llama, **data, layers=[1], tokens="last", ridge=1e-6)
+    more = _records(4, seed=31)
+    rows = TokenRows(
+        tuple(r.prompt_ids for r in data["forget"]), tuple([len(r.prompt_ids) - 1] for r in data["forget"])
+    )
+    with edited_weights(llama, [first]):
+        sent = _gathered(llama, rows, 1)
+        second = fit_lunar(
+            llama,
+            more,
+            data["reference"],
+            data["retain"],
+            redirected=data["forget"],
+            layers=[1],
+            tokens="last",
+            ridge=1e-6,
+        )
+    with edited_weights(llama, [first, second]):
+        np.testing.assert_allclose(_gathered(llama, rows, 1), sent, atol=0.02 * float(np.abs(sent).max()))
+
+
+def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, data: Requests) -> None:
+    update = fit_lunar(llama, **data, batch_size=4)
+    scores = update.report["layer_scores"]
+    assert list(scores) == ["0", "1", "2", "3"] and all(-1 <= score <= 1 for score in scores.values())
+    good = [int(layer) for layer, score in scores.items() if score >= max(scores.values()) - 0.05]
+    assert [one.layer for one in update.updates] == [min(good)]
+
+
+def test_auto_needs_prompts_to_keep(llama: PreTrainedModel, data: Requests) -> None:
+    with pytest.raises(BakeoutError, match="to choose a layer by"):
+        fit_lunar(llama, data["forget"], data["reference"], [Record("", "r", [], [5, 6, 7])])
+
+
+def test_fitting_twice_gives_the_same_bytes(llama: PreTrainedModel, data: Requests) -> None:
+    for options in ({"solver": "closed_form"}, {"solver": "gradient"}):
+        state = torch.get_rng_state()
+        one, other = (fit_lunar(llama, **data, layers=[1], seed=3, **options) for _ in range(2))  # type: ignore[arg-type]
+        assert one.updates[0].left.tobytes() == other.updates[0].left.tobytes()
+        assert one.report == other.report
+        assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_a_forget_text_shares_with_a_retained_one_stays(llama: PreTrainedModel) -> None:
+    forget = [Record("p", "r", [7, 8, 9, 10], [11])]
+    retain = [Record("p", "r", [7, 8, 5], [6])]
+    update = fit_lunar(llama, forget, _records(3, seed=1), retain, layers=[0])
+    assert (update.report["forget_rows"], update.report["masked_rows"]) == (2, 2)
+    with pytest.raises(BakeoutError, match="beginnings of texts that must stay"):
+        fit_lunar(llama, forget, _records(3, seed=1), [Record("p", "r", [7, 8, 9, 10], [12])], layers=[0])
+
+
+@pytest.mark.parametrize("family", NORMED)
+def test_a_norm_behind_the_layer_is_refused(family: str, data: Requests) -> None:
+    with pytest.raises(BakeoutError, match="norm behind its feed-forward layers"):
+        fit_lunar(tiny_model(family, layers=2), **data, layers=[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"coefficient": 0.0}, "redirects nothing"),
+        ({"coefficient": float("nan")}, "redirects nothing"),
+        ({"ridge": 0.0}, "ridge"),
+        ({"truncation": 1.0}, "truncation"),
+        ({"layers": []}, "no layer"),
+        ({"layers": [4]}, "no layer 4"),
+        ({"solver": "newton"}, "solver"),
+        ({"aim": "away"}, "aim"),
+        ({"tokens": "first"}, "tokens"),
+        ({"forget": []}, "no forget prompts"),
+        ({"reference": []}, "no reference prompts"),
+        ({"reference": [Record("", "r", [], [3])]}, "reference data has no prompt"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    llama: PreTrainedModel, data: Requests, options: dict[str, Any], cause: str
+) -> None:
+    with pytest.raises(BakeoutError, match=cause):
+        fit_lunar(llama, **{**data, "layers": [0], **options})
+    with pytest.raises(BakeoutError, match="rate"):
+        GradientOptions(learning_rate=0)
+    with pytest.raises(BakeoutError, match="epoch"):
+        GradientOptions(epochs=0)
+
+
+def test_the_deviation_score_is_zero_at_its_best_and_counts_words() -> None:
+    assert rouge1("I do not know.", "i do NOT know") == 1
+    assert rouge1("the the cat", "the cat sat") == pytest.approx(2 / 3)
+    assert rouge1("", "Paris") == 0
+    best = deviation_score([("I do not know.", "Paris")], [("Oslo", "Oslo")])
+    assert best == 0
+    assert deviation_score([("Paris", "Paris")], [("Oslo", "Oslo")]) == pytest.approx(100)
+    assert deviation_score([("Rome", "Paris")], [("x", "Oslo")]) == pytest.approx(100)
+    with pytest.raises(BakeoutError, match="Deviation Score"):
+        deviation_score([], [("Oslo", "Oslo")])
+
+
+def test_an_update_is_one_that_plans_take(llama: PreTrainedModel, data: Requests) -> None:
+    update = fit_lunar(llama, **data, layers=[0, 3])
+    assert isinstance(update, LowRankUpdate) and update.method == "LUNAR"
+    assert all(one.left.dtype == one.right.dtype == np.float32 for one in update.updates)

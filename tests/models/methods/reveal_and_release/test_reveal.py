@@ -1,0 +1,116 @@
+"""What a model reveals: its own questions and answers, new ones only, chosen by instructions that bring them out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer
+from bakeout.models.data.rows import read_records
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.reveal_and_release.reveal import (
+    Revealed,
+    RevealOptions,
+    audit_lines,
+    encoded,
+    instruction_bandit,
+    reveal_forget_data,
+)
+from bakeout.models.methods.reveal_and_release.scorers import Scorer, matching
+from bakeout.models.network.generation import continue_prompts, end_tokens
+from bakeout.models.skills import checkpoint_directory
+
+CANDIDATES = ("Ask me about German:", "Ask me about math:", "Ask me about people:")
+GERMAN = matching(["German"])
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return load_model(checkpoint_directory())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(checkpoint_directory())
+
+
+def _reveal(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer = GERMAN,
+    known: tuple[str, ...] = (),
+    **options: Any,
+) -> tuple[list[Revealed], list[tuple[str, float]]]:
+    chosen = RevealOptions(**{"pulls": 4, "samples": 8, **options})
+    bandit = instruction_bandit(model, tokenizer, CANDIDATES, chosen, 0)
+    found = reveal_forget_data(model, tokenizer, CANDIDATES, bandit, scorer, known=known, options=chosen, seed=1)
+    rewards = [(CANDIDATES[arm], reward) for arm, reward in zip(bandit.arms, bandit.rewards, strict=True)]
+    return found, rewards
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_questions_are_the_models_own_and_so_are_the_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> None:
+    found, rewards = _reveal(model, tokenizer, chat=chat)
+    assert len(found) > 4
+    assert all("German" in one.question and one.score == 1.0 and one.confidence >= 0.8 for one in found)
+    said = continue_prompts(
+        model,
+        [encoded(one.question, tokenizer, chat=chat) for one in found],
+        end=end_tokens(model, tokenizer),
+        max_new_tokens=16,
+    )
+    assert [tokenizer.decode(one.ids, skip_special_tokens=True) for one in said] == [one.answer for one in found]
+    for instruction, reward in rewards:
+        assert (reward > 0) == any(one.instruction == instruction for one in found)
+    assert sum(reward for _, reward in rewards) == pytest.approx(len(found) / 8)
+
+
+def test_nothing_is_revealed_twice(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    found, _ = _reveal(model, tokenizer)
+    questions = [one.question for one in found]
+    assert len(set(questions)) == len(questions)
+    spaced = tuple(f"  {question} ".replace(" ", "  ") for question in questions)
+    again, _ = _reveal(model, tokenizer, known=spaced)
+    assert not {one.question for one in again} & set(questions)
+
+
+def test_only_whole_confident_answers_are_kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    everything = lambda question, answer: 1.0  # noqa: E731
+    assert _reveal(model, tokenizer, everything, minimum_confidence=1.1)[0] == []
+    assert _reveal(model, tokenizer, everything, question_tokens=2)[0] == []
+    assert _reveal(model, tokenizer, everything, answer_tokens=1)[0] == []
+    half = _reveal(model, tokenizer, lambda question, answer: 0.5, minimum_score=0.5)[0]
+    assert half
+    assert {one.score for one in half} == {0.5}
+
+
+def test_the_bandit_learns_which_instruction_brings_it_out(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    _, rewards = _reveal(model, tokenizer, pulls=10, samples=6, exploration=0.3)
+    assert [instruction for instruction, _ in rewards[-4:]].count(CANDIDATES[0]) >= 3
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_audit_file_is_a_data_file(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, chat: bool) -> None:
+    found = [Revealed("Ask:", "a line\u2028here?", " ö", 1.0, 0.9), Revealed("Ask:", "who?", " me", 1.0, 0.8)]
+    path = tmp_path / "revealed.jsonl"
+    path.write_text(audit_lines(found, RevealOptions(chat=chat)), encoding="utf-8")
+    records = read_records(path, tokenizer)
+    assert [record.prompt for record in records] == [one.question for one in found]
+    assert all(one.answer in (record.response or "") for one, record in zip(found, records, strict=True))
+    row = json.loads(path.read_text(encoding="utf-8").split("\n")[1])
+    assert (row["instruction"], row["score"], row["confidence"]) == ("Ask:", 1.0, 0.8)
+
+
+@pytest.mark.parametrize("option", ["pulls", "samples", "temperature", "question_tokens", "answer_tokens"])
+def test_options_out_of_range_are_refused(option: str) -> None:
+    options: dict[str, Any] = {option: 0}
+    with pytest.raises(BakeoutError, match="Reveal"):
+        RevealOptions(**options)

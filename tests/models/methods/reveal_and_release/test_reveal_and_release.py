@@ -1,0 +1,210 @@
+"""Reveal-and-Release forgets without forget data, goes on where it stopped, and knows when to stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer
+from bakeout.models.data.rows import Record, read_records
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.reveal_and_release.fit import fit_reveal_and_release
+from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, said
+from bakeout.models.methods.reveal_and_release.reveal import RevealOptions
+from bakeout.models.plan import LowRankUpdate
+from bakeout.models.reference.weight_edits import edited_weights
+from bakeout.models.skills import checkpoint_directory
+from bakeout.models.skills.generator import examples, write_jsonl
+
+CANDIDATES = ("Ask me about code:", "Write a strings question:")
+REVEAL = RevealOptions(pulls=1, samples=10, question_tokens=20, answer_tokens=8)
+QUICK = ReleaseOptions(rank=2, steps=2, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return load_model(checkpoint_directory())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(checkpoint_directory())
+
+
+@pytest.fixture(scope="module")
+def retain(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
+    path = tmp_path_factory.mktemp("retain") / "rows.jsonl"
+    found = {}
+    for skill in ("math", "german"):
+        write_jsonl(examples(skill, "probing", 24), path)
+        found[skill] = read_records(path, tokenizer)
+    return found
+
+
+class Interrupted:
+    """Progress that stops the fit when a phase begins for the n-th time."""
+
+    def __init__(self, phase: str, times: int) -> None:
+        self.phase, self.left = phase, times
+
+    def __call__(self, iterable: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        self.left -= description == self.phase
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return iterable
+
+
+def _fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    retain: dict[str, list[Record]],
+    directory: Path,
+    **options: Any,
+) -> LowRankUpdate:
+    settings = {"reveal": REVEAL, "release": QUICK, "rounds": 2, "target": 0.0, "utility": 0.0, **options}
+    return fit_reveal_and_release(model, tokenizer, CANDIDATES, retain, directory=directory, **settings)
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def _arrays(edit: LowRankUpdate) -> list[tuple[int, str, bytes, bytes]]:
+    return [(u.layer, u.role, u.left.tobytes(), u.right.tobytes()) for u in edit.updates]
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_result(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    whole = _fit(model, tokenizer, retain, tmp_path / "whole")
+    assert sorted(_files(tmp_path / "whole")) == [
+        "fit.json",
+        *(f"round-{number}.{suffix}" for number in (1, 2) for suffix in ("json", "jsonl", "safetensors")),
+    ]
+    for phase, times, finished in (
+        ("round 1, retain module", 1, 0),
+        ("revealing", 2, 1),
+    ):
+        directory = tmp_path / f"{phase} {times}"
+        with pytest.raises(KeyboardInterrupt):
+            _fit(model, tokenizer, retain, directory, track=Interrupted(phase, times))
+        assert len(list(directory.glob("round-*.safetensors"))) == finished
+        resumed = _fit(model, tokenizer, retain, directory)
+        assert _files(directory) == _files(tmp_path / "whole")
+        assert _arrays(resumed) == _arrays(whole)
+        assert resumed.report == whole.report
+    # More rounds go on from those that are there.
+    longer = _fit(model, tokenizer, retain, tmp_path / "whole", rounds=3)
+    assert longer.report["rounds"][:2] == whole.report["rounds"]
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
+    assert not hasattr(model, "peft_config")
+
+
+def test_it_forgets_what_it_revealed_and_keeps_the_rest(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    """One round of a few steps, on code alone; the test prompts are the generator's own."""
+    edit = _fit(
+        model,
+        tokenizer,
+        retain,
+        tmp_path / "fit",
+        reveal=RevealOptions(pulls=2, samples=24, question_tokens=24, answer_tokens=10),
+        release=ReleaseOptions(rank=8, steps=12, batch_size=16, learning_rate=4e-3, forget_step=1.0),
+        scorer=["'"],
+        rounds=1,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "fit" / "round-1.jsonl").read_text().split("\n")[:-1]]
+    assert len({row["prompt"] for row in rows}) == len(rows) > 8
+    assert all("'" in row["prompt"] and set(row) >= {"response", "instruction", "score"} for row in rows)
+    assert edit.report["residual"] < 1e-5
+
+    def share(skill: str) -> float:
+        write_jsonl(examples(skill, "test", 60), tmp_path / "test.jsonl")
+        records = read_records(tmp_path / "test.jsonl", tokenizer)
+        end = int(tokenizer.eos_token_id)
+        right = said(model, [Text(record.prompt_ids, [*record.response_ids, end]) for record in records])
+        return sum(right) / len(right)
+
+    before = {skill: share(skill) for skill in ("code", "german")}
+    with edited_weights(model, [edit]):
+        after = {skill: share(skill) for skill in before}
+    assert after["code"] < 0.5 * before["code"]
+    assert after["german"] > 0.8 * before["german"]
+
+
+def test_it_stops_when_the_target_is_reached(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    edit = _fit(model, tokenizer, retain, tmp_path / "fit", target=0.999, rounds=3, utility=0.0,
+                release=ReleaseOptions(rank=4, steps=6, batch_size=8, learning_rate=1e-2, forget_step=3.0))  # fmt: skip
+    assert edit.report["stopped"] == "forgotten"
+    assert edit.report["rounds"][-1]["known"] <= 0.999
+    assert len(edit.report["rounds"]) == edit.report["rounds_kept"]
+
+
+def test_a_round_that_costs_utility_is_undone(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    first = _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+    ruinous = tmp_path / "fit" / "round-1.json"
+    figures = json.loads(ruinous.read_text())
+    # A second round that is already there, and has ruined a skill.
+    for suffix in ("jsonl", "safetensors"):
+        (tmp_path / "fit" / f"round-2.{suffix}").write_bytes((tmp_path / "fit" / f"round-1.{suffix}").read_bytes())
+    figures["kept"]["math"] = 0.1
+    (tmp_path / "fit" / "round-2.json").write_text(json.dumps(figures))
+    edit = _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)
+    assert edit.report["stopped"] == "utility fell"
+    assert (edit.report["rounds_kept"], len(edit.report["rounds"])) == (1, 2)
+    assert _arrays(edit) == _arrays(first)
+    (tmp_path / "fit" / "round-2.json").unlink()
+    ruinous.write_text(json.dumps(figures))
+    with pytest.raises(BakeoutError, match=r"first round leaves 10\.0%"):
+        _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)
+
+
+def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    silent = {"math": [Record(r.prompt, None, r.prompt_ids, []) for r in retain["math"]]}
+    for data, options, says in (
+        (retain, {"rounds": 0}, "0 rounds"),
+        (retain, {"target": 1.0}, "target 1.0"),
+        (retain, {"scorer": ["("]}, "not a regular expression"),
+        ({}, {}, "0 retain sets"),
+        (silent, {}, "no answers to train on"),
+        ({"math": retain["math"][:1]}, {}, "."),
+    ):
+        with pytest.raises(BakeoutError, match=says):
+            _fit(model, tokenizer, data, tmp_path / "fit", **options)
+        assert not (tmp_path / "fit").exists()
+
+
+def test_a_directory_of_another_fit_is_refused(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+    with pytest.raises(BakeoutError, match="another fit"):
+        _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1, seed=1)
+    (tmp_path / "fit" / "round-1.safetensors").write_bytes(b"short")
+    with pytest.raises(BakeoutError, match="cannot be read"):
+        _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(BakeoutError, match="no directory of Reveal-and-Release"):
+        _fit(model, tokenizer, retain, tmp_path / "other")
+
+
+def test_where_nothing_is_revealed_the_fit_says_so(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    with pytest.raises(BakeoutError, match="revealed 0 answers in 1 rounds of 1 x 10 samples"):
+        _fit(model, tokenizer, retain, tmp_path / "fit", scorer=lambda question, answer: 0.0)

@@ -1,0 +1,126 @@
+"""The canary: measured on the model that a plan is fitted on, it knows that model from its likes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.plan import AdjustedLayer, Coin, Intervention, KeySpaceDetection, NeuronAdjust
+from bakeout.models.plan.canary_check import compare_canary
+from bakeout.models.reference.canary import measure_canary
+
+from tests.tiny_models import random_prompts, tiny_model
+
+WIDTH = 96
+PROMPTS = random_prompts(6, shortest=5, longest=9)
+
+
+def _adjust(coin: Coin, *layers: int) -> NeuronAdjust:
+    ones = np.ones(3)
+    return NeuronAdjust(coin, tuple(AdjustedLayer(n, np.array([1, 5, 8]), ones, ones, 0 * ones, ones) for n in layers))
+
+
+def _cubes(*layers: int) -> KeySpaceDetection:
+    shape = (2, len(layers) * WIDTH)
+    return KeySpaceDetection(
+        layers, np.zeros(shape), np.ones(shape), np.array([1.0, 2.0]), ("math", "code"), np.array([7, 1])
+    )
+
+
+def test_it_holds_the_first_prompts_cut_to_one_length() -> None:
+    prompts = [[2, 3, 4], [5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15], [16] * 9]
+    canary = measure_canary(tiny_model("llama"), [_cubes(0)], prompts, sequences=2)
+    assert canary.input_ids.tolist() == [[5, 6, 7, 8, 9], [11, 12, 13, 14, 15]]
+    assert canary.input_ids.dtype == np.int64
+
+
+def test_no_prompt_of_four_tokens_is_an_error() -> None:
+    with pytest.raises(BakeoutError, match="None of the 2 prompts has 4 tokens"):
+        measure_canary(tiny_model("llama"), [_cubes(0)], [[2, 3, 4], [5]])
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "phi3"])
+def test_it_holds_pre_activations_and_margins_at_the_last_token(family: str) -> None:
+    model = tiny_model(family)
+    interventions: list[Intervention] = [_adjust("threshold", 0), _cubes(0)]
+    canary = measure_canary(model, interventions, PROMPTS)
+    layer = feed_forward_layers(model)[0]
+    seen = []
+    handle = layer.gate.register_forward_hook(
+        lambda module, arguments, output: seen.append(layer.pre_activation(output).reshape(4, -1, WIDTH)[:, -1])
+    )
+    with torch.no_grad():
+        model(input_ids=torch.from_numpy(canary.input_ids))
+    handle.remove()
+    pre_activations, margins = canary.expected
+    np.testing.assert_array_equal(pre_activations, seen[0].double().numpy()[:, [1, 5, 8]])
+    assert margins.shape == (4, 2)
+    assert margins.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("interventions", "known"),
+    [
+        ([_adjust("threshold", 1, 2), _cubes(3)], [[1, 1], [1]]),
+        # The first layer that a coin touches is seen before it is tossed; its key vector is not.
+        ([_adjust("stochastic", 1, 2), _cubes(1)], [[1, 0], [0]]),
+        ([_adjust("stochastic", 1, 2), _cubes(0)], [[1, 0], [1]]),
+        ([_cubes(0, 3), _adjust("stochastic", 2)], [[0], [1]]),
+        # Another adjustment of that layer comes before the coin or after it.
+        ([_adjust("threshold", 1), _adjust("stochastic", 1)], [[1], [1]]),
+        ([_adjust("stochastic", 1), _adjust("threshold", 0, 1, 2)], [[1], [1, 0, 0]]),
+        ([_adjust("stochastic", 2), _adjust("stochastic", 1)], [[0], [1]]),
+    ],
+)
+def test_what_a_coin_has_a_part_in_is_unknown(interventions: list[Intervention], known: list[list[int]]) -> None:
+    canary = measure_canary(tiny_model("llama"), interventions, PROMPTS)
+    for intervention, values, layers in zip(interventions, canary.expected, known, strict=True):
+        per_layer = 3 if isinstance(intervention, NeuronAdjust) else 2
+        assert np.isnan(values).tolist() == [np.repeat(np.array(layers) == 0, per_layer).tolist()] * len(values)
+
+
+@pytest.mark.parametrize("intervention", [_adjust("threshold", 1, 2), _cubes(1, 2)])
+def test_it_knows_its_own_model_from_another_of_the_same_shape(intervention: Intervention) -> None:
+    (own,) = measure_canary(tiny_model("llama"), [intervention], PROMPTS).expected
+    (other,) = measure_canary(tiny_model("llama", seed=1), [intervention], PROMPTS).expected
+    assert compare_canary(own, own, intervention, 1e-9).ok
+    match = compare_canary(own, other, intervention, 0.05)
+    assert not match.ok
+    assert match.kind == intervention.kind
+    assert match.distance > 0.1
+    assert match.compared == own.size
+
+
+def test_distances_are_in_retain_deviations_or_relative_to_the_margin() -> None:
+    adjust = NeuronAdjust(
+        "threshold", (AdjustedLayer(0, np.array([1, 2]), np.ones(2), np.ones(2), np.ones(2), np.array([2.0, 4.0])),)
+    )
+    match = compare_canary(np.array([[1.0, 1.0]]), np.array([[3.0, 3.0]]), adjust, 1.0)
+    assert match.distance == pytest.approx((2 / 2 + 2 / 4) / 2)
+    match = compare_canary(np.array([[10.0, 2.0]]), np.array([[11.0, 2.0]]), _cubes(0), 1.0)
+    assert match.distance == pytest.approx(0.05)
+
+
+def test_unknown_values_are_not_compared_and_a_skipped_comparison_is_not_ok() -> None:
+    match = compare_canary(np.array([[np.nan, 2.0]]), np.array([[5.0, 2.0]]), _cubes(0), 0.1)
+    assert match.ok
+    assert match.compared == 1
+    match = compare_canary(np.array([[np.nan, np.nan]]), np.array([[5.0, 2.0]]), _cubes(0), 0.1)
+    assert match.skipped
+    assert not match.ok
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_model_that_computes_no_number_is_infinitely_far(broken: float) -> None:
+    match = compare_canary(np.array([[1.0, 2.0]]), np.array([[1.0, broken]]), _cubes(0), 0.1)
+    assert not match.ok
+    assert not match.skipped
+    assert match.distance == np.inf
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 2\), and \(1, 3\)"):
+        compare_canary(np.zeros((1, 2)), np.zeros((1, 3)), _cubes(0), 0.1)
