@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.export.artifacts.artifact import DATA, GRAPH, copy_by_kernel, disk_errors, require_space
 from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
 
@@ -56,7 +57,6 @@ def export_checkpoint(checkpoint: Path, directory: Path, dtype: DType = "fp32") 
     Raises ``BakeoutError`` for a checkpoint that cannot be loaded or that optimum cannot export, and for a full disk.
     """
     import torch
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     model = load_model(checkpoint, torch.float16 if dtype == "fp16" else torch.float32)
     if dtype == "fp16":
@@ -67,8 +67,7 @@ def export_checkpoint(checkpoint: Path, directory: Path, dtype: DType = "fp32") 
     with disk_errors(directory), tempfile.TemporaryDirectory(prefix=".export.", dir=directory) as scratch:
         exported = Path(scratch)
         _export(model, exported, checkpoint, dtype)
-        graph = ir.load(exported / GRAPH)
-        ClearMetadataAndDocStringPass()(graph)
+        graph = load_graph(exported / GRAPH)
         _bound_mask(graph)
         ir.save(graph, directory / GRAPH, external_data=DATA)
         # The checkpoint's own files go before those that optimum writes anew.

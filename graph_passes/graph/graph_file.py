@@ -1,4 +1,8 @@
-"""ONNX files as graphs: loaded and saved without their weights, which stay in their data file."""
+"""ONNX files as graphs: loaded and saved without their weights, which stay in their data file.
+
+Initialisers alone refer to data files in a loaded graph. Exporters put tensors of attributes there too, such as a
+Constant's; they are few and small, and are read.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,9 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from bakeout.graph_passes.errors import GraphError
 
+# What protobuf writes into one file.
+_LARGEST_FILE = 2**31 - 1
+
 
 class DataTensor(ir.ExternalTensor):
     """A tensor in a data file, by the file's real path: onnx_ir itself reads no file that is linked, but model hubs
@@ -25,13 +32,13 @@ class DataTensor(ir.ExternalTensor):
 
 
 def load_graph(path: Path) -> ir.Model:
-    """Read a graph; the data files it refers to are checked for presence and size, not read.
+    """Read a graph; the data files it refers to are checked for presence and size. Weights are not read.
 
     Metadata and doc strings are dropped: torch's exporter writes absolute source paths into them, which would make
     the artifact depend on the directory it was exported in.
 
-    Raises ``GraphError`` for a file that is missing, truncated or not ONNX, and for external data that is missing,
-    too short, or outside the model's directory.
+    Raises ``GraphError`` for a file that is missing, truncated or not ONNX, for external data that is missing, too
+    short, or outside the model's directory, and for attributes that the graph's own file cannot hold.
     """
     try:
         model = ir.load(path)
@@ -43,7 +50,8 @@ def load_graph(path: Path) -> ir.Model:
     if len(model.graph) == 0:
         raise GraphError(f"{path}: not a whole ONNX file (it holds no node).", "Copy or export it again.")
     _require_data(model, path)
-    _resolve_data(model, path)
+    _resolve_data(model, path.parent)
+    _read_attributes(model, path)
     ClearMetadataAndDocStringPass()(model)
     return model
 
@@ -112,13 +120,29 @@ def _initialisers(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
 
 
+def _external_initialisers(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
+    for value in _initialisers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value, value.const_value
+
+
+def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.ExternalTensor]]:
+    """The attributes that lie in data files, with their nodes: of the graph, its subgraphs and its functions."""
+    owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for owner in owners:
+        for node in owner.all_nodes():
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    yield node, attribute.name, attribute.value
+
+
 def _require_data(model: ir.Model, path: Path) -> None:
     needed: dict[str, int] = {}
-    for value in _initialisers(model):
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-            needed[str(tensor.location)] = max(end, needed.get(str(tensor.location), 0))
+    tensors = [tensor for _, tensor in _external_initialisers(model)]
+    tensors += [tensor for _, _, tensor in _external_attributes(model)]
+    for tensor in tensors:
+        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+        needed[str(tensor.location)] = max(end, needed.get(str(tensor.location), 0))
     for location, size in sorted(needed.items()):
         relative = PurePosixPath(location)
         if relative.is_absolute() or ".." in relative.parts:
@@ -136,17 +160,32 @@ def _require_data(model: ir.Model, path: Path) -> None:
             )
 
 
-def _resolve_data(model: ir.Model, path: Path) -> None:
-    for value in _initialisers(model):
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            resolved = DataTensor(
-                (path.parent / tensor.location).resolve(),
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=tensor.name,
-            )
-            resolved.name_in_graph = str(tensor.location)
-            value.const_value = resolved
+def _resolve_data(model: ir.Model, directory: Path) -> None:
+    for value, tensor in _external_initialisers(model):
+        value.const_value = _resolved(tensor, directory)
+
+
+def _resolved(tensor: ir.ExternalTensor, directory: Path) -> DataTensor:
+    resolved = DataTensor(
+        (directory / tensor.location).resolve(),
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+    )
+    resolved.name_in_graph = str(tensor.location)
+    return resolved
+
+
+def _read_attributes(model: ir.Model, path: Path) -> None:
+    attributes = list(_external_attributes(model))
+    size = sum(tensor.nbytes for _, _, tensor in attributes)
+    if size > _LARGEST_FILE:
+        raise GraphError(
+            f"{path}: its nodes' attributes hold {size} bytes of tensors, more than an ONNX file can.",
+            "Export it with its weights as initialisers.",
+        )
+    for node, name, tensor in attributes:
+        (read,) = ir.external_data.convert_tensors_from_external([_resolved(tensor, path.parent)])
+        node.attributes[name] = ir.AttrTensor(name, read)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import convert_model_to_external_data
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.graph_file import data_files, graph_digest, load_graph, save_graph
@@ -31,6 +32,39 @@ def write_model(directory: Path, data: str = "weights.bin") -> Path:
     directory.mkdir(exist_ok=True)
     path = directory / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=0)
+    return path
+
+
+def write_function(directory: Path) -> Path:
+    """Y = x @ weight if a constant is true, else [[1.]], chosen by a function; every tensor in a file of its own."""
+    path = write_model(directory)
+    model = onnx.load(path)
+    model.graph.node[0].output[0] = "product"
+    model.graph.node.append(helper.make_node("Choose", ["product"], ["y"], domain="local"))
+
+    def branch(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+    def constant(name: str, value: np.ndarray) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+
+    one = numpy_helper.from_array(np.ones(1, np.float32))
+    filled = helper.make_node("ConstantOfShape", ["shape"], ["else"], value=one)
+    choice = helper.make_node(
+        "If",
+        ["yes"],
+        ["y"],
+        then_branch=branch("then", helper.make_node("Identity", ["product"], ["then"])),
+        else_branch=branch("else", constant("shape", np.ones(2, np.int64)), filled),
+    )
+    nodes = [constant("yes", np.array(True)), choice]
+    model.functions.append(
+        helper.make_function("local", "Choose", ["product"], ["y"], nodes, [helper.make_opsetid("", 18)])
+    )
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    (directory / "weights.bin").unlink()
+    convert_model_to_external_data(model, all_tensors_to_one_file=False, size_threshold=0, convert_attribute=True)
+    onnx.save(model, path)
     return path
 
 
@@ -71,6 +105,39 @@ def test_tensors_behind_links_can_be_read_and_written(tmp_path: Path, link: obje
     np.testing.assert_array_equal(tensor.numpy(), WEIGHT)
     save_graph(model, path.parent / "again.onnx")
     np.testing.assert_array_equal(product(path.parent / "again.onnx"), WEIGHT)
+
+
+def test_attributes_are_brought_into_the_graph_and_weights_stay_in_their_file(tmp_path: Path) -> None:
+    """In a function, and in a branch."""
+    path = write_function(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+    model = load_graph(path)
+    assert set(data_files(model)) == {"weight"}
+    for file in tmp_path.iterdir():
+        if file.name != "weight":
+            file.unlink()
+    save_graph(model, path)
+    np.testing.assert_array_equal(product(path), WEIGHT)
+
+
+def test_attributes_whose_data_is_missing_or_too_large_are_refused(tmp_path: Path) -> None:
+    path = write_function(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    tensor = proto.functions[0].node[0].attribute[0].t
+    data = tmp_path / next(entry.value for entry in tensor.external_data if entry.key == "location")
+    data.unlink()
+    with pytest.raises(GraphError, match="is missing"):
+        load_graph(path)
+    size = 2**31
+    tensor.dims[:] = [size]
+    for entry in tensor.external_data:
+        if entry.key == "length":
+            entry.value = str(size)
+    path.write_bytes(proto.SerializeToString())
+    with data.open("wb") as file:
+        file.truncate(size)
+    with pytest.raises(GraphError, match="more than an ONNX file can"):
+        load_graph(path)
 
 
 def test_source_paths_do_not_reach_the_graph(tmp_path: Path) -> None:
