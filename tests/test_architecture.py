@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -51,16 +52,27 @@ def test_everything_that_is_installed_is_pinned() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(line.count("==") == 1 and "+" not in line and "/" not in line for line in lines)
     pinned = {canonicalize_name(line.split("==")[0]) for line in lines}
-    needed: set[str] = set()
-    waiting = [("bakeout", extra) for extra in ("", "test", "lint")]
+    asked: set[tuple[str, str]] = set()
+    waiting = {("bakeout", extra) for extra in ("", "test", "lint")}
     while waiting:
-        name, extra = waiting.pop()
+        asked.add(pair := waiting.pop())
+        name, extra = pair
         for requirement in map(Requirement, distribution(name).requires or []):
-            wanted = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-            if wanted and (brought := canonicalize_name(requirement.name)) not in needed:
-                needed.add(brought)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                brought = canonicalize_name(requirement.name)
                 # torch itself pins the CUDA packages of its build.
-                if brought != "torch":
-                    waiting.extend((brought, extra) for extra in ("", *requirement.extras))
-    # The project's tests need one of its own extras.
-    assert needed - pinned <= {"bakeout"}
+                extras = () if name == "torch" else ("", *requirement.extras)
+                waiting |= {(brought, extra) for extra in extras} - asked
+    assert {name for name, _ in asked} - {"bakeout"} <= pinned
+
+
+def test_every_folder_of_modules_is_installed() -> None:
+    """Folders map to packages one to one, so that a wheel lacks none."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {
+        file.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for floor in ("models", "graph_passes", "export")
+        for file in (ROOT / floor).rglob("*.py")
+    }
+    packages = {f"bakeout.{folder}" for folder in folders - {"export.public"}} | {"bakeout"}
+    assert sorted(packages) == settings["packages"]
