@@ -334,7 +334,9 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             decoder = Decoder(self.directory, self.provider, profile=Path(folder) / "profile")
             for row in (*self.kept[:1], *self.refused[:1]):
-                decoder.ask([self.prompts[row]], 1)
+                ids, mask = np.array([self.prompts[row]]), np.ones((1, len(self.prompts[row]) + 1), np.int64)
+                _, cache = decoder.step(ids, mask[:, 1:])
+                decoder.step(np.array([self.expected[row].tokens[:1]]), mask, cache)
             runs = nodes_by_run(Path(decoder.session.end_profiling()))
         nodes = {name: node for run in runs for name, node in run.items()}
         on_cpu = [node for node in nodes.values() if node["provider"] == CPU and "Memcpy" not in node["op_name"]]
@@ -344,7 +346,8 @@ class Bench:
         detail = f"{len(on_cpu)} of {len(nodes)}; with floats: {listed(floats)}; others: {listed(others)}"
         yield Row("CPU nodes", bool(nodes) and bool(floats) == (self.provider == CPU), detail)
         if self.refused and self.kept:
-            going_on, refusing = map(len, runs)
+            # Of the steps behind the prompts: a prompt may be refused from its last token on alone.
+            going_on, refusing = len(runs[1]), len(runs[3])
             has_exit = any("early_exit" in name for name in nodes)
             detail = f"{refusing} nodes run where all is refused, {going_on} otherwise"
             yield Row("early exit", refusing < going_on if has_exit else None, detail)

@@ -47,12 +47,14 @@ def baked(llama_checkpoint: Path, llama_export: Path, tmp_path_factory: pytest.T
     half.mkdir()
     export_checkpoint(llama_checkpoint, half, "fp16")
     adjusting = plan_of(model, [neuron_adjust(model, "threshold", ids)], ids)
-    refusing = plan_of(model, [key_space_detection(model, (1,), "query", ids)], ids)
+    refusing, everywhere = (
+        plan_of(model, [key_space_detection(model, (1,), positions, ids)], ids) for positions in ("query", "every")
+    )
     return Baked(
         [llama_export, half],
         bake(llama_export, adjusting, root / "adjusted").directory,
         bake(llama_export, refusing, root / "refusing").directory,
-        bake(half, refusing, root / "refusing-fp16").directory,
+        bake(half, everywhere, root / "refusing-fp16").directory,
         write_rows(root / "prompts.jsonl", [{"prompt": text} for text in TEXTS]),
     )
 
