@@ -1,4 +1,4 @@
-"""The command line: a module for each command."""
+"""The command line: one module a command. Nothing outside this package prints."""
 
 from bakeout.export.cli.main import main
 

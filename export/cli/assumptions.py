@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from bakeout.export.console import emit_json, progress
+from bakeout.export.cli.console import emit_json, emit_table, progress
+from bakeout.export.cli.options import PATH, json_output
 
-_PATH = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    from bakeout.export.verification.check_assumptions import Checked
+    from bakeout.models.reference.assumptions import DriftRow, NeuronShape
+
+# How many neurons a table shows.
+_WORST = 10
 
 
 @click.command()
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option("--base", required=True, help="The base model: its checkpoint's directory, or a hub id.")
-@click.option("--forget", type=_PATH, multiple=True, required=True, help="JSONL of what is forgotten; repeatable.")
-@click.option("--retain", type=_PATH, multiple=True, required=True, help="JSONL of what is kept; repeatable.")
+@click.option("--forget", type=PATH, multiple=True, required=True, help="JSONL to be forgotten; repeatable.")
+@click.option("--retain", type=PATH, multiple=True, required=True, help="JSONL to be retained; repeatable.")
 @click.option(
     "--length",
     "lengths",
@@ -25,7 +33,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--prompts", type=click.IntRange(2), default=100, show_default=True, help="Rows of each file.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the conversations.")
-@click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
+@json_output
 def assumptions(
     path: Path,
     base: str,
@@ -36,19 +44,57 @@ def assumptions(
     seed: int,
     machine: bool,
 ) -> None:
-    """Check what a plan's methods take for granted, on your model and data.
+    """Check the assumptions of a plan's methods on your model and data.
 
-    PATH: a plan or an artifact. Of Neuron Adjust: how far every selected neuron's pre-activations are from Gaussian,
-    and how much the forget set's and the retain set's overlap. Of both methods: how distributions and margins drift
-    when the same query stands behind ever longer conversations about everything. Warns where a method stands on sand.
+    PATH: a plan or an artifact. For Neuron Adjust: how far the pre-activations of every selected neuron are from
+    Gaussian, and how much those of the forget set and the retain set overlap. For both methods: how distributions and
+    margins drift when the same query comes after longer and longer conversations about other subjects. Warns where an
+    assumption does not hold.
     """
-    from bakeout.export.verification.check_assumptions import check_assumptions, print_checked
+    from bakeout.export.verification.check_assumptions import check_assumptions
 
     with progress() as track:
         checked = check_assumptions(
             path, base, forget, retain, lengths=lengths, prompts=prompts, seed=seed, track=track
         )
     if machine:
-        emit_json({"interventions": [one.as_json() for one in checked]})
+        emit_json({"interventions": [intervention.as_json() for intervention in checked]})
     else:
-        print_checked(checked)
+        _print(checked)
+
+
+def _print(checked: Sequence[Checked]) -> None:
+    """Tables and warnings for each intervention."""
+    for intervention in checked:
+        name = f"{intervention.index} {intervention.kind}"
+        if intervention.shapes is not None:
+            neurons = intervention.shapes.neurons
+            worst = sorted(neurons, key=lambda neuron: -max(neuron.forget_gap, neuron.retain_gap))[:_WORST]
+            emit_table(
+                ["neuron", "gap, forget", "gap, retain", "overlap", "shifted, forget", "shifted, retain"],
+                [_neuron_cells(neuron) for neuron in worst],
+                title=f"{name}: of {len(neurons)} neurons, those farthest from Gaussian",
+            )
+        emit_table(
+            ["queries", "tokens", "margin / alpha", "refused", "shift of the means"],
+            [_drift_cells(row) for row in intervention.drift.rows],
+            title=f"{name}: the same queries after longer and longer conversations",
+        )
+        for warning in intervention.warnings:
+            click.echo(f"WARNING: {warning}")
+        if not intervention.warnings:
+            click.echo("No warnings.")
+
+
+def _neuron_cells(neuron: NeuronShape) -> list[str]:
+    figures = (neuron.forget_gap, neuron.retain_gap, neuron.overlap)
+    shares = (neuron.shifted_forget, neuron.shifted_retain)
+    name = f"layer {neuron.layer}, {neuron.neuron}"
+    return [name, *(f"{figure:.2f}" for figure in figures), *(f"{share:.0%}" for share in shares)]
+
+
+def _drift_cells(row: DriftRow) -> list[str]:
+    margin = "" if row.margin is None else f"{row.margin:.2f}"
+    refused = "" if row.refused is None else f"{row.refused:.1%}"
+    shift = "" if row.shift is None else f"{row.shift:.2f}"
+    return [row.name, f"{row.first} to {row.last - 1}", margin, refused, shift]

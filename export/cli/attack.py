@@ -9,31 +9,30 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bakeout.export.console import emit_json, emit_table, progress
+from bakeout.export.cli.console import emit_json, emit_table, progress
+from bakeout.export.cli.options import PATH, directories, json_output
 
 if TYPE_CHECKING:
     from bakeout.export.attacks.attack import AttackRow
     from bakeout.models.plan import Positions
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("directories", type=_PATH, nargs=-1, required=True, metavar="DIR...")
-@click.option("--data", type=_PATH, multiple=True, required=True, help="JSONL of what is forgotten; repeatable.")
-@click.option("--retain", "mixed", type=_PATH, help="JSONL of something else, to mix into batches.")
-@click.option("--attack", "attacks", multiple=True, help="One attack alone, repeatable; by default all of them.")
+@directories
+@click.option("--data", type=PATH, multiple=True, required=True, help="JSONL of forgotten prompts; repeatable.")
+@click.option("--retain", "mixed", type=PATH, help="JSONL of other prompts, for batches with mixed prompts.")
+@click.option("--attack", "attacks", multiple=True, help="Run this attack only, repeatable; by default all.")
 @click.option(
     "--positions",
     type=click.Choice(["query", "step", "every"]),
     multiple=True,
-    help="Measure Key Space Detection with this setting too; repeatable. Takes --base.",
+    help="Measure Key Space Detection with this setting too, repeatable; needs --base.",
 )
-@click.option("--base", type=_PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
+@click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
 @click.option("--prompts", type=click.IntRange(1), default=200, show_default=True, help="Prompts of each file.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the variants.")
-@click.option("--figures", type=_PATH, help="Write what a report shows of it to this file.")
-@click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
+@click.option("--figures", type=PATH, help="Write the figures of a report to this file.")
+@json_output
 def attack(
     directories: tuple[Path, ...],
     data: tuple[Path, ...],
@@ -46,11 +45,14 @@ def attack(
     figures: Path | None,
     machine: bool,
 ) -> None:
-    """Ask artifacts the same in other forms, and count what gets through.
+    """Rephrase forgotten prompts, and count how many the artifacts answer.
 
-    Suffixes, prefixes, whitespace, case, punctuation, a few-shot context; paraphrases and other languages where a row
-    brings any (`paraphrases`, `translations`: lists of strings); token by token, in chunks, in a batch with prompts of
-    --retain. Through is what is not refused; from an artifact that cannot refuse, what is answered rightly.
+    Variants of each prompt: suffixes, prefixes, whitespace, case, punctuation, a few-shot context; paraphrases and
+    translations if the rows contain them (`paraphrases`, `translations`: lists of strings). Other ways of feeding the
+    same prompt: token by token, in chunks, and in a batch with the prompts of --retain.
+
+    A prompt gets through if it is not refused. For an artifact that cannot refuse, it gets through if the answer is
+    correct.
     """
     from bakeout.export.attacks.attack import ATTACKS, attack, attacks_figure
     from bakeout.export.report.figures_file import figures_json
@@ -78,15 +80,17 @@ def attack(
 
 
 def _print(rows: Sequence[AttackRow]) -> None:
-    """An attack a line, an artifact a column; a table for each file."""
+    """A table for each file, with a line for each attack and a column for each artifact."""
     for name in dict.fromkeys(row.data for row in rows):
-        found: Mapping[tuple[str, str], AttackRow] = {(row.attack, row.target): row for row in rows if row.data == name}
-        targets = list(dict.fromkeys(target for _, target in found))
+        row_of: Mapping[tuple[str, str], AttackRow] = {
+            (row.attack, row.target): row for row in rows if row.data == name
+        }
+        targets = list(dict.fromkeys(target for _, target in row_of))
         table = [
-            [attack, *(_cell(found.get((attack, target))) for target in targets)]
-            for attack in dict.fromkeys(attack for attack, _ in found)
+            [attack, *(_cell(row_of.get((attack, target))) for target in targets)]
+            for attack in dict.fromkeys(attack for attack, _ in row_of)
         ]
-        emit_table(["attack", *targets], table, title=f"{name}: share that gets through (answered rightly)")
+        emit_table(["attack", *targets], table, title=f"{name}: share that gets through (answered correctly)")
 
 
 def _cell(row: AttackRow | None) -> str:

@@ -6,19 +6,18 @@ from pathlib import Path
 
 import click
 
-from bakeout.export.console import emit_json
-
-_PATH = click.Path(path_type=Path)
+from bakeout.export.cli.console import emit_json
+from bakeout.export.cli.options import PATH, directories, json_output
 
 
 @click.command()
-@click.argument("directories", type=_PATH, nargs=-1, required=True, metavar="DIR...")
-@click.option("-o", "--output", type=_PATH, required=True, help="The page's file; it must not exist.")
+@directories
+@click.option("-o", "--output", type=PATH, required=True, help="File of the new page; it must not exist.")
 @click.option(
-    "--evaluation", "evaluations", type=_PATH, multiple=True, help="What `evaluate --json` printed; repeatable."
+    "--evaluation", "evaluations", type=PATH, multiple=True, help="What `evaluate --json` printed; repeatable."
 )
-@click.option("--figures", type=_PATH, multiple=True, help="Figures of `tune`, `attack` or a benchmark; repeatable.")
-@click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
+@click.option("--figures", type=PATH, multiple=True, help="Figures of `tune`, `attack` or a benchmark; repeatable.")
+@json_output
 def report(
     directories: tuple[Path, ...],
     output: Path,
@@ -26,10 +25,10 @@ def report(
     figures: tuple[Path, ...],
     machine: bool,
 ) -> None:
-    """Write one self-contained page about artifacts, for people.
+    """Write one self-contained HTML page about artifacts.
 
-    What was edited, with receipts and digests, is read from the artifacts; accuracies come with --evaluation, and
-    plots of what was measured elsewhere with --figures. What is not given is left out, and the page says so.
+    The edits, receipts and digests come from the artifacts, accuracies from --evaluation, and plots of other
+    measurements from --figures. The page names each part that is missing because its input was not given.
     """
     from bakeout.export.report.page import write_report
 

@@ -6,22 +6,21 @@ from pathlib import Path
 
 import click
 
-from bakeout.export.console import emit_json, progress
-
-_PATH = click.Path(path_type=Path)
+from bakeout.export.cli.console import emit_json, progress
+from bakeout.export.cli.options import PATH, json_output
 
 
 @click.command()
-@click.argument("recipe", type=_PATH)
-@click.option("-o", "--output", type=_PATH, required=True, help="The tuned recipe's file; it must not exist.")
+@click.argument("recipe", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="File of the tuned recipe; it must not exist.")
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Candidates of each search.")
 @click.option(
-    "--prompts", type=click.IntRange(1), default=200, show_default=True, help="Rows of each name to measure one on."
+    "--prompts", type=click.IntRange(1), default=200, show_default=True, help="Rows of each name to measure with."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search.")
-@click.option("--directory", type=_PATH, help="Where trials are kept and gone on from; by default beside the output.")
-@click.option("--figures", type=_PATH, help="Write what a report draws of the choices to this file.")
-@click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
+@click.option("--directory", type=PATH, help="Directory of the trials, to resume from; by default beside the output.")
+@click.option("--figures", type=PATH, help="Write the figures of a report to this file.")
+@json_output
 def tune(
     recipe: Path,
     output: Path,
@@ -32,12 +31,12 @@ def tune(
     figures: Path | None,
     machine: bool,
 ) -> None:
-    """Fill in what a recipe leaves `auto`, so that a build never searches.
+    """Replace every `auto` of a recipe by a value, so that a build never searches.
 
-    Searched: Neuron Adjust's `ratio: auto` (with selection, tokens and coin where they are not set), LUNAR's
-    `coefficient: auto` and UNLEARN's `scale: auto`. Chosen is, of the candidates that keep 95 % of every accuracy to
-    retain, the one that forgets most. Also filled in: the layers, cubes, floor and epsilon of Key Space Detection.
-    All trials are kept as tables; a search that was interrupted goes on.
+    Searched are Neuron Adjust's `ratio: auto` (with selection, tokens and coin where the recipe does not set them),
+    LUNAR's `coefficient: auto` and UNLEARN's `scale: auto`. Of the candidates that keep 95 % of every retained
+    accuracy, the one that forgets most is chosen. The layers, cubes, floor and epsilon of Key Space Detection are
+    filled in too. All trials are kept as tables, and an interrupted search resumes.
     """
     from bakeout.export.tuning.tune import tune
 

@@ -23,6 +23,7 @@ from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
 
 BASE = "base"
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ class Evaluation:
     texts: tuple[TextRow, ...]
     tasks: tuple[TaskRow, ...] = ()
 
-    def as_json(self) -> dict[str, list[dict[str, Any]]]:
+    def as_json(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         return {
+            "schema": SCHEMA,
             "rows": [row.as_json() for row in self.rows],
             "texts": [row.as_json() for row in self.texts],
             "tasks": [row.as_json() for row in self.tasks],

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from bakeout.export.console import SCHEMA, emit_table
 from bakeout.export.evaluation.evaluate import BASE, Evaluation, Row, unpaired_change
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.pipeline.build import build
@@ -88,39 +87,6 @@ def run_demo(directory: Path, model: Path | None = None, *, track: Track = untra
     return Demo(directory, runners[0].provider, tuple(rows), samples)
 
 
-def print_demo(demo: Demo) -> None:
-    """The table, where things lie, and the answers before and after."""
-    found = {(row.model, row.data): row for row in demo.rows}
-    models = [BASE, *(str(demo.directory / method) for method in METHODS)]
-    table = []
-    for skill in SKILLS:
-        shown = [_figures(found[model, skill]) for model in models]
-        table.append([f"{skill} (to be forgotten)", *shown] if skill == FORGOTTEN else [skill, *shown])
-    prompts = found[BASE, FORGOTTEN].prompts
-    title = f"Exact answers to {prompts} unseen prompts a skill ({demo.provider})"
-    emit_table(["skill", BASE, *METHODS.values()], table, title=title)
-    emit_table(
-        ["prompt", BASE, *METHODS.values()],
-        [[sample.prompt, *sample.answers] for sample in demo.samples],
-        title="Answers before and after",
-        figures=False,
-    )
-    print(
-        f"All of it is in {demo.directory}: the artifacts (one a method), their recipes (*.yaml), the data, and the "
-        "base model as ONNX."
-    )
-    print(
-        f"Read it in a browser: {demo.directory / REPORT}. What takes long (trade-offs, depth, languages, latency) is "
-        "read from figures made beforehand."
-    )
-    print(f"Talk to one:  bakeout chat --single-turn {demo.directory / next(iter(METHODS))}")
-
-
-def _figures(row: Row) -> str:
-    refused = f" ({row.refusals:.1%} refused)" if row.refusals else ""
-    return f"{row.accuracy:.1%}{refused}"
-
-
 def _write_data(directory: Path, track: Track) -> None:
     directory.mkdir()
     for skill in track(SKILLS, "writing questions and answers", len(SKILLS)):
@@ -137,7 +103,7 @@ def _write_report(directory: Path, rows: Sequence[Row]) -> None:
     """
     # By the artifacts' names: the page must not depend on where it lies.
     named = tuple(replace(row, model=Path(row.model).name) for row in rows)
-    evaluation = {"schema": SCHEMA, **Evaluation(named, ()).as_json()}
+    evaluation = Evaluation(named, ()).as_json()
     (directory / _EVALUATION).write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     figures = files("bakeout.export").joinpath("templates/demo_figures.json")
     (directory / _FIGURES).write_bytes(figures.read_bytes())
@@ -167,7 +133,7 @@ def replacing(directory: Path) -> Iterator[Path]:
         strange = [] if not directory.is_dir() else sorted({path.name for path in directory.iterdir()} - _WRITTEN)
         if strange or not directory.is_dir():
             what = f"holds {strange[0]}, which the demo did not write" if strange else "is a file"
-            raise BakeoutError(f"{directory} {what}.", "Name another directory with -o.")
+            raise BakeoutError(f"{directory} {what}.", "Name another directory.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:

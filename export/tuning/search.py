@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.console import say
+_logger = logging.getLogger(__name__)
 
 # The rule: of candidates that keep so much of every retained accuracy, the one that forgets most.
 KEPT = 0.95
@@ -104,7 +105,7 @@ def search(
 
     Three aims (little left, much kept, little divergence), and the rule's bound as a constraint. Trials are kept in
     the text file ``journal`` under ``name``; a search that was interrupted goes on from there, and proposes what it
-    would have proposed. A line for each on standard error, with what is chosen so far and the time left.
+    would have proposed. A log message for each, with what is chosen so far and the time left.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -124,7 +125,7 @@ def search(
     found = [_read(trial.user_attrs) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     begun, before = time.monotonic(), len(found)
     if before:
-        say(f"going on after {before} trials ({journal})")
+        _logger.info(f"going on after {before} trials ({journal})")
     while len(found) < trials:
         # A sampler of its own for each trial: what it draws does not depend on where the search was interrupted.
         study.sampler = _sampler(seed, len(found))
@@ -197,8 +198,8 @@ def _read(attributes: Mapping[str, Any]) -> Trial:
 def _show(found: Sequence[Trial], trials: int, seconds: float) -> None:
     best = choose_trial(found)
     left = round(seconds * (trials - len(found)))
-    say(f"trial {len(found)} of {trials}: {described(found[-1])}")
-    say(f"    best so far: {described(best)}; {left // 60}:{left % 60:02} left")
+    _logger.info(f"trial {len(found)} of {trials}: {described(found[-1])}")
+    _logger.info(f"    best so far: {described(best)}; {left // 60}:{left % 60:02} left")
 
 
 def described(trial: Trial) -> str:

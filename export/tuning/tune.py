@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.console import say
 from bakeout.export.fitting.fit import read_rows
 from bakeout.export.fitting.fit_methods import Fitting, fit_method
 from bakeout.export.recipes.intervention_options import InterventionEntry, MethodOptions, method_name
@@ -26,6 +26,8 @@ from bakeout.models.data.rows import file_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, WeightEdit
 from bakeout.models.progress import Track, untracked
+
+_logger = logging.getLogger(__name__)
 
 # Options that Key Space Detection chooses while it is fitted.
 _STRUCTURE = ("layers", "cubes", "floor", "epsilon")
@@ -103,10 +105,10 @@ def tune(
         fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, variants[index])
         options = entry.options
         if (wanted := searched(entry)) is not None:
-            say(f"tuning {method_name(entry)}: {trials} trials")
+            _logger.info(f"tuning {method_name(entry)}: {trials} trials")
             tried[index] = _search(entry, wanted, fitting, trials, prompts, seed, directory, fingerprint.of(index))
             chosen = choose_trial(tried[index])
-            say(f"chosen: {described(chosen)}")
+            _logger.info(f"chosen: {described(chosen)}")
             filled[index] = dict(chosen.settings)
             options = options.model_copy(update=filled[index])
         fitted = fit_method(options, fitting)
@@ -143,7 +145,7 @@ def _search(
             starts.append(kept)
     retained = names.get("retain") or [name for name in fitting.data if name not in names["forget"]]
     meter = Meter(fitting, names["forget"], retained, prompts)
-    say("before: " + ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in meter.baseline.items()))
+    _logger.info("before: " + ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in meter.baseline.items()))
     fit = fitter(options, wanted, fitting)
     return search(
         space,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifacts.artifact import PLAN
-from bakeout.export.console import emit_table
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
@@ -16,11 +15,10 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, WeightEdit
 from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
-from bakeout.models.reference.assumptions import Drift, DriftRow, NeuronShape, Shapes
+from bakeout.models.reference.assumptions import Drift, Shapes
 
-# Shares of the model's context that conversations are grown to, and how many neurons a table shows.
+# Shares of the model's context that conversations are grown to.
 _SHARES = (0.1, 0.25, 0.5, 0.85)
-_WORST = 10
 _BATCH = 8
 
 
@@ -87,7 +85,7 @@ def check_assumptions(
     files = data_names([*forget, *retain])
     checkpoint = resolve_checkpoint(base)
     if weights_digest(checkpoint) != plan.model.digest:
-        raise BakeoutError(f"{base} is not the model that {path} was fitted on.", "Name its base model with --base.")
+        raise BakeoutError(f"{base} is not the model that {path} was fitted on.", "Name its base model as `base`.")
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
     records = {name: spread(read_records(file, tokenizer), prompts) for name, file in files.items()}
     names = list(records)[: len(forget)]
@@ -116,41 +114,6 @@ def check_assumptions(
         if isinstance(one, WeightEdit):
             apply_weight_edit(model, one)
     return found
-
-
-def print_checked(checked: Sequence[Checked]) -> None:
-    """Tables and warnings for people."""
-    for one in checked:
-        if one.shapes is not None:
-            worst = sorted(one.shapes.neurons, key=lambda neuron: -max(neuron.forget_gap, neuron.retain_gap))[:_WORST]
-            emit_table(
-                ["neuron", "gap, forget", "gap, retain", "overlap", "shifted, forget", "shifted, retain"],
-                [_neuron_cells(neuron) for neuron in worst],
-                title=f"{one.index} {one.kind}: of {len(one.shapes.neurons)} neurons, those farthest from Gaussian",
-            )
-        emit_table(
-            ["queries", "tokens", "margin / alpha", "refused", "shift of the means"],
-            [_drift_cells(row) for row in one.drift.rows],
-            title=f"{one.index} {one.kind}: the same queries behind ever longer conversations",
-        )
-        for warning in one.warnings:
-            print(f"WARNING: {warning}")
-        if not one.warnings:
-            print("No warnings.")
-
-
-def _neuron_cells(neuron: NeuronShape) -> list[str]:
-    figures = (neuron.forget_gap, neuron.retain_gap, neuron.overlap)
-    shares = (neuron.shifted_forget, neuron.shifted_retain)
-    name = f"layer {neuron.layer}, {neuron.neuron}"
-    return [name, *(f"{figure:.2f}" for figure in figures), *(f"{share:.0%}" for share in shares)]
-
-
-def _drift_cells(row: DriftRow) -> list[str]:
-    margin = "" if row.margin is None else f"{row.margin:.2f}"
-    refused = "" if row.refused is None else f"{row.refused:.1%}"
-    shift = "" if row.shift is None else f"{row.shift:.2f}"
-    return [row.name, f"{row.first} to {row.last - 1}", margin, refused, shift]
 
 
 def _lengths(context: int, queries: Mapping[str, Sequence[Record]], conversation: Sequence[Record]) -> list[int]:

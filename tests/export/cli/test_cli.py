@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_comes_at_once_and_names_every_command() -> None:
     bare = [sys.executable, "-c", "import click"]
-    helped = [sys.executable, "-m", "bakeout.export.cli.main", "--help"]
+    helped = [sys.executable, "-m", "bakeout.export.cli", "--help"]
 
     def seconds(command: list[str]) -> float:
         begun = time.perf_counter()
@@ -177,7 +177,7 @@ def test_a_command_that_is_stopped_leaves_nothing_behind(
     command = [
         sys.executable,
         "-m",
-        "bakeout.export.cli.main",
+        "bakeout.export.cli",
         "bake",
         llama_checkpoint,
         plan_file,

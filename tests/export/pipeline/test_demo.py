@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bakeout.export.cli.demo import print_demo
 from bakeout.export.cli.main import main
 from bakeout.export.evaluation.evaluate import Row
-from bakeout.export.pipeline.demo import METHODS, Demo, Sample, print_demo, replacing
+from bakeout.export.pipeline.demo import METHODS, Demo, Sample, replacing
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.figures_file import Attacks, Depth, Frontier, Inside, Languages, Matched, read_figures
 from bakeout.models.errors import BakeoutError
@@ -39,7 +40,7 @@ def test_a_demo_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
 def test_what_the_demo_did_not_write_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(BakeoutError, match="-o"), replacing(path):
+        with pytest.raises(BakeoutError, match="Name another directory"), replacing(path):
             pass
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

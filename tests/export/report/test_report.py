@@ -113,7 +113,7 @@ def test_the_same_inputs_give_the_same_bytes(artifact: Path, tmp_path: Path) -> 
     figures = write_figures(tmp_path / "figures.json", FIGURES)
     evaluation = write_evaluation(tmp_path / "evaluation.json")
     write_report([artifact], tmp_path / "one.html", evaluations=[evaluation], figures=[figures])
-    command = [sys.executable, "-m", "bakeout.export.cli.main", "report", str(artifact), "--figures", str(figures)]
+    command = [sys.executable, "-m", "bakeout.export.cli", "report", str(artifact), "--figures", str(figures)]
     command += ["--evaluation", str(evaluation), "-o", str(tmp_path / "two.html")]
     environment = {"PYTHONHASHSEED": "77", "SOURCE_DATE_EPOCH": "0", "HOME": str(tmp_path)}
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)

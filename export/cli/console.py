@@ -6,6 +6,7 @@ Progress and messages go to standard error, results to standard output, so that 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,21 @@ def progress() -> Iterator[Track]:
 def _announce(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
     say(description)
     return iterable
+
+
+def show_messages() -> None:
+    """Show what the library logs (``logging``, from INFO on) as lines on standard error."""
+    logger = logging.getLogger("bakeout")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+
+
+class _Lines(logging.Handler):
+    """Messages as plain lines, wherever standard error leads at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
 
 
 def say(line: str) -> None:

@@ -1,0 +1,5 @@
+"""`python -m bakeout.export.cli`."""
+
+from bakeout.export.cli.main import main
+
+main()

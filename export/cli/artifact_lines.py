@@ -1,0 +1,32 @@
+"""What `bake` and `build` print about the artifact that they wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bakeout.export.cli.console import emit_json
+
+if TYPE_CHECKING:
+    from bakeout.models.plan.receipt import Receipt
+
+
+def show_artifact(directory: Path, receipts: Sequence[Receipt], *, machine: bool) -> None:
+    """Print the directory, its receipts, the digest of its manifest, and what to run next."""
+    from bakeout.export.artifacts.artifact import GRAPH, MANIFEST
+    from bakeout.models.files.hashing import hash_file
+
+    digest = hash_file(directory / MANIFEST)
+    if machine:
+        emit_json(
+            {"directory": str(directory), "receipts": [receipt.as_json() for receipt in receipts], "digest": digest}
+        )
+        return
+    click.echo(f"{directory}: edits with a receipt: {len(receipts)}; {MANIFEST} has sha256 {digest}")
+    if (directory / GRAPH).is_file():
+        click.echo(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
+    else:
+        click.echo(f"Next: bakeout verify {directory} --base MODEL, or bakeout inspect {directory}")

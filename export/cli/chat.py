@@ -1,0 +1,95 @@
+"""`bakeout chat`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bakeout.export.cli.console import emit_json, say
+from bakeout.export.cli.options import PATH, json_output
+from bakeout.models.errors import BakeoutError
+
+if TYPE_CHECKING:
+    from bakeout.export.running.sampling import Sampling
+
+
+@click.command()
+@click.argument("directory", type=PATH)
+@click.option("--prompt", help="Answer this one prompt and stop.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--temperature", type=float, help="Sample the tokens; by default each is the most likely one (greedy).")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample among the most likely tokens whose probabilities add up to this.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--single-turn", is_flag=True, help="Answer each prompt without those before it.")
+@json_output
+def chat(
+    directory: Path,
+    prompt: str | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float,
+    seed: int,
+    single_turn: bool,
+    machine: bool,
+) -> None:
+    """Talk to an artifact through ONNX Runtime.
+
+    DIRECTORY: an artifact, or any ONNX directory or file. Prompts go through the tokenizer's chat template, if any.
+    """
+    if machine and prompt is None:
+        raise click.UsageError("A conversation is not one JSON object: --json needs --prompt.")
+    sampling = _sampling(temperature, top_p, seed)
+    from bakeout.export.running.chat import Chat
+    from bakeout.export.running.runner import Runner
+
+    runner = Runner(directory)
+    conversation = Chat(runner, max_new_tokens, sampling, single_turn)
+    if machine:
+        answer = "".join(conversation.answer(prompt or "")).strip()
+        emit_json({"provider": runner.provider, "prompt": prompt, "answer": answer})
+        return
+    say(f"{directory} on {runner.provider}")
+    if prompt is not None:
+        _print_answer(conversation.answer(prompt))
+        return
+    say("An empty line ends the conversation" + (", /new begins another." if conversation.remembers else "."))
+    while question := _ask():
+        if question == "/new":
+            conversation.forget()
+        else:
+            _print_answer(conversation.answer(question))
+
+
+def _sampling(temperature: float | None, top_p: float, seed: int) -> Sampling | None:
+    if temperature is None:
+        if top_p != 1.0:
+            raise BakeoutError("`top_p` is for sampling, and decoding is greedy.", "Give `temperature` too.")
+        return None
+    from bakeout.export.running.sampling import Sampling
+
+    return Sampling(temperature, top_p, seed)
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _print_answer(pieces: Iterable[str]) -> None:
+    begun = False
+    for piece in pieces:
+        # Many tokenizers begin an answer with a space.
+        click.echo(piece if begun else piece.lstrip(), nl=False)
+        begun = begun or bool(piece.strip())
+    click.echo()

@@ -1,0 +1,52 @@
+"""An evaluation as one CSV table."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.artifacts.artifact import disk_errors
+from bakeout.export.evaluation.evaluate import Evaluation
+from bakeout.models.errors import BakeoutError
+
+_INTERVALS = (
+    "accuracy_interval",
+    "refusals_interval",
+    "change_interval",
+    "perplexity_ratio_interval",
+    "divergence_interval",
+)
+_COLUMNS = (
+    *("model", "data", "prompts", "accuracy", "accuracy_low", "accuracy_high", "refusals", "refusals_low"),
+    *("refusals_high", "change", "change_low", "change_high", "paired", "lost", "gained", "texts", "refused"),
+    *("perplexity", "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high"),
+    *("divergence", "divergence_low", "divergence_high"),
+    *("task", "metric", "filter", "value", "standard_error"),
+)
+
+
+def require_table(path: Path) -> None:
+    """Raise ``BakeoutError``, before anything is measured, where no file can lie at ``path``."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a directory." if path.is_dir() else f"There is no directory {path.parent}."
+        raise BakeoutError(what, "Name another file.")
+
+
+def write_csv(evaluation: Evaluation, path: Path) -> None:
+    """All rows as one table; what a row has no figure for is empty. Raises ``BakeoutError`` where it cannot be."""
+    with disk_errors(path), path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_flat(row.as_json()) for row in evaluation.rows)
+        writer.writerows(_flat(text.as_json()) for text in evaluation.texts)
+        writer.writerows(task.as_json() for task in evaluation.tasks)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat = {key: value for key, value in row.items() if key not in _INTERVALS}
+    for name in _INTERVALS:
+        if name in row:
+            short = name.removesuffix("_interval")
+            flat[f"{short}_low"], flat[f"{short}_high"] = row[name]
+    return flat
