@@ -46,7 +46,7 @@ def chat(
     DIRECTORY: an artifact, or any ONNX directory or file. Prompts go through the tokenizer's chat template, if any.
     """
     if machine and prompt is None:
-        raise click.UsageError("A conversation is not one JSON object: --json needs --prompt.")
+        raise BakeoutError("A conversation is not one JSON object.", "Give `prompt` with --json.")
     sampling = _sampling(temperature, top_p, seed)
     from bakeout.export.running.chat import Chat
     from bakeout.export.running.runner import Runner

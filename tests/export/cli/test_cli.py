@@ -1,15 +1,19 @@
 import json
+import logging
 import subprocess
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from bakeout.export.baking.bake import bake
-from bakeout.export.cli.main import main
+from bakeout.export.cli.flags import with_flags
+from bakeout.export.cli.main import COMMANDS, main
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import save_plan
 
@@ -56,8 +60,15 @@ def test_help_comes_at_once_and_names_every_command() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys, bakeout.export.cli; print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+    heavy = {"torch", "transformers", "onnx", "onnxruntime", "numpy", "rich", "pydantic", "jinja2"}
+    program = (
+        "import sys; from bakeout.export.cli.main import main\n"
+        "try: main(['--help'])\n"
+        f"finally: print(*({heavy} & sys.modules.keys()), file=sys.stderr)"
+    )
+    helped = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert "Commands:" in helped.stdout
+    assert helped.stderr.split() == []
 
 
 @pytest.mark.parametrize(
@@ -161,6 +172,54 @@ def test_chat_answers_one_prompt_or_many(artifact: Path) -> None:
     assert several.stdout.count(">") >= 4
     refused = _run("chat", artifact, "--json")
     assert refused.exit_code == 1
+
+
+def test_every_command_is_a_module_of_its_own_name() -> None:
+    modules = {path.stem for path in Path(str(files("bakeout.export.cli"))).glob("*.py")}
+    assert set(COMMANDS) <= modules
+    assert list(COMMANDS) == sorted(COMMANDS)
+
+
+def test_what_the_library_logs_is_a_line_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def logging_inspect(path: Path) -> dict[str, Any]:
+        logging.getLogger("bakeout.export.artifacts.inspection").info("reading %s", path)
+        logging.getLogger("bakeout.export.artifacts.inspection").debug("not for people")
+        return {}
+
+    monkeypatch.setattr("bakeout.export.artifacts.inspection.inspect", logging_inspect)
+    result = _run("inspect", "x", "--json")
+    assert result.stderr == "reading x\n"
+    assert json.loads(result.stdout) == {"schema": 1}
+
+
+def test_errors_name_the_flags_of_the_running_command() -> None:
+    error = _run("chat", "nowhere", "--top-p", "0.5")
+    assert error.stderr == "error: `--top-p` is for sampling, and decoding is greedy. Give `--temperature` too.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Give `base`.", "Give `--base`."),
+        ("Bake with `to: onnx`.", "Bake with `--to onnx`."),
+        ("Bake with `inline: true`.", "Bake with `--inline`."),
+        ("Bake with `canary: false`.", "Bake with `--no-canary`."),
+        ("Name another `output`.", "Name another `--output`."),
+        ("Set `ratio: 0.1`, or `model`, or base.", "Set `ratio: 0.1`, or `model`, or base."),
+    ],
+)
+def test_options_are_shown_as_flags(text: str, shown: str) -> None:
+    @click.command()
+    @click.argument("model")
+    @click.option("--base")
+    @click.option("-o", "--output")
+    @click.option("--to")
+    @click.option("--inline", is_flag=True)
+    @click.option("--canary/--no-canary")
+    def command() -> None:
+        """Nothing."""
+
+    assert with_flags(text, command.params) == shown
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint: Path, tmp_path: Path) -> None:

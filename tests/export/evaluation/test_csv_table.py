@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bakeout.export.cli.evaluate import print_evaluation
-from bakeout.export.evaluation.evaluate import BASE, Change, Evaluation, Row
 from bakeout.export.evaluation.csv_table import require_table, write_csv
+from bakeout.export.evaluation.evaluate import BASE, Change, Evaluation, Row
 from bakeout.export.evaluation.likelihood import TextRow
 from bakeout.models.errors import BakeoutError
 
