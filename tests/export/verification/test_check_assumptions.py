@@ -53,7 +53,7 @@ def test_people_get_tables_and_lengths_that_fit_the_context(
     result = CliRunner().invoke(main, [*arguments, "--forget", str(forget), "--retain", str(retain)])
     assert result.exit_code == 0, result.stderr
     assert "those farthest from Gaussian" in result.stdout
-    assert "after longer and longer conversations" in result.stdout
+    assert "after longer and longer conversations" in " ".join(result.stdout.split())
     assert "WARNING: " in result.stdout
 
 
