@@ -18,6 +18,7 @@ from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.data.padding import left_padded
 from bakeout.models.network.families import feed_forward_layers, identity
 from bakeout.models.plan import (
     AdjustedLayer,
@@ -68,14 +69,6 @@ class Parity:
     def holds(self) -> bool:
         """Token for token the reference's, and different from the unbaked model on at least half of the prompts."""
         return self.alike == self.prompts and self.ties < 0.1 and self.changed >= 0.5 * self.prompts
-
-
-def padded(prompts: Prompts) -> tuple[Integers, Integers]:
-    """Prompts [batch, longest], padded on the left, and their mask."""
-    width = max(map(len, prompts))
-    ids = np.array([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = np.array([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
 
 
 def neuron_adjust(
@@ -220,7 +213,7 @@ def compare(
     tolerance: float = LARGEST_DIFFERENCE,
 ) -> Parity:
     """Greedy answers of ``runner`` beside the reference's on ``model`` and those of ``base``, the unbaked graph."""
-    ids, mask = padded(prompts)
+    ids, mask = left_padded(prompts)
     with Reference(model, plan) as reference:
         tokens, logits, ties = greedy_reference(reference, plan, ids, mask, tolerance)
     baked_tokens, baked_logits = greedy(runner, ids, mask)

@@ -16,6 +16,7 @@ from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.evaluation.evaluate import data_names, refusal_texts
 from bakeout.export.report.figures_file import Attack, Attacks
 from bakeout.export.running.runner import Cache, Runner
+from bakeout.models.data.padding import left_padded
 from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, varied_records
 from bakeout.models.data.rows import DataError, Record, read_records
 from bakeout.models.data.spreading import spread
@@ -230,11 +231,7 @@ def _mixed_with(others: Sequence[Sequence[int]]) -> Feed:
             own = prompts[start : start + half]
             beside = [others[(start + index) % len(others)] for index in range(half)]
             batch = [prompt for pair in zip(own, beside, strict=False) for prompt in pair]
-            width = max(map(len, batch))
-            ids = np.full((len(batch), width), runner.padding_token, dtype=np.int64)
-            mask = np.zeros_like(ids)
-            for row, prompt in enumerate(batch):
-                ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
+            ids, mask = left_padded(batch, runner.padding_token)
             said += _continued(runner, [ids], mask, most)[::2]
         return said
 

@@ -22,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.export.artifacts.onnx_directory import find_graph, special_tokens
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
+from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Runner:
     def each_logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> Iterator[tuple[int, Logits]]:
         """The same one by one, as (the prompt's index, its logits): no more than a batch's are in memory."""
         for rows in self._batches(prompts, batch_size):
-            ids, mask = _left_padded([prompts[row] for row in rows], self.padding_token)
+            ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
             logits = self.step(ids, mask).logits
             for row, values in zip(rows, logits, strict=True):
                 yield row, values[-len(prompts[row]) :]
@@ -209,7 +210,7 @@ class Runner:
         ends = np.array(sorted(self.end_tokens))
         for rows in self._batches(prompts, batch_size):
             choose: Choose = sampling.chooser(rows) if sampling else greedy
-            ids, mask = _left_padded([prompts[row] for row in rows], self.padding_token)
+            ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
             cache: Cache | None = None
             speaks = np.ones(len(rows), dtype=bool)
             for _ in range(max_new_tokens):
@@ -247,16 +248,6 @@ class Runner:
         return onnxruntime.OrtValue.ortvalue_from_numpy(
             np.zeros((batch, entry.heads, 0, entry.size), entry.dtype), self._device
         )
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Integers, Integers]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = np.full((len(prompts), width), padding, dtype=np.int64)
-    mask = np.zeros((len(prompts), width), dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = prompt
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
 
 
 def _session(path: Path, threads: int | None, graph: bytes | None) -> onnxruntime.InferenceSession:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bakeout.export.verification.parity import NEW_TOKENS
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.checkpoint.checkpoint_writer import tensor_digests
+from bakeout.models.data.padding import left_padded
 from bakeout.models.plan import Plan
 from bakeout.models.plan.canary_check import CanaryMatch, compare_canary
 from bakeout.models.plan.receipt import Receipt
@@ -65,7 +66,7 @@ def check_checkpoint_parity(
     equal, largest = 0, 0.0
     with Reference(load_model(base), plan, stored_as=getattr(torch, _stored_type(receipts))) as reference:
         for batch in track(batches, "comparing with the PyTorch reference", len(batches)):
-            ids, mask = _left_padded(batch)
+            ids, mask = map(torch.from_numpy, left_padded(batch))
             tokens, expected = reference.generate(ids, mask, NEW_TOKENS)
             logits = _logits(baked, ids, mask, tokens)
             equal += int((logits.argmax(dim=-1) == tokens).all(dim=-1).sum())
@@ -74,15 +75,6 @@ def check_checkpoint_parity(
         f"{equal} of {len(prompts)} prompts answered alike to the token, largest logit difference {largest:.1e} "
         f"(at most {_LOGITS:g})"
     )
-
-
-def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    import torch
-
-    width = max(len(prompt) for prompt in prompts)
-    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from bakeout.export.verification.formulas import check_formulas, is_refusal
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.data.padding import left_padded
 from bakeout.models.plan import NeuronAdjust, Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
@@ -133,10 +134,7 @@ class _Reference:
 
         from bakeout.models.reference.reference_model import Reference
 
-        width = max(len(prompt) for prompt in prompts)
-        padding = self._runner.padding_token
-        ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids, mask = map(torch.from_numpy, left_padded(prompts, self._runner.padding_token))
         with Reference(self._model, self._plan) as reference:
             tokens, logits = reference.generate(ids, mask, NEW_TOKENS)
         found = []

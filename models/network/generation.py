@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from bakeout.models.data.padding import left_padded
 from bakeout.models.progress import Track, untracked
 
 
@@ -69,9 +70,7 @@ def _continue_batch(
     temperature: float,
     generator: torch.Generator,
 ) -> list[Continuation]:
-    width = max(map(len, prompts))
-    new_ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    new_ids, mask = (torch.from_numpy(array).to(model.device) for array in left_padded(prompts))
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     ends = torch.tensor(sorted(end), dtype=torch.int64, device=model.device)
     cache = DynamicCache(config=model.config)

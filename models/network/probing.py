@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
@@ -188,7 +189,8 @@ def run_batches(
     _require_context(model, sequences)
     batches = _batches([len(sequence) for sequence in sequences], batch_size)
     for rows in track(batches, description, len(batches)):
-        batch = Batch(rows, *_padded([sequences[row] for row in rows], model.device))
+        padded = right_padded([sequences[row] for row in rows])
+        batch = Batch(rows, *(torch.from_numpy(array).to(model.device) for array in padded))
         if prepare is not None:
             prepare(batch)
         with torch.inference_mode():
@@ -232,14 +234,6 @@ def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar lengths, the longest first: what does not fit into memory shows at once."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids, padded on the right with token 0, and their attention mask: int64 [batch, longest] each."""
-    rows = [torch.tensor(list(ids)) for ids in sequences]
-    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    attention_mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return input_ids.to(device), attention_mask.to(device)
 
 
 def _require_context(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bakeout.models.data.padding import left_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Floats
@@ -113,9 +114,7 @@ def _parted(record: Record) -> tuple[list[int], list[int]]:
 def _answer_logits(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
     """Per row the logits [response + 1, vocabulary] behind the prompt's last token and every token of the response."""
     sequences = [prompt + response for prompt, response in rows]
-    width = max(map(len, sequences))
-    input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in sequences], device=model.device)
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences], device=model.device)
+    input_ids, mask = (torch.from_numpy(array).to(model.device) for array in left_padded(sequences))
     parameters = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {}
     if "position_ids" in parameters:

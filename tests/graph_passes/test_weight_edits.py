@@ -21,6 +21,7 @@ from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_
 from bakeout.graph_passes.graph.weight_location import locate_weight
 from bakeout.graph_passes.weight_edits import EditedTensor, WeightEditsPass, write_edited_tensors
 from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import LowRankUpdate, Plan, Role, WeightEdit, WeightUpdate
@@ -49,9 +50,7 @@ def _bake(model: ir.Model, plan: Plan, directory: Path) -> Path:
 
 
 def _require_parity(graph: Path, checkpoint: Path, plan: Plan) -> None:
-    width = max(map(len, PROMPTS))
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in PROMPTS])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    ids, mask = map(torch.from_numpy, left_padded(PROMPTS))
     with Reference(load_model(checkpoint), plan) as reference:
         tokens, logits = reference.generate(ids, mask, STEPS)
     shutil.copyfile(checkpoint / "config.json", graph.parent / "config.json")

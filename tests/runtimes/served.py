@@ -136,13 +136,6 @@ def _recipe(root: Path) -> Path:
     return path
 
 
-def left_padded(prompts: list[list[int]], padding: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Prompts as int64 [batch, longest], and their mask."""
-    width = max(map(len, prompts))
-    ids = np.array([[padding] * (width - len(prompt)) + prompt for prompt in prompts])
-    return ids, np.array([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-
-
 def converse(runner: Runner, turns: Sequence[Sequence[list[int]]], end: int) -> list[list[int]]:
     """Greedy answers to the turns of one conversation, each turn cut into windows that are fed one after the other.
 

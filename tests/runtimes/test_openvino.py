@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtimes.served import LONGEST, REFUSED, Served, left_padded
+from bakeout.models.data.padding import left_padded
+
+from tests.runtimes.served import LONGEST, REFUSED, Served
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 

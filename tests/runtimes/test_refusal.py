@@ -15,6 +15,7 @@ from bakeout.export.baking.genai_config import write_genai_config
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.models.data.padding import left_padded
 
 from tests.refusing_graphs import REFUSAL, bake, detection_of
 from tests.tiny_models import PADDING_ID
@@ -44,10 +45,8 @@ def refusing(llama_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Refu
 
 
 def _left_padded(*prompts: list[int]) -> dict[str, torch.Tensor]:
-    width = max(map(len, prompts))
-    ids = [[PADDING_ID] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    ids, mask = left_padded(prompts, PADDING_ID)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
 def _generate(directory: Path, inputs: dict[str, torch.Tensor], **options: Any) -> list[list[int]]:

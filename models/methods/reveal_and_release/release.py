@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bakeout.models.data.padding import right_padded
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lora_modules import Module, adapted
-from bakeout.models.methods.reveal_and_release.scorers import padded
 from bakeout.models.progress import Track, untracked
 
 _IGNORED = -100
@@ -121,7 +121,7 @@ def _loss(model: PreTrainedModel, texts: Sequence[Text], softening: float) -> Te
 
 def _answered(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
     """Logits [texts, longest - 1, vocabulary] and the tokens to come after each, ``_IGNORED`` outside the answers."""
-    input_ids, mask = padded([text.prompt_ids + text.answer_ids for text in texts])
+    input_ids, mask = map(torch.from_numpy, right_padded([text.prompt_ids + text.answer_ids for text in texts]))
     targets = torch.full_like(input_ids, _IGNORED)
     for row, text in enumerate(texts):
         start = len(text.prompt_ids)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 
@@ -84,7 +85,7 @@ def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        input_ids, mask = padded([texts[row] for row in rows])
+        input_ids, mask = map(torch.from_numpy, right_padded([texts[row] for row in rows]))
         states = (
             model.base_model(
                 input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
@@ -94,11 +95,3 @@ def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *
         )
         means[rows] = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
     return means
-
-
-def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids, padded on the right with token 0, and their attention mask: int64 [texts, longest] each."""
-    rows = [torch.tensor(list(ids)) for ids in texts]
-    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return input_ids, mask

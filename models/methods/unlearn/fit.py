@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lora_modules import Module, adapted, linear_layers, summed
@@ -215,14 +216,12 @@ def _train(
 
 def _loss(model: PreTrainedModel, method: Method, texts: Sequence[_Text]) -> Tensor:
     """The mean over the answers' tokens of -log p (LEARN) or -log(1 - p) (UNLEARN)."""
-    sequences = [torch.tensor(prompt + answer) for prompt, answer in texts]
-    input_ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(model.device)
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
+    padded = right_padded([prompt + answer for prompt, answer in texts])
+    input_ids, mask = (torch.from_numpy(array).to(model.device) for array in padded)
     answers = torch.zeros_like(mask, dtype=torch.bool)
     for row, (prompt, answer) in enumerate(texts):
         answers[row, len(prompt) : len(prompt) + len(answer)] = True
-    answers = answers.to(model.device)
-    output = model(input_ids=input_ids, attention_mask=mask.to(model.device), use_cache=False)
+    output = model(input_ids=input_ids, attention_mask=mask, use_cache=False)
     logits = output.logits[:, :-1][answers[:, 1:]].float()
     tokens = input_ids[:, 1:][answers[:, 1:]]
     if method == "LEARN":

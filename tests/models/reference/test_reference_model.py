@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bakeout.models.data.padding import left_padded, right_padded
 from bakeout.models.network.families import identity
 from bakeout.models.plan import AdjustedLayer, Canary, Intervention, KeySpaceDetection, NeuronAdjust, Plan, Positions
 from bakeout.models.reference.reference_model import SILENCED, Reference
@@ -45,13 +46,8 @@ def _reference(model: PreTrainedModel, alpha: float, positions: Positions = "que
 
 
 def _padded(prompts: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    blanks = [[0] * (width - len(prompt)) for prompt in prompts]
-    if side == "left":
-        rows = [(b + p, b + [1] * len(p)) for b, p in zip(blanks, prompts, strict=True)]
-    else:
-        rows = [(p + b, [1] * len(p) + b) for b, p in zip(blanks, prompts, strict=True)]
-    return torch.tensor([ids for ids, _ in rows]), torch.tensor([mask for _, mask in rows])
+    ids, mask = left_padded(prompts) if side == "left" else right_padded(prompts)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def _spoken(logits: Tensor) -> list[list[int]]:
