@@ -16,7 +16,8 @@ from bakeout.export.evaluation.harness import TaskRow, Tasks, run_tasks
 from bakeout.export.evaluation.intervals import Interval, paired_difference, share_interval, unpaired_difference
 from bakeout.export.evaluation.likelihood import Predicted, TextRow, predict, text_row
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.rows import DataError, Record, file_digest, read_records
+from bakeout.models.data.row_source import Source, source_digest, source_name
+from bakeout.models.data.rows import DataError, Record, read_records
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import load_plan
@@ -183,7 +184,7 @@ def unpaired_change(base: Row, artifact: Row) -> Change:
 def measure(
     runner: Runner,
     model: str,
-    data: Mapping[str, Path],
+    data: Mapping[str, Source],
     refusals: set[str],
     *,
     batch_size: int = 32,
@@ -211,16 +212,16 @@ class Graded:
 
 def grade(
     runner: Runner,
-    path: Path,
+    source: Source,
     refusals: set[str],
     *,
     batch_size: int = 32,
     track: Track = untracked,
     description: str = "answering",
 ) -> Graded:
-    """Answer every prompt of ``path`` greedily. Raises ``DataError`` for rows without a prompt or a response."""
-    records = read_records(path, runner.tokenizer)
-    answers = _answers(runner, records, path, refusals, batch_size, track, description)
+    """Answer every prompt of ``source`` greedily. Raises ``DataError`` for rows without a prompt or a response."""
+    records = read_records(source, runner.tokenizer)
+    answers = _answers(runner, records, source_name(source), refusals, batch_size, track, description)
     expected = [_text(runner, record.response_ids) for record in records]
     right = [answer == text for answer, text in zip(answers, expected, strict=True)]
     return Graded(np.array(right), np.array([answer in refusals for answer in answers]))
@@ -243,7 +244,7 @@ def stored_base_rows(directory: Path, data: Mapping[str, Path]) -> list[Row]:
     if not (directory / MANIFEST).is_file():
         return []
     figures = {figure["digest"]: figure for figure in read_manifest(directory).get("base_figures", [])}
-    digests = {name: file_digest(path) for name, path in data.items()}
+    digests = {name: source_digest(path) for name, path in data.items()}
     return [
         Row(BASE, name, figure["prompts"], figure["accuracy"], figure["refusals"])
         for name, digest in digests.items()
@@ -280,7 +281,7 @@ def as_onnx(model: Path, scratch: Path) -> Path:
 def _answers(
     runner: Runner,
     records: Sequence[Record],
-    path: Path,
+    name: str,
     refusals: set[str],
     batch_size: int,
     track: Track,
@@ -289,7 +290,7 @@ def _answers(
     for number, record in enumerate(records, start=1):
         if record.response is None or not record.prompt_ids:
             raise DataError(
-                f"{path}: row {number} has no {'response' if record.prompt_ids else 'prompt'}.",
+                f"{name}: row {number} has no {'response' if record.prompt_ids else 'prompt'}.",
                 "Evaluate on rows with `prompt` and `response`, or with `messages` that end with the answer.",
             )
     longest = max(

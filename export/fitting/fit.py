@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bakeout.export.fitting.fit_methods import Fitting, Rows, Variants, fit_method
@@ -15,7 +13,8 @@ from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.tuning.search_spaces import require_tuned
 from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_checkpoint, weights_digest
 from bakeout.models.data.prompt_rows import read_prompt_rows, varied_records
-from bakeout.models.data.rows import Record, file_digest, read_records
+from bakeout.models.data.row_source import Source, source_digest
+from bakeout.models.data.rows import Record, read_records
 from bakeout.models.plan import Intervention, Plan, WeightEdit
 from bakeout.models.progress import Track, untracked
 
@@ -38,8 +37,7 @@ def fit(recipe: Recipe, track: Track = untracked) -> Plan:
     require_tuned(recipe.interventions)
     checkpoint = resolve_checkpoint(recipe.model)
     tokenizer = load_tokenizer(checkpoint)
-    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-        rows, variants = read_rows(recipe, tokenizer, Path(scratch))
+    rows, variants = read_rows(recipe, tokenizer)
     model = load_model(checkpoint)
     interventions: list[Intervention] = []
     for entry, widening in zip(recipe.interventions, variants, strict=True):
@@ -56,7 +54,7 @@ def fit(recipe: Recipe, track: Track = untracked) -> Plan:
         canary=measure_canary(model, interventions, prompts),
         provenance={
             "data": {
-                name: {use: file_digest(path) for use, path in files.named().items()}
+                name: {use: source_digest(path) for use, path in files.named().items()}
                 for name, files in recipe.data.items()
             },
             "versions": {package: version(package) for package in _PACKAGES},
@@ -64,29 +62,29 @@ def fit(recipe: Recipe, track: Track = untracked) -> Plan:
     )
 
 
-def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> tuple[Rows, list[Variants]]:
+def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Rows, list[Variants]]:
     """What is fitted on: the records by data name and use, and for each intervention the variants it asks for."""
     files = {
-        name: {use: path for use, path in uses.items() if use != "test"}
-        for name, uses in by_use(recipe.data, scratch).items()
+        name: {use: path for use, path in uses.items() if use != "test"} for name, uses in by_use(recipe.data).items()
     }
     rows = {name: {use: read_records(path, tokenizer) for use, path in uses.items()} for name, uses in files.items()}
     return rows, [_variants(entry.options, files, tokenizer) for entry in recipe.interventions]
 
 
 def _variants(
-    options: MethodOptions, files: Mapping[str, Mapping[str, Path]], tokenizer: PreTrainedTokenizerBase
+    options: MethodOptions, files: Mapping[str, Mapping[str, Source]], tokenizer: PreTrainedTokenizerBase
 ) -> Variants:
     if not isinstance(options, KeySpaceDetectionOptions) or not options.augment:
         return {}
     return {
-        name: {use: _widening(path, options, tokenizer) for use, path in files[name].items()} for name in options.forget
+        name: {use: _widening(source, options, tokenizer) for use, source in files[name].items()}
+        for name in options.forget
     }
 
 
 def _widening(
-    path: Path, options: KeySpaceDetectionOptions, tokenizer: PreTrainedTokenizerBase
+    source: Source, options: KeySpaceDetectionOptions, tokenizer: PreTrainedTokenizerBase
 ) -> Mapping[str, Sequence[Record]]:
-    rows = read_prompt_rows(path, tokenizer)
+    rows = read_prompt_rows(source, tokenizer)
     made = varied_records(rows, options.augment, tokenizer, seed=options.seed, use="widening")
     return {kind: [record for _, record in records] for kind, records in made.items()}

@@ -19,7 +19,8 @@ from bakeout.export.recipes.recipe import Recipe, load_recipe
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_checkpoint
-from bakeout.models.data.rows import file_digest, read_records
+from bakeout.models.data.row_source import Source, source_digest
+from bakeout.models.data.rows import read_records
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
@@ -48,8 +49,8 @@ def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built
     recipe = load_recipe(recipe_file)
     plan = fit(recipe, track)
     checkpoint = resolve_checkpoint(recipe.model)
-    with artifact_directory(output) as whole, tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-        files = by_use(recipe.data, Path(scratch))
+    with artifact_directory(output) as whole:
+        files = by_use(recipe.data)
         figures = _Figures({name: uses["test"] for name, uses in files.items() if "test" in uses}, track)
 
         def add_files(directory: Path, receipts: Sequence[Receipt]) -> Mapping[str, Any]:
@@ -81,7 +82,7 @@ def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built
 class _Figures:
     """What base model and artifact answer on the test files."""
 
-    def __init__(self, data: Mapping[str, Path], track: Track) -> None:
+    def __init__(self, data: Mapping[str, Source], track: Track) -> None:
         self.rows: list[Row] = []
         self._data = data
         self._track = track
@@ -98,7 +99,7 @@ class _Figures:
         """The base model's figures with the digest of the file that each was measured on."""
         return [
             {
-                "digest": file_digest(self._data[row.data]),
+                "digest": source_digest(self._data[row.data]),
                 "prompts": row.prompts,
                 "accuracy": row.accuracy,
                 "refusals": row.refusals,
@@ -129,7 +130,7 @@ def _options(recipe: Recipe) -> BakeOptions:
 
 
 def _require_verified(
-    directory: Path, plan: Plan, checkpoint: Path, files: Mapping[str, Mapping[str, Path]], track: Track
+    directory: Path, plan: Plan, checkpoint: Path, files: Mapping[str, Mapping[str, Source]], track: Track
 ) -> None:
     tokenizer = load_tokenizer(directory)
     prompts = [

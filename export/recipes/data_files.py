@@ -1,49 +1,47 @@
-"""The data files of a recipe by use: probe, selection, calibration, test. Files for everything are parted."""
+"""The rows of a recipe by use: probe, selection, calibration, test. Rows for everything are split."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from bakeout.export.recipes.recipe import DataFiles
-from bakeout.models.data.rows import DataError
+from bakeout.models.data.row_source import DataError, RowsInMemory, Source, source_lines, source_name
 
-# Percentages of the rows of a file that serves for everything.
+# Percentages of the rows that serve for everything.
 SHARES = {"probe": 45, "selection": 15, "calibration": 20, "test": 20}
 
 
-def by_use(data: Mapping[str, DataFiles], scratch: Path) -> dict[str, dict[str, Path]]:
-    """Per name the files by use. Files that serve for everything are parted into files below ``scratch``.
+def by_use(data: Mapping[str, DataFiles]) -> dict[str, dict[str, Source]]:
+    """Per name the rows by use. Rows that serve for everything are split.
 
     Which part a row falls to depends on its text alone, so that rows keep their part when others come and go.
-    Raises ``DataError`` where a file cannot be read, or is too small for every part to get a row.
+    Raises ``DataError`` where a file cannot be read, or there are too few rows for every part to get one.
     """
     return {
-        name: files.named() if files.file is None else _part(files.file, scratch / f"{index}")
-        for index, (name, files) in enumerate(data.items())
+        name: {use: _named(source, f"{name} ({use})") for use, source in files.named().items()}
+        if files.file is None
+        else _split(_named(files.file, name))
+        for name, files in data.items()
     }
 
 
-def _part(path: Path, directory: Path) -> dict[str, Path]:
+def _named(source: Source, name: str) -> Source:
+    return source if isinstance(source, Path) else replace(source, name=name)
+
+
+def _split(source: Source) -> dict[str, Source]:
     rows: dict[str, list[bytes]] = {use: [] for use in SHARES}
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
-    for line in lines:
-        if line.strip():
-            rows[_use_of(line.strip())].append(line)
-    directory.mkdir()
-    parts = {}
-    for use, chosen in rows.items():
-        if not chosen:
-            raise DataError(
-                f"{path}: too few rows to part into {', '.join(SHARES)}.", "Give more rows, or a file for each use."
-            )
-        parts[use] = directory / f"{path.stem}.{use}.jsonl"
-        parts[use].write_bytes(b"\n".join(chosen) + b"\n")
-    return parts
+    for _, line in source_lines(source):
+        rows[_use_of(line.strip())].append(line)
+    if not all(rows.values()):
+        raise DataError(
+            f"{source_name(source)}: too few rows to split into {', '.join(SHARES)}.",
+            "Give more rows, or some for each use.",
+        )
+    return {use: RowsInMemory(f"{source_name(source)} ({use})", tuple(lines)) for use, lines in rows.items()}
 
 
 def _use_of(row: bytes) -> str:

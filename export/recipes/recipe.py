@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, InstanceOf, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -22,6 +22,7 @@ from bakeout.export.recipes.intervention_options import (
     RevealAndReleaseOptions,
     Section,
 )
+from bakeout.models.data.row_source import DataError, RowsInMemory, Source, as_source
 from bakeout.models.errors import BakeoutError
 
 # What data of a role are, where they cannot be retained as well.
@@ -33,30 +34,48 @@ class RecipeError(BakeoutError):
 
 
 def _as_files(value: Any) -> Any:
-    return {"file": value} if isinstance(value, str) else value
+    return value if isinstance(value, dict | DataFiles) else {"file": value}
+
+
+def _as_source(value: Any) -> Any:
+    try:
+        return None if value is None else as_source(value)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+# A path, or the rows themselves.
+RecipeSource = Annotated[
+    InstanceOf[Path] | InstanceOf[RowsInMemory],
+    BeforeValidator(_as_source),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "path"}, {"type": "array", "items": {"type": "object"}}]}),
+]
 
 
 class DataFiles(Section):
-    """The files of one skill or subject: JSON lines with ``prompt`` and ``response``, ``text``, or ``messages``."""
+    """The rows of one skill or subject: ``prompt`` and ``response``, ``text``, or ``messages``.
 
-    file: Path | None = Field(
+    Each use has a path of a file of JSON lines, or a list of rows as dicts.
+    """
+
+    file: RecipeSource | None = Field(
         None,
-        description="One file for everything, parted by a hash of each row's text: 45 % probe, 15 % selection, 20 % "
-        "calibration, 20 % test. A plain string means this.",
+        description="Rows for everything, split by a hash of each row's text: 45 % probe, 15 % selection, 20 % "
+        "calibration, 20 % test. A plain path or list means this.",
     )
-    probe: Path | None = Field(None, description="What the methods are fitted on.")
-    selection: Path | None = Field(
+    probe: RecipeSource | None = Field(None, description="What the methods are fitted on.")
+    selection: RecipeSource | None = Field(
         None, description="Fresh rows on which Key Space Detection's `auto` and `bakeout tune` choose."
     )
-    calibration: Path | None = Field(
+    calibration: RecipeSource | None = Field(
         None, description="Fresh queries on which `alpha: auto` is set and false refusals are counted."
     )
-    test: Path | None = Field(None, description="What `build` evaluates the base model and the artifact on.")
+    test: RecipeSource | None = Field(None, description="What `build` evaluates the base model and the artifact on.")
 
-    def named(self) -> dict[str, Path]:
-        """The files that are given, by what they are for."""
+    def named(self) -> dict[str, Source]:
+        """What is given, by what it is for."""
         files = {use: getattr(self, use) for use in ("file", "probe", "selection", "calibration", "test")}
-        return {use: path for use, path in files.items() if path is not None}
+        return {use: source for use, source in files.items() if source is not None}
 
 
 class ExportOptions(Section):
@@ -192,7 +211,7 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         if not files:
             yield ["data", name], f"{name} has no file"
         for use, file in files.items():
-            if not (directory / file).is_file():
+            if isinstance(file, Path) and not (directory / file).is_file():
                 yield ["data", name, use], f"there is no file {file}"
     if recipe.export.quantize and recipe.export.dtype == "fp16":
         yield ["export", "quantize"], f"{recipe.export.quantize} comes from fp32, and the dtype is fp16"
@@ -247,13 +266,17 @@ def _names(recipe: Recipe, options: MethodOptions, where: list[int | str]) -> It
 def _resolved(recipe: Recipe, directory: Path) -> Recipe:
     """The recipe with its files and directories, and a model that is a directory beside it, as absolute paths."""
     data = {
-        name: DataFiles(**{use: (directory / file).resolve() for use, file in files.named().items()})
+        name: DataFiles(**{use: _resolved_source(file, directory) for use, file in files.named().items()})
         for name, files in recipe.data.items()
     }
     local = directory / recipe.model
     model = str(local.resolve()) if local.is_dir() else recipe.model
     interventions = [_with_directory(entry, directory) for entry in recipe.interventions]
     return recipe.model_copy(update={"data": data, "model": model, "interventions": interventions})
+
+
+def _resolved_source(source: Source, directory: Path) -> Source:
+    return (directory / source).resolve() if isinstance(source, Path) else source
 
 
 def _with_directory(entry: InterventionEntry, directory: Path) -> InterventionEntry:

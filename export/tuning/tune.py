@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from bakeout.export.tuning.search import Settings, Trial, choose_trial, describe
 from bakeout.export.tuning.search_spaces import Searched, searched
 from bakeout.export.tuning.tuned_files import write_recipe, write_tables
 from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_checkpoint, weights_digest
-from bakeout.models.data.rows import file_digest
+from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, WeightEdit
 from bakeout.models.progress import Track, untracked
@@ -93,8 +92,7 @@ def tune(
         )
     checkpoint = resolve_checkpoint(recipe.model)
     tokenizer = load_tokenizer(checkpoint)
-    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-        rows, variants = read_rows(recipe, tokenizer, Path(scratch))
+    rows, variants = read_rows(recipe, tokenizer)
     model = load_model(checkpoint)
     fingerprint = _Fingerprint(recipe, weights_digest(checkpoint), prompts, seed)
     interventions: list[Intervention] = []
@@ -181,7 +179,8 @@ class _Fingerprint:
     def __init__(self, recipe: Recipe, model: str, prompts: int, seed: int) -> None:
         self._recipe = recipe
         files = {
-            name: {use: file_digest(path) for use, path in files.named().items()} for name, files in recipe.data.items()
+            name: {use: source_digest(path) for use, path in files.named().items()}
+            for name, files in recipe.data.items()
         }
         self._fixed = [model, files, prompts, seed, version("bakeout")]
 

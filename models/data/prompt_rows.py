@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bakeout.models.data.rows import DataError, Record, json_rows, to_record
+from bakeout.models.data.row_source import DataError, Source
+from bakeout.models.data.rows import Record, json_rows, to_record
 from bakeout.models.data.variants import Kind, Prompt, Use, variants
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class PromptRow:
         return to_record(self.asking(text), tokenizer, self.where)
 
 
-def read_prompt_rows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[PromptRow]:
-    """The rows of a JSONL file that ask something: a ``prompt``, or the last user message of ``messages``.
+def read_prompt_rows(source: Source, tokenizer: PreTrainedTokenizerBase) -> list[PromptRow]:
+    """The rows of a source that ask something: a ``prompt``, or the last user message of ``messages``.
 
     A row may bring ``paraphrases`` and ``translations`` of its question: lists of strings.
 
@@ -46,7 +46,7 @@ def read_prompt_rows(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Pro
     ``paraphrases`` or ``translations`` are no lists of strings.
     """
     found = []
-    for where, row in json_rows(path):
+    for where, row in json_rows(source):
         record = to_record(row, tokenizer, where)
         if "messages" in row:
             place = _question_place(row["messages"])

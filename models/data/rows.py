@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from bakeout.models.errors import BakeoutError
+from bakeout.models.data.row_source import DataError as DataError
+from bakeout.models.data.row_source import Source, source_lines, source_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FORMS = ("prompt", "text", "messages")
-
-
-class DataError(BakeoutError):
-    """A data file, or a row of one, that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,8 @@ class Record:
     response_ids: list[int]
 
 
-def read_records(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Record]:
-    """The rows of a JSONL file.
+def read_records(source: Source, tokenizer: PreTrainedTokenizerBase) -> list[Record]:
+    """The rows of a JSONL file, or rows in memory.
 
     A row is ``{"prompt": …, "response": …}`` (the response may be absent), ``{"text": …}`` (no prompt; everything is
     response), or ``{"messages": [{"role": …, "content": …}, …]}``: the tokenizer's chat template renders the
@@ -48,35 +43,19 @@ def read_records(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Record]
     Raises ``DataError``, naming file and line, for anything else, and for a file without rows.
     """
     records = []
-    for where, row in json_rows(path):
+    for where, row in json_rows(source):
         record = to_record(row, tokenizer, where)
         if not record.prompt_ids and not record.response_ids:
             raise DataError(f"{where}: the row has no tokens.", "Remove it.")
         records.append(record)
     if not records:
-        raise DataError(f"{path}: the file has no rows.", "Put a JSON object on each line.")
+        raise DataError(f"{source_name(source)}: there are no rows.", "Give a JSON object for each.")
     return records
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex. Raises ``DataError`` when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The objects of a JSONL file, each with the words that say where it stands. Raises ``DataError``."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
+def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of a source, each with the words that say where it stands. Raises ``DataError``."""
+    for where, line in source_lines(source):
         try:
             row = json.loads(line.decode("utf-8"))
         except ValueError as error:
@@ -161,7 +140,3 @@ def _string(row: Mapping[str, Any], name: str, where: str) -> str:
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase, special: bool) -> list[int]:
     return [int(token) for token in tokenizer(text, add_special_tokens=special).input_ids]
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be read ({error.strerror}).", "Check the path.")

@@ -12,7 +12,7 @@ from bakeout.export.cli.main import main
 from bakeout.export.evaluation.evaluate import BASE, Row, data_names, evaluate, measure, stored_base_rows
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.rows import file_digest
+from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
 
 from tests.tiny_models import tiny_checkpoint
@@ -76,7 +76,7 @@ def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(
 
 def test_stored_figures_are_found_by_the_files_content(tmp_path: Path) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
-    figures = [{"digest": file_digest(data), "prompts": 1, "accuracy": 0.25, "refusals": 0.0}]
+    figures = [{"digest": source_digest(data), "prompts": 1, "accuracy": 0.25, "refusals": 0.0}]
     manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": figures}
     (tmp_path / "bakeout.json").write_text(json.dumps(manifest))
     renamed = data.rename(tmp_path / "renamed.jsonl")
@@ -135,7 +135,7 @@ def test_changes_from_the_base_are_paired(pair: Pair) -> None:
 def test_beside_stored_figures_changes_are_of_two_samples(pair: Pair, tmp_path: Path) -> None:
     _, other, data = pair
     artifact = shutil.copytree(other, tmp_path / "artifact")
-    figures = [{"digest": file_digest(data), "prompts": 9, "accuracy": 6 / 9, "refusals": 0.0}]
+    figures = [{"digest": source_digest(data), "prompts": 9, "accuracy": 6 / 9, "refusals": 0.0}]
     manifest = {"schema": 1, "files": {}, "receipts": [], "base_figures": figures}
     (artifact / "bakeout.json").write_text(json.dumps(manifest))
     _, row = evaluate([artifact], [data]).rows

@@ -42,10 +42,10 @@ def test_there_is_one_for_every_method_that_changes_weights() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_valid_and_its_data_can_be_read(directory: Path, name: str, tmp_path: Path) -> None:
+def test_it_is_valid_and_its_data_can_be_read(directory: Path, name: str) -> None:
     recipe = load_recipe(directory / name)
     tokenizer = load_tokenizer(Path(recipe.model))
-    files = by_use(recipe.data, tmp_path)
+    files = by_use(recipe.data)
     for entry in recipe.interventions:
         for role, names in entry.options.names(recipe.fitted_data()).items():
             assert all(read_records(files[one]["probe"], tokenizer) for one in names), role

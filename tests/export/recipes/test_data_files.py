@@ -1,23 +1,23 @@
-"""Files that serve for everything are parted by their rows' text alone."""
+"""Rows that serve for everything are split by their rows' text alone."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from bakeout.export.recipes.data_files import SHARES, by_use
 from bakeout.export.recipes.recipe import DataFiles
-from bakeout.models.data.rows import DataError
+from bakeout.models.data.row_source import DataError, source_digest, source_lines
 
 
 def _parts(directory: Path, lines: list[str], ending: str = "\n") -> dict[str, list[str]]:
     directory.mkdir()
     path = directory / "all.jsonl"
     path.write_text(ending.join(lines) + ending, encoding="utf-8", newline="")
-    (directory / "scratch").mkdir()
-    files = by_use({"all": DataFiles(file=path)}, directory / "scratch")["all"]
-    return {use: file.read_text(encoding="utf-8").splitlines() for use, file in files.items()}
+    sources = by_use({"all": DataFiles(file=path)})["all"]
+    return {use: [line.decode() for _, line in source_lines(source)] for use, source in sources.items()}
 
 
 def test_parts_are_disjoint_whole_and_about_as_large_as_said(tmp_path: Path) -> None:
@@ -43,6 +43,16 @@ def test_a_file_that_is_too_small_says_so(tmp_path: Path) -> None:
 
 
 def test_files_with_a_use_of_their_own_are_left_alone(tmp_path: Path) -> None:
-    assert by_use({"x": DataFiles(probe=tmp_path / "p", test=tmp_path / "t")}, tmp_path) == {
+    assert by_use({"x": DataFiles(probe=tmp_path / "p", test=tmp_path / "t")}) == {
         "x": {"probe": tmp_path / "p", "test": tmp_path / "t"}
+    }
+
+
+def test_rows_in_memory_are_split_as_the_file_that_holds_them(tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is ½ of {number}?", "response": f" {number / 2}"} for number in range(60)]
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file, memory = (by_use({"all": DataFiles(file=given)})["all"] for given in (path, rows))
+    assert {use: source_digest(source) for use, source in file.items()} == {
+        use: source_digest(source) for use, source in memory.items()
     }

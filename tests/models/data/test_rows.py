@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from bakeout.models.data.rows import DataError, Record, file_digest, read_records
+from bakeout.models.data.row_source import source_digest
+from bakeout.models.data.rows import DataError, Record, read_records
 
 from tests.tiny_models import byte_tokenizer
 
@@ -149,7 +150,7 @@ def test_conversations_that_the_template_cannot_render_are_refused(
 
 def test_files_without_rows_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    for read in (lambda: read_records(path, byte_tokenizer()), lambda: file_digest(path)):
+    for read in (lambda: read_records(path, byte_tokenizer()), lambda: source_digest(path)):
         with pytest.raises(DataError, match="cannot be read"):
             read()
     path.write_text("\n\n")
@@ -159,7 +160,7 @@ def test_files_without_rows_are_refused(tmp_path: Path) -> None:
 
 def test_a_files_digest_is_its_sha256(tmp_path: Path) -> None:
     path = _write(tmp_path / "data.jsonl", {"text": "a"})
-    assert file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_reading_data_does_not_load_torch(llama_checkpoint: Path, tmp_path: Path) -> None:
