@@ -128,7 +128,7 @@ def _bake_artifact(directory: Path, shape: Shape) -> None:
 
 
 def _copy_and_hash(directory: Path, _shape: Shape) -> None:
-    from bakeout.export.artifacts.artifact import copy_by_kernel
+    from bakeout.models.files.copying import copy_by_kernel
     from bakeout.models.files.hashing import hash_file
 
     copy_by_kernel(directory / DATA, directory / "copy")

@@ -135,10 +135,11 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _copy_and_hash(directory: Path, _shape: Shape) -> None:
     """What ``bake`` does but for the edits: onto the disk, whole or not at all, and hashed, one file after another."""
-    from bakeout.export.artifacts.artifact import artifact_directory, copy_by_kernel
+    from bakeout.models.files.copying import copy_by_kernel
     from bakeout.models.files.hashing import hash_file
+    from bakeout.models.files.writing import new_directory
 
-    with artifact_directory(directory / "made") as made:
+    with new_directory(directory / "made") as made:
         for path in sorted((directory / "base").iterdir()):
             copy_by_kernel(path, made / path.name)
             hash_file(made / path.name)

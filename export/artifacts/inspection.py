@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bakeout.export.artifacts.artifact import PLAN, read_manifest
+from bakeout.export.artifacts.file_names import PLAN
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan, ZeroColumns
 from bakeout.models.plan.plan_file import load_plan

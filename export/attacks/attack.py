@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.export.artifacts.artifact import PLAN
+from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.evaluation.evaluate import data_names, refusal_texts
 from bakeout.export.report.figures_file import Attack, Attacks

@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from bakeout.export.artifacts.artifact import CARD, GRAPH, PLAN, artifact_directory, require_new, write_manifest
+from bakeout.export.artifacts.file_names import CARD, GRAPH, PLAN
+from bakeout.export.artifacts.manifest import write_manifest
 from bakeout.export.baking.bake_checkpoint import CheckpointSource, find_checkpoint, write_edited_checkpoint
 from bakeout.export.baking.bake_graph import GraphOptions, as_graph, write_baked_graph
 from bakeout.export.baking.model_card import model_card
@@ -17,6 +18,7 @@ from bakeout.export.baking.quantise import Quantisation
 from bakeout.export.baking.runtimes import RuntimeName, take_functions
 from bakeout.export.verification.graph_canary import require_canary
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import new_directory, require_new
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import plan_bytes
 from bakeout.models.plan.receipt import Receipt
@@ -96,7 +98,7 @@ def bake(
     require_new(output)
     options = completed(options)
     checkpoint = find_checkpoint(model, plan) if options.to == "safetensors" else None
-    with artifact_directory(output) as directory:
+    with new_directory(output) as directory:
         (directory / PLAN).write_bytes(plan_bytes(plan))
         if checkpoint is not None:
             receipts, known = _to_checkpoint(checkpoint, plan, directory, see_base, track)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bakeout.export.artifacts.artifact import MANIFEST, copy_by_kernel, require_space, room_on_disk
+from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.baking.genai_config import GENAI_CONFIG
 from bakeout.models.checkpoint.checkpoint_files import combined_digest, resolve_checkpoint, weight_file_digests
@@ -19,6 +19,8 @@ from bakeout.models.checkpoint.checkpoint_writer import (
     write_checkpoint,
 )
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.copying import copy_by_kernel
+from bakeout.models.files.disk_room import require_space, room_on_disk
 from bakeout.models.plan import Plan, PlanError, WeightEdit
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track

@@ -11,7 +11,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from bakeout.export.artifacts.artifact import GRAPH, MANIFEST, PLAN, copy_by_kernel, require_space, room_on_disk
+from bakeout.export.artifacts.file_names import GRAPH, MANIFEST, PLAN
 from bakeout.export.artifacts.onnx_directory import companion_files, find_graph
 from bakeout.export.baking.bake_checkpoint import require_weights
 from bakeout.export.baking.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
@@ -23,6 +23,8 @@ from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_
 from bakeout.graph_passes.weight_edits import write_edited_tensors
 from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.copying import copy_by_kernel
+from bakeout.models.files.disk_room import require_space, room_on_disk
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifacts.artifact import gigabytes, room_on_disk
 from bakeout.export.artifacts.inspection import receipt_lines
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.baking.bake import BakeOptions, completed
@@ -19,6 +18,7 @@ from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import data_files, data_tensors, graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
 from bakeout.models.checkpoint.checkpoint_writer import find_edits, parameter_count, preview_edits
+from bakeout.models.files.disk_room import gigabytes, room_on_disk
 from bakeout.models.plan import KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan, WeightEdit, ZeroColumns
 from bakeout.models.plan.plan_file import plan_bytes
 from bakeout.models.plan.receipt import Receipt

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bakeout.export.artifacts.artifact import GRAPH
+from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.export.artifacts.onnx_directory import read_json, special_tokens
 from bakeout.models.errors import BakeoutError
 

@@ -9,11 +9,13 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from bakeout.export.artifacts.artifact import GRAPH, copy_by_kernel, require_space, room_on_disk
+from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_graph
 from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.graph_passes.weight_edits import write_edited_tensors
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.copying import copy_by_kernel
+from bakeout.models.files.disk_room import require_space, room_on_disk
 
 Quantisation = Literal["int8"]
 

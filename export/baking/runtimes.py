@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from bakeout.export.artifacts.artifact import GRAPH
+from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.export.artifacts.onnx_directory import read_json
 from bakeout.export.baking.genai_config import GENAI_CONFIG, has_cache
 from bakeout.graph_passes.graph.graph_file import data_files, name_data_files

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def show_artifact(directory: Path, receipts: Sequence[Receipt], *, machine: bool) -> None:
     """Print the directory, its receipts, the digest of its manifest, and what to run next."""
-    from bakeout.export.artifacts.artifact import GRAPH, MANIFEST
+    from bakeout.export.artifacts.file_names import GRAPH, MANIFEST
     from bakeout.models.files.hashing import hash_file
 
     digest = hash_file(directory / MANIFEST)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
 @click.option("--prompts", type=click.IntRange(1), default=200, show_default=True, help="Prompts of each file.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the variants.")
-@click.option("--figures", type=PATH, help="Write the figures of a report to this file.")
+@click.option("--figures", type=PATH, help="Write the figures of a report to this file; it must not exist.")
 @json_output
 def attack(
     directories: tuple[Path, ...],
@@ -56,7 +56,10 @@ def attack(
     """
     from bakeout.export.attacks.attack import ATTACKS, attack, attacks_figure
     from bakeout.export.report.figures_file import figures_json
+    from bakeout.models.files.writing import require_new, write_file
 
+    if figures is not None:
+        require_new(figures)
     with progress() as track:
         rows = attack(
             directories,
@@ -72,7 +75,7 @@ def attack(
     if figures is not None:
         source = f"bakeout attack, {prompts} prompts"
         content = figures_json([attacks_figure(rows, source)])
-        figures.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(figures, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if machine:
         emit_json({"rows": [row.as_json() for row in rows]})
     else:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--chat-template", is_flag=True, help="Put tasks' prompts through the tokenizer's chat template.")
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--csv", "table", type=PATH, help="Write all figures to this file too.")
+@click.option("--csv", "table", type=PATH, help="Write all figures to this file too; it must not exist.")
 @json_output
 def evaluate(
     directories: tuple[Path, ...],
@@ -61,12 +61,13 @@ def evaluate(
         raise click.UsageError("Missing option '--data', '--text' or '--tasks'.")
     if not tasks and (task_directory or few_shot is not None or limit or chat_template):
         raise click.UsageError("Missing option '--tasks': the other options about tasks have no effect without it.")
-    from bakeout.export.evaluation.csv_table import require_table, write_csv
+    from bakeout.export.evaluation.csv_table import write_csv
     from bakeout.export.evaluation.evaluate import evaluate
     from bakeout.export.evaluation.harness import Tasks
+    from bakeout.models.files.writing import require_new
 
     if table is not None:
-        require_table(table)
+        require_new(table)
     chosen = Tasks(_names(tasks), task_directory, few_shot, limit, chat_template) if tasks else None
     with progress() as track:
         evaluation = evaluate(

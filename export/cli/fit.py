@@ -8,7 +8,6 @@ import click
 
 from bakeout.export.cli.console import emit_json, progress
 from bakeout.export.cli.options import PATH, json_output
-from bakeout.models.errors import BakeoutError
 
 
 @click.command()
@@ -19,9 +18,10 @@ def fit(recipe: Path, output: Path, machine: bool) -> None:
     """Probe a model and fit a recipe's interventions to a plan."""
     from bakeout.export.fitting.fit import fit
     from bakeout.export.recipes.recipe import load_recipe
+    from bakeout.models.files.writing import require_new
     from bakeout.models.plan.plan_file import save_plan
 
-    _require_new_file(output)
+    require_new(output)
     with progress() as track:
         plan = fit(load_recipe(recipe), track)
     save_plan(plan, output)
@@ -29,10 +29,3 @@ def fit(recipe: Path, output: Path, machine: bool) -> None:
         emit_json({"plan": str(output)})
     else:
         click.echo(f"{output}: {output.stat().st_size:,} bytes. Next: bakeout bake MODEL {output} -o DIR")
-
-
-def _require_new_file(path: Path) -> None:
-    if path.exists():
-        raise BakeoutError(f"{path} exists already.", "Name another file, or remove this one.")
-    if not path.parent.is_dir():
-        raise BakeoutError(f"There is no directory {path.parent}.", "Create it, or name another.")

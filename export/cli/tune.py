@@ -19,7 +19,7 @@ from bakeout.export.cli.options import PATH, json_output
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search.")
 @click.option("--directory", type=PATH, help="Directory of the trials, to resume from; by default beside the output.")
-@click.option("--figures", type=PATH, help="Write the figures of a report to this file.")
+@click.option("--figures", type=PATH, help="Write the figures of a report to this file; it must not exist.")
 @json_output
 def tune(
     recipe: Path,

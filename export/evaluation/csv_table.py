@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifacts.artifact import disk_errors
 from bakeout.export.evaluation.evaluate import Evaluation
-from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import write_file
 
 _INTERVALS = (
     "accuracy_interval",
@@ -26,21 +26,15 @@ _COLUMNS = (
 )
 
 
-def require_table(path: Path) -> None:
-    """Raise ``BakeoutError``, before anything is measured, where no file can lie at ``path``."""
-    if path.is_dir() or not path.parent.is_dir():
-        what = f"{path} is a directory." if path.is_dir() else f"There is no directory {path.parent}."
-        raise BakeoutError(what, "Name another file.")
-
-
 def write_csv(evaluation: Evaluation, path: Path) -> None:
     """All rows as one table; what a row has no figure for is empty. Raises ``BakeoutError`` where it cannot be."""
-    with disk_errors(path), path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_flat(row.as_json()) for row in evaluation.rows)
-        writer.writerows(_flat(text.as_json()) for text in evaluation.texts)
-        writer.writerows(task.as_json() for task in evaluation.tasks)
+    table = StringIO()
+    writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_flat(row.as_json()) for row in evaluation.rows)
+    writer.writerows(_flat(text.as_json()) for text in evaluation.texts)
+    writer.writerows(task.as_json() for task in evaluation.tasks)
+    write_file(path, table.getvalue())
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

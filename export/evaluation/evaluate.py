@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.export.artifacts.artifact import MANIFEST, PLAN, read_manifest
+from bakeout.export.artifacts.file_names import MANIFEST, PLAN
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.evaluation.harness import TaskRow, Tasks, run_tasks
 from bakeout.export.evaluation.intervals import Interval, paired_difference, share_interval, unpaired_difference
 from bakeout.export.evaluation.likelihood import Predicted, TextRow, predict, text_row

@@ -15,11 +15,14 @@ import numpy as np
 import onnx_ir as ir
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from bakeout.export.artifacts.artifact import DATA, GRAPH, copy_by_kernel, disk_errors, require_space
+from bakeout.export.artifacts.file_names import DATA, GRAPH
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.copying import copy_by_kernel
+from bakeout.models.files.disk_room import require_space
+from bakeout.models.files.writing import disk_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

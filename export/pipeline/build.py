@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifacts.artifact import artifact_directory, require_new
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.baking.model_card import Form, model_card
 from bakeout.export.evaluation.evaluate import BASE, Row, as_onnx, measure, refusal_texts
@@ -22,6 +21,7 @@ from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_c
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.rows import read_records
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import new_directory, require_new
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track, untracked
@@ -49,7 +49,7 @@ def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built
     recipe = load_recipe(recipe_file)
     plan = fit(recipe, track)
     checkpoint = resolve_checkpoint(recipe.model)
-    with artifact_directory(output) as whole:
+    with new_directory(output) as whole:
         files = by_use(recipe.data)
         figures = _Figures({name: uses["test"] for name, uses in files.items() if "test" in uses}, track)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +15,7 @@ from bakeout.export.pipeline.build import build
 from bakeout.export.report.page import write_report
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import replaced_directory, require_new
 from bakeout.models.progress import Track, untracked
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
@@ -60,7 +59,8 @@ def run_demo(directory: Path, model: Path | None = None, *, track: Track = untra
     An earlier demo in ``directory`` is replaced, once the new one is whole. ``model`` is a checkpoint of the skills
     model (default: the bundled one). Raises ``BakeoutError`` where ``directory`` holds anything else.
     """
-    with replacing(directory) as scratch:
+    require_earlier_demo(directory)
+    with replaced_directory(directory) as scratch:
         checkpoint = model or checkpoint_directory()
         shutil.copytree(checkpoint, scratch / "model")
         _write_data(scratch / "data", track)
@@ -126,22 +126,9 @@ def _samples(runners: Sequence[Runner]) -> Iterator[Sample]:
         yield Sample(prompt, tuple(answers))
 
 
-@contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """A new directory beside ``directory`` that takes its place in the end, if that is free or an earlier demo."""
-    if directory.exists():
-        strange = [] if not directory.is_dir() else sorted({path.name for path in directory.iterdir()} - _WRITTEN)
-        if strange or not directory.is_dir():
-            what = f"holds {strange[0]}, which the demo did not write" if strange else "is a file"
-            raise BakeoutError(f"{directory} {what}.", "Name another directory.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        # mkdtemp makes directories for the owner alone.
-        scratch.chmod(0o755)
-        yield scratch
-        if directory.exists():
-            shutil.rmtree(directory)
-        scratch.rename(directory)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def require_earlier_demo(directory: Path) -> None:
+    """Raise ``BakeoutError`` unless ``directory`` is free or holds what a demo wrote, and nothing else."""
+    if not directory.is_dir():
+        require_new(directory)
+    elif strange := sorted({path.name for path in directory.iterdir()} - _WRITTEN):
+        raise BakeoutError(f"{directory} holds {strange[0]}, which the demo did not write.", "Name another output.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from bakeout.export.artifacts.artifact import MANIFEST, PLAN, disk_errors, read_manifest, require_new
+from bakeout.export.artifacts.file_names import MANIFEST, PLAN
 from bakeout.export.artifacts.inspection import inspect
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.report.drawings import neurons, percent, sections
 from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.figures_file import (
@@ -25,6 +25,7 @@ from bakeout.export.report.figures_file import (
 )
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.files.writing import require_new, write_file
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import load_plan
 
@@ -49,15 +50,8 @@ def write_report(
     """
     require_new(output)
     page = report(directories, evaluations=evaluations, figures=figures)
-    with disk_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(f".{output.name}.{os.getpid()}")
-        try:
-            # A file's name may hold what is no character.
-            temporary.write_bytes(page.encode("utf-8", "replace"))
-            temporary.rename(output)
-        finally:
-            temporary.unlink(missing_ok=True)
+    # A file's name may hold what is no character.
+    write_file(output, page.encode("utf-8", "replace"))
 
 
 def report(directories: Sequence[Path], *, evaluations: Sequence[Path] = (), figures: Sequence[Path] = ()) -> str:

@@ -23,6 +23,7 @@ from bakeout.export.tuning.tuned_files import write_recipe, write_tables
 from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_checkpoint, weights_digest
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import require_new, write_file
 from bakeout.models.plan import Intervention, KeySpaceDetection, WeightEdit
 from bakeout.models.progress import Track, untracked
 
@@ -81,8 +82,7 @@ def tune(
     from bakeout.models.reference.weight_edits import apply_weight_edit
 
     for path in (output, *([figures] if figures else [])):
-        if path.exists():
-            raise BakeoutError(f"{path} exists already.", "Name another file, or remove it.")
+        require_new(path)
     recipe = load_recipe(recipe_file)
     directory = directory or output.with_name(f"{output.stem}.tuning")
     last = max((index for index, entry in enumerate(recipe.interventions) if _is_open(entry)), default=None)
@@ -119,7 +119,7 @@ def tune(
             apply_weight_edit(model, fitted)
     write_tables(directory, recipe, tried, filled)
     if figures is not None:
-        figures.write_text(json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(figures, json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n")
     write_recipe(recipe_file, output, filled)
     return Tuned(output, directory, filled, tried)
 

@@ -16,13 +16,13 @@ from ruamel.yaml.comments import CommentedSeq
 from bakeout.export.recipes.intervention_options import method_name
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.tuning.search import Settings, Trial
+from bakeout.models.files.writing import replace_file, write_file
 
 
 def write_tables(
     directory: Path, recipe: Recipe, tried: Mapping[int, Sequence[Trial]], filled: Mapping[int, Settings]
 ) -> None:
     """All trials, as JSON and CSV."""
-    directory.mkdir(parents=True, exist_ok=True)
     content = {
         str(index): {
             "method": method_name(recipe.interventions[index]),
@@ -31,7 +31,7 @@ def write_tables(
         }
         for index, trials in tried.items()
     }
-    (directory / "trials.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    replace_file(directory / "trials.json", json.dumps(content, indent=1, ensure_ascii=False))
     for index, trials in tried.items():
         table = StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -41,9 +41,7 @@ def write_tables(
             measured = trial.measured
             shares = [*measured.forget.values(), *measured.retain.values()]
             writer.writerow([*trial.settings.values(), *shares, measured.divergence])
-        (directory / f"trials-{index}-{method_name(recipe.interventions[index])}.csv").write_text(
-            table.getvalue(), encoding="utf-8"
-        )
+        replace_file(directory / f"trials-{index}-{method_name(recipe.interventions[index])}.csv", table.getvalue())
 
 
 def write_recipe(source: Path, output: Path, filled: Mapping[int, Settings]) -> None:
@@ -59,10 +57,7 @@ def write_recipe(source: Path, output: Path, filled: Mapping[int, Settings]) -> 
         _move(written, source.resolve().parent, output.resolve().parent)
     text = StringIO()
     yaml.dump(written, text)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.rename(output)
+    write_file(output, text.getvalue())
 
 
 def _as_yaml(value: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifacts.artifact import PLAN
+from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifacts.artifact import GRAPH, MANIFEST, PLAN, read_manifest
+from bakeout.export.artifacts.file_names import GRAPH, MANIFEST, PLAN
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.models.checkpoint.checkpoint_writer import holds_weights
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file, hash_files

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from bakeout.graph_passes.errors import GraphError
+from bakeout.models.files.writing import write_file
 
 # What protobuf writes into one file.
 _LARGEST_FILE = 2**31 - 1
@@ -59,11 +60,12 @@ def load_graph(path: Path) -> ir.Model:
 def save_graph(model: ir.Model, path: Path) -> None:
     """Write the graph alone: tensors that lie in a data file are written as references to it, by its old name.
 
-    Raises ``ValueError`` where one of them was edited since, and the file would hold it as it was.
+    Raises ``ValueError`` where one of them was edited since, and the file would hold it as it was, and
+    ``BakeoutError`` where ``path`` exists.
     """
     if any(tensor.awaits_writing for tensor in data_tensors(model)):
         raise ValueError("tensors in the data file were edited: write them into a copy, and the graph beside it")
-    path.write_bytes(graph_bytes(model))
+    write_file(path, graph_bytes(model))
 
 
 def graph_bytes(model: ir.Model) -> bytes:

@@ -12,6 +12,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import write_file
 from bakeout.models.plan import Floats
 
 SCHEMA = 1
@@ -79,7 +80,7 @@ class NeuronStatistics:
         """Write a safetensors file: ``mean`` and ``m2``, float64 [layers, F], and the count. No code, no pickle."""
         # One metadata key alone: safetensors writes two or more in a random order.
         text = json.dumps({"schema": SCHEMA, "tokens": self.moments.count}, sort_keys=True)
-        path.write_bytes(save_tensors({"mean": self.moments.mean, "m2": self.moments.m2}, {_KEY: text}))
+        write_file(path, save_tensors({"mean": self.moments.mean, "m2": self.moments.m2}, {_KEY: text}))
 
     @classmethod
     def load(cls, path: Path) -> NeuronStatistics:

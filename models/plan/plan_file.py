@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from bakeout.models.files.writing import write_file
 from bakeout.models.plan import (
     AdjustedLayer,
     Canary,
@@ -60,8 +61,8 @@ def plan_bytes(plan: Plan) -> bytes:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write a plan file."""
-    path.write_bytes(plan_bytes(plan))
+    """Write a new plan file. Raises ``BakeoutError`` where ``path`` exists or cannot be written."""
+    write_file(path, plan_bytes(plan))
 
 
 def load_plan(path: Path) -> Plan:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bakeout.models.files.writing import replace_file
 from bakeout.models.skills import vocabulary as words
 
 SKILLS: tuple[str, ...] = ("math", "code", "german", "spanish", "french", "facts", "unknown")
@@ -92,9 +93,9 @@ def training_examples(mixture: Mapping[str, float], seed: int) -> Iterator[Examp
 
 
 def write_jsonl(found: Iterable[Example], path: Path) -> None:
-    """Write examples as JSONL with the keys ``prompt`` and ``response``."""
+    """Write examples as JSONL with the keys ``prompt`` and ``response``, in the place of an earlier file."""
     lines = (json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in found)
-    path.write_text("".join(lines), encoding="utf-8")
+    replace_file(path, "".join(lines))
 
 
 def _stream(skill: str, split: str, draw: random.Random) -> Iterator[Example]:

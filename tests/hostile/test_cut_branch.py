@@ -6,7 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from bakeout.export.artifacts.artifact import MANIFEST, write_manifest
+from bakeout.export.artifacts.file_names import MANIFEST
+from bakeout.export.artifacts.manifest import write_manifest
 from bakeout.export.baking.bake import bake
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify

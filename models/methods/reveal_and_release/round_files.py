@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import replace_file, write_file
 from bakeout.models.methods.lora_modules import Module
 
 _SCHEMA = 1
@@ -55,8 +56,7 @@ class RoundFiles:
             raise BakeoutError(
                 f"{self._directory} exists and is no directory of Reveal-and-Release.", "Choose a new directory."
             )
-        self._directory.mkdir(parents=True, exist_ok=True)
-        _write(marker, expected.encode())
+        write_file(marker, expected)
 
     def audit(self, number: int) -> Path:
         """Where the revealed data of a round is kept."""
@@ -64,7 +64,7 @@ class RoundFiles:
 
     def write_audit(self, number: int, lines: str) -> None:
         """Keep the revealed data of a round."""
-        _write(self.audit(number), lines.encode())
+        replace_file(self.audit(number), lines)
 
     def save(self, number: int, finished: Round) -> None:
         """Keep a finished round."""
@@ -72,8 +72,8 @@ class RoundFiles:
         for kind, module in (("forget", finished.forget), ("retain", finished.retain)):
             for name, (left, right) in module.items():
                 tensors |= {f"{kind}.B.{name}": left, f"{kind}.A.{name}": right}
-        _write(self._path(number, "safetensors"), save({name: t.contiguous() for name, t in tensors.items()}))
-        _write(self._path(number, "json"), (json.dumps(finished.figures, indent=1) + "\n").encode())
+        replace_file(self._path(number, "safetensors"), save({name: t.contiguous() for name, t in tensors.items()}))
+        replace_file(self._path(number, "json"), json.dumps(finished.figures, indent=1) + "\n")
 
     def load(self) -> list[Round]:
         """The finished rounds, in order. Raises ``BakeoutError`` for a damaged file."""
@@ -111,10 +111,3 @@ def fingerprint(model: PreTrainedModel, settings: Mapping[str, Any]) -> str:
         digest.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)

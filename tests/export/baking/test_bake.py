@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-from bakeout.export.artifacts.artifact import read_manifest
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import ModelIdentity, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
 
-from tests.export.artifacts.test_artifact import tree
+from tests.directory_tree import tree
 from tests.recipe_files import rows
 from tests.tiny_models import byte_tokenizer, tiny_checkpoint
 

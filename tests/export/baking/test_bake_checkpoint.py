@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from bakeout.export.artifacts.artifact import read_manifest
 from bakeout.export.artifacts.inspection import inspect, lines
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.evaluation.evaluate import evaluate

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bakeout.export.artifacts.artifact import read_manifest
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.baking.model_card import model_card

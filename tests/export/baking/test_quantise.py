@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from bakeout.export.artifacts.artifact import read_manifest
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import Baked, BakeOptions, bake
 from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.exporting.onnx_export import export_checkpoint

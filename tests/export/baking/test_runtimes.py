@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-from bakeout.export.artifacts.artifact import read_manifest
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.baking.runtimes import NEWEST_OPSET, RUNTIMES, RuntimeName, runtime_names

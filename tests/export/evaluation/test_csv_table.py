@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bakeout.export.cli.evaluate import print_evaluation
-from bakeout.export.evaluation.csv_table import require_table, write_csv
+from bakeout.export.evaluation.csv_table import write_csv
 from bakeout.export.evaluation.evaluate import BASE, Change, Evaluation, Row
 from bakeout.export.evaluation.likelihood import TextRow
 from bakeout.models.errors import BakeoutError
@@ -55,8 +55,8 @@ def test_csv_has_every_figure_of_the_json(tmp_path: Path) -> None:
                 assert line[key] == ("" if value is None else str(value))
 
 
-def test_a_table_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(BakeoutError, match="nowhere"):
-        require_table(tmp_path / "nowhere" / "table.csv")
-    with pytest.raises(BakeoutError, match="directory"):
-        require_table(tmp_path)
+def test_a_table_never_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("mine")
+    with pytest.raises(BakeoutError, match="exists already"):
+        write_csv(EVALUATION, tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text() == "mine"

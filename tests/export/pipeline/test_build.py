@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bakeout.export.artifacts.artifact import file_digests, read_manifest
+from bakeout.export.artifacts.manifest import file_digests, read_manifest
 from bakeout.export.evaluation.evaluate import BASE, stored_base_rows
 from bakeout.export.pipeline.build import build
 from bakeout.export.verification.verify import verify
 from bakeout.models.errors import BakeoutError
 
-from tests.export.artifacts.test_artifact import tree
+from tests.directory_tree import tree
 from tests.recipe_files import KEY_SPACE_DETECTION, write_recipe
 
 

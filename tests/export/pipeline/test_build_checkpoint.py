@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from bakeout.export.artifacts.artifact import read_manifest
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.evaluation.evaluate import BASE
 from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.recipe import RecipeError, load_recipe

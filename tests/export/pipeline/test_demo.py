@@ -10,39 +10,22 @@ from click.testing import CliRunner
 from bakeout.export.cli.demo import print_demo
 from bakeout.export.cli.main import main
 from bakeout.export.evaluation.evaluate import Row
-from bakeout.export.pipeline.demo import METHODS, Demo, Sample, replacing
+from bakeout.export.pipeline.demo import METHODS, Demo, Sample, require_earlier_demo
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.figures_file import Attacks, Depth, Frontier, Inside, Languages, Matched, read_figures
 from bakeout.models.errors import BakeoutError
 from bakeout.models.skills.generator import SKILLS
 
 
-def test_an_earlier_demo_is_replaced_once_the_new_one_is_whole(tmp_path: Path) -> None:
-    directory = tmp_path / "demo"
-    for text in ("first", "second"):
-        with replacing(directory) as scratch:
-            (scratch / "neuron-adjust.yaml").write_text(text)
-        assert (directory / "neuron-adjust.yaml").read_text() == text
-    assert list(tmp_path.iterdir()) == [directory]
-
-
-def test_a_demo_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
-    directory = tmp_path / "demo"
-    with replacing(directory) as scratch:
-        (scratch / "neuron-adjust.yaml").write_text("first")
-    with pytest.raises(KeyboardInterrupt), replacing(directory) as scratch:
-        (scratch / "neuron-adjust.yaml").write_text("second")
-        raise KeyboardInterrupt
-    assert (directory / "neuron-adjust.yaml").read_text() == "first"
-    assert list(tmp_path.iterdir()) == [directory]
-
-
 def test_what_the_demo_did_not_write_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(BakeoutError, match="Name another directory"), replacing(path):
-            pass
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+        with pytest.raises(BakeoutError, match="another output"):
+            require_earlier_demo(path)
+    require_earlier_demo(tmp_path / "new")
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "neuron-adjust.yaml").write_text("first")
+    require_earlier_demo(tmp_path / "demo")
 
 
 def test_the_table_has_a_row_a_skill_and_marks_the_forgotten_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bakeout.export.artifacts.artifact import MANIFEST
+from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
 from bakeout.export.report.figures_file import figures_json, read_figures

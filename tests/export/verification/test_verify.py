@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bakeout.export.artifacts.artifact import MANIFEST, write_manifest
+from bakeout.export.artifacts.file_names import MANIFEST
+from bakeout.export.artifacts.manifest import write_manifest
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.verify import Check, verify

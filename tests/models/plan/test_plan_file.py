@@ -23,6 +23,7 @@ from tests.plan_examples import key_space_detection, low_rank_update, neuron_adj
 @settings(max_examples=25)
 @given(plans())
 def test_a_plan_survives_its_file(tmp_path: Path, original: Plan) -> None:
+    (tmp_path / "plan.safetensors").unlink(missing_ok=True)
     save_plan(original, tmp_path / "plan.safetensors")
     read = load_plan(tmp_path / "plan.safetensors")
     _assert_same(read, original)
