@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.export.artifacts.file_names import DATA, GRAPH
 from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.exporting.tied_weights import tie_weights
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
@@ -65,12 +66,13 @@ def export_checkpoint(checkpoint: Path, directory: Path, dtype: DType = "fp32") 
     if dtype == "fp16":
         # The default attention's mask is float32 in a trace, and would make everything behind it float32.
         model.set_attn_implementation("eager")
-    # Once as optimum writes it, once more with the weights in one file.
-    require_space(directory, 2 * _BYTES[dtype] * sum(weight.numel() for weight in model.parameters()))
+    # Once as torch writes it, tied weights apart, once more with the weights in one file.
+    require_space(directory, 2 * _BYTES[dtype] * sum(weight.numel() for weight in model.state_dict().values()))
     with disk_errors(directory), tempfile.TemporaryDirectory(prefix=".export.", dir=directory) as scratch:
         exported = Path(scratch)
         _export(model, exported, checkpoint, dtype)
         graph = load_graph(exported / GRAPH)
+        tie_weights(graph.graph)
         _bound_mask(graph)
         ir.save(graph, directory / GRAPH, external_data=DATA)
         # The checkpoint's own files go before those that optimum writes anew.
@@ -100,7 +102,7 @@ def _export(model: PreTrainedModel, directory: Path, checkpoint: Path, dtype: DT
 
     try:
         with _quiet():
-            onnx_export_from_model(model, output=directory, task=_TASK, do_validation=False)
+            onnx_export_from_model(model, output=directory, task=_TASK, do_validation=False, no_post_process=True)
     except _EXPORT_FAILS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BakeoutError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
 
@@ -68,6 +70,21 @@ def test_an_export_computes_what_the_checkpoint_computes(
     with torch.no_grad():
         expected = load_model(llama_checkpoint)(torch.tensor([prompt])).logits.numpy()
     assert np.abs(_logits(graph, prompt) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma3_text"])
+def test_an_embedding_that_is_the_heads_weight_too_is_stored_once(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    checkpoint = checkpoint_of(family)
+    initialisers = onnx.load(export_checkpoint(checkpoint, tmp_path), load_external_data=False).graph.initializer
+    assert [list(tensor.dims) for tensor in initialisers if 264 in tensor.dims] == [[264, 32]]
+    (prompt,) = random_prompts(1)
+    with torch.no_grad():
+        expected = load_model(checkpoint)(torch.tensor([prompt])).logits.numpy()
+    ids = np.array([prompt])
+    logits = Runner(tmp_path).step(ids, np.ones_like(ids), None).logits
+    assert np.abs(logits - expected).max() <= 1e-4
 
 
 def test_an_export_is_the_same_anywhere_and_names_no_path(llama_checkpoint: Path, tmp_path: Path) -> None:
