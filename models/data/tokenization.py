@@ -1,0 +1,70 @@
+"""What the rest of the code asks of a tokenizer, and where tokenizers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bakeout.models.errors import BakeoutError
+
+Message = dict[str, str]
+
+
+class Tokenizer(Protocol):
+    """A tokenizer: one of transformers', or ``JsonTokenizer``, which needs no transformers."""
+
+    @property
+    def bos_token(self) -> str | None:
+        """The token that begins a text, or None."""
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Its id."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the token that ends a text, or None."""
+
+    @property
+    def chat_template(self) -> object:
+        """The template of chats; empty or None where there is none."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text, with the special tokens around it that the model was trained with."""
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
+        """The text of token ids. Spaces before punctuation are removed where asked for, by default as configured."""
+
+    def apply_chat_template(
+        self, conversation: list[Message], *, tokenize: bool = True, add_generation_prompt: bool = False
+    ) -> object:
+        """A chat as text (``tokenize=False``) or token ids. Raises ``jinja2.TemplateError`` where the template does."""
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in ``directory``: transformers' where it is installed, else ``JsonTokenizer``. Needs no torch.
+
+    Raises ``BakeoutError`` where there is none, and for one that needs transformers where it is missing.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ModuleNotFoundError:
+        from bakeout.models.data.json_tokenizer import JsonTokenizer
+
+        return JsonTokenizer(directory)
+    try:
+        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BakeoutError(
+            f"{directory}: the tokenizer cannot be loaded ({(str(error).strip().splitlines() or ['?'])[0]}).",
+            "Put the model's tokenizer.json and tokenizer_config.json beside its config.json.",
+        ) from None

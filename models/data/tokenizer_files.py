@@ -1,0 +1,161 @@
+"""The JSON files that describe a tokenizer, read as transformers 4.57 reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from tokenizers import AddedToken
+
+from bakeout.models.errors import BakeoutError
+
+# A special token: as a string, where no file says how it is matched in a text.
+Special: TypeAlias = "AddedToken | str"
+
+_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MORE = "additional_special_tokens"
+_END_OF_TEXT = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
+_SENTENCE_PIECE = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+# The classes whose rules are known here, and what each sets where the configuration is silent. Those with
+# ``add_bos_token`` put special tokens around a text themselves, whatever tokenizer.json says.
+_CLASSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "BloomTokenizer": {**_SENTENCE_PIECE, "pad_token": "<pad>"},
+        "CodeGenTokenizer": _END_OF_TEXT,
+        "CohereTokenizer": {
+            "unk_token": "<UNK>",
+            "bos_token": "<BOS_TOKEN>",
+            "eos_token": "<|END_OF_TURN_TOKEN|>",
+            "add_bos_token": True,
+        },
+        "GPT2Tokenizer": _END_OF_TEXT,
+        "GPTNeoXTokenizer": {**_END_OF_TEXT, "add_bos_token": False},
+        "GemmaTokenizer": {
+            "unk_token": "<unk>",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "add_bos_token": True,
+        },
+        "LlamaTokenizer": {**_SENTENCE_PIECE, "add_bos_token": True, "add_prefix_space": None},
+        "PreTrainedTokenizer": {},
+        "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
+    }
+)
+_INSTALL = "Install transformers, which can: pip install 'bakeout[fit]'."
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What the files beside ``tokenizer.json`` say.
+
+    ``settings``: tokenizer_config.json, with the defaults of its class; ``frames``: whether the class itself puts
+    special tokens around a text, whatever tokenizer.json says; ``added``: tokens outside the vocabulary by id;
+    ``special``: the special tokens by name; ``more_special``: those without a name; ``chat_template``: the template of
+    chats, empty or None where there is none.
+    """
+
+    settings: Mapping[str, Any]
+    frames: bool
+    added: Mapping[int, AddedToken]
+    special: Mapping[str, Special]
+    more_special: Sequence[Special]
+    chat_template: str | None
+
+
+def read_tokenizer_files(directory: Path) -> TokenizerFiles:
+    """Read the files. Raises ``BakeoutError`` for damaged ones, and for a class whose rules are not known here."""
+    config = read_object(directory / "tokenizer_config.json")
+    defaults = _class_defaults(config, directory)
+    settings = {**defaults, **config}
+    if "added_tokens_decoder" in settings:
+        added = {int(place): AddedToken(**token) for place, token in settings["added_tokens_decoder"].items()}
+    else:
+        # As tokenizers were saved before transformers 4.34.
+        _merge_special_tokens_map(settings, directory)
+        added = _older_added_tokens(settings, directory)
+    known = {token.content: token for token in added.values()}
+    extra = settings.get("extra_special_tokens")
+    special = {name: settings[name] for name in _NAMES if settings.get(name)} | (
+        extra if isinstance(extra, dict) else {}
+    )
+    return TokenizerFiles(
+        settings,
+        "add_bos_token" in defaults,
+        added,
+        {name: known.get(_content(token), _special(token)) for name, token in special.items()},
+        [_special(token) for token in settings.get(_MORE) or []],
+        _chat_template(settings, directory),
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object; an empty one where there is no such file. Raises ``BakeoutError`` for a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BakeoutError(f"{path} cannot be read ({error}).", "Copy the tokenizer again.") from None
+    if not isinstance(content, dict):
+        raise BakeoutError(f"{path} is not a JSON object.", "Copy the tokenizer again.")
+    return content
+
+
+def _class_defaults(config: Mapping[str, Any], directory: Path) -> Mapping[str, Any]:
+    name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    if name not in _CLASSES:
+        raise BakeoutError(f"{directory}: the tokenizer's class {name!r} cannot be read by Bakeout alone.", _INSTALL)
+    # For a prefix space these classes build another tokenizer than tokenizer.json's.
+    space = config.get("add_prefix_space")
+    rebuilt = space is not None if name == "LlamaTokenizer" else space and name in ("BloomTokenizer", "CohereTokenizer")
+    if rebuilt or config.get("from_slow"):
+        raise BakeoutError(f"{directory}: the tokenizer is not as its tokenizer.json says.", _INSTALL)
+    return _CLASSES[name]
+
+
+def _merge_special_tokens_map(settings: dict[str, Any], directory: Path) -> None:
+    for name, value in read_object(directory / "special_tokens_map.json").items():
+        if name == _MORE:
+            known = settings.get(_MORE) or []
+            settings[_MORE] = [*known, *(token for token in value if token not in known)]
+        else:
+            settings[name] = value
+
+
+def _older_added_tokens(settings: Mapping[str, Any], directory: Path) -> dict[int, AddedToken]:
+    special = {_content(settings[name]) for name in _NAMES if settings.get(name)}
+    special |= {_content(token) for token in settings.get(_MORE) or []}
+    added = {
+        place: AddedToken(content, normalized=content not in special, special=content in special)
+        for content, place in read_object(directory / "added_tokens.json").items()
+    }
+    for token in read_object(directory / "tokenizer.json").get("added_tokens", []):
+        added[token.pop("id")] = AddedToken(**token)
+    return added
+
+
+def _special(token: str | Mapping[str, Any]) -> Special:
+    if isinstance(token, str):
+        return token
+    flags = {key: value for key, value in token.items() if key not in ("__type", "special")}
+    return AddedToken(**flags, special=True)
+
+
+def _content(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _chat_template(settings: Mapping[str, Any], directory: Path) -> str | None:
+    """The template in a file of its own, else the configuration's; among several, the one called ``default``."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = {named["name"]: named["template"] for named in template}.get("default")
+    return None if template is None else str(template)
