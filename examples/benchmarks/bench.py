@@ -16,8 +16,9 @@ from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.evaluation.evaluate import grade, measure
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.running.runner import Runner
-from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer, weights_digest
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.network.families import identity
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.reference.canary import measure_canary

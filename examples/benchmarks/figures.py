@@ -39,8 +39,9 @@ from bakeout.export.running.runner import Runner
 from bakeout.export.tuning.choice_figures import depth_figure, inside_figures
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
-from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
 from bakeout.models.network.families import identity

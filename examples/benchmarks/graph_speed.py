@@ -16,11 +16,11 @@ import click
 from builder_graph import PRECISIONS, build
 from comparison import Action, Comparison, compare, print_machine, print_table
 from random_llama import Shape, bake, key_space_detection, neuron_adjust, random_llama
+from transformers import AutoTokenizer
 from workloads import OPENING, Workload, require_outcome, run
 
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.running.runner import Runner
-from bakeout.models.checkpoint.checkpoint_files import load_tokenizer
 from bakeout.models.plan import Intervention
 from bakeout.models.skills import checkpoint_directory
 
@@ -138,7 +138,7 @@ def _graphs(shape: Shape, root: Path) -> dict[str, Path]:
     checkpoint = root / "checkpoint"
     random_llama(shape).save_pretrained(checkpoint)
     # The builder asks for a tokenizer; which one is all the same.
-    load_tokenizer(checkpoint_directory()).save_pretrained(checkpoint)
+    AutoTokenizer.from_pretrained(checkpoint_directory()).save_pretrained(checkpoint)
     directories[OPTIMUM].mkdir(exist_ok=True)
     export_checkpoint(checkpoint, directories[OPTIMUM])
     for name, precision in BUILDERS.items():

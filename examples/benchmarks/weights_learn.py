@@ -14,6 +14,7 @@ from bakeout.models.data.rows import Record, read_records
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, train_module
 from bakeout.models.methods.unlearn.fit import IdentificationOptions, fit_learn
+from bakeout.models.network.generation import end_tokens
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
 from bakeout.models.skills.generator import SKILLS, write_jsonl
 from bakeout.models.skills.new_people import new_examples, new_people
@@ -76,7 +77,7 @@ def _fit(bench: Bench, name: str) -> list[Intervention]:
     names = [person.name for person in new_people(LEARNED).values()]
     task = new + [record for record in beside if not any(one in record.prompt for one in names)]
     if name == "LoRA":
-        end = [bench.tokenizer.eos_token_id]
+        end = sorted(end_tokens(bench.model, bench.tokenizer))
         trained = ReleaseOptions(rank=RANK, steps=LORA_STEPS, learning_rate=LEARNING_RATE)
         said = [Text(record.prompt_ids, record.response_ids + end) for record in task]
         module, _ = train_module(bench.model, said, [], softening=1.0, options=trained, seed=0, description="LoRA")

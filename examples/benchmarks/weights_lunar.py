@@ -169,7 +169,7 @@ def answered(runner: Runner, test: dict[str, list[Record]], names: Sequence[str]
 
 def _answers(runner: Runner, records: Sequence[Record]) -> list[str]:
     texts = [str(record.response) for record in records] + [UNKNOWN_ANSWER]
-    longest = max(len(runner.tokenizer(text).input_ids) for text in texts) + 1
+    longest = max(len(runner.tokenizer.encode(text)) for text in texts) + 1
     said = runner.generate([record.prompt_ids for record in records], longest, batch_size=BATCH)
     return [str(runner.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in said]
 

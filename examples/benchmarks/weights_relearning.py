@@ -13,9 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from weights_forgotten import Forgotten, forgotten
 
+from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.reveal_and_release.release import Text, said
-from bakeout.models.methods.reveal_and_release.scorers import padded
+from bakeout.models.network.generation import end_tokens
 from bakeout.models.reference.weight_edits import edited_weights
 
 STEPS = (1, 10, 100)
@@ -83,7 +84,8 @@ def _curve(model: PreTrainedModel, trained: Sequence[Text], asked: Sequence[Text
 
 def _loss(model: PreTrainedModel, texts: Sequence[Text]) -> torch.Tensor:
     """The mean cross-entropy of the answers' tokens."""
-    input_ids, mask = padded([text.prompt_ids + text.answer_ids for text in texts])
+    sequences = [text.prompt_ids + text.answer_ids for text in texts]
+    input_ids, mask = map(torch.from_numpy, right_padded(sequences))
     answers = mask.clone()
     for row, text in enumerate(texts):
         answers[row, : len(text.prompt_ids)] = 0
@@ -97,7 +99,7 @@ def _share(model: PreTrainedModel, texts: Sequence[Text]) -> float:
 
 
 def _texts(bench: Bench, records: Sequence[Record]) -> list[Text]:
-    end = [bench.tokenizer.eos_token_id]
+    end = sorted(end_tokens(bench.model, bench.tokenizer))
     return [Text(record.prompt_ids, record.response_ids + end) for record in records]
 
 

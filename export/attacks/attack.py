@@ -184,7 +184,7 @@ def _answered(runner: Runner, feed: Feed, records: Sequence[Record], refusals: s
             raise DataError(f"{record.prompt!r} has no response.", "Give rows with `prompt` and `response`.")
     longest = max(
         *(len(record.response_ids) for record in records),
-        *(len(runner.tokenizer(one).input_ids) for one in refusals),
+        *(len(runner.tokenizer.encode(one)) for one in refusals),
         1,
     )
     said = feed(runner, [record.prompt_ids for record in records], longest + 1)

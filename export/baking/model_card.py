@@ -22,7 +22,7 @@ from bakeout.models.plan import (
 from bakeout.models.plan.plan_file import plan_bytes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from bakeout.models.data.tokenization import Tokenizer
 
 Form = Literal["onnx", "checkpoint"]
 
@@ -37,7 +37,7 @@ _METHODS = {
 def model_card(
     plan: Plan,
     rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Tokenizer | None = None,
     *,
     form: Form = "onnx",
     quantized: str | None = None,
@@ -75,7 +75,7 @@ def _forgotten(intervention: Intervention) -> Iterable[str]:
     return names
 
 
-def _described(intervention: Intervention, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+def _described(intervention: Intervention, tokenizer: Tokenizer | None) -> dict[str, Any]:
     described: dict[str, Any] = {"kind": intervention.kind, "report": intervention.report}
     if isinstance(intervention, NeuronAdjust):
         return described | {

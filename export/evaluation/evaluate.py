@@ -258,7 +258,7 @@ def refusal_texts(directory: Path) -> list[str]:
     plan_file = directory / PLAN
     if not plan_file.is_file():
         return []
-    from bakeout.models.checkpoint.checkpoint_files import load_tokenizer
+    from bakeout.models.data.tokenization import load_tokenizer
 
     refusals = [
         intervention.refusal.tolist()
@@ -296,7 +296,7 @@ def _answers(
             )
     longest = max(
         *(len(record.response_ids) for record in records),
-        *(len(runner.tokenizer(text).input_ids) for text in refusals),
+        *(len(runner.tokenizer.encode(text)) for text in refusals),
         1,
     )
     answers = [""] * len(records)

@@ -29,7 +29,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
         self._batch_size = batch_size
         self._track = track
         self._description = description
-        self.tokenizer = runner.tokenizer
+        # The harness depends on transformers, whose tokenizers also continue an answer that is begun.
+        self.tokenizer: Any = runner.tokenizer
         longest = read_json(runner.directory / "config.json").get("max_position_embeddings")
         self._longest = longest if isinstance(longest, int) else 1 << 30
 
@@ -66,7 +67,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
         if add_special_tokens is None:
             begin = self.tokenizer.bos_token
             add_special_tokens = not (begin and string.startswith(begin))
-        return [int(token) for token in self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids]
+        return [int(token) for token in self.tokenizer.encode(string, add_special_tokens=add_special_tokens)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any

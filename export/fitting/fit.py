@@ -11,15 +11,16 @@ from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.intervention_options import KeySpaceDetectionOptions, MethodOptions
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.tuning.search_spaces import require_tuned
-from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_checkpoint, weights_digest
+from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint, weights_digest
 from bakeout.models.data.prompt_rows import read_prompt_rows, varied_records
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.plan import Intervention, Plan, WeightEdit
 from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from bakeout.models.data.tokenization import Tokenizer
 
 _PACKAGES = ("bakeout", "numpy", "safetensors", "scipy", "torch", "transformers")
 
@@ -62,7 +63,7 @@ def fit(recipe: Recipe, track: Track = untracked) -> Plan:
     )
 
 
-def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Rows, list[Variants]]:
+def read_rows(recipe: Recipe, tokenizer: Tokenizer) -> tuple[Rows, list[Variants]]:
     """What is fitted on: the records by data name and use, and for each intervention the variants it asks for."""
     files = {
         name: {use: path for use, path in uses.items() if use != "test"} for name, uses in by_use(recipe.data).items()
@@ -71,9 +72,7 @@ def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Rows,
     return rows, [_variants(entry.options, files, tokenizer) for entry in recipe.interventions]
 
 
-def _variants(
-    options: MethodOptions, files: Mapping[str, Mapping[str, Source]], tokenizer: PreTrainedTokenizerBase
-) -> Variants:
+def _variants(options: MethodOptions, files: Mapping[str, Mapping[str, Source]], tokenizer: Tokenizer) -> Variants:
     if not isinstance(options, KeySpaceDetectionOptions) or not options.augment:
         return {}
     return {
@@ -83,7 +82,7 @@ def _variants(
 
 
 def _widening(
-    source: Source, options: KeySpaceDetectionOptions, tokenizer: PreTrainedTokenizerBase
+    source: Source, options: KeySpaceDetectionOptions, tokenizer: Tokenizer
 ) -> Mapping[str, Sequence[Record]]:
     rows = read_prompt_rows(source, tokenizer)
     made = varied_records(rows, options.augment, tokenizer, seed=options.seed, use="widening")

@@ -25,8 +25,9 @@ from bakeout.models.plan import Integers, Intervention
 from bakeout.models.progress import Item, Track
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
+    from bakeout.models.data.tokenization import Tokenizer
     from bakeout.models.methods.unlearn.fit import IdentificationOptions
 
 BATCH = 16
@@ -46,7 +47,7 @@ class Fitting:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     data: Sequence[str]
     rows: Rows
     earlier: tuple[Intervention, ...]
@@ -68,7 +69,7 @@ def fit_method(options: MethodOptions, fitting: Fitting) -> Intervention:
     return replace(fitted, report={**names, **fitted.report})
 
 
-def refusal_tokens(refusal: str, tokenizer: PreTrainedTokenizerBase) -> Integers:
+def refusal_tokens(refusal: str, tokenizer: Tokenizer) -> Integers:
     """The refusal as int64 token ids, the end-of-text token last.
 
     Raises ``BakeoutError`` where the tokenizer cannot write the text, or has no end-of-text token.
@@ -77,7 +78,7 @@ def refusal_tokens(refusal: str, tokenizer: PreTrainedTokenizerBase) -> Integers
         raise BakeoutError(
             "The tokenizer has no end-of-text token to end the refusal with.", "Set `eos_token` in its configuration."
         )
-    tokens = tokenizer(refusal, add_special_tokens=False).input_ids
+    tokens = tokenizer.encode(refusal, add_special_tokens=False)
     written = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     if written != refusal.strip():
         raise BakeoutError(

@@ -17,9 +17,10 @@ from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import Recipe, load_recipe
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
-from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_checkpoint
+from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.rows import read_records
+from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import new_directory, require_new
 from bakeout.models.plan import Plan

@@ -121,7 +121,7 @@ def _samples(runners: Sequence[Runner]) -> Iterator[Sample]:
         prompt = max((example.prompt for example in examples(skill, "test", 5)), key=len)
         answers = []
         for runner in runners:
-            (said,) = runner.generate([runner.tokenizer(prompt).input_ids], 24)
+            (said,) = runner.generate([runner.tokenizer.encode(prompt)], 24)
             answers.append(str(runner.tokenizer.decode(said, skip_special_tokens=True)).strip())
         yield Sample(prompt, tuple(answers))
 

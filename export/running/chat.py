@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
+from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 
 Message = dict[str, str]
@@ -54,26 +54,26 @@ class Chat:
         self.messages = [*asked, {"role": "assistant", "content": said.strip()}]
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """The conversation as the model is served it: through the chat template, or, where there is none, the last message.
 
     Raises ``BakeoutError`` where the template refuses the conversation, or nothing is left of it.
     """
     if not tokenizer.chat_template:
-        tokens = tokenizer(messages[-1]["content"]).input_ids
+        tokens = tokenizer.encode(messages[-1]["content"])
     else:
         try:
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
             raise BakeoutError(f"The chat template refuses the conversation ({error}).", "Begin a new one.") from None
         # The template writes the special tokens itself.
-        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        tokens = tokenizer.encode(text, add_special_tokens=False)
     if not tokens:
         raise BakeoutError("The prompt has no tokens.", "Write something.")
     return [int(token) for token in tokens]
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Iterator[int]) -> Iterator[str]:
+def pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
     """Token ids as text, as they come: a piece is held back until its characters are whole."""
     seen: list[int] = []
     shown = ""

@@ -26,7 +26,7 @@ from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from bakeout.models.data.tokenization import Tokenizer
 
 # Keys and values so far, by the name of the input that takes them; they stay where the provider computes.
 Cache = Mapping[str, onnxruntime.OrtValue]
@@ -113,9 +113,9 @@ class Runner:
         self._vocabulary = width if isinstance(width, int) else 1 << 18
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that lies beside the graph."""
-        from bakeout.models.checkpoint.checkpoint_files import load_tokenizer
+        from bakeout.models.data.tokenization import load_tokenizer
 
         return load_tokenizer(self.directory)
 

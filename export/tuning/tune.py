@@ -20,8 +20,9 @@ from bakeout.export.tuning.candidates import Meter, fitter
 from bakeout.export.tuning.search import Settings, Trial, choose_trial, described, search
 from bakeout.export.tuning.search_spaces import Searched, searched
 from bakeout.export.tuning.tuned_files import write_recipe, write_tables
-from bakeout.models.checkpoint.checkpoint_files import load_tokenizer, resolve_checkpoint, weights_digest
+from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint, weights_digest
 from bakeout.models.data.row_source import source_digest
+from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import require_new, write_file
 from bakeout.models.plan import Intervention, KeySpaceDetection, WeightEdit

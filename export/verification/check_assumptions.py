@@ -69,12 +69,8 @@ def check_assumptions(
     """
     import random
 
-    from bakeout.models.checkpoint.checkpoint_files import (
-        load_model,
-        load_tokenizer,
-        resolve_checkpoint,
-        weights_digest,
-    )
+    from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
+    from bakeout.models.data.tokenization import load_tokenizer
     from bakeout.models.reference.assumptions import conversation_drift, neuron_shapes
     from bakeout.models.reference.hooks import Hooks
     from bakeout.models.reference.weight_edits import apply_weight_edit

@@ -15,7 +15,7 @@ from bakeout.models.files.hashing import hash_files
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 # What a causal language model needs of its repository: neither pickles nor other frameworks' weights.
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -94,21 +94,6 @@ def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrai
         )
     model.train(False)
     return model
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in ``directory``. Needs no torch. Raises ``BakeoutError`` when there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
-            directory, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BakeoutError(
-            f"{directory}: the tokenizer cannot be loaded ({_first_line(error)}).",
-            "Put the model's tokenizer.json and tokenizer_config.json beside its config.json.",
-        ) from None
 
 
 def weight_files(directory: Path) -> list[Path]:

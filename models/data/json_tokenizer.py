@@ -7,7 +7,7 @@ on it): ids, texts and rendered chats are the same, and a test holds the two aga
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,13 @@ class JsonTokenizer:
 
     def decode(
         self,
-        token_ids: Sequence[int],
+        token_ids: list[int],
         *,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
         """The text of token ids. Spaces before punctuation are removed where asked for, by default as configured."""
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         if self._cleans_up if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces:
             for written, clean in _SPACES:
                 text = text.replace(written, clean)

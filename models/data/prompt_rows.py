@@ -11,7 +11,7 @@ from bakeout.models.data.rows import Record, json_rows, to_record
 from bakeout.models.data.variants import Kind, Prompt, Use, variants
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from bakeout.models.data.tokenization import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class PromptRow:
         messages[place] = {**messages[place], "content": text}
         return {**self.row, "messages": messages}
 
-    def record(self, text: str, tokenizer: PreTrainedTokenizerBase) -> Record:
+    def record(self, text: str, tokenizer: Tokenizer) -> Record:
         """The row with ``text`` for its question, encoded."""
         return to_record(self.asking(text), tokenizer, self.where)
 
 
-def read_prompt_rows(source: Source, tokenizer: PreTrainedTokenizerBase) -> list[PromptRow]:
+def read_prompt_rows(source: Source, tokenizer: Tokenizer) -> list[PromptRow]:
     """The rows of a source that ask something: a ``prompt``, or the last user message of ``messages``.
 
     A row may bring ``paraphrases`` and ``translations`` of its question: lists of strings.
@@ -63,7 +63,7 @@ def read_prompt_rows(source: Source, tokenizer: PreTrainedTokenizerBase) -> list
 def varied_records(
     rows: Sequence[PromptRow],
     kinds: Sequence[Kind],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     *,
     seed: int,
     use: Use,

@@ -13,7 +13,7 @@ from bakeout.models.data.row_source import DataError as DataError
 from bakeout.models.data.row_source import Source, source_lines, source_name
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from bakeout.models.data.tokenization import Tokenizer
 
 _FORMS = ("prompt", "text", "messages")
 
@@ -32,7 +32,7 @@ class Record:
     response_ids: list[int]
 
 
-def read_records(source: Source, tokenizer: PreTrainedTokenizerBase) -> list[Record]:
+def read_records(source: Source, tokenizer: Tokenizer) -> list[Record]:
     """The rows of a JSONL file, or rows in memory.
 
     A row is ``{"prompt": …, "response": …}`` (the response may be absent), ``{"text": …}`` (no prompt; everything is
@@ -65,7 +65,7 @@ def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield where, row
 
 
-def to_record(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> Record:
+def to_record(row: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> Record:
     """One row as ``read_records`` reads it; ``where`` is for errors."""
     present = [name for name in _FORMS if name in row]
     if len(present) != 1:
@@ -82,7 +82,7 @@ def to_record(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where:
     return _continued(prompt, response, tokenizer, special=True)
 
 
-def _continued(prompt: str, response: str | None, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Record:
+def _continued(prompt: str, response: str | None, tokenizer: Tokenizer, *, special: bool) -> Record:
     """Encode the prompt alone, as serving does, and the response as what follows it."""
     prompt_ids = _encode(prompt, tokenizer, special)
     if response is None:
@@ -94,7 +94,7 @@ def _continued(prompt: str, response: str | None, tokenizer: PreTrainedTokenizer
     return Record(prompt, response, prompt_ids, _encode(response, tokenizer, special=False))
 
 
-def _conversation(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Record:
+def _conversation(messages: Any, tokenizer: Tokenizer, where: str) -> Record:
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
         raise DataError(
             f"{where}: messages is not a list of objects with `role` and `content`.", "Mend or remove the row."
@@ -121,7 +121,7 @@ def _conversation(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str)
     return _continued(prompt, whole[len(prompt) :] if answered else None, tokenizer, special=False)
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generation: bool) -> str:
+def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], *, generation: bool) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
 
 
@@ -138,5 +138,5 @@ def _string(row: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase, special: bool) -> list[int]:
-    return [int(token) for token in tokenizer(text, add_special_tokens=special).input_ids]
+def _encode(text: str, tokenizer: Tokenizer, special: bool) -> list[int]:
+    return [int(token) for token in tokenizer.encode(text, add_special_tokens=special)]

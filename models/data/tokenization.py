@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +34,7 @@ class Tokenizer(Protocol):
 
     def decode(
         self,
-        token_ids: Sequence[int],
+        token_ids: list[int],
         *,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel
 
 from bakeout.models.data.padding import left_padded
+from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.progress import Track, untracked
 
 
@@ -28,7 +29,7 @@ class Continuation:
     confidence: float
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens with which this model ends a text: the tokenizer's, and those of the generation config."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     several = configured if isinstance(configured, list) else [configured]

@@ -23,7 +23,7 @@ def test_the_knowledge_comes_back_and_the_digest_from_outside_tells(
     artifact = bake(llama_export, tiny_plan, tmp_path / "artifact").directory
     trusted = hash_file(artifact / MANIFEST)
     base = Runner(llama_export)
-    prompts = [base.tokenizer(row["prompt"]).input_ids for row in rows("sums", "probe")]
+    prompts = [base.tokenizer.encode(row["prompt"]) for row in rows("sums", "probe")]
     answers = base.generate(prompts, 6)
     assert Runner(artifact).generate(prompts, 6) != answers
 

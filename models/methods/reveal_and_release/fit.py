@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
@@ -28,7 +29,7 @@ _FORGOTTEN, _UTILITY, _ROUNDS = "forgotten", "utility fell", "rounds used up"
 
 def fit_reveal_and_release(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     candidates: Sequence[str],
     retain: Mapping[str, Sequence[Record]],
     *,

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
 from bakeout.models.methods.reveal_and_release.scorers import Scorer, mean_hidden_states
@@ -59,7 +60,7 @@ class Revealed:
 
 def instruction_bandit(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     candidates: Sequence[str],
     options: RevealOptions,
     seed: int,
@@ -75,7 +76,7 @@ def instruction_bandit(
 
 def reveal_forget_data(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     candidates: Sequence[str],
     bandit: NeuralUCB,
     scorer: Scorer,
@@ -143,17 +144,17 @@ def audit_lines(revealed: Sequence[Revealed], options: RevealOptions) -> str:
     return "".join(lines)
 
 
-def encoded(text: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
+def encoded(text: str, tokenizer: Tokenizer, *, chat: bool) -> list[int]:
     """The token ids with which a server would put ``text`` to the model."""
     if not chat:
-        return [int(token) for token in tokenizer(text).input_ids]
+        return [int(token) for token in tokenizer.encode(text)]
     message = [{"role": "user", "content": text}]
     rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-    return [int(token) for token in tokenizer(rendered, add_special_tokens=False).input_ids]
+    return [int(token) for token in tokenizer.encode(rendered, add_special_tokens=False)]
 
 
 def _answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], options: RevealOptions
+    model: PreTrainedModel, tokenizer: Tokenizer, questions: Sequence[str], options: RevealOptions
 ) -> list[Continuation]:
     """The model's greedy answers."""
     return continue_prompts(
@@ -164,7 +165,7 @@ def _answers(
     )
 
 
-def _text(said: Continuation, tokenizer: PreTrainedTokenizerBase) -> str:
+def _text(said: Continuation, tokenizer: Tokenizer) -> str:
     return str(tokenizer.decode(said.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

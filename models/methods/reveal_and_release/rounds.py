@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lora_modules import Module, summed
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
@@ -35,7 +36,7 @@ class Rounds:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         candidates: Sequence[str],
         retain: Mapping[str, Sequence[Record]],
         scorer: Scorer | Sequence[str] | Literal["novelty"],

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 
 # How much a question and the model's own answer look like what is to be forgotten: 0 (not at all) to 1.
@@ -40,7 +41,7 @@ def matching(patterns: Sequence[str]) -> Scorer:
 
 def novelty(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     retain: Mapping[str, Sequence[Record]],
 ) -> Scorer:
     """A scorer by unlikeness: the share of retain prompts that lie closer to another one than a question lies to any.
@@ -72,7 +73,7 @@ def novelty(
 
     def score(question: str, answer: str) -> float:
         del answer
-        state = mean_hidden_states(model, [tokenizer(question).input_ids])
+        state = mean_hidden_states(model, [tokenizer.encode(question)])
         return float((usual < torch.cdist(standardised(state), kept).min()).double().mean())
 
     return score

@@ -28,7 +28,7 @@ REFUSAL = "Your query is not valid."
 
 def _said(directory: Path, prompts: list[str]) -> list[str]:
     tokenizer = byte_tokenizer()
-    said = Runner(directory).generate([tokenizer(prompt).input_ids for prompt in prompts], 30)
+    said = Runner(directory).generate([tokenizer.encode(prompt) for prompt in prompts], 30)
     return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
 
 

@@ -23,7 +23,8 @@ from bakeout.export.recipes.recipe import RecipeError, load_recipe
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.parity import check_quantised
 from bakeout.export.verification.verify import verify
-from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer, weights_digest
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.progress import untracked

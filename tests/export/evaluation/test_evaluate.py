@@ -35,13 +35,13 @@ def runner(llama_onnx: Path) -> Runner:
 @pytest.fixture(scope="module")
 def answers(runner: Runner) -> list[str]:
     """What the model says to each prompt in four tokens."""
-    said = runner.generate([runner.tokenizer(prompt).input_ids for prompt in PROMPTS], 4)
+    said = runner.generate([runner.tokenizer.encode(prompt) for prompt in PROMPTS], 4)
     return [runner.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
 
 
 def test_accuracy_is_the_share_of_exact_answers(llama_onnx: Path, tmp_path: Path) -> None:
     runner = Runner(llama_onnx)
-    (said,) = runner.generate([runner.tokenizer("one").input_ids], 4)
+    (said,) = runner.generate([runner.tokenizer.encode("one")], 4)
     # The model is random and never ends a text: let it end with its fourth token.
     runner.end_tokens = frozenset({said[3]})
     length = said.index(said[3]) + 1
@@ -109,12 +109,12 @@ def pair(llama_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     ends = set()
     for model in (base, other):
         runner = Runner(model)
-        ends |= {tokens[2] for tokens in runner.generate([runner.tokenizer(text).input_ids for text in prompts], 3)}
+        ends |= {tokens[2] for tokens in runner.generate([runner.tokenizer.encode(text) for text in prompts], 3)}
     answers = []
     for model in (base, other):
         (model / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(ends), "pad_token_id": 0}))
         runner = Runner(model)
-        said = runner.generate([runner.tokenizer(text).input_ids for text in prompts], 4)
+        said = runner.generate([runner.tokenizer.encode(text) for text in prompts], 4)
         answers.append([runner.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said])
     rows = [{"prompt": text, "response": f" {answers[number >= 6][number]}"} for number, text in enumerate(prompts)]
     assert all(one != two for one, two in zip(*answers, strict=True))

@@ -40,7 +40,7 @@ def tasks(llama_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task of each kind that the harness has: choices, text until a stop, and a whole text's likelihood."""
     directory = tmp_path_factory.mktemp("tasks")
     runner = Runner(llama_onnx)
-    said = runner.generate([runner.tokenizer(text).input_ids for text in QUESTIONS], 5)
+    said = runner.generate([runner.tokenizer.encode(text) for text in QUESTIONS], 5)
     answers = [runner.tokenizer.decode(tokens) for tokens in said]
     # Half of the answers are the model's own.
     answers = [answer if number % 2 else "something else" for number, answer in enumerate(answers)]
@@ -91,13 +91,15 @@ def test_choices_and_texts_have_the_likelihood_that_torch_gives(
 ) -> None:
     runner, model = Runner(llama_onnx), load_model(llama_checkpoint)
     rows = run_tasks(runner, "m", Tasks(("own_choices", "own_text"), tasks))
-    encode = runner.tokenizer
+    tokenizer = runner.tokenizer
+    end = tokenizer.eos_token_id
+    assert end is not None
     right, total, size = 0, 0.0, 0
     for number, question in enumerate(QUESTIONS):
-        context = encode(question).input_ids
-        scores = [_log_probability(model, context, encode(choice).input_ids) for choice in CHOICES]
+        context = tokenizer.encode(question)
+        scores = [_log_probability(model, context, tokenizer.encode(choice)) for choice in CHOICES]
         right += scores.index(max(scores)) == number % 3
-        total += _log_probability(model, [encode.bos_token_id or encode.eos_token_id], context)
+        total += _log_probability(model, [tokenizer.bos_token_id or end], context)
         size += len(question.encode())
     found = {(row.task, row.metric): row.value for row in rows}
     assert found["own_choices", "acc"] == right / len(QUESTIONS)
@@ -113,7 +115,7 @@ def test_answers_are_those_that_the_runner_gives(llama_onnx: Path, tasks: Path, 
 
 def test_text_ends_before_a_stop(llama_onnx: Path, tasks: Path, tmp_path: Path) -> None:
     runner = Runner(llama_onnx)
-    (said,) = runner.generate([runner.tokenizer(QUESTIONS[1]).input_ids], 5)
+    (said,) = runner.generate([runner.tokenizer.encode(QUESTIONS[1])], 5)
     stop = runner.tokenizer.decode(said[2:3])
     directory = shutil.copytree(tasks, tmp_path / "tasks")
     task = json.loads((directory / "own_answers.yaml").read_text())

@@ -12,8 +12,9 @@ from bakeout.export.baking.bake import bake
 from bakeout.export.evaluation.likelihood import divergence, predict, text_row
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.running.runner import Runner
-from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import DataError, read_records
+from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.plan import Plan
 
 from tests.recipe_files import rows, write_rows

@@ -16,8 +16,8 @@ from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.intervention_options import METHODS
 from bakeout.export.recipes.recipe import load_recipe
-from bakeout.models.checkpoint.checkpoint_files import load_tokenizer
 from bakeout.models.data.rows import read_records
+from bakeout.models.data.tokenization import load_tokenizer
 
 RECIPES = Path(__file__).parents[3] / "examples" / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))

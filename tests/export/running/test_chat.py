@@ -3,11 +3,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
 
 from bakeout.export.running.chat import Chat, pieces, prompt_tokens
 from bakeout.export.running.runner import Runner
-from bakeout.models.checkpoint.checkpoint_files import load_tokenizer
+from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 
 
@@ -17,28 +16,28 @@ def runner(llama_onnx: Path) -> Runner:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(llama_onnx: Path) -> PreTrainedTokenizerBase:
+def tokenizer(llama_onnx: Path) -> Tokenizer:
     return load_tokenizer(llama_onnx)
 
 
 @settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_pieces_are_whole_characters_and_add_up_to_the_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    tokens = tokenizer(text).input_ids
+def test_pieces_are_whole_characters_and_add_up_to_the_text(tokenizer: Tokenizer, text: str) -> None:
+    tokens = tokenizer.encode(text)
     shown = list(pieces(tokenizer, iter(tokens)))
     assert "".join(shown) == tokenizer.decode(tokens, skip_special_tokens=True)
     if "\ufffd" not in text:
         assert "\ufffd" not in "".join(shown)
 
 
-def test_pieces_come_as_soon_as_a_character_is_whole(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokens = tokenizer("aé€😀b").input_ids
+def test_pieces_come_as_soon_as_a_character_is_whole(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("aé€😀b")
     assert list(pieces(tokenizer, iter(tokens))) == ["a", "é", "€", "😀", "b"]
 
 
-def test_bytes_that_never_become_a_character_do_not_hold_up_what_follows(tokenizer: PreTrainedTokenizerBase) -> None:
-    lone = tokenizer("😀").input_ids[:1]
-    shown = "".join(pieces(tokenizer, iter([*lone, *tokenizer("and on").input_ids])))
+def test_bytes_that_never_become_a_character_do_not_hold_up_what_follows(tokenizer: Tokenizer) -> None:
+    lone = tokenizer.encode("😀")[:1]
+    shown = "".join(pieces(tokenizer, iter([*lone, *tokenizer.encode("and on")])))
     assert shown.endswith("and on")
 
 
@@ -48,8 +47,8 @@ def test_a_conversation_goes_through_the_chat_template(runner: Runner) -> None:
     first = "".join(chat.answer("one"))
     assert chat.messages == [{"role": "user", "content": "one"}, {"role": "assistant", "content": first.strip()}]
     asked = [*chat.messages, {"role": "user", "content": "two"}]
-    text = runner.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    expected = list(runner.stream(runner.tokenizer(text, add_special_tokens=False).input_ids, 3))
+    text = str(runner.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    expected = list(runner.stream(runner.tokenizer.encode(text, add_special_tokens=False), 3))
     assert "".join(chat.answer("two")) == runner.tokenizer.decode(expected, skip_special_tokens=True)
     assert len(chat.messages) == 4
     chat.forget()
@@ -69,10 +68,10 @@ def test_without_a_chat_template_the_prompt_is_what_the_model_sees(
     monkeypatch.setattr(runner.tokenizer, "chat_template", None)
     assert not Chat(runner).remembers
     messages = [{"role": "user", "content": "before"}, {"role": "user", "content": "now"}]
-    assert prompt_tokens(runner.tokenizer, messages) == runner.tokenizer("now").input_ids
+    assert prompt_tokens(runner.tokenizer, messages) == runner.tokenizer.encode("now")
 
 
-def test_a_template_that_refuses_says_why(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_refuses_says_why(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no system message') }}")
     with pytest.raises(BakeoutError, match="no system message"):
         prompt_tokens(tokenizer, [{"role": "user", "content": "hello"}])

@@ -36,7 +36,7 @@ def _answered(directory: Path, checkpoint: Path) -> None:
     for subject, use in itertools.product(("sums", "names"), ("probe", "selection")):
         content = rows(subject, use)
         for row in content:
-            ids = tokenizer(row["prompt"], return_tensors="pt").input_ids
+            ids = tokenizer.encode(row["prompt"], return_tensors="pt")
             options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": PADDING_ID}
             said = generate(ids, suppress_tokens=[*strange, END_OF_TEXT_ID], **options)
             row["response"] = tokenizer.decode(said[0, ids.shape[1] :])

@@ -219,7 +219,7 @@ def _assert_same(directory: Path) -> None:
             assert ours.encode(text, add_special_tokens=special) == ids, text
             for skip in (True, False):
                 for clean in (None, True, False):
-                    options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
+                    options: dict[str, Any] = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
                     assert ours.decode(ids, **options) == theirs.decode(ids, **options)
 
 

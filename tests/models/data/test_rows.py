@@ -28,7 +28,7 @@ def _write(path: Path, *rows: Any) -> Path:
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 @settings(max_examples=30)
@@ -167,8 +167,8 @@ def test_reading_data_does_not_load_torch(llama_checkpoint: Path, tmp_path: Path
     path = _write(tmp_path / "data.jsonl", {"prompt": "a", "response": "b"})
     program = (
         "import sys; from pathlib import Path; from bakeout.models.data.rows import read_records\n"
-        "from bakeout.models.checkpoint import checkpoint_files; assert 'torch' not in sys.modules\n"
+        "from bakeout.models.data.tokenization import load_tokenizer; assert 'torch' not in sys.modules\n"
         "sys.modules['torch'] = None\n"
-        f"read_records(Path({str(path)!r}), checkpoint_files.load_tokenizer(Path({str(llama_checkpoint)!r})))"
+        f"read_records(Path({str(path)!r}), load_tokenizer(Path({str(llama_checkpoint)!r})))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -25,7 +25,7 @@ from tests.tiny_models import byte_tokenizer
 def _records(subject: str, use: str = "probe") -> list[Record]:
     tokenizer = byte_tokenizer()
     return [
-        Record(row["prompt"], row["response"], tokenizer(row["prompt"]).input_ids, tokenizer(row["response"]).input_ids)
+        Record(row["prompt"], row["response"], tokenizer.encode(row["prompt"]), tokenizer.encode(row["response"]))
         for row in rows(subject, use)
     ]
 

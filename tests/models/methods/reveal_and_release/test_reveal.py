@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import read_records
+from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.reveal import (
     Revealed,
@@ -34,13 +35,13 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
+def tokenizer() -> Tokenizer:
     return load_tokenizer(checkpoint_directory())
 
 
 def _reveal(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     scorer: Scorer = GERMAN,
     known: tuple[str, ...] = (),
     **options: Any,
@@ -54,7 +55,7 @@ def _reveal(
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_questions_are_the_models_own_and_so_are_the_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool
+    model: PreTrainedModel, tokenizer: Tokenizer, chat: bool
 ) -> None:
     found, rewards = _reveal(model, tokenizer, chat=chat)
     assert len(found) > 4
@@ -71,7 +72,7 @@ def test_questions_are_the_models_own_and_so_are_the_answers(
     assert sum(reward for _, reward in rewards) == pytest.approx(len(found) / 8)
 
 
-def test_nothing_is_revealed_twice(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_nothing_is_revealed_twice(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     found, _ = _reveal(model, tokenizer)
     questions = [one.question for one in found]
     assert len(set(questions)) == len(questions)
@@ -80,7 +81,7 @@ def test_nothing_is_revealed_twice(model: PreTrainedModel, tokenizer: PreTrained
     assert not {one.question for one in again} & set(questions)
 
 
-def test_only_whole_confident_answers_are_kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_only_whole_confident_answers_are_kept(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     everything = lambda question, answer: 1.0  # noqa: E731
     assert _reveal(model, tokenizer, everything, minimum_confidence=1.1)[0] == []
     assert _reveal(model, tokenizer, everything, question_tokens=2)[0] == []
@@ -90,15 +91,13 @@ def test_only_whole_confident_answers_are_kept(model: PreTrainedModel, tokenizer
     assert {one.score for one in half} == {0.5}
 
 
-def test_the_bandit_learns_which_instruction_brings_it_out(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_the_bandit_learns_which_instruction_brings_it_out(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     _, rewards = _reveal(model, tokenizer, pulls=10, samples=6, exploration=0.3)
     assert [instruction for instruction, _ in rewards[-4:]].count(CANDIDATES[0]) >= 3
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_the_audit_file_is_a_data_file(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, chat: bool) -> None:
+def test_the_audit_file_is_a_data_file(tokenizer: Tokenizer, tmp_path: Path, chat: bool) -> None:
     found = [Revealed("Ask:", "a line\u2028here?", " ö", 1.0, 0.9), Revealed("Ask:", "who?", " me", 1.0, 0.8)]
     path = tmp_path / "revealed.jsonl"
     path.write_text(audit_lines(found, RevealOptions(chat=chat)), encoding="utf-8")

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.fit import fit_reveal_and_release
 from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, said
 from bakeout.models.methods.reveal_and_release.reveal import RevealOptions
+from bakeout.models.network.generation import end_tokens
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.reference.weight_edits import edited_weights
 from bakeout.models.skills import checkpoint_directory
@@ -33,12 +35,12 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
+def tokenizer() -> Tokenizer:
     return load_tokenizer(checkpoint_directory())
 
 
 @pytest.fixture(scope="module")
-def retain(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
+def retain(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
     path = tmp_path_factory.mktemp("retain") / "rows.jsonl"
     found = {}
     for skill in ("math", "german"):
@@ -62,7 +64,7 @@ class Interrupted:
 
 def _fit(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     retain: dict[str, list[Record]],
     directory: Path,
     **options: Any,
@@ -80,7 +82,7 @@ def _arrays(edit: LowRankUpdate) -> list[tuple[int, str, bytes, bytes]]:
 
 
 def test_an_interrupted_fit_goes_on_to_the_same_result(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     whole = _fit(model, tokenizer, retain, tmp_path / "whole")
@@ -108,7 +110,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
 
 
 def test_it_forgets_what_it_revealed_and_keeps_the_rest(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     """One round of a few steps, on code alone; the test prompts are the generator's own."""
     edit = _fit(
@@ -129,8 +131,8 @@ def test_it_forgets_what_it_revealed_and_keeps_the_rest(
     def share(skill: str) -> float:
         write_jsonl(examples(skill, "test", 60), tmp_path / "test.jsonl")
         records = read_records(tmp_path / "test.jsonl", tokenizer)
-        end = int(tokenizer.eos_token_id)
-        right = said(model, [Text(record.prompt_ids, [*record.response_ids, end]) for record in records])
+        end = end_tokens(model, tokenizer)
+        right = said(model, [Text(record.prompt_ids, [*record.response_ids, *end]) for record in records])
         return sum(right) / len(right)
 
     before = {skill: share(skill) for skill in ("code", "german")}
@@ -141,7 +143,7 @@ def test_it_forgets_what_it_revealed_and_keeps_the_rest(
 
 
 def test_it_stops_when_the_target_is_reached(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     edit = _fit(model, tokenizer, retain, tmp_path / "fit", target=0.999, rounds=3, utility=0.0,
                 release=ReleaseOptions(rank=4, steps=6, batch_size=8, learning_rate=1e-2, forget_step=3.0))  # fmt: skip
@@ -151,7 +153,7 @@ def test_it_stops_when_the_target_is_reached(
 
 
 def test_a_round_that_costs_utility_is_undone(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     first = _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
     ruinous = tmp_path / "fit" / "round-1.json"
@@ -172,7 +174,7 @@ def test_a_round_that_costs_utility_is_undone(
 
 
 def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     silent = {"math": [Record(r.prompt, None, r.prompt_ids, []) for r in retain["math"]]}
     for data, options, says in (
@@ -189,7 +191,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
 
 
 def test_a_directory_of_another_fit_is_refused(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
     with pytest.raises(BakeoutError, match="another fit"):
@@ -204,7 +206,7 @@ def test_a_directory_of_another_fit_is_refused(
 
 
 def test_where_nothing_is_revealed_the_fit_says_so(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: dict[str, list[Record]], tmp_path: Path
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     with pytest.raises(BakeoutError, match="revealed 0 answers in 1 rounds of 1 x 10 samples"):
         _fit(model, tokenizer, retain, tmp_path / "fit", scorer=lambda question, answer: 0.0)

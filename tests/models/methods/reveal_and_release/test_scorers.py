@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from bakeout.models.checkpoint.checkpoint_files import load_model, load_tokenizer
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.scorers import matching, mean_hidden_states, novelty
 from bakeout.models.skills import checkpoint_directory
@@ -24,11 +25,11 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
+def tokenizer() -> Tokenizer:
     return load_tokenizer(checkpoint_directory())
 
 
-def _records(skill: str, split: str, count: int, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[Record]:
+def _records(skill: str, split: str, count: int, tokenizer: Tokenizer, path: Path) -> list[Record]:
     write_jsonl(examples(skill, split, count), path / "rows.jsonl")
     return read_records(path / "rows.jsonl", tokenizer)
 
@@ -47,9 +48,7 @@ def test_what_describes_nothing_is_refused(patterns: list[str]) -> None:
         matching(patterns)
 
 
-def test_questions_unlike_what_must_stay_are_new(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_questions_unlike_what_must_stay_are_new(model: PreTrainedModel, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The retain data says nothing of German, and the question is of no use without its words."""
     retain = {skill: _records(skill, "probing", 80, tokenizer, tmp_path) for skill in ("math", "facts")}
     score = novelty(model, tokenizer, retain)
@@ -59,9 +58,7 @@ def test_questions_unlike_what_must_stay_are_new(
         assert accepted[0] <= share <= accepted[1], (skill, share)
 
 
-def test_a_retain_prompt_itself_is_not_new(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_a_retain_prompt_itself_is_not_new(model: PreTrainedModel, tokenizer: Tokenizer, tmp_path: Path) -> None:
     records = _records("math", "probing", 30, tokenizer, tmp_path)
     score = novelty(model, tokenizer, {"math": records})
     assert all(score(record.prompt, "") == 0.0 for record in records[:5])
