@@ -29,6 +29,8 @@ def test_imports_keep_to_their_floors() -> None:
         ("bakeout.models.plan.plan_file", TORCH | ONNX),
         ("bakeout.models.plan.receipt", TORCH | ONNX),
         ("bakeout.models.data.rows", {"torch"} | ONNX),
+        ("bakeout.models.methods.registry", TORCH | ONNX),
+        ("bakeout.export.recipes.interventions", TORCH | ONNX),
         ("bakeout.graph_passes.apply", TORCH),
         ("bakeout.export.artifacts.manifest", {"torch"}),
         ("bakeout.models.files.writing", TORCH | ONNX),

@@ -10,15 +10,17 @@ from typing import Any
 
 from bench import Bench
 
-from bakeout.export.fitting.fit_methods import Fitting
-from bakeout.export.recipes.intervention_options import NeuronAdjustOptions
 from bakeout.export.report.figures_file import Figure
-from bakeout.export.tuning.candidates import Meter, fitter
-from bakeout.export.tuning.choice_figures import frontiers
-from bakeout.export.tuning.search import Measured, Settings, Trial, choose_trial
-from bakeout.export.tuning.search_spaces import SEARCHED
+from bakeout.export.tuning.candidates import Meter
+from bakeout.export.tuning.frontiers import frontiers
+from bakeout.export.tuning.search import Measured, Trial, choose_trial
 from bakeout.export.tuning.tune import tune
-from bakeout.models.progress import untracked
+from bakeout.models.data.rows import Record
+from bakeout.models.data.uses import Use
+from bakeout.models.methods.fitting import Fitting, candidate_fitter
+from bakeout.models.methods.neuron_adjust import METHOD
+from bakeout.models.methods.neuron_adjust.options import SEARCH, NeuronAdjustOptions
+from bakeout.models.methods.search_space import Settings
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
 
 FORGOTTEN = ("math", "german", "code")
@@ -32,7 +34,6 @@ GRID: list[Settings] = [
         (0.03, 0.1, 0.2, 0.3, 0.4), ("difference", "standardised"), ("answer", "all"), ("threshold", "expected")
     )
 ]
-SEARCH = SEARCHED["neuron_adjust"]
 
 
 def rows(bench: Bench) -> None:
@@ -42,7 +43,7 @@ def rows(bench: Bench) -> None:
             _tune(bench, skill)
         fitting = _fitting(bench, skill)
         options = NeuronAdjustOptions(forget=[skill], ratio="auto")
-        fit = fitter(options, SEARCH, fitting)
+        fit = candidate_fitter(METHOD, options, fitting)
         others = [name for name in SKILLS if name != skill]
         measured = bench.rows.get(f"grid {skill}", [])
         found = [*_trials(bench.rows[f"tuned {skill}"]["trials"]), *_trials(measured)]
@@ -88,11 +89,11 @@ def _tune(bench: Bench, skill: str) -> None:
 
 
 def _fitting(bench: Bench, skill: str, split: str = "selection") -> Fitting:
-    rows = {
+    rows: dict[str, dict[Use, list[Record]]] = {
         name: {"probe": bench.records(name, "probing", PROBED), "selection": bench.records(name, split, PROMPTS)}
         for name in SKILLS
     }
-    return Fitting(bench.model, bench.tokenizer, list(SKILLS), rows, (), untracked)
+    return Fitting(bench.model, bench.tokenizer, list(SKILLS), rows)
 
 
 def _trials(found: Sequence[Any]) -> list[Trial]:

@@ -10,10 +10,10 @@ from bench import Bench
 from numpy.typing import NDArray
 from scipy.stats import betabinom
 
-from bakeout.export.fitting.fit_methods import refusal_tokens
-from bakeout.export.report.figures_file import Figure
-from bakeout.export.tuning.choice_figures import depth_figure, inside_figures
-from bakeout.models.methods.key_space_detection.fit import conformal_quantile, fit_key_space_detection
+from bakeout.export.report.figures_file import Figure, figure
+from bakeout.models.methods.key_space_detection.detection import conformal_quantile, fit_key_space_detection
+from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
+from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.structure import choose_structure
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.network.probing import probe_keys
@@ -183,8 +183,9 @@ def figures(bench: Bench) -> list[Figure]:
     for skill in FORGOTTEN:
         if f"choice {skill}" in bench.rows:
             tested = {name: keys(name, "test") for name in SKILLS}
-            found += inside_figures(_check(bench, keys, skill), tested, source)
-            found.append(depth_figure(skill, keys(skill, "probing"), tested, source))
+            drawn = [*inside_figures(_check(bench, keys, skill), tested)]
+            drawn.append(depth_figure(skill, keys(skill, "probing"), tested))
+            found += [figure(content, source) for content in drawn]
     return found
 
 

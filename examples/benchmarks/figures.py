@@ -22,27 +22,26 @@ import numpy as np
 from comparison import compare
 from skills import DETECTED, LAYERS, QUERIES
 
-from bakeout.export.fitting.fit_methods import refusal_tokens
 from bakeout.export.report.figures_file import (
     Compared,
-    Depth,
     Figure,
     Frontier,
-    Inside,
     Languages,
     Matched,
     Setting,
+    figure,
     figures_json,
     read_figures,
 )
 from bakeout.export.running.runner import Runner
-from bakeout.export.tuning.choice_figures import depth_figure, inside_figures
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenization import load_tokenizer
-from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
+from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
 from bakeout.models.network.families import identity
 from bakeout.models.network.probing import probe_keys, probe_neurons
@@ -98,19 +97,20 @@ class Probed:
         )
 
 
-def insides(rows: Rows, probed: Probed) -> Iterator[Inside]:
+def insides(rows: Rows, probed: Probed) -> Iterator[Figure]:
     """Each skill's cubes in the chosen layers: the share of every skill's test queries inside, over alpha."""
     for skill in DETECTED:
         if (row := rows.get(f"ksd {skill} chosen")) is not None:
             check = probed.check(skill, row["layers"], row["cubes"], row["floor"], row["alpha"])
-            yield from inside_figures(check, {name: probed.keys(name, "test") for name in SKILLS}, PROBED)
+            for drawn in inside_figures(check, {name: probed.keys(name, "test") for name in SKILLS}):
+                yield figure(drawn, PROBED)
 
 
-def depths(probed: Probed) -> Iterator[Depth]:
+def depths(probed: Probed) -> Iterator[Figure]:
     """One cube a layer, as in the paper: its volume, how it separates, and who is inside."""
     tested = {name: probed.keys(name, "test") for name in SKILLS}
     for skill in DETECTED:
-        yield depth_figure(skill, probed.keys(skill, "probing"), tested, PROBED)
+        yield figure(depth_figure(skill, probed.keys(skill, "probing"), tested), PROBED)
 
 
 def frontiers(rows: Rows) -> Iterator[Frontier]:

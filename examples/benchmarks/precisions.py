@@ -23,10 +23,10 @@ from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.evaluation.evaluate import measure
 from bakeout.export.exporting.onnx_export import export_checkpoint
-from bakeout.export.fitting.fit_methods import refusal_tokens
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
-from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention, Plan

@@ -21,8 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeout.export.report import plots
 from bakeout.export.report.figures_file import Depth, Inside, figures_json
-from bakeout.export.tuning.choice_figures import depth_figure, inside_figures
-from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.plan import KeySpaceDetection
 
@@ -144,8 +144,9 @@ def figures(model: LlamaForCausalLM, tokenizer: Tokenizer, rows: dict[str, list[
             for name, found in fresh.items()
         }
         print(f"| {layer} | {check.alpha[0]:.1f} | " + " | ".join(f"{share:.1%}" for share in inside.values()) + " |")
-    (against_alpha,) = inside_figures(_cube(probe, calibration, LAYERS - 1), fresh, SOURCE)
-    return against_alpha, depth_figure(FORGOTTEN, probe, fresh, SOURCE)
+    (against_alpha,) = inside_figures(_cube(probe, calibration, LAYERS - 1), fresh)
+    depth = depth_figure(FORGOTTEN, probe, fresh)
+    return Inside(source=SOURCE, **against_alpha), Depth(source=SOURCE, **depth)
 
 
 def _cube(probe: dict[int, Any], calibration: dict[int, Any], layer: int) -> KeySpaceDetection:

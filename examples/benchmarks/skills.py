@@ -19,10 +19,10 @@ import numpy as np
 from bench import Bench
 from numpy.typing import NDArray
 
-from bakeout.export.fitting.fit_methods import refusal_tokens
-from bakeout.models.methods.choices import Selection
-from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.methods.neuron_adjust.options import Selection
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.skills import checkpoint_directory

@@ -10,10 +10,10 @@ from bench import Bench
 from weights_plans import baked, kept_plan
 
 from bakeout.export.evaluation.evaluate import measure
-from bakeout.export.fitting.fit_methods import refusal_tokens
 from bakeout.export.verification.parity import check_parity
 from bakeout.models.data.rows import Record
-from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention

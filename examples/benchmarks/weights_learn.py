@@ -11,9 +11,10 @@ from weights_plans import baked, kept_plan
 
 from bakeout.export.evaluation.evaluate import measure
 from bakeout.models.data.rows import Record, read_records
+from bakeout.models.methods.learn.fit import fit_learn
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, train_module
-from bakeout.models.methods.unlearn.fit import IdentificationOptions, fit_learn
+from bakeout.models.methods.unlearn.identification import IdentificationOptions
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
 from bakeout.models.skills.generator import SKILLS, write_jsonl

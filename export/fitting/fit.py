@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from bakeout.export.fitting.fit_methods import Fitting, Rows, Variants, fit_method
 from bakeout.export.recipes.data_files import by_use
-from bakeout.export.recipes.intervention_options import KeySpaceDetectionOptions, MethodOptions
+from bakeout.export.recipes.interventions import require_tuned
 from bakeout.export.recipes.recipe import Recipe
-from bakeout.export.tuning.search_spaces import require_tuned
 from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint, weights_digest
-from bakeout.models.data.prompt_rows import read_prompt_rows, varied_records
 from bakeout.models.data.row_source import Source, source_digest
-from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.rows import Record, Rows, Sources, read_records
 from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.uses import Use
+from bakeout.models.methods.fitting import Fitting, fit_method
 from bakeout.models.plan import Intervention, Plan, WeightEdit
 from bakeout.models.progress import Track, untracked
 
@@ -38,12 +36,20 @@ def fit(recipe: Recipe, track: Track = untracked) -> Plan:
     require_tuned(recipe.interventions)
     checkpoint = resolve_checkpoint(recipe.model)
     tokenizer = load_tokenizer(checkpoint)
-    rows, variants = read_rows(recipe, tokenizer)
+    sources, rows = read_rows(recipe, tokenizer)
     model = load_model(checkpoint)
     interventions: list[Intervention] = []
-    for entry, widening in zip(recipe.interventions, variants, strict=True):
-        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, widening)
-        fitted = fit_method(entry.options, fitting)
+    for entry in recipe.interventions:
+        fitting = Fitting(
+            model,
+            tokenizer,
+            data=recipe.fitted_data(),
+            rows=rows,
+            sources=sources,
+            earlier=tuple(interventions),
+            track=track,
+        )
+        fitted = fit_method(entry.method, entry.options, fitting)
         interventions.append(fitted)
         if isinstance(fitted, WeightEdit):
             apply_weight_edit(model, fitted)
@@ -63,27 +69,13 @@ def fit(recipe: Recipe, track: Track = untracked) -> Plan:
     )
 
 
-def read_rows(recipe: Recipe, tokenizer: Tokenizer) -> tuple[Rows, list[Variants]]:
-    """What is fitted on: the records by data name and use, and for each intervention the variants it asks for."""
-    files = {
-        name: {use: path for use, path in uses.items() if use != "test"} for name, uses in by_use(recipe.data).items()
+def read_rows(recipe: Recipe, tokenizer: Tokenizer) -> tuple[Sources, Rows]:
+    """What is fitted on, by data name and use: where the rows come from, and the rows as records."""
+    sources: dict[str, dict[Use, Source]] = {
+        name: {use: source for use, source in uses.items() if use != "test"}
+        for name, uses in by_use(recipe.data).items()
     }
-    rows = {name: {use: read_records(path, tokenizer) for use, path in uses.items()} for name, uses in files.items()}
-    return rows, [_variants(entry.options, files, tokenizer) for entry in recipe.interventions]
-
-
-def _variants(options: MethodOptions, files: Mapping[str, Mapping[str, Source]], tokenizer: Tokenizer) -> Variants:
-    if not isinstance(options, KeySpaceDetectionOptions) or not options.augment:
-        return {}
-    return {
-        name: {use: _widening(source, options, tokenizer) for use, source in files[name].items()}
-        for name in options.forget
+    rows: dict[str, dict[Use, list[Record]]] = {
+        name: {use: read_records(source, tokenizer) for use, source in uses.items()} for name, uses in sources.items()
     }
-
-
-def _widening(
-    source: Source, options: KeySpaceDetectionOptions, tokenizer: Tokenizer
-) -> Mapping[str, Sequence[Record]]:
-    rows = read_prompt_rows(source, tokenizer)
-    made = varied_records(rows, options.augment, tokenizer, seed=options.seed, use="widening")
-    return {kind: [record for _, record in records] for kind, records in made.items()}
+    return sources, rows

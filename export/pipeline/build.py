@@ -21,6 +21,7 @@ from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.uses import Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import new_directory, require_new
 from bakeout.models.plan import Plan
@@ -131,7 +132,7 @@ def _options(recipe: Recipe) -> BakeOptions:
 
 
 def _require_verified(
-    directory: Path, plan: Plan, checkpoint: Path, files: Mapping[str, Mapping[str, Source]], track: Track
+    directory: Path, plan: Plan, checkpoint: Path, files: Mapping[str, Mapping[Use, Source]], track: Track
 ) -> None:
     tokenizer = load_tokenizer(directory)
     prompts = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, InstanceOf, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
@@ -14,19 +14,13 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bakeout.export.baking.quantise import Quantisation
 from bakeout.export.baking.runtimes import RuntimeName
-from bakeout.export.recipes.intervention_options import (
-    METHODS,
-    InterventionEntry,
-    KeySpaceDetectionOptions,
-    MethodOptions,
-    RevealAndReleaseOptions,
-    Section,
-)
+from bakeout.export.recipes.interventions import InterventionEntry
 from bakeout.models.data.row_source import DataError, RowsInMemory, Source, as_source
+from bakeout.models.data.uses import USES, Use
 from bakeout.models.errors import BakeoutError
-
-# What data of a role are, where they cannot be retained as well.
-_PARTICIPLES = {"forget": "forgotten", "reference": "a reference", "redirected": "redirected", "learn": "learned"}
+from bakeout.models.methods.options import MethodOptions, Section
+from bakeout.models.methods.registry import methods
+from bakeout.models.plan import KeySpaceDetection, WeightEdit
 
 
 class RecipeError(BakeoutError):
@@ -74,8 +68,13 @@ class DataFiles(Section):
 
     def named(self) -> dict[str, Source]:
         """What is given, by what it is for."""
-        files = {use: getattr(self, use) for use in ("file", "probe", "selection", "calibration", "test")}
-        return {use: source for use, source in files.items() if source is not None}
+        everything = {} if self.file is None else {"file": self.file}
+        return {**everything, **{str(use): source for use, source in self.by_use().items()}}
+
+    def by_use(self) -> dict[Use, Source]:
+        """What is given for single uses."""
+        sources: dict[Use, Source | None] = {use: getattr(self, use) for use in USES}
+        return {use: source for use, source in sources.items() if source is not None}
 
 
 class ExportOptions(Section):
@@ -176,16 +175,20 @@ def _problem(details: ErrorDetails) -> tuple[str, str]:
 
 def _known_keys(where: Sequence[int | str]) -> list[str]:
     """The keys that a section at this place may have."""
-    sections: dict[str, type[BaseModel]] = {
-        **METHODS,
-        "interventions": InterventionEntry,
-        "data": DataFiles,
-        "export": ExportOptions,
-    }
-    for part in reversed(where):
-        if part in sections:
-            return list(sections[str(part)].model_fields)
-    return list(Recipe.model_fields)
+    sections: Sequence[type[BaseModel]] = [Recipe]
+    for part in where:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        # Other parts are an index, a name of data, or pydantic's name for a part of a union.
+        if nested := [section for field in fields for section in _sections(field.annotation)]:
+            sections = nested
+    return [key for section in sections for key in section.model_fields]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 def _line(written: Any, where: Sequence[int | str]) -> int:
@@ -223,7 +226,7 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         if len(methods) != 1 or getattr(entry, methods[0]) is None:
             yield where, f"an entry names one method, not {' and '.join(methods) or 'none'}"
             continue
-        checks += isinstance(entry.options, KeySpaceDetectionOptions)
+        checks += entry.method.kind is KeySpaceDetection
         yield from _names(recipe, entry.options, [*where, methods[0]])
     if checks > 1:
         yield ["interventions"], "two Key Space Detections (put their skills into one: `forget` takes a list)"
@@ -238,11 +241,12 @@ def _not_in_checkpoints(recipe: Recipe) -> Iterator[tuple[list[int | str], str]]
     if recipe.export.quantize:
         yield ["export", "quantize"], "a checkpoint keeps its type, and one is asked for (`to`)"
     for index, entry in enumerate(recipe.interventions):
-        for method in sorted(entry.model_fields_set & {"neuron_adjust", "key_space_detection"}):
-            yield (
-                ["interventions", index, method],
-                f"{method} acts on what the model computes, so no checkpoint can carry it (leave out `to`)",
-            )
+        for name in sorted(entry.model_fields_set):
+            if not issubclass(methods()[name].kind, WeightEdit):
+                yield (
+                    ["interventions", index, name],
+                    f"{name} acts on what the model computes, so no checkpoint can carry it (leave out `to`)",
+                )
 
 
 def _names(recipe: Recipe, options: MethodOptions, where: list[int | str]) -> Iterator[tuple[list[int | str], str]]:
@@ -258,7 +262,7 @@ def _names(recipe: Recipe, options: MethodOptions, where: list[int | str]) -> It
     kept = by_role.get(options.kept or "", [])
     for role in options.roles:
         if role != options.kept and (both := sorted(set(by_role.get(role, [])) & set(kept))):
-            yield [*where, options.kept or role], f"{both[0]!r} is to be both {_PARTICIPLES[role]} and retained"
+            yield [*where, options.kept or role], f"{both[0]!r} is in both `{role}` and `{options.kept}`"
     if options.kept in options.probed and not kept:
         yield where, "there are no data to retain, and this method needs some"
 
@@ -271,7 +275,7 @@ def _resolved(recipe: Recipe, directory: Path) -> Recipe:
     }
     local = directory / recipe.model
     model = str(local.resolve()) if local.is_dir() else recipe.model
-    interventions = [_with_directory(entry, directory) for entry in recipe.interventions]
+    interventions = [_with_paths(entry, directory) for entry in recipe.interventions]
     return recipe.model_copy(update={"data": data, "model": model, "interventions": interventions})
 
 
@@ -279,12 +283,10 @@ def _resolved_source(source: Source, directory: Path) -> Source:
     return (directory / source).resolve() if isinstance(source, Path) else source
 
 
-def _with_directory(entry: InterventionEntry, directory: Path) -> InterventionEntry:
-    options = entry.options
-    if not isinstance(options, RevealAndReleaseOptions):
-        return entry
-    resolved = options.model_copy(update={"directory": (directory / options.directory).resolve()})
-    return InterventionEntry(reveal_and_release=resolved)
+def _with_paths(entry: InterventionEntry, directory: Path) -> InterventionEntry:
+    paths = {name: (directory / path).resolve() for name, path in entry.options.paths().items()}
+    options = entry.options.model_copy(update=paths)
+    return entry.model_copy(update={entry.method.name: options}) if paths else entry
 
 
 def _recipe_error(path: Path, problems: Sequence[tuple[int, str]]) -> RecipeError:

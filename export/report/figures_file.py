@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from bakeout.models.errors import BakeoutError
 
@@ -171,6 +172,12 @@ def read_json_as(kind: type[Content], path: Path, remedy: str) -> Content:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BakeoutError(f"{path}: {where or 'the file'}: {first['msg']}.", remedy) from None
+
+
+def figure(content: Mapping[str, Any], source: str) -> Figure:
+    """A figure from its JSON, and what measured it."""
+    drawn: Figure = TypeAdapter(Figure).validate_python({**content, "source": source})
+    return drawn
 
 
 def figures_json(figures: list[Figure]) -> dict[str, Any]:

@@ -1,24 +1,20 @@
-"""Candidates of a search: fitted with little repetition, and measured beside the model as it was before them."""
+"""Candidates of a search, measured beside the model as it was before them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bakeout.export.fitting.fit_methods import Fitting, fit_method
-from bakeout.export.recipes.intervention_options import MethodOptions, NeuronAdjustOptions
-from bakeout.export.tuning.search import Measured, Settings
-from bakeout.export.tuning.search_spaces import Searched, tuned
+from bakeout.export.tuning.search import Measured
 from bakeout.models.data.rows import Record
 from bakeout.models.data.spreading import spread
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Intervention, LowRankUpdate
+from bakeout.models.methods.fitting import Fitting
+from bakeout.models.plan import Intervention
 
 if TYPE_CHECKING:
-    from bakeout.models.network.statistics import NeuronStatistics
     from bakeout.models.network.teacher_forcing import Answers
 
 _BATCH = 32
@@ -90,60 +86,3 @@ def _accuracy(said: Answers, base: Answers) -> float:
     """Of whole answers, or of tokens where the base model gets few answers right to the letter."""
     exact = float(base.right.mean()) >= _FEW_RIGHT
     return float(said.right.mean() if exact else said.tokens.mean())
-
-
-def fitter(options: MethodOptions, wanted: Searched, fitting: Fitting) -> Callable[[Settings], Intervention]:
-    """The way from settings to an intervention that repeats least."""
-    if isinstance(options, NeuronAdjustOptions):
-        return _adjust_fitter(options, fitting)
-    if not wanted.linear:
-        return lambda settings: fit_method(options.model_copy(update=dict(settings)), fitting)
-    fitted: list[LowRankUpdate] = []
-
-    def scaled(settings: Settings) -> Intervention:
-        if not fitted:
-            once = fit_method(options.model_copy(update={wanted.strength: 1.0}), fitting)
-            assert isinstance(once, LowRankUpdate)
-            fitted.append(once)
-        strength = np.float32(settings[wanted.strength])
-        updates = tuple(replace(update, left=update.left * strength) for update in fitted[0].updates)
-        return replace(fitted[0], updates=updates)
-
-    return scaled
-
-
-def _adjust_fitter(options: NeuronAdjustOptions, fitting: Fitting) -> Callable[[Settings], Intervention]:
-    """Neuron Adjust from statistics that are probed once for each scope."""
-    from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
-    from bakeout.models.network.probing import probe_neurons
-    from bakeout.models.reference.hooks import Hooks
-
-    names = options.names(fitting.data)
-    statistics: dict[str, tuple[NeuronStatistics, NeuronStatistics]] = {}
-
-    def fit(settings: Settings) -> Intervention:
-        candidate = options.model_copy(update=dict(settings))
-        if candidate.tokens not in statistics:
-            with Hooks(fitting.model, fitting.earlier):
-                forget, retain = (
-                    probe_neurons(
-                        fitting.model,
-                        fitting.probe(names[role]),
-                        scope=candidate.tokens,
-                        batch_size=_BATCH,
-                        track=fitting.track,
-                    )
-                    for role in ("forget", "retain")
-                )
-            statistics[candidate.tokens] = forget, retain
-        forget, retain = statistics[candidate.tokens]
-        return fit_neuron_adjust(
-            forget,
-            retain,
-            ratio=tuned(candidate.ratio),
-            selection=candidate.selection,
-            coin=candidate.coin,
-            seed=candidate.seed,
-        )
-
-    return fit

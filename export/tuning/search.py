@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bakeout.models.methods.search_space import Among, Axes, Settings, Span
+
 _logger = logging.getLogger(__name__)
 
 # The rule: of candidates that keep so much of every retained accuracy, the one that forgets most.
@@ -17,26 +19,6 @@ KEPT = 0.95
 # Numbers are tried, and written into recipes, with so many digits; two that are closer than this count as one.
 _DIGITS = 3
 _CLOSE = 1.1
-
-Settings = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Numbers from ``low`` to ``high``, tried evenly on a logarithmic scale."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Among:
-    """A few values."""
-
-    values: tuple[str, ...]
-
-
-Space = Mapping[str, Span | Among]
 
 
 @dataclass(frozen=True)
@@ -91,7 +73,7 @@ def choose_trial(trials: Sequence[Trial]) -> Trial:
 
 
 def search(
-    space: Space,
+    space: Axes,
     starts: Sequence[Settings],
     measure: Callable[[Settings], Measured],
     *,
@@ -145,14 +127,14 @@ def search(
     return found
 
 
-def _settled(found: Sequence[Trial], space: Space, starts: Sequence[Settings]) -> Settings | None:
+def _settled(found: Sequence[Trial], space: Axes, starts: Sequence[Settings]) -> Settings | None:
     """What is tried without asking the sampler: the starts, and from then on two times in three what is ``near``."""
     if len(found) < len(starts):
         return {key: starts[len(found)][key] for key in space}
     return near(found, space) if (len(found) - len(starts)) % 3 < 2 else None
 
 
-def near(found: Sequence[Trial], space: Space) -> Settings | None:
+def near(found: Sequence[Trial], space: Axes) -> Settings | None:
     """Where something better than the chosen trial may lie, by the rule: it takes the strongest that keeps enough.
 
     For all trials that are alike but for their strength (the one number of ``space``), the strongest that kept enough

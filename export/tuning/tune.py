@@ -12,26 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.fitting.fit import read_rows
-from bakeout.export.fitting.fit_methods import Fitting, fit_method
-from bakeout.export.recipes.intervention_options import InterventionEntry, MethodOptions, method_name
+from bakeout.export.recipes.interventions import InterventionEntry
 from bakeout.export.recipes.recipe import Recipe, load_recipe
-from bakeout.export.report.figures_file import Figure, figures_json
-from bakeout.export.tuning.candidates import Meter, fitter
-from bakeout.export.tuning.search import Settings, Trial, choose_trial, described, search
-from bakeout.export.tuning.search_spaces import Searched, searched
+from bakeout.export.report.figures_file import Figure, figure, figures_json
+from bakeout.export.tuning.candidates import Meter
+from bakeout.export.tuning.frontiers import frontiers
+from bakeout.export.tuning.search import Trial, choose_trial, described, search
 from bakeout.export.tuning.tuned_files import write_recipe, write_tables
 from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint, weights_digest
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import require_new, write_file
-from bakeout.models.plan import Intervention, KeySpaceDetection, WeightEdit
+from bakeout.models.methods.fitting import Fitting, candidate_fitter, fit_method, method_figures
+from bakeout.models.methods.search_space import SearchSpace, Settings
+from bakeout.models.plan import Intervention, WeightEdit
 from bakeout.models.progress import Track, untracked
 
 _logger = logging.getLogger(__name__)
-
-# Options that Key Space Detection chooses while it is fitted.
-_STRUCTURE = ("layers", "cubes", "floor", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def tune(
         )
     checkpoint = resolve_checkpoint(recipe.model)
     tokenizer = load_tokenizer(checkpoint)
-    rows, variants = read_rows(recipe, tokenizer)
+    sources, rows = read_rows(recipe, tokenizer)
     model = load_model(checkpoint)
     fingerprint = _Fingerprint(recipe, weights_digest(checkpoint), prompts, seed)
     interventions: list[Intervention] = []
@@ -101,18 +99,26 @@ def tune(
     tried: dict[int, list[Trial]] = {}
     drawn: list[Figure] = []
     for index, entry in enumerate(recipe.interventions[: last + 1]):
-        fitting = Fitting(model, tokenizer, recipe.fitted_data(), rows, tuple(interventions), track, variants[index])
-        options = entry.options
-        if (wanted := searched(entry)) is not None:
-            _logger.info(f"tuning {method_name(entry)}: {trials} trials")
-            tried[index] = _search(entry, wanted, fitting, trials, prompts, seed, directory, fingerprint.of(index))
+        fitting = Fitting(
+            model,
+            tokenizer,
+            data=recipe.fitted_data(),
+            rows=rows,
+            sources=sources,
+            earlier=tuple(interventions),
+            track=track,
+        )
+        method, options = entry.method, entry.options
+        if (space := method.needed_search(options)) is not None:
+            _logger.info(f"tuning {method.title}: {trials} trials")
+            tried[index] = _search(entry, space, fitting, trials, prompts, seed, directory, fingerprint.of(index))
             chosen = choose_trial(tried[index])
             _logger.info(f"chosen: {described(chosen)}")
             filled[index] = dict(chosen.settings)
             options = options.model_copy(update=filled[index])
-        fitted = fit_method(options, fitting)
-        if index not in tried and (structure := _structure(options, fitted)):
-            filled[index] = structure
+        fitted = fit_method(method, options, fitting)
+        if choices := method.choices(options, fitted):
+            filled[index] = {**filled.get(index, {}), **choices}
         if figures is not None:
             drawn += _figures(entry, fitting, fitted, tried.get(index), f"bakeout tune {recipe_file.name}")
         interventions.append(fitted)
@@ -121,13 +127,13 @@ def tune(
     write_tables(directory, recipe, tried, filled)
     if figures is not None:
         write_file(figures, json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n")
-    write_recipe(recipe_file, output, filled)
+    write_recipe(recipe_file, output, recipe, filled)
     return Tuned(output, directory, filled, tried)
 
 
 def _search(
     entry: InterventionEntry,
-    wanted: Searched,
+    space: SearchSpace,
     fitting: Fitting,
     trials: int,
     prompts: int,
@@ -137,17 +143,17 @@ def _search(
 ) -> list[Trial]:
     options = entry.options
     names = options.names(fitting.data)
-    space = wanted.free(options.model_fields_set)
+    axes = space.free(options.model_fields_set)
     starts: list[Settings] = []
-    for start in wanted.starts:
-        if (kept := {key: start[key] for key in space}) not in starts:
+    for start in space.starts:
+        if (kept := {key: start[key] for key in axes}) not in starts:
             starts.append(kept)
     retained = names.get("retain") or [name for name in fitting.data if name not in names["forget"]]
     meter = Meter(fitting, names["forget"], retained, prompts)
     _logger.info("before: " + ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in meter.baseline.items()))
-    fit = fitter(options, wanted, fitting)
+    fit = candidate_fitter(entry.method, options, fitting)
     return search(
-        space,
+        axes,
         starts,
         lambda settings: meter.measure(fit(settings)),
         trials=trials,
@@ -160,18 +166,11 @@ def _search(
 def _figures(
     entry: InterventionEntry, fitting: Fitting, fitted: Intervention, trials: Sequence[Trial] | None, source: str
 ) -> Iterator[Figure]:
-    from bakeout.export.tuning.choice_figures import depth_figure, frontiers, inside_figures
-
-    if trials and (wanted := searched(entry)) is not None:
-        yield from frontiers(trials, choose_trial(trials).settings, wanted, method_name(entry), source)
-    elif isinstance(fitted, KeySpaceDetection):
-        from bakeout.export.fitting.fit_detection import depth_keys
-
-        names = entry.options.names(fitting.data)
-        probe, selection = depth_keys(fitting, fitted.layers, names)
-        yield from inside_figures(fitted, selection, source)
-        for skill, keys in probe.items():
-            yield depth_figure(skill, keys, selection, source)
+    method, options = entry.method, entry.options
+    if trials and (space := method.needed_search(options)) is not None:
+        yield from frontiers(trials, choose_trial(trials).settings, space, method.name, source)
+    for drawn in method_figures(method, options, fitting, fitted):
+        yield figure(drawn, source)
 
 
 class _Fingerprint:
@@ -192,10 +191,5 @@ class _Fingerprint:
 
 
 def _is_open(entry: InterventionEntry) -> bool:
-    return searched(entry) is not None or any(getattr(entry.options, key, None) == "auto" for key in _STRUCTURE)
-
-
-def _structure(options: MethodOptions, fitted: Intervention) -> dict[str, Any]:
-    """What a fit chose of the options that were left to it."""
-    chosen = fitted.report.get("choice", {}).get("chosen", {})
-    return {key: chosen[key] for key in _STRUCTURE if key in chosen and getattr(options, key, None) == "auto"}
+    method, options = entry.method, entry.options
+    return method.needed_search(options) is not None or bool(method.left_to_the_fit(options))

@@ -13,10 +13,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from bakeout.export.recipes.intervention_options import method_name
 from bakeout.export.recipes.recipe import Recipe
-from bakeout.export.tuning.search import Settings, Trial
+from bakeout.export.tuning.search import Trial
 from bakeout.models.files.writing import replace_file, write_file
+from bakeout.models.methods.search_space import Settings
 
 
 def write_tables(
@@ -25,7 +25,7 @@ def write_tables(
     """All trials, as JSON and CSV."""
     content = {
         str(index): {
-            "method": method_name(recipe.interventions[index]),
+            "method": recipe.interventions[index].method.name,
             "chosen": dict(filled[index]),
             "trials": [trial.as_json() for trial in trials],
         }
@@ -41,10 +41,10 @@ def write_tables(
             measured = trial.measured
             shares = [*measured.forget.values(), *measured.retain.values()]
             writer.writerow([*trial.settings.values(), *shares, measured.divergence])
-        replace_file(directory / f"trials-{index}-{method_name(recipe.interventions[index])}.csv", table.getvalue())
+        replace_file(directory / f"trials-{index}-{recipe.interventions[index].method.name}.csv", table.getvalue())
 
 
-def write_recipe(source: Path, output: Path, filled: Mapping[int, Settings]) -> None:
+def write_recipe(source: Path, output: Path, recipe: Recipe, filled: Mapping[int, Settings]) -> None:
     """The recipe as it was written, comments and all, with the choices filled in and its paths right from there."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
@@ -54,7 +54,7 @@ def write_recipe(source: Path, output: Path, filled: Mapping[int, Settings]) -> 
         (options,) = written["interventions"][index].values()
         options.update({key: _as_yaml(value) for key, value in settings.items()})
     if source.resolve().parent != output.resolve().parent:
-        _move(written, source.resolve().parent, output.resolve().parent)
+        _move(written, recipe, source.resolve().parent, output.resolve().parent)
     text = StringIO()
     yaml.dump(written, text)
     write_file(output, text.getvalue())
@@ -69,7 +69,7 @@ def _as_yaml(value: Any) -> Any:
     return written
 
 
-def _move(written: Any, source: Path, destination: Path) -> None:
+def _move(written: Any, recipe: Recipe, source: Path, destination: Path) -> None:
     """Rewrite the relative paths of a recipe for another directory."""
 
     def moved(path: str) -> str:
@@ -82,7 +82,6 @@ def _move(written: Any, source: Path, destination: Path) -> None:
             written["data"][name] = moved(files)
         else:
             files.update({use: moved(path) for use, path in files.items()})
-    for entry in written["interventions"]:
-        for options in entry.values():
-            if "directory" in options:
-                options["directory"] = moved(options["directory"])
+    for entry, known in zip(written["interventions"], recipe.interventions, strict=True):
+        (options,) = entry.values()
+        options.update({key: moved(options[key]) for key in known.options.paths() if key in options})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from bakeout.models.data.row_source import DataError as DataError
 from bakeout.models.data.row_source import Source, source_lines, source_name
+from bakeout.models.data.uses import Use
 
 if TYPE_CHECKING:
     from bakeout.models.data.tokenization import Tokenizer
@@ -30,6 +31,11 @@ class Record:
     response: str | None
     prompt_ids: list[int]
     response_ids: list[int]
+
+
+# Records by data name and use, and where they come from.
+Rows = Mapping[str, Mapping[Use, Sequence[Record]]]
+Sources = Mapping[str, Mapping[Use, Source]]
 
 
 def read_records(source: Source, tokenizer: Tokenizer) -> list[Record]:

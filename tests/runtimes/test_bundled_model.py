@@ -10,13 +10,13 @@ import pytest
 
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.exporting.onnx_export import export_checkpoint
-from bakeout.export.fitting.fit_methods import refusal_tokens
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.parity import check_parity
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenization import load_tokenizer
-from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
 from bakeout.models.network.families import identity
 from bakeout.models.network.probing import probe_keys, probe_neurons

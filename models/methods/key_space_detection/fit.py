@@ -1,221 +1,168 @@
-"""Key Space Detection (arXiv 2503.21730, section 3.2): cubes around the key vectors of the queries to refuse."""
+"""Key Space Detection (arXiv 2503.21730, section 3.2) from its options: what is probed, chosen by and calibrated on."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.stats import binomtest
+from numpy.typing import NDArray
 
+from bakeout.models.data.rows import Record
+from bakeout.models.data.variants import Kind
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
-from bakeout.models.plan import Floats, KeySpaceDetection, Positions
+from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.key_space_detection.cubes import LayerKeys
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection, require_calibration
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.queries import fresh_queries, query_keys
+from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
+from bakeout.models.methods.key_space_detection.structure import Choice, Structure, choose_structure, layer_sets
+from bakeout.models.methods.search_space import Settings
+from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.generation import end_tokens
+from bakeout.models.network.teacher_forcing import answers
+from bakeout.models.plan import KeySpaceDetection
 
-_CONFIDENCE = 0.95
+# By data name, use and kind of variant.
+_Widening = Mapping[str, Mapping[str, Mapping[Kind, Sequence[Record]]]]
 
 
-@dataclass(frozen=True)
-class TimesLargest:
-    """The authors' own alpha: ``factor`` (their m) times k, the largest margin among the skill's probe queries."""
+def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetection:
+    """Cubes on the probe queries, their structure chosen on the selection queries, alpha on the calibration queries.
 
-    factor: float
+    Where `augment` names variants, those of the probe queries are probed too, those of the selection queries are to be
+    refused like these, and alpha holds the calibration queries' own and each kind of variant alike.
 
-
-def fit_key_space_detection(
-    probe: Mapping[str, LayerKeys],
-    calibration: Mapping[str, LayerKeys],
-    retain: Mapping[str, LayerKeys],
-    *,
-    layers: Sequence[int],
-    refusal: ArrayLike,
-    cubes: int = 1,
-    alpha: float | Literal["auto"] | TimesLargest = "auto",
-    epsilon: float = 0.005,
-    positions: Positions = "query",
-    floor: float = 0.1,
-    seed: int = 0,
-    variants: Mapping[str, Mapping[str, LayerKeys]] | None = None,
-) -> KeySpaceDetection:
-    """Fit up to ``cubes`` cubes per skill around its probe keys, and one alpha per skill.
-
-    ``probe``, ``calibration`` and ``retain`` map a name to key vectors per layer, [queries, F] each, of the queries'
-    last tokens. Several layers are fitted jointly, their keys concatenated (our reading; the paper uses one layer).
-    Clusters are k-means on keys standardised by the skill's deviation; empty clusters leave fewer cubes. A deviation
-    is the cluster's (n - 1), at least ``floor`` times the skill's in that dimension, and at least 0.001 times the
-    median of its layer's non-zero ones.
-
-    ``alpha`` ``auto``: the split-conformal quantile, at level 1 - ``epsilon``, of the calibration queries' margins to
-    the nearest of the skill's cubes: a fresh query that is exchangeable with them is refused with at least that
-    probability, provided that they chose nothing else. ``variants``, calibration queries of a skill in another form,
-    by its name, are held likewise: alpha is the largest of all forms' quantiles. ``TimesLargest`` is what the authors'
-    code does, and promises nothing. The report carries alpha, and for each name in ``retain`` the false refusals with
-    a Clopper-Pearson 95 % interval.
-
-    Raises ``BakeoutError`` for too few probe or calibration queries, keys that are not finite or do not fit together,
-    and options out of range.
+    Raises ``BakeoutError``, before anything is probed, where queries are lacking or are too few for the guarantee.
     """
-    layers = tuple(sorted(set(layers)))
-    variants = variants or {}
-    _require_options(layers, cubes, alpha, epsilon, floor)
-    if not probe:
-        raise BakeoutError("Key Space Detection: there is no skill to refuse.", "Name forget data.")
-    if unknown := sorted(set(calibration) - set(probe)):
-        raise BakeoutError(
-            f"Key Space Detection: calibration queries for {unknown[0]}, which is not probed.", "Probe it too."
-        )
-    probe_keys = {skill: joint_keys(keys, layers, f"probe queries of {skill}") for skill, keys in probe.items()}
-    dimension = next(iter(probe_keys.values())).shape[1]
-    for skill, keys in probe_keys.items():
-        _require_dimension(keys, dimension, f"probe queries of {skill}")
-    skills: list[str] = []
-    centres, deviations = [], []
-    reports: dict[str, dict[str, Any]] = {}
-    for skill, keys in probe_keys.items():
-        clusters = cluster(keys, skill, layers=len(layers), count=cubes, seed=seed)
-        fitted = clusters.cubes(floor)
-        centres.append(fitted.centre)
-        deviations.append(fitted.deviation)
-        skills += [skill] * len(clusters.sizes)
-        reports[skill] = {
-            "probe_queries": len(keys),
-            "cubes": list(clusters.sizes),
-            "floored_dimensions": list(fitted.floored),
+    names = options.names(fitting.data)
+    forget, retain = names["forget"], [name for name in names.get("retain", []) if fitting.rows[name]]
+    _require_queries(options, fitting, forget)
+    widening: _Widening = {
+        name: {
+            use: fitting.variants(name, use, options.augment, seed=options.seed)
+            for use in ("probe", "selection", "calibration")
+            if use in fitting.rows[name]
         }
-    check = KeySpaceDetection(
+        for name in forget
+    }
+    refusal = refusal_tokens(options.refusal, fitting.tokenizer)
+    count = len(feed_forward_layers(fitting.model))
+    if options.layers == "auto":
+        layers = sorted({layer for layers in layer_sets(count) for layer in layers})
+    else:
+        layers = [count - 1] if options.layers == "last" else sorted(set(options.layers))
+    probe = {name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers) for name in forget}
+    choice = _choice(options, fitting, probe, retain, layers, widening) if options.is_chosen else None
+    structure = _given(options, layers) if choice is None else choice.chosen.structure
+    layers = list(structure.layers)
+    calibrated = [name for name in forget if "calibration" in fitting.rows[name]]
+    # False refusals are best counted on queries that no other choice was made on.
+    counted = {name: fitting.rows[name].get("calibration") or fresh_queries(fitting, name) for name in retain}
+    fitted = fit_key_space_detection(
+        probe,
+        {name: query_keys(fitting, name, fitting.rows[name]["calibration"], layers) for name in calibrated},
+        {name: query_keys(fitting, name, queries, layers) for name, queries in counted.items()},
         layers=layers,
-        centre=np.concatenate(centres),
-        deviation=np.concatenate(deviations),
-        alpha=np.ones(len(skills)),
-        skills=tuple(skills),
-        refusal=np.asarray(refusal, dtype=np.int64),
-        positions=positions,
-    )
-    alphas = {}
-    for skill in probe:
-        if skill in calibration or alpha == "auto":
-            margins = _skill_margins(check, calibration.get(skill, {}), skill, "calibration")
-        else:
-            margins = np.empty(0)
-        forms = {
-            form: _skill_margins(check, keys, skill, f"calibration ({form})")
-            for form, keys in variants.get(skill, {}).items()
-        }
-        if isinstance(alpha, TimesLargest):
-            largest = float(_skill_margins(check, probe[skill], skill, "probe").max())
-            alphas[skill] = alpha.factor * largest
-            reports[skill]["largest_margin"] = largest
-        elif alpha == "auto":
-            quantiles = [conformal_quantile(margins, epsilon, skill)]
-            quantiles += [conformal_quantile(rows, epsilon, f"{skill} ({form})") for form, rows in forms.items()]
-            alphas[skill] = max(quantiles)
-        else:
-            alphas[skill] = float(alpha)
-        reports[skill] |= _coverage(margins, alphas[skill], epsilon if alpha == "auto" else None)
-        if forms:
-            reports[skill]["variants"] = {
-                form: {"queries": len(rows), "inside": float((rows <= alphas[skill]).mean())}
-                for form, rows in forms.items()
+        cubes=structure.cubes,
+        alpha=options.alpha,
+        epsilon=structure.epsilon,
+        refusal=refusal,
+        positions=options.positions,
+        floor=structure.floor,
+        seed=options.seed,
+        variants={
+            name: {
+                kind: query_keys(fitting, f"{name}, {kind}", records, layers)
+                for kind, records in widening[name]["calibration"].items()
+                if records
             }
-    check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
-    report = {
-        "floor": floor,
-        "dead_floor": DEAD_FLOOR,
-        "seed": seed,
-        "skills": reports,
-        "retain": {name: _false_refusals(check, keys, name) for name, keys in retain.items()},
-    }
-    return replace(check, report=report)
+            for name in calibrated
+        },
+    )
+    report: dict[str, Any] = {"augment": list(options.augment)} if options.augment else {}
+    if choice is not None:
+        report["choice"] = choice.as_json()
+    return replace(fitted, report={**report, **fitted.report})
 
 
-def _margins(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
-    joint = joint_keys(keys, check.layers, what)
-    _require_dimension(joint, check.centre.shape[1], what)
-    return check.margins(joint)
+def chosen(fitted: KeySpaceDetection) -> Settings:
+    """What the fit chose: layers, cubes, floor and epsilon."""
+    settings: Settings = fitted.report["choice"]["chosen"]
+    return settings
 
 
-def _skill_margins(check: KeySpaceDetection, keys: LayerKeys, skill: str, use: str) -> Floats:
-    """The margin [queries] of a skill's queries to the nearest of its own cubes."""
-    own = [index for index, name in enumerate(check.skills) if name == skill]
-    nearest: Floats = _margins(check, keys, f"{use} queries of {skill}")[:, own].min(axis=1)
-    return nearest
+def _require_queries(options: KeySpaceDetectionOptions, fitting: Fitting, forget: Sequence[str]) -> None:
+    for name in forget:
+        rows = fitting.rows[name]
+        if options.is_chosen and "selection" not in rows:
+            raise BakeoutError(
+                f"Key Space Detection: {name} has no queries to choose layers, cubes, floor or epsilon by.",
+                f"Give {name} a `selection:` file, or one file for everything, or set them all.",
+            )
+        if options.alpha != "auto":
+            continue
+        if "calibration" not in rows:
+            raise BakeoutError(
+                f"`alpha: auto` needs fresh queries of {name}.",
+                f"Give {name} a `calibration:` file, or one file for everything, or a number for alpha.",
+            )
+        if options.epsilon != "auto":
+            require_calibration(len(rows["calibration"]), options.epsilon, name)
 
 
-def conformal_quantile(margins: Floats, epsilon: float, skill: str) -> float:
-    """The ceil((n + 1)(1 - epsilon))-th smallest of n margins (split conformal prediction).
-
-    Raises ``BakeoutError`` for fewer than ``least_queries(epsilon)``.
-    """
-    require_calibration(len(margins), epsilon, skill)
-    # In fractions: the product must not be rounded up to the next rank.
-    rank = math.ceil((len(margins) + 1) * (1 - Fraction(str(epsilon))))
-    return float(np.sort(margins)[rank - 1])
-
-
-def require_calibration(queries: int, epsilon: float, skill: str) -> None:
-    """Raise ``BakeoutError`` for fewer calibration queries than ``least_queries(epsilon)``."""
-    if queries < least_queries(epsilon):
-        raise BakeoutError(
-            f"Key Space Detection: {queries} calibration queries of {skill} are too few for epsilon {epsilon}.",
-            f"Give at least {least_queries(epsilon)}, or a larger epsilon.",
-        )
-
-
-def least_queries(epsilon: float) -> int:
-    """How many calibration queries a coverage of 1 - ``epsilon`` needs: n with (n + 1) epsilon >= 1."""
-    share = Fraction(str(epsilon))
-    return math.ceil((1 - share) / share)
-
-
-def _coverage(margins: Floats, alpha: float, epsilon: float | None) -> dict[str, Any]:
-    return {
-        "alpha": alpha,
-        "calibration_queries": len(margins),
-        "calibration_inside": float((margins <= alpha).mean()) if len(margins) else None,
-        "epsilon": epsilon,
-        "guaranteed_coverage": None if epsilon is None else 1 - epsilon,
-    }
+def _choice(
+    options: KeySpaceDetectionOptions,
+    fitting: Fitting,
+    probe: Mapping[str, LayerKeys],
+    retain: Sequence[str],
+    layers: Sequence[int],
+    widening: _Widening,
+) -> Choice:
+    selection = {name: _widened(fitting, widening, name, "selection") for name in probe}
+    selection |= {name: fresh_queries(fitting, name) for name in retain}
+    calibration = [len(fitting.rows[name].get("calibration", ())) for name in probe]
+    return choose_structure(
+        probe,
+        {name: query_keys(fitting, name, records, layers) for name, records in selection.items() if records},
+        layers="auto" if options.layers == "auto" else layers,
+        cubes=options.cubes,
+        floor=options.floor,
+        epsilon=options.epsilon,
+        right={
+            name: correct for name, records in selection.items() if (correct := _correct(fitting, name, records)).any()
+        },
+        calibration_queries=min(calibration) if options.alpha == "auto" else None,
+        seed=options.seed,
+        track=fitting.track,
+    )
 
 
-def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str) -> dict[str, Any]:
-    margins = _margins(check, keys, f"queries of {name}")
-    refused, queries = int((margins <= check.alpha).any(axis=1).sum()), len(margins)
-    interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
-    return {
-        "queries": queries,
-        "refused": refused,
-        "rate": refused / queries,
-        "interval": [float(interval.low), float(interval.high)],
-    }
+def _widened(fitting: Fitting, widening: _Widening, name: str, use: Literal["probe", "selection"]) -> list[Record]:
+    """A name's records and their variants."""
+    return [*fitting.rows[name][use], *(record for records in widening[name][use].values() for record in records)]
 
 
-def _require_dimension(keys: Floats, dimension: int, what: str) -> None:
-    if keys.shape[1] != dimension:
-        raise BakeoutError(
-            f"Key Space Detection: the keys of the {what} have {keys.shape[1]} numbers, not {dimension}.",
-            "Probe all queries on one model.",
-        )
+def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_]:
+    """Which records the model answers correctly as it is: a refusal of the others costs nothing."""
+    correct = np.zeros(len(records), dtype=bool)
+    answered = [index for index, record in enumerate(records) if record.prompt_ids and record.response_ids]
+    if answered:
+        correct[answered] = answers(
+            fitting.model,
+            [records[index] for index in answered],
+            end=end_tokens(fitting.model, fitting.tokenizer),
+            batch_size=fitting.batch_size,
+            track=fitting.track_of([name]),
+        ).right
+    return correct
 
 
-def _require_options(
-    layers: Sequence[int], cubes: int, alpha: float | Literal["auto"] | TimesLargest, epsilon: float, floor: float
-) -> None:
-    if not layers:
-        raise BakeoutError("Key Space Detection: no layer is named.", "Name at least one layer.")
-    if cubes < 1:
-        raise BakeoutError(f"Key Space Detection: {cubes} cubes per skill.", "Choose at least 1.")
-    number = alpha.factor if isinstance(alpha, TimesLargest) else alpha
-    if number != "auto" and not (isinstance(number, (int, float)) and 0 < number < math.inf):
-        raise BakeoutError(
-            f"Key Space Detection: alpha is {number!r}, neither a positive number nor 'auto'.", "Choose 'auto'."
-        )
-    if not 0 < epsilon < 1:
-        raise BakeoutError(
-            f"Key Space Detection: epsilon {epsilon} is not between 0 and 1.", "Choose a share such as 0.005."
-        )
-    if not 0 <= floor < math.inf:
-        raise BakeoutError(f"Key Space Detection: the floor {floor} is not a share.", "Choose one such as 0.1.")
+def _given(options: KeySpaceDetectionOptions, layers: Sequence[int]) -> Structure:
+    """The structure of options that leave nothing to be chosen."""
+    assert options.cubes != "auto"
+    assert options.floor != "auto"
+    assert options.epsilon != "auto"
+    return Structure(tuple(layers), options.cubes, options.floor, options.epsilon)

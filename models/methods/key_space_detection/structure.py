@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import Clusters, Cubes, LayerKeys, cluster, joint_keys
-from bakeout.models.methods.key_space_detection.fit import least_queries
+from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked

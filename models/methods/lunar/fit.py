@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 from bakeout.models.data.rows import Record
 from bakeout.models.data.spreading import spread
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.choices import Aim, Solver
+from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.lunar.gradient import GradientOptions
 from bakeout.models.methods.lunar.layer import LayerProblem, by_gradient, by_regression
 from bakeout.models.methods.lunar.low_rank import truncated
+from bakeout.models.methods.lunar.options import Aim, LunarOptions, Solver
 from bakeout.models.methods.lunar.redirection import redirections, require_shiftable, steering_scores
 from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows
+from bakeout.models.methods.search_space import tuned
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import LowRankUpdate, WeightUpdate
 from bakeout.models.progress import Track, untracked
@@ -30,6 +32,26 @@ Tokens = Literal["prompt", "last"]
 # How many prompts of each kind the choice of a layer looks at, and which scores are as good as the best.
 _SCORED = 200
 _AS_GOOD = 0.05
+
+
+def fit(options: LunarOptions, fitting: Fitting) -> LowRankUpdate:
+    """Fit on the probe data of all roles."""
+    names = options.names(fitting.data)
+    return fit_lunar(
+        fitting.model,
+        fitting.probe(names["forget"]),
+        fitting.probe(names["reference"]),
+        fitting.probe(names["retain"]),
+        redirected=fitting.probe(names.get("redirected", [])),
+        layers=options.layers,
+        solver=options.solver,
+        aim=options.aim,
+        coefficient=tuned(options.coefficient),
+        ridge=options.ridge,
+        batch_size=fitting.batch_size,
+        seed=options.seed,
+        track=fitting.track,
+    )
 
 
 @dataclass(frozen=True, eq=False)

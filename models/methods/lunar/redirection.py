@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.choices import Aim
+from bakeout.models.methods.lunar.options import Aim
 from bakeout.models.methods.lunar.token_rows import TokenRows, block_of, flat_positions, probe_rows, residual_stream
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.network.probing import Batch, hooked, run_batches

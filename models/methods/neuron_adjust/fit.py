@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.choices import Selection
+from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions, Selection
+from bakeout.models.methods.search_space import Settings, tuned
+from bakeout.models.network.probing import probe_neurons
 from bakeout.models.network.statistics import NeuronStatistics
 from bakeout.models.plan import AdjustedLayer, Coin, Floats, NeuronAdjust
 
 _RESOLUTION = np.finfo(np.float32)
+
+
+def fit(options: NeuronAdjustOptions, fitting: Fitting) -> NeuronAdjust:
+    """Probe the data to forget and to keep, and fit."""
+    return _fitted(options, *_probed(options, fitting))
+
+
+def fitter(options: NeuronAdjustOptions, fitting: Fitting) -> Callable[[Settings], NeuronAdjust]:
+    """Fits of other settings, from statistics that are probed once for each choice of `tokens`."""
+    probed: dict[str, tuple[NeuronStatistics, NeuronStatistics]] = {}
+
+    def fit_settings(settings: Settings) -> NeuronAdjust:
+        candidate = options.model_copy(update=dict(settings))
+        if candidate.tokens not in probed:
+            probed[candidate.tokens] = _probed(candidate, fitting)
+        return _fitted(candidate, *probed[candidate.tokens])
+
+    return fit_settings
 
 
 def fit_neuron_adjust(
@@ -81,6 +103,28 @@ def fit_neuron_adjust(
         "retain_tokens": retain.tokens,
     }
     return NeuronAdjust(coin=coin, layers=tuple(layers), seed=seed, report=report)
+
+
+def _probed(options: NeuronAdjustOptions, fitting: Fitting) -> tuple[NeuronStatistics, NeuronStatistics]:
+    """The statistics of the data to forget, and of the data to keep."""
+    names = options.names(fitting.data)
+    forget, retain = (
+        probe_neurons(
+            fitting.model,
+            fitting.probe(names[role]),
+            scope=options.tokens,
+            batch_size=fitting.batch_size,
+            track=fitting.track_of(names[role]),
+        )
+        for role in ("forget", "retain")
+    )
+    return forget, retain
+
+
+def _fitted(options: NeuronAdjustOptions, forget: NeuronStatistics, retain: NeuronStatistics) -> NeuronAdjust:
+    return fit_neuron_adjust(
+        forget, retain, ratio=tuned(options.ratio), selection=options.selection, coin=options.coin, seed=options.seed
+    )
 
 
 def _require_comparable(forget: NeuronStatistics, retain: NeuronStatistics) -> None:

@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
+from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOptions
 from bakeout.models.methods.reveal_and_release.release import ReleaseOptions
 from bakeout.models.methods.reveal_and_release.reveal import RevealOptions, instruction_bandit
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles, fingerprint
@@ -25,6 +27,24 @@ from bakeout.models.progress import Track, untracked
 _REVEAL = RevealOptions()
 _RELEASE = ReleaseOptions()
 _FORGOTTEN, _UTILITY, _ROUNDS = "forgotten", "utility fell", "rounds used up"
+
+
+def fit(options: RevealAndReleaseOptions, fitting: Fitting) -> LowRankUpdate:
+    """Fit on the probe data to keep."""
+    names = options.names(fitting.data)
+    return fit_reveal_and_release(
+        fitting.model,
+        fitting.tokenizer,
+        options.instructions,
+        {name: fitting.probe([name]) for name in names["retain"]},
+        directory=options.directory,
+        scorer=options.patterns or "novelty",
+        rounds=options.rounds,
+        target=options.target,
+        utility=options.utility,
+        seed=options.seed,
+        track=fitting.track,
+    )
 
 
 def fit_reveal_and_release(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from bakeout.export.fitting.fit import fit
-from bakeout.export.fitting.fit_methods import refusal_tokens
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import plan_bytes

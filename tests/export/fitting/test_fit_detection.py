@@ -11,7 +11,7 @@ from bakeout.export.artifacts.inspection import inspect, lines
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.key_space_detection.fit import least_queries
+from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import save_plan
 

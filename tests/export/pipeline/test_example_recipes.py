@@ -14,10 +14,10 @@ from ruamel.yaml import YAML
 from bakeout.export.evaluation.evaluate import BASE
 from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.data_files import by_use
-from bakeout.export.recipes.intervention_options import METHODS
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.methods.registry import methods
 
 RECIPES = Path(__file__).parents[3] / "examples" / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
@@ -38,7 +38,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_there_is_one_for_every_method_that_changes_weights() -> None:
     written = {method for name in NAMES for entry in _interventions(name) for method in entry}
-    assert written == METHODS.keys() - {"neuron_adjust", "key_space_detection"}
+    assert written == methods().keys() - {"neuron_adjust", "key_space_detection"}
 
 
 @pytest.mark.parametrize("name", NAMES)

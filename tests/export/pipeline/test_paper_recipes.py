@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from bakeout.export.baking.bake import bake
 from bakeout.export.fitting.fit import fit
-from bakeout.export.recipes.intervention_options import METHODS
 from bakeout.export.recipes.recipe import load_recipe
+from bakeout.models.methods.registry import methods
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
 
@@ -82,8 +82,8 @@ def test_the_files_are_what_the_script_writes(directory: Path) -> None:
 
 
 def test_every_experiment_is_there() -> None:
-    methods = {method for name in NAMES for entry in YAML().load(PAPER / name)["interventions"] for method in entry}
-    assert methods == set(METHODS)
+    used = {method for name in NAMES for entry in YAML().load(PAPER / name)["interventions"] for method in entry}
+    assert used == set(methods())
     for model in ("gemma-2b", "llama-2-7b", "llama-3-8b", "llama-3-70b"):
         for skill in ("gsm8k", "mbpp"):
             for method in ("neuron-adjust", "key-space-detection", "selective-pruning"):

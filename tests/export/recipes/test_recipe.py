@@ -131,7 +131,7 @@ expert:
     ("old", "new", "line", "text"),
     [
         ("forget: math", "forget: maths", 7, "did you mean 'math'?"),
-        ("forget: math\n", "forget: math\n      retain: math\n", 8, "both forgotten and retained"),
+        ("forget: math\n", "forget: math\n      retain: math\n", 8, "'math' is in both `forget` and `retain`"),
         ("  code: code.jsonl\n", "", 5, "no data to retain"),
         ("code: code.jsonl", "code: gone.jsonl", 4, "gone.jsonl"),
         ("code: code.jsonl", "code: {test: code.jsonl}", 6, "no data to retain"),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bakeout.export.tuning.search import Among, Measured, Settings, Span, Trial, choose_trial, near, search
+from bakeout.export.tuning.search import Measured, Trial, choose_trial, near, search
+from bakeout.models.methods.search_space import Among, Settings, Span
 
 SPACE: Mapping[str, Span | Among] = {"ratio": Span(0.003, 0.6), "selection": Among(("difference", "standardised"))}
 STARTS: tuple[Settings, ...] = ({"ratio": 0.03, "selection": "difference"}, {"ratio": 0.2, "selection": "difference"})

@@ -10,7 +10,7 @@ import pytest
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import Cubes
-from bakeout.models.methods.key_space_detection.fit import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.separation import Share, auroc
 from bakeout.models.methods.key_space_detection.structure import (
     Candidate,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.choices import Selection
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.methods.neuron_adjust.options import Selection
 from bakeout.models.network.statistics import Moments, NeuronStatistics
 from bakeout.models.plan import NeuronAdjust
 

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.unlearn.fit import IdentificationOptions, fit_learn, fit_unlearn
+from bakeout.models.methods.learn.fit import fit_learn
+from bakeout.models.methods.unlearn.fit import fit_unlearn
+from bakeout.models.methods.unlearn.identification import IdentificationOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions
 from bakeout.models.plan import Intervention, LowRankUpdate
 from bakeout.models.reference.weight_edits import edited_weights

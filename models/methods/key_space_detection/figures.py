@@ -1,17 +1,19 @@
-"""The figures of a choice: queries inside against alpha, separation by depth, and the trials of a search."""
+"""The figures of a choice: queries inside the cubes against alpha, and separation by depth (arXiv 2503.21730)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from bakeout.export.report.figures_file import Depth, Frontier, Inside, Panel, Setting
-from bakeout.export.tuning.search import Settings, Trial
-from bakeout.export.tuning.search_spaces import Searched
+from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys, cluster, joint_keys
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.queries import fresh_queries, query_keys
 from bakeout.models.methods.key_space_detection.separation import auroc, share_inside
-from bakeout.models.methods.key_space_detection.structure import nearest_margins
+from bakeout.models.methods.key_space_detection.structure import layer_sets, nearest_margins
+from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import Floats, KeySpaceDetection
 
 # Points of a curve over alpha, and how far beyond alpha it goes.
@@ -21,7 +23,25 @@ _BEYOND = 2.5
 _FLOOR, _EPSILON = 0.1, 0.005
 
 
-def inside_figures(check: KeySpaceDetection, keys: Mapping[str, LayerKeys], source: str) -> Iterator[Inside]:
+def figures(
+    options: KeySpaceDetectionOptions, fitting: Fitting, fitted: KeySpaceDetection
+) -> Iterator[Mapping[str, Any]]:
+    """What a report draws of a fit: the paper's Figures 5 and 6, on queries that nothing was fitted on."""
+    names = options.names(fitting.data)
+    depths = {layer for layers in layer_sets(len(feed_forward_layers(fitting.model))) for layer in layers}
+    layers = sorted({*depths, *fitted.layers})
+    fresh = {name: fresh_queries(fitting, name) for name in names["retain"]}
+    fresh |= {
+        name: list(fitting.rows[name].get("selection") or fitting.rows[name]["probe"]) for name in names["forget"]
+    }
+    probe = {name: query_keys(fitting, name, fitting.rows[name]["probe"], layers) for name in names["forget"]}
+    selection = {name: query_keys(fitting, name, rows, layers) for name, rows in fresh.items() if rows}
+    yield from inside_figures(fitted, selection)
+    for skill, keys in probe.items():
+        yield depth_figure(skill, keys, selection)
+
+
+def inside_figures(check: KeySpaceDetection, keys: Mapping[str, LayerKeys]) -> Iterator[Mapping[str, Any]]:
     """The paper's Figure 5 for each skill of ``check``: the share of each name's queries inside its own cubes.
 
     ``keys``: per name and layer the queries' key vectors [queries, F], of the check's layers at least.
@@ -35,12 +55,17 @@ def inside_figures(check: KeySpaceDetection, keys: Mapping[str, LayerKeys], sour
         chosen = float(check.alpha[own[0]])
         alpha = np.linspace(0, _BEYOND * chosen, _POINTS)
         shares = {name: share_inside(rows[:, own].min(axis=1), alpha).tolist() for name, rows in margins.items()}
-        yield Inside(
-            source=source, skill=skill, layers=list(check.layers), chosen=chosen, alpha=alpha.tolist(), shares=shares
-        )
+        yield {
+            "kind": "inside",
+            "skill": skill,
+            "layers": list(check.layers),
+            "chosen": chosen,
+            "alpha": alpha.tolist(),
+            "shares": shares,
+        }
 
 
-def depth_figure(skill: str, probe: LayerKeys, keys: Mapping[str, LayerKeys], source: str) -> Depth:
+def depth_figure(skill: str, probe: LayerKeys, keys: Mapping[str, LayerKeys]) -> Mapping[str, Any]:
     """The paper's Figure 6: one cube around ``skill`` in each layer of ``probe``, and what it tells apart.
 
     Volume: the cube's half-width as a multiple of the spread of the other names' queries, the geometric mean over
@@ -65,43 +90,13 @@ def depth_figure(skill: str, probe: LayerKeys, keys: Mapping[str, LayerKeys], so
             areas[name].append(auroc(margins[skill], margins[name]).value)
         for name in inside:
             inside[name].append(float((margins[name] <= alpha).mean()))
-    return Depth(
-        source=source,
-        skill=skill,
-        layers=layers,
-        panels=[
-            Panel(label="volume: half-width, in others' spreads", series={skill: volume}),
-            Panel(label="separation: AUROC against", series=areas),
-            Panel(label="queries inside, at 99.5 % coverage", series=inside),
+    return {
+        "kind": "depth",
+        "skill": skill,
+        "layers": layers,
+        "panels": [
+            {"label": "volume: half-width, in others' spreads", "series": {skill: volume}},
+            {"label": "separation: AUROC against", "series": areas},
+            {"label": "queries inside, at 99.5 % coverage", "series": inside},
         ],
-    )
-
-
-def frontiers(
-    trials: Sequence[Trial], chosen: Settings, searched: Searched, method: str, source: str
-) -> Iterator[Frontier]:
-    """The paper's Figure 7: what the trials left and kept, over the strength.
-
-    A curve for each combination of the other settings that was tried more than once, that of the chosen trial first.
-    """
-    skill = ", ".join(trials[0].measured.forget)
-
-    def way(settings: Settings) -> tuple[str, ...]:
-        return tuple(str(value) for key, value in settings.items() if key != searched.strength)
-
-    curves: dict[tuple[str, ...], dict[float, Setting]] = {way(chosen): {}}
-    for trial in trials:
-        strength, measured = float(trial.settings[searched.strength]), trial.measured
-        point = Setting(setting=strength, forgotten=measured.left, others=dict(measured.retain))
-        curves.setdefault(way(trial.settings), {})[strength] = point
-    for settings, points in curves.items():
-        is_chosen = settings == way(chosen)
-        if is_chosen or len(points) > 1:
-            yield Frontier(
-                source=source,
-                method=f"{method} ({', '.join(settings)})" if settings else method,
-                skill=skill,
-                name=searched.symbol,
-                chosen=float(chosen[searched.strength]) if is_chosen else None,
-                points=[points[strength] for strength in sorted(points)],
-            )
+    }

@@ -1,0 +1,215 @@
+"""Key Space Detection (arXiv 2503.21730, section 3.2): cubes around the key vectors of the queries to refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
+from bakeout.models.methods.key_space_detection.options import TimesLargest
+from bakeout.models.plan import Floats, KeySpaceDetection, Positions
+
+_CONFIDENCE = 0.95
+
+
+def fit_key_space_detection(
+    probe: Mapping[str, LayerKeys],
+    calibration: Mapping[str, LayerKeys],
+    retain: Mapping[str, LayerKeys],
+    *,
+    layers: Sequence[int],
+    refusal: ArrayLike,
+    cubes: int = 1,
+    alpha: float | Literal["auto"] | TimesLargest = "auto",
+    epsilon: float = 0.005,
+    positions: Positions = "query",
+    floor: float = 0.1,
+    seed: int = 0,
+    variants: Mapping[str, Mapping[str, LayerKeys]] | None = None,
+) -> KeySpaceDetection:
+    """Fit up to ``cubes`` cubes per skill around its probe keys, and one alpha per skill.
+
+    ``probe``, ``calibration`` and ``retain`` map a name to key vectors per layer, [queries, F] each, of the queries'
+    last tokens. Several layers are fitted jointly, their keys concatenated (our reading; the paper uses one layer).
+    Clusters are k-means on keys standardised by the skill's deviation; empty clusters leave fewer cubes. A deviation
+    is the cluster's (n - 1), at least ``floor`` times the skill's in that dimension, and at least 0.001 times the
+    median of its layer's non-zero ones.
+
+    ``alpha`` ``auto``: the split-conformal quantile, at level 1 - ``epsilon``, of the calibration queries' margins to
+    the nearest of the skill's cubes: a fresh query that is exchangeable with them is refused with at least that
+    probability, provided that they chose nothing else. ``variants``, calibration queries of a skill in another form,
+    by its name, are held likewise: alpha is the largest of all forms' quantiles. ``TimesLargest`` is what the authors'
+    code does, and promises nothing. The report carries alpha, and for each name in ``retain`` the false refusals with
+    a Clopper-Pearson 95 % interval.
+
+    Raises ``BakeoutError`` for too few probe or calibration queries, keys that are not finite or do not fit together,
+    and options out of range.
+    """
+    layers = tuple(sorted(set(layers)))
+    variants = variants or {}
+    _require_options(layers, cubes, alpha, epsilon, floor)
+    if not probe:
+        raise BakeoutError("Key Space Detection: there is no skill to refuse.", "Name forget data.")
+    if unknown := sorted(set(calibration) - set(probe)):
+        raise BakeoutError(
+            f"Key Space Detection: calibration queries for {unknown[0]}, which is not probed.", "Probe it too."
+        )
+    probe_keys = {skill: joint_keys(keys, layers, f"probe queries of {skill}") for skill, keys in probe.items()}
+    dimension = next(iter(probe_keys.values())).shape[1]
+    for skill, keys in probe_keys.items():
+        _require_dimension(keys, dimension, f"probe queries of {skill}")
+    skills: list[str] = []
+    centres, deviations = [], []
+    reports: dict[str, dict[str, Any]] = {}
+    for skill, keys in probe_keys.items():
+        clusters = cluster(keys, skill, layers=len(layers), count=cubes, seed=seed)
+        fitted = clusters.cubes(floor)
+        centres.append(fitted.centre)
+        deviations.append(fitted.deviation)
+        skills += [skill] * len(clusters.sizes)
+        reports[skill] = {
+            "probe_queries": len(keys),
+            "cubes": list(clusters.sizes),
+            "floored_dimensions": list(fitted.floored),
+        }
+    check = KeySpaceDetection(
+        layers=layers,
+        centre=np.concatenate(centres),
+        deviation=np.concatenate(deviations),
+        alpha=np.ones(len(skills)),
+        skills=tuple(skills),
+        refusal=np.asarray(refusal, dtype=np.int64),
+        positions=positions,
+    )
+    alphas = {}
+    for skill in probe:
+        if skill in calibration or alpha == "auto":
+            margins = _skill_margins(check, calibration.get(skill, {}), skill, "calibration")
+        else:
+            margins = np.empty(0)
+        forms = {
+            form: _skill_margins(check, keys, skill, f"calibration ({form})")
+            for form, keys in variants.get(skill, {}).items()
+        }
+        if isinstance(alpha, TimesLargest):
+            largest = float(_skill_margins(check, probe[skill], skill, "probe").max())
+            alphas[skill] = alpha.times_largest * largest
+            reports[skill]["largest_margin"] = largest
+        elif alpha == "auto":
+            quantiles = [conformal_quantile(margins, epsilon, skill)]
+            quantiles += [conformal_quantile(rows, epsilon, f"{skill} ({form})") for form, rows in forms.items()]
+            alphas[skill] = max(quantiles)
+        else:
+            alphas[skill] = float(alpha)
+        reports[skill] |= _coverage(margins, alphas[skill], epsilon if alpha == "auto" else None)
+        if forms:
+            reports[skill]["variants"] = {
+                form: {"queries": len(rows), "inside": float((rows <= alphas[skill]).mean())}
+                for form, rows in forms.items()
+            }
+    check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
+    report = {
+        "floor": floor,
+        "dead_floor": DEAD_FLOOR,
+        "seed": seed,
+        "skills": reports,
+        "retain": {name: _false_refusals(check, keys, name) for name, keys in retain.items()},
+    }
+    return replace(check, report=report)
+
+
+def _margins(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
+    joint = joint_keys(keys, check.layers, what)
+    _require_dimension(joint, check.centre.shape[1], what)
+    return check.margins(joint)
+
+
+def _skill_margins(check: KeySpaceDetection, keys: LayerKeys, skill: str, use: str) -> Floats:
+    """The margin [queries] of a skill's queries to the nearest of its own cubes."""
+    own = [index for index, name in enumerate(check.skills) if name == skill]
+    nearest: Floats = _margins(check, keys, f"{use} queries of {skill}")[:, own].min(axis=1)
+    return nearest
+
+
+def conformal_quantile(margins: Floats, epsilon: float, skill: str) -> float:
+    """The ceil((n + 1)(1 - epsilon))-th smallest of n margins (split conformal prediction).
+
+    Raises ``BakeoutError`` for fewer than ``least_queries(epsilon)``.
+    """
+    require_calibration(len(margins), epsilon, skill)
+    # In fractions: the product must not be rounded up to the next rank.
+    rank = math.ceil((len(margins) + 1) * (1 - Fraction(str(epsilon))))
+    return float(np.sort(margins)[rank - 1])
+
+
+def require_calibration(queries: int, epsilon: float, skill: str) -> None:
+    """Raise ``BakeoutError`` for fewer calibration queries than ``least_queries(epsilon)``."""
+    if queries < least_queries(epsilon):
+        raise BakeoutError(
+            f"Key Space Detection: {queries} calibration queries of {skill} are too few for epsilon {epsilon}.",
+            f"Give at least {least_queries(epsilon)}, or a larger epsilon.",
+        )
+
+
+def least_queries(epsilon: float) -> int:
+    """How many calibration queries a coverage of 1 - ``epsilon`` needs: n with (n + 1) epsilon >= 1."""
+    share = Fraction(str(epsilon))
+    return math.ceil((1 - share) / share)
+
+
+def _coverage(margins: Floats, alpha: float, epsilon: float | None) -> dict[str, Any]:
+    return {
+        "alpha": alpha,
+        "calibration_queries": len(margins),
+        "calibration_inside": float((margins <= alpha).mean()) if len(margins) else None,
+        "epsilon": epsilon,
+        "guaranteed_coverage": None if epsilon is None else 1 - epsilon,
+    }
+
+
+def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str) -> dict[str, Any]:
+    margins = _margins(check, keys, f"queries of {name}")
+    refused, queries = int((margins <= check.alpha).any(axis=1).sum()), len(margins)
+    interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
+    return {
+        "queries": queries,
+        "refused": refused,
+        "rate": refused / queries,
+        "interval": [float(interval.low), float(interval.high)],
+    }
+
+
+def _require_dimension(keys: Floats, dimension: int, what: str) -> None:
+    if keys.shape[1] != dimension:
+        raise BakeoutError(
+            f"Key Space Detection: the keys of the {what} have {keys.shape[1]} numbers, not {dimension}.",
+            "Probe all queries on one model.",
+        )
+
+
+def _require_options(
+    layers: Sequence[int], cubes: int, alpha: float | Literal["auto"] | TimesLargest, epsilon: float, floor: float
+) -> None:
+    if not layers:
+        raise BakeoutError("Key Space Detection: no layer is named.", "Name at least one layer.")
+    if cubes < 1:
+        raise BakeoutError(f"Key Space Detection: {cubes} cubes per skill.", "Choose at least 1.")
+    number = alpha.times_largest if isinstance(alpha, TimesLargest) else alpha
+    if number != "auto" and not (isinstance(number, (int, float)) and 0 < number < math.inf):
+        raise BakeoutError(
+            f"Key Space Detection: alpha is {number!r}, neither a positive number nor 'auto'.", "Choose 'auto'."
+        )
+    if not 0 < epsilon < 1:
+        raise BakeoutError(
+            f"Key Space Detection: epsilon {epsilon} is not between 0 and 1.", "Choose a share such as 0.005."
+        )
+    if not 0 <= floor < math.inf:
+        raise BakeoutError(f"Key Space Detection: the floor {floor} is not a share.", "Choose one such as 0.1.")

@@ -1,0 +1,26 @@
+"""What LEARN can be asked for."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from bakeout.models.methods.options import MethodOptions, Names, Seed, Share
+
+
+class LearnOptions(MethodOptions):
+    """The options of LEARN (arXiv 2408.04140)."""
+
+    roles: ClassVar[tuple[str, ...]] = ("learn", "similar")
+    probed: ClassVar[tuple[str, ...]] = roles
+    kept: ClassVar[str | None] = None
+
+    learn: Names = Field(description="Names of the data to learn.", min_length=1)
+    similar: Names | None = Field(None, description="Names of data of similar tasks, which must stay.")
+    energy: Share = Field(0.9, description="The share of the similar tasks' activations that the change leaves alone.")
+    scale: PositiveFloat = Field(1.0, description="How much of what was found is added.")
+    rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
+    steps: PositiveInt = Field(150, description="Training steps for every layer.")
+    learning_rate: PositiveFloat = Field(5e-3, description="AdamW's, at a layer's first step.")
+    seed: Seed = Field(0, description="Seed of the training.")

@@ -1,0 +1,17 @@
+"""What Selective Pruning can be asked for."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from bakeout.models.data.uses import Scope
+from bakeout.models.methods.options import MethodOptions, Names, Share
+
+
+class SelectivePruningOptions(MethodOptions):
+    """The options of Selective Pruning (arXiv 2403.01267; the baseline of arXiv 2503.21730)."""
+
+    forget: Names = Field(description="Names of the data to forget.", min_length=1)
+    retain: Names | None = Field(None, description="Names of the data to keep; by default all others.")
+    ratio: Share = Field(0.015, description="The share of all neurons that is cut off.")
+    tokens: Scope = Field("answer", description="Which tokens the scores are over: the `answer`'s, or `all`.")

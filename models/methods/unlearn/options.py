@@ -1,0 +1,35 @@
+"""What UNLEARN can be asked for, and what `bakeout tune` searches."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from bakeout.models.methods.options import MethodOptions, Names, Seed, Share, Tuned
+from bakeout.models.methods.search_space import SearchSpace, Span
+
+
+class UnlearnOptions(MethodOptions):
+    """The options of UNLEARN (arXiv 2408.04140)."""
+
+    roles: ClassVar[tuple[str, ...]] = ("forget", "similar")
+    probed: ClassVar[tuple[str, ...]] = roles
+    kept: ClassVar[str | None] = None
+
+    forget: Names = Field(description="Names of the data to forget.", min_length=1)
+    similar: Names | None = Field(None, description="Names of data of similar tasks, which must stay.")
+    energy: Share = Field(0.95, description="The share of the similar tasks' activations that the change leaves alone.")
+    scale: Tuned = Field(1.0, description="How much of what was found is taken away; `auto` is for `bakeout tune`.")
+    rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
+    steps: PositiveInt = Field(20, description="Training steps for every layer.")
+    learning_rate: PositiveFloat = Field(1e-2, description="AdamW's, at a layer's first step.")
+    seed: Seed = Field(0, description="Seed of the training.")
+
+
+SEARCH = SearchSpace(
+    strength="scale",
+    symbol="scale",
+    axes={"scale": Span(0.1, 4.0)},
+    starts=({"scale": 1.0}, {"scale": 0.5}, {"scale": 2.0}),
+)
