@@ -236,7 +236,7 @@ def data_names(data: Sequence[Path]) -> dict[str, Path]:
             raise DataError(f"{names[path.stem]} and {path} would have the same name.", "Rename one of them.")
         names[path.stem] = path
     if not names:
-        raise DataError("There is no data to evaluate on.", "Give a JSONL file with --data.")
+        raise DataError("There is no data to evaluate on.", "Give a JSONL file as `data`.")
     return names
 
 

@@ -93,7 +93,7 @@ def predict(
         if len(logits) != len(whole[row]):
             raise BakeoutError(
                 "This graph gives the logits of the last token alone, so perplexity cannot be measured.",
-                "Evaluate without --text, or export the graph with all logits.",
+                "Evaluate without `texts`, or export the graph with all logits.",
             )
         start = max(len(records[row].prompt_ids), 1)
         targets = np.array(whole[row][start:])

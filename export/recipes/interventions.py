@@ -54,5 +54,5 @@ def require_tuned(interventions: Sequence[InterventionEntry]) -> None:
         if (search := entry.method.needed_search(entry.options)) is not None:
             raise BakeoutError(
                 f"`{search.strength}: auto` of `{entry.method.name}` takes a search, and a build never searches.",
-                "Write a recipe with every choice filled in: bakeout tune RECIPE -o TUNED.yaml",
+                "Let `bakeout tune` write a recipe with every choice filled in.",
             )
