@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,11 @@ def test_another_name_is_another_search(tmp_path: Path) -> None:
 
 
 def test_a_line_for_each_trial_with_the_best_so_far_and_the_time_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     _search(tmp_path, 3)
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "trial 1 of 3: ratio 0.03, selection difference: of base, math 92% left" in said
     assert "all others at least 96% (poems)" in said
     assert "best so far: ratio 0.2" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,13 @@ def test_all_trials_are_kept_and_the_rule_chose_among_them(tuned: tuple[Path, Tu
 
 
 def test_a_search_that_is_done_is_not_done_again(
-    tuned: tuple[Path, Tuned], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tuned: tuple[Path, Tuned], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe, done = tuned
+    caplog.set_level(logging.INFO)
     again = tune(recipe, tmp_path / "again.yaml", trials=4, prompts=20, directory=done.directory)
     assert again.filled == done.filled
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "going on after 4 trials" in said
     assert "before: sums " in said
     assert "trial 5" not in said
