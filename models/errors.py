@@ -4,7 +4,16 @@ from __future__ import annotations
 
 
 class BakeoutError(Exception):
-    """Something the user can mend: one line with the cause, one with the remedy. Never raised for our own bugs."""
+    """Something the user can correct: one line with the cause, one with the remedy. Never raised for our own bugs.
+
+    >>> try:
+    ...     bakeout.load_plan("absent.safetensors")
+    ... except bakeout.BakeoutError as error:
+    ...     print(error.cause)
+    ...     print(error.remedy)
+    absent.safetensors: cannot be read (No such file or directory).
+    Check the path.
+    """
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(f"{cause} {remedy}")

@@ -94,7 +94,7 @@ def attack(
     if unknown := [name for name in attacks if name not in ATTACKS]:
         raise BakeoutError(f"No attack is called {unknown[0]!r}.", f"Choose among {', '.join(ATTACKS)}.")
     if positions and base is None:
-        raise BakeoutError("Other positions are baked into the base model.", "Name it as `base`.")
+        raise BakeoutError("Other positions have to be baked into the base model.", "Name it with --base.")
     files = data_names(data)
     rows: list[AttackRow] = []
     for target, runner, refusals in _targets(directories, positions, base):

@@ -40,6 +40,9 @@ class BakeOptions:
     and ``margin``; ``canary``: run the plan's canary through the baked graph (a checkpoint is known by its digest);
     ``runtimes``: names of ``RUNTIMES`` that the artifact must serve; ``quantize``: the weights of a
     float32 graph, those that the plan has edited too, in int8 (``export.baking.quantise``).
+
+    >>> bakeout.BakeOptions(dtype="fp16", monitor=True).dtype
+    'fp16'
     """
 
     to: Literal["onnx", "safetensors"] = "onnx"

@@ -70,7 +70,7 @@ def find_checkpoint(model: str | Path, plan: Plan) -> CheckpointSource:
     if Path(model).is_file() or (Path(model).is_dir() and any(Path(model).glob("*.onnx"))):
         raise BakeoutError(
             f"{model} is an ONNX graph, and no checkpoint can be made of one.",
-            "Name the checkpoint's directory or hub id, or bake with `to: onnx`.",
+            "Name the checkpoint's directory or hub id, or bake --to onnx.",
         )
     checkpoint = resolve_checkpoint(model)
     if (checkpoint / MANIFEST).is_file():
@@ -120,5 +120,5 @@ def _require_weight_edits_alone(plan: Plan) -> None:
             raise BakeoutError(
                 f"The plan holds {_NAMES[intervention.kind]}, which acts on what the model computes: no weight can "
                 "express it, so no checkpoint can carry it.",
-                "Bake this plan with `to: onnx`, or fit one of weight edits alone.",
+                "Bake this plan --to onnx, or fit one of weight edits alone.",
             )

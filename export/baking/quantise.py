@@ -24,11 +24,11 @@ def require_quantisable(graph: ir.Model) -> None:
     """Raise ``BakeoutError`` for a graph that is not in float32."""
     precision = stored_precision(graph)
     if precision == "quantised":
-        raise BakeoutError("The graph is quantised already.", "Bake without `quantize`.")
+        raise BakeoutError("The graph is quantised already.", "Bake without --quantize.")
     if precision != "float32":
         raise BakeoutError(
             f"The graph is in {precision}, and int8 comes from float32: ONNX quantises no other data as they come.",
-            "Export it in fp32, or bake without `quantize`.",
+            "Export it in fp32, or bake without --quantize.",
         )
 
 

@@ -96,7 +96,7 @@ def require_served(names: Sequence[RuntimeName], graph: ir.Model, files: Collect
         if runtime.cache and not has_cache(graph):
             raise BakeoutError(
                 f"{name} needs a graph with past keys and values.",
-                "Export the model with them (optimum: the task text-generation-with-past).",
+                "Export the model with them (optimum: --task text-generation-with-past).",
             )
         for alternatives in runtime.files:
             if not set(alternatives) & set(files):

@@ -26,6 +26,8 @@ from bakeout.models.progress import Track, untracked
 
 BASE = "base"
 SCHEMA = 1
+# Rows by the names they have in tables, or files, whose names without the ending are taken.
+NamedData = Mapping[str, Source] | Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,15 @@ class Evaluation:
 
 def evaluate(
     directories: Sequence[Path],
-    data: Sequence[Path],
+    data: NamedData,
     *,
-    texts: Sequence[Path] = (),
+    texts: NamedData = (),
     tasks: Tasks | None = None,
     base: Path | None = None,
     batch_size: int = 32,
     track: Track = untracked,
 ) -> Evaluation:
-    """Evaluate artifacts, or any ONNX directories, on JSONL files of prompts and responses, ``texts`` and ``tasks``.
+    """Evaluate artifacts, or any ONNX directories, on rows of prompts and responses, ``texts`` and ``tasks``.
 
     An artifact that is a checkpoint is exported first, as the base model's checkpoint is.
     The base model's rows come first: of ``base`` (a checkpoint or an ONNX directory), or else as they were stored when
@@ -127,18 +129,20 @@ def evaluate(
     """
     if not directories and base is None:
         raise BakeoutError("There is no model to evaluate.", "Name an artifact's directory.")
-    names = data_names(data) if data or not (texts or tasks) else {}
-    text_names = data_names(texts) if texts else {}
+    sources = data_names(data) if data or not (texts or tasks) else {}
+    text_sources = data_names(texts) if texts else {}
     refusals = {text for directory in directories for text in refusal_texts(directory)}
-    rows = [] if base is not None or not names else stored_base_rows(directories[0], names)
+    rows = [] if base is not None or not sources else stored_base_rows(directories[0], sources)
     stored = {row.data: row for row in rows}
     text_rows: list[TextRow] = []
     task_rows: list[TaskRow] = []
     base_answers: dict[str, Graded] = {}
     base_texts: dict[str, Predicted] = {}
     for model, runner in _runners(directories, base):
-        for name, path in names.items():
-            graded = grade(runner, path, refusals, batch_size=batch_size, track=track, description=f"{model} on {name}")
+        for name, source in sources.items():
+            graded = grade(
+                runner, source, refusals, batch_size=batch_size, track=track, description=f"{model} on {name}"
+            )
             row = graded.row(model, name)
             if model == BASE:
                 base_answers[name] = graded
@@ -147,8 +151,8 @@ def evaluate(
             elif name in stored:
                 row = replace(row, change=unpaired_change(stored[name], row))
             rows.append(row)
-        for name, path in text_names.items():
-            predicted = predict(runner, path, batch_size=batch_size, track=track, description=f"{model} on {name}")
+        for name, source in text_sources.items():
+            predicted = predict(runner, source, batch_size=batch_size, track=track, description=f"{model} on {name}")
             if model == BASE:
                 base_texts[name] = predicted
             text_rows.append(text_row(model, name, predicted, base_texts.get(name) if model != BASE else None))
@@ -193,8 +197,9 @@ def measure(
 ) -> list[Row]:
     """One model's row for each of ``data`` (name to file). ``refusals``: the texts that count as refusing."""
     rows = []
-    for name, path in data.items():
-        graded = grade(runner, path, refusals, batch_size=batch_size, track=track, description=f"{model} on {name}")
+    for name, source in data.items():
+        description = f"{model} on {name}"
+        graded = grade(runner, source, refusals, batch_size=batch_size, track=track, description=description)
         rows.append(graded.row(model, name))
     return rows
 
@@ -228,24 +233,24 @@ def grade(
     return Graded(np.array(right), np.array([answer in refusals for answer in answers]))
 
 
-def data_names(data: Sequence[Path]) -> dict[str, Path]:
-    """The files by the names they have in tables. Raises ``DataError`` where two have the same."""
-    names: dict[str, Path] = {}
-    for path in data:
+def data_names(data: NamedData) -> dict[str, Source]:
+    """The rows by the names they have in tables. Raises ``DataError`` where two have the same."""
+    names: dict[str, Source] = dict(data) if isinstance(data, Mapping) else {}
+    for path in () if isinstance(data, Mapping) else data:
         if path.stem in names:
             raise DataError(f"{names[path.stem]} and {path} would have the same name.", "Rename one of them.")
         names[path.stem] = path
     if not names:
-        raise DataError("There is no data to evaluate on.", "Give a JSONL file as `data`.")
+        raise DataError("There is no data to evaluate on.", "Give a JSONL file with --data.")
     return names
 
 
-def stored_base_rows(directory: Path, data: Mapping[str, Path]) -> list[Row]:
+def stored_base_rows(directory: Path, data: Mapping[str, Source]) -> list[Row]:
     """The base model's rows on those of ``data`` that an artifact's manifest has figures for, by the files' content."""
     if not (directory / MANIFEST).is_file():
         return []
     figures = {figure["digest"]: figure for figure in read_manifest(directory).get("base_figures", [])}
-    digests = {name: source_digest(path) for name, path in data.items()}
+    digests = {name: source_digest(source) for name, source in data.items()}
     return [
         Row(BASE, name, figure["prompts"], figure["accuracy"], figure["refusals"])
         for name, digest in digests.items()

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 class Tasks:
     """Which of the harness's tasks to run, and how.
 
-    ``names``: of tasks, groups or tags; ``directory``: where more tasks' YAML files lie; ``few_shot``: examples before
-    each question (None: as the task says); ``limit``: at most this many questions of each task;
-    ``chat_template``: put prompts through the tokenizer's chat template, one turn for each example.
+    ``names``: of tasks, groups or tags; ``directory``: where more tasks' YAML files lie; ``few_shot``: so many examples
+    before each question (None: as the task says); ``limit``: only so many questions of each task; ``chat``: put prompts
+    through the tokenizer's chat template, one turn for each example.
     """
 
     names: tuple[str, ...]
     directory: Path | None = None
     few_shot: int | None = None
     limit: int | None = None
-    chat_template: bool = False
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def run_tasks(
         task_manager=manager,
         num_fewshot=tasks.few_shot,
         limit=tasks.limit,
-        apply_chat_template=tasks.chat_template,
-        fewshot_as_multiturn=tasks.chat_template,
+        apply_chat_template=tasks.chat,
+        fewshot_as_multiturn=tasks.chat,
         log_samples=False,
     )
     return [row for name, found in results["results"].items() for row in _rows(model, name, found)]
@@ -109,7 +109,7 @@ def _loaded(manager: Any, names: Sequence[str]) -> list[Any]:
             close = get_close_matches(name, manager.all_tasks, n=1)
             raise BakeoutError(
                 f"lm-evaluation-harness has no task {name!r}{f'; did you mean {close[0]!r}?' if close else '.'}",
-                "See `lm_eval ls tasks`, or name the directory of your own tasks.",
+                "See `lm_eval ls tasks`, or name the directory of your own with --task-directory.",
             )
     try:
         loaded = manager.load(list(names))

@@ -53,7 +53,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as the tokenizer's template renders it."""
         if not self.tokenizer.chat_template:
-            raise BakeoutError("The tokenizer has no chat template.", "Run the tasks without `chat_template`.")
+            raise BakeoutError("The tokenizer has no chat template.", "Run the tasks without --chat-template.")
         rendered = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,

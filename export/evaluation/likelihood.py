@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ from numpy.typing import NDArray
 
 from bakeout.export.evaluation.intervals import Interval, bootstrap
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.rows import DataError, read_records
+from bakeout.models.data.row_source import DataError, Source, source_name
+from bakeout.models.data.rows import read_records
 from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track, untracked
 
@@ -74,17 +74,19 @@ class Predicted:
 
 
 def predict(
-    runner: Runner, path: Path, *, batch_size: int = 32, track: Track = untracked, description: str = "reading"
+    runner: Runner, source: Source, *, batch_size: int = 32, track: Track = untracked, description: str = "reading"
 ) -> Predicted:
-    """Read every text of ``path`` with one model.
+    """Read every text of ``source`` with one model.
 
     A text is read in one run, so that a Key Space Detection with ``positions: query`` tests its last token there; the
     first token is asked for with the prompt alone. Raises ``DataError`` for texts of fewer than two tokens.
     """
-    records = read_records(path, runner.tokenizer)
+    records = read_records(source, runner.tokenizer)
     for number, record in enumerate(records, start=1):
         if len(record.prompt_ids) + len(record.response_ids) < 2 or not record.response_ids:
-            raise DataError(f"{path}: row {number} has nothing to predict.", "Give it a response, or a longer text.")
+            raise DataError(
+                f"{source_name(source)}: row {number} has nothing to predict.", "Give it a response, or a longer text."
+            )
     whole = [record.prompt_ids + record.response_ids for record in records]
     surprise, tokens = np.zeros(len(records)), np.zeros(len(records), dtype=np.int64)
     refused = np.zeros(len(records), dtype=bool)
@@ -93,7 +95,7 @@ def predict(
         if len(logits) != len(whole[row]):
             raise BakeoutError(
                 "This graph gives the logits of the last token alone, so perplexity cannot be measured.",
-                "Evaluate without `texts`, or export the graph with all logits.",
+                "Evaluate without --text, or export the graph with all logits.",
             )
         start = max(len(records[row].prompt_ids), 1)
         targets = np.array(whole[row][start:])

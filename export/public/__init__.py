@@ -1,18 +1,106 @@
-"""Bake LLM unlearning into the model file. Importing this package loads neither torch nor onnx."""
+"""Bake LLM unlearning into the model file.
+
+The public names are loaded when they are first used: importing this package loads neither torch nor onnx. All else,
+``bakeout.models``, ``bakeout.graph_passes`` and ``bakeout.export`` among it, may change with any version.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bakeout.artifact import Artifact as Artifact
+    from bakeout.export.baking.bake import BakeOptions as BakeOptions
+    from bakeout.export.recipes.recipe import DataFiles as DataFiles
+    from bakeout.export.recipes.recipe import Recipe as Recipe
+    from bakeout.export.recipes.recipe import load_recipe as load_recipe
+    from bakeout.export.running.runner import Runner as Runner
+    from bakeout.functions import bake as bake
+    from bakeout.functions import evaluate as evaluate
+    from bakeout.functions import fit as fit
+    from bakeout.functions import verify as verify
+    from bakeout.models.errors import BakeoutError as BakeoutError
+    from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions as KeySpaceDetectionOptions
+    from bakeout.models.methods.learn.options import LearnOptions as LearnOptions
+    from bakeout.models.methods.lunar.options import LunarOptions as LunarOptions
+    from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions as NeuronAdjustOptions
+    from bakeout.models.methods.registry import method as method
+    from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOptions as RevealAndReleaseOptions
+    from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions as SelectivePruningOptions
+    from bakeout.models.methods.unlearn.options import UnlearnOptions as UnlearnOptions
+    from bakeout.models.plan import Plan as Plan
+    from bakeout.models.plan.plan_file import load_plan as load_plan
+    from bakeout.models.progress import Track as Track
+
     __version__: str
 
-__all__ = ["__version__"]
+_METHODS = "bakeout.models.methods"
+# Where each public name is defined.
+_DEFINED_IN = {
+    "Artifact": "bakeout.artifact",
+    "BakeOptions": "bakeout.export.baking.bake",
+    "BakeoutError": "bakeout.models.errors",
+    "DataFiles": "bakeout.export.recipes.recipe",
+    "KeySpaceDetectionOptions": f"{_METHODS}.key_space_detection.options",
+    "LearnOptions": f"{_METHODS}.learn.options",
+    "LunarOptions": f"{_METHODS}.lunar.options",
+    "NeuronAdjustOptions": f"{_METHODS}.neuron_adjust.options",
+    "Plan": "bakeout.models.plan",
+    "Recipe": "bakeout.export.recipes.recipe",
+    "RevealAndReleaseOptions": f"{_METHODS}.reveal_and_release.options",
+    "Runner": "bakeout.export.running.runner",
+    "SelectivePruningOptions": f"{_METHODS}.selective_pruning.options",
+    "Track": "bakeout.models.progress",
+    "UnlearnOptions": f"{_METHODS}.unlearn.options",
+    "bake": "bakeout.functions",
+    "evaluate": "bakeout.functions",
+    "fit": "bakeout.functions",
+    "load_plan": "bakeout.models.plan.plan_file",
+    "load_recipe": "bakeout.export.recipes.recipe",
+    "method": f"{_METHODS}.registry",
+    "verify": "bakeout.functions",
+}
+
+__all__ = [
+    "Artifact",
+    "BakeOptions",
+    "BakeoutError",
+    "DataFiles",
+    "KeySpaceDetectionOptions",
+    "LearnOptions",
+    "LunarOptions",
+    "NeuronAdjustOptions",
+    "Plan",
+    "Recipe",
+    "RevealAndReleaseOptions",
+    "Runner",
+    "SelectivePruningOptions",
+    "Track",
+    "UnlearnOptions",
+    "__version__",
+    "bake",
+    "evaluate",
+    "fit",
+    "load_plan",
+    "load_recipe",
+    "method",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("bakeout")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value: object = version("bakeout")
+    elif name in _DEFINED_IN:
+        value = getattr(import_module(_DEFINED_IN[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.method import Method
@@ -14,7 +14,15 @@ from bakeout.models.methods.registry import methods
 
 
 class _Entry(Section):
-    """One intervention: a single key that names the method."""
+    """One intervention: a single key that names the method. In Python, a method's options alone do as well."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keyed(cls, value: Any) -> Any:
+        if not isinstance(value, MethodOptions):
+            return value
+        names = [method.name for method in methods().values() if method.options is type(value)]
+        return dict.fromkeys(names, value) or value
 
     @property
     def method(self) -> Method:
@@ -54,5 +62,5 @@ def require_tuned(interventions: Sequence[InterventionEntry]) -> None:
         if (search := entry.method.needed_search(entry.options)) is not None:
             raise BakeoutError(
                 f"`{search.strength}: auto` of `{entry.method.name}` takes a search, and a build never searches.",
-                "Let `bakeout tune` write a recipe with every choice filled in.",
+                "Write a recipe with every choice filled in: bakeout tune RECIPE -o TUNED.yaml",
             )

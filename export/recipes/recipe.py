@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -50,6 +51,10 @@ class DataFiles(Section):
     """The rows of one skill or subject: ``prompt`` and ``response``, ``text``, or ``messages``.
 
     Each use has a path of a file of JSON lines, or a list of rows as dicts.
+
+    >>> data = bakeout.DataFiles(probe=[{"prompt": "What is 3+4?", "response": " 7"}], test="math.test.jsonl")
+    >>> data.test
+    PosixPath('math.test.jsonl')
     """
 
     file: RecipeSource | None = Field(
@@ -102,7 +107,19 @@ class ExportOptions(Section):
 
 
 class Recipe(Section):
-    """A whole recipe, with its paths made absolute."""
+    """What to remove, from which model, and how: a recipe in YAML, or as an object.
+
+    >>> recipe = bakeout.Recipe(
+    ...     model=checkpoint,
+    ...     data={"math": {"probe": math_rows, "test": "math.test.jsonl"}, "german": {"probe": german_rows}},
+    ...     interventions=[bakeout.NeuronAdjustOptions(forget="math", ratio=0.2)],
+    ... )
+    >>> recipe.fitted_data()
+    ['math', 'german']
+
+    In Python, paths are relative to the working directory. Raises pydantic's ``ValidationError`` for unknown keys and
+    values of another type; what contradicts itself is refused by ``fit``.
+    """
 
     model: str = Field(description="A checkpoint's directory, relative to the recipe, or a hub id.")
     data: dict[str, Annotated[DataFiles, BeforeValidator(_as_files)]] = Field(
@@ -118,8 +135,16 @@ class Recipe(Section):
         return [name for name, data in self.data.items() if data.named().keys() - {"test"}]
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read and validate a recipe. Raises ``RecipeError`` that lists every error with its line."""
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read and validate a YAML recipe; its paths, which are relative to it, become absolute.
+
+    >>> recipe = bakeout.load_recipe("recipe.yaml")
+    >>> list(recipe.data)
+    ['math', 'german']
+
+    Raises ``RecipeError``, a ``BakeoutError``, that lists every error with its line.
+    """
+    path = Path(path)
     written = _read(path)
     try:
         recipe = Recipe.model_validate(written)
@@ -129,6 +154,12 @@ def load_recipe(path: Path) -> Recipe:
     if problems:
         raise _recipe_error(path, problems)
     return _resolved(recipe, path.parent)
+
+
+def require_consistent(recipe: Recipe) -> None:
+    """Raise ``RecipeError``, as ``load_recipe`` does, for a recipe whose parts contradict each other."""
+    if problems := [text for _, text in _contradictions(recipe, Path())]:
+        raise RecipeError(f"The recipe has {_count(problems)}: {'; '.join(problems)}.", "Correct the recipe.")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -291,5 +322,8 @@ def _with_paths(entry: InterventionEntry, directory: Path) -> InterventionEntry:
 
 def _recipe_error(path: Path, problems: Sequence[tuple[int, str]]) -> RecipeError:
     listed = "; ".join(f"line {line}: {text}" for line, text in sorted(problems))
-    count = "an error" if len(problems) == 1 else f"{len(problems)} errors"
-    return RecipeError(f"{path} has {count}: {listed}.", "Mend the recipe.")
+    return RecipeError(f"{path} has {_count(problems)}: {listed}.", "Correct the recipe.")
+
+
+def _count(problems: Sequence[object]) -> str:
+    return "an error" if len(problems) == 1 else f"{len(problems)} errors"

@@ -65,4 +65,4 @@ class EvaluationFile(_Part):
 
 def read_evaluation(path: Path) -> EvaluationFile:
     """One evaluation. Raises ``BakeoutError`` naming what is wrong, and where."""
-    return read_json_as(EvaluationFile, path, "Give the JSON that `bakeout evaluate` printed.")
+    return read_json_as(EvaluationFile, path, "Give what `bakeout evaluate --json` printed.")

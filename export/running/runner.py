@@ -80,9 +80,13 @@ class Runner:
     ``provider`` names the execution provider that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in
     place of the file's content: an edited copy, whose data files are those beside ``path``.
 
-    >>> runner = Runner("bakeout-demo/forget-math")        # doctest: +SKIP
-    >>> runner.generate([[17, 4, 12]], max_new_tokens=8)   # doctest: +SKIP
-    [[33, 1]]
+    >>> runner = bakeout.Runner("unlearned")
+    >>> runner.answer("Now, fish and house in German?")
+    'Fisch und Haus'
+    >>> prompt = runner.tokenizer.encode("Now, fish and house in German?")
+    >>> (tokens,) = runner.generate([prompt], max_new_tokens=8)
+    >>> runner.tokenizer.decode(tokens, skip_special_tokens=True)
+    ' Fisch und Haus'
 
     Raises ``BakeoutError`` when ``path`` holds no graph that ONNX Runtime can run as a decoder of text.
     """
@@ -165,6 +169,15 @@ class Runner:
         for row, token, _ in self._tokens(prompts, max_new_tokens, sampling, batch_size, stopped):
             said[row].append(token)
         return said
+
+    def answer(self, prompt: str, max_new_tokens: int = 256, *, sampling: Sampling | None = None) -> str:
+        """The answer to one prompt, asked through the tokenizer's chat template where it has one; greedily by default.
+
+        Raises ``BakeoutError`` where nothing is left of the prompt, or the template refuses it.
+        """
+        from bakeout.export.running.chat import Chat
+
+        return "".join(Chat(self, max_new_tokens, sampling, single_turn=True).answer(prompt)).strip()
 
     def generate_with_logits(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, batch_size: int = 32

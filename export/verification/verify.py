@@ -18,7 +18,7 @@ from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track, untracked
 
-_NEEDS_BASE = "it needs the base model's checkpoint (`base`)"
+_NEEDS_BASE = "it needs the base model's checkpoint (--base PATH)"
 
 
 @dataclass(frozen=True)

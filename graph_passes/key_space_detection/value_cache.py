@@ -46,7 +46,7 @@ class ValueCache:
         if not anatomy.past:
             raise GraphError(
                 "The graph has no KV cache, which carries a refusal from one token to the next.",
-                "Export the model with past keys and values (optimum: the task text-generation-with-past).",
+                "Export the model with past keys and values (optimum: --task text-generation-with-past).",
             )
         self._past, self._present = anatomy.past[-1], anatomy.present[-1]
         writer = self._present.value.producer()

@@ -39,7 +39,15 @@ def methods() -> Mapping[str, Method]:
 
 
 def method(name: str) -> Method:
-    """The method of this name. Raises ``BakeoutError`` where there is none."""
+    """The method of this name in recipes, another package's too.
+
+    >>> lunar = bakeout.method("lunar")
+    >>> lunar.title, lunar.paper
+    ('LUNAR', 'arXiv 2502.07218')
+    >>> options = lunar.options(forget="people", reference="unknown")
+
+    Raises ``BakeoutError`` where there is none.
+    """
     if name not in methods():
         raise BakeoutError(f"No method is called {name!r}.", f"There are {', '.join(methods())}.")
     return methods()[name]

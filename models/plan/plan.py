@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -270,6 +272,12 @@ class Plan:
 
     Each intervention was fitted with those before it applied; a model that carries the plan applies all of them
     at once. ``provenance`` is JSON: digests of the data and the versions that fitted the plan.
+
+    >>> plan = bakeout.load_plan("plan.safetensors")
+    >>> plan.model.architecture, plan.model.layers
+    ('llama', 6)
+    >>> [intervention.kind for intervention in plan.interventions]
+    ['neuron_adjust']
     """
 
     model: ModelIdentity
@@ -295,6 +303,12 @@ class Plan:
         for values in self.canary.expected:
             if values.ndim != 2 or len(values) != len(ids) or bool(np.any(np.isinf(values))):
                 raise PlanError("The canary's expected values are malformed.")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as one safetensors file: arrays and JSON, no code. ``load_plan`` reads it."""
+        from bakeout.models.plan.plan_file import save_plan
+
+        save_plan(self, Path(path))
 
     def _require_within_model(self, intervention: Intervention) -> None:
         if isinstance(intervention, NeuronAdjust):

@@ -14,6 +14,6 @@ def checkpoint_directory() -> Path:
     if not (directory / "model.safetensors").is_file():
         raise BakeoutError(
             f"The bundled model is not in {directory}.",
-            "Install Bakeout again, or train the model with examples/training/train_skills_model.py.",
+            "Install Bakeout again, or train it: python examples/training/train_skills_model.py --output runs/skills.",
         )
     return directory

@@ -107,5 +107,5 @@ def test_what_cannot_be_attacked_is_told(directory: Path) -> None:
     data = [directory / "data" / "sums.test.jsonl"]
     with pytest.raises(BakeoutError, match=r"No attack is called 'poem'.*suffix.*chunked"):
         attack([directory / "refusing"], data, attacks=["poem"])
-    with pytest.raises(BakeoutError, match="`base`"):
+    with pytest.raises(BakeoutError, match="--base"):
         attack([directory / "refusing"], data, positions=["every"])

@@ -7,10 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from bakeout.export.baking.bake import bake
+from bakeout.export.cli.flags import with_flags
 from bakeout.export.cli.main import COMMANDS, main
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import save_plan
@@ -193,6 +195,31 @@ def test_what_the_library_logs_is_a_line_on_standard_error(monkeypatch: pytest.M
 def test_errors_name_the_flags_of_the_running_command() -> None:
     error = _run("chat", "nowhere", "--top-p", "0.5")
     assert error.stderr == "error: `--top-p` is for sampling, and decoding is greedy. Give `--temperature` too.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Give `base`.", "Give `--base`."),
+        ("Bake with `to: onnx`.", "Bake with `--to onnx`."),
+        ("Bake with `inline: true`.", "Bake with `--inline`."),
+        ("Bake with `canary: false`.", "Bake with `--no-canary`."),
+        ("Name another `output`.", "Name another `--output`."),
+        ("Set `ratio: 0.1`, or `model`, or base.", "Set `ratio: 0.1`, or `model`, or base."),
+    ],
+)
+def test_options_are_shown_as_flags(text: str, shown: str) -> None:
+    @click.command()
+    @click.argument("model")
+    @click.option("--base")
+    @click.option("-o", "--output")
+    @click.option("--to")
+    @click.option("--inline", is_flag=True)
+    @click.option("--canary/--no-canary")
+    def command() -> None:
+        """Nothing."""
+
+    assert with_flags(text, command.params) == shown
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_build_never_searches(llama_checkpoint: Path, tmp_path: Path, entry: d
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert "takes a search" in result.stderr
-    assert "`bakeout tune`" in result.stderr
+    assert "bakeout tune RECIPE -o TUNED.yaml" in result.stderr
     assert not (tmp_path / "artifact").exists()
 
 

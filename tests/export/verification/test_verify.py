@@ -50,7 +50,7 @@ def test_parity_without_the_base_model_is_skipped_and_not_ok(artifact: Path) -> 
     assert parity.name == "parity"
     assert not parity.ok
     assert parity.detail.startswith("skipped: ")
-    assert "`base`" in parity.detail
+    assert "--base" in parity.detail
 
 
 @pytest.mark.parametrize(
