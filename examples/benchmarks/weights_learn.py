@@ -13,7 +13,8 @@ from bakeout.export.evaluation.evaluate import measure
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.methods.learn.fit import fit_learn
 from bakeout.models.methods.lora_modules import summed
-from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, train_module
+from bakeout.models.methods.reveal_and_release.options import ReleaseOptions
+from bakeout.models.methods.reveal_and_release.release import Text, train_module
 from bakeout.models.methods.unlearn.identification import IdentificationOptions
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan

@@ -11,6 +11,7 @@ from bench import Bench
 from weights_plans import baked, kept_plan
 
 from bakeout.models.methods.reveal_and_release.fit import fit_reveal_and_release
+from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOptions
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.skills.generator import SKILLS
 
@@ -31,8 +32,9 @@ def fitted(bench: Bench) -> Plan:
     def fit() -> list[Intervention]:
         retain = {skill: bench.records(skill, "probing") for skill in SKILLS if skill != FORGOTTEN}
         directory = bench.output / KEY.replace(" ", "-")
+        options = RevealAndReleaseOptions(instructions=CANDIDATES, directory=directory, target=0.05)
         with no_file_named(FORGOTTEN):
-            return [fit_reveal_and_release(bench.model, bench.tokenizer, CANDIDATES, retain, directory=directory)]
+            return [fit_reveal_and_release(bench.model, bench.tokenizer, retain, options)]
 
     return kept_plan(bench, KEY, fit)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Literal
 
 from transformers import PreTrainedModel
 
@@ -16,134 +14,113 @@ from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
 from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOptions
-from bakeout.models.methods.reveal_and_release.release import ReleaseOptions
-from bakeout.models.methods.reveal_and_release.reveal import RevealOptions, instruction_bandit
+from bakeout.models.methods.reveal_and_release.reveal import instruction_bandit
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles, fingerprint
 from bakeout.models.methods.reveal_and_release.rounds import METHOD, Rounds
-from bakeout.models.methods.reveal_and_release.scorers import Scorer
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import Track, untracked
 
-_REVEAL = RevealOptions()
-_RELEASE = ReleaseOptions()
 _FORGOTTEN, _UTILITY, _ROUNDS = "forgotten", "utility fell", "rounds used up"
 
 
 def fit(options: RevealAndReleaseOptions, fitting: Fitting) -> LowRankUpdate:
     """Fit on the probe data to keep."""
     names = options.names(fitting.data)
-    return fit_reveal_and_release(
-        fitting.model,
-        fitting.tokenizer,
-        options.instructions,
-        {name: fitting.probe([name]) for name in names["retain"]},
-        directory=options.directory,
-        scorer=options.patterns or "novelty",
-        rounds=options.rounds,
-        target=options.target,
-        utility=options.utility,
-        seed=options.seed,
-        track=fitting.track,
-    )
+    retain = {name: fitting.probe([name]) for name in names["retain"]}
+    return fit_reveal_and_release(fitting.model, fitting.tokenizer, retain, options, track=fitting.track)
 
 
 def fit_reveal_and_release(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
-    candidates: Sequence[str],
     retain: Mapping[str, Sequence[Record]],
+    options: RevealAndReleaseOptions,
     *,
-    directory: Path,
-    scorer: Scorer | Sequence[str] | Literal["novelty"] = "novelty",
-    reveal: RevealOptions = _REVEAL,
-    release: ReleaseOptions = _RELEASE,
-    rounds: int = 6,
-    target: float = 0.05,
-    utility: float = 0.95,
-    seed: int = 0,
     track: Track = untracked,
 ) -> LowRankUpdate:
     """Let the model reveal what it knows, train a module on that, move the weights away from it, and repeat.
 
-    ``candidates``: instructions that ask the model for a question ("Ask me about code:"). NeuralUCB finds those that
-    bring out what ``scorer`` accepts: a function of question and answer, regular expressions that describe what is to
-    be forgotten, or ``novelty``, being unlike the ``retain`` data. A round, W_t being the weights before it:
+    The instructions ask the model for a question ("Ask me about code:"). NeuralUCB finds those that bring out what a
+    scorer accepts: what the patterns describe or, without any, what is unlike the ``retain`` data. A round, W_t being
+    the weights before it:
 
         reveal    instructions chosen; questions sampled and answered by W_t; kept where W_0 answers alike
         release   W_{t+1} = W_t - lambda_f B_f A_f + lambda_r B_r A_r
 
     The forget module B_f A_f is trained on all that was revealed so far, at W_t, orthogonally to the earlier retain
-    modules; the retain module B_r A_r on the ``retain`` data, at W_t - lambda_f B_f A_f, where it mends what that step
-    has broken, orthogonally to all forget modules. This order is our reading; the paper's schedule is not published.
+    modules; the retain module B_r A_r on the ``retain`` data, at W_t - lambda_f B_f A_f, where it repairs what that
+    step has broken, orthogonally to all forget modules. This order is our reading; the paper's schedule is not
+    published.
 
     A quarter of what is revealed, and of the retain prompts, is not trained on but measured: the share of the answers
-    of which W_0 is confident that stay the same, to the letter. The rounds end when that of the revealed is at most
-    ``target`` (forgotten), when that of any name in ``retain`` is under ``utility`` (that round is undone), or after
-    ``rounds``.
+    of which W_0 is confident that stay the same, token by token. The rounds end when that of the revealed is at most
+    ``options.target`` (forgotten), when that of any name in ``retain`` is under ``options.utility`` (that round is
+    undone), or after ``options.rounds``.
 
-    ``directory`` keeps every finished round: ``round-1.jsonl`` the revealed data, for audit, ``round-1.safetensors``
-    the modules and the bandit, ``round-1.json`` the figures. A fit that was interrupted goes on after the last of
-    them, with the result it would have had; no other file is read or written. A scorer that is a function must be the
-    same then; the directory cannot tell. The model is given back as it was, bit for bit.
+    ``options.directory`` keeps every finished round: ``round-1.jsonl`` the revealed data, for audit,
+    ``round-1.safetensors`` the modules and the bandit, ``round-1.json`` the figures. A fit that was interrupted goes on
+    after the last of them, with the result it would have had; no other file is read or written. The model is given
+    back as it was, bit for bit.
 
-    Raises ``BakeoutError`` for options out of range, a directory of another fit, retain data without answers, where
-    too little is revealed, and where the first round already costs more utility than allowed.
+    Raises ``BakeoutError`` for a directory of another fit, retain data without answers, a chat without a template,
+    where too little is revealed, and where the first round already costs more utility than allowed.
     """
-    if not candidates or not retain or rounds < 1 or not 0 <= target < 1 or not 0 <= utility <= 1:
+    if not retain:
+        raise BakeoutError("Reveal-and-Release: there is no data to keep.", "Name some in `retain`.")
+    if options.reveal.chat and not tokenizer.chat_template:
         raise BakeoutError(
-            f"Reveal-and-Release: {len(candidates)} candidates, {len(retain)} retain sets, {rounds} rounds, target "
-            f"{target}, utility {utility}.",
-            "Give candidates and retain data, at least one round, and shares between 0 and 1.",
+            "Reveal-and-Release: `chat` is set, and the tokenizer has no chat template.",
+            "Leave out `chat`, or take the chat model's tokenizer.",
         )
-    files = RoundFiles(directory)
+    files = RoundFiles(options.directory)
     settings = {
-        "candidates": list(candidates),
+        "candidates": options.instructions,
         "retain": {name: [asdict(record) for record in records] for name, records in retain.items()},
-        "scorer": scorer if isinstance(scorer, str) else "function" if callable(scorer) else list(scorer),
-        "reveal": asdict(reveal),
-        "release": asdict(release),
-        "seed": seed,
+        "scorer": options.patterns or "novelty",
+        "reveal": options.reveal.model_dump(),
+        "release": options.release.model_dump(),
+        "seed": options.seed,
     }
-    fit = Rounds(model, tokenizer, candidates, retain, scorer, (reveal, release), files, seed, track)
+    fit = Rounds(model, tokenizer, retain, options, files, track)
     files.claim(fingerprint(model, settings))
-    bandit = instruction_bandit(model, tokenizer, candidates, reveal, seed)
+    bandit = instruction_bandit(model, tokenizer, options.instructions, options.reveal, options.seed)
     done = files.load()
     if done:
         bandit.restore(done[-1].bandit)
-    while (verdict := _verdict(done, rounds, target, utility)) is None:
+    while (verdict := _verdict(done, options)) is None:
         done.append(fit.round(done, bandit))
         files.save(len(done), done[-1])
     kept = done[:-1] if verdict == _UTILITY else done
     if not kept:
         raise BakeoutError(
             f"Reveal-and-Release: the first round leaves {_worst(done[0]):.1%} of the retain answers as they were.",
-            "Choose a smaller forget_step, a larger retain_step or a lower utility.",
+            "Choose a smaller `forget_step`, a larger `retain_step` or a lower `utility`.",
         )
     updates, residual = summed(model, fit.parts(kept))
     report = {
         **{name: settings[name] for name in ("scorer", "reveal", "release", "seed")},
-        "candidates": len(candidates),
-        "target": target,
-        "utility": utility,
+        "candidates": len(options.instructions),
+        "target": options.target,
+        "utility": options.utility,
         "stopped": verdict,
         "rounds": [dict(one.figures) for one in done],
         "rounds_kept": len(kept),
-        "instructions": _rewards(candidates, bandit),
+        "instructions": _rewards(options.instructions, bandit),
         "ranks": sorted({update.left.shape[1] for update in updates}),
         "residual": residual,
     }
     return LowRankUpdate(METHOD, updates, report)
 
 
-def _verdict(done: Sequence[Round], rounds: int, target: float, utility: float) -> str | None:
+def _verdict(done: Sequence[Round], options: RevealAndReleaseOptions) -> str | None:
     """Why the rounds end, or None where they go on."""
     if not done:
         return None
-    if _worst(done[-1]) < utility:
+    if _worst(done[-1]) < options.utility:
         return _UTILITY
-    if done[-1].figures["known"] <= target:
+    if done[-1].figures["known"] <= options.target:
         return _FORGOTTEN
-    return _ROUNDS if len(done) >= rounds else None
+    return _ROUNDS if len(done) >= options.rounds else None
 
 
 def _worst(one: Round) -> float:

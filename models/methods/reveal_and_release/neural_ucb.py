@@ -30,19 +30,19 @@ class NeuralUCB:
     theta_0's), and equal bounds are broken in favour of the arm named first.
 
     Everything is float64 and follows from ``seed`` and the observations. Raises ``BakeoutError`` for features that
-    are no finite matrix, and options out of range.
+    are no finite matrix.
     """
 
     def __init__(
         self,
         features: Tensor,
         *,
-        exploration: float = 0.5,
-        regularisation: float = 0.1,
+        exploration: float,
+        regularisation: float,
+        seed: int,
         width: int = 32,
-        seed: int = 0,
     ) -> None:
-        _require(features, exploration, regularisation, width)
+        _require(features)
         centred = features.double() - features.double().mean(dim=0)
         norm = centred.norm(dim=1).mean()
         self._features = centred / norm if norm > 0 else centred
@@ -141,14 +141,9 @@ def _with_bias(features: Tensor) -> Tensor:
     return torch.cat([features, torch.ones((len(features), 1), dtype=features.dtype)], dim=1)
 
 
-def _require(features: Tensor, exploration: float, regularisation: float, width: int) -> None:
+def _require(features: Tensor) -> None:
     if features.ndim != 2 or 0 in features.shape or not bool(torch.isfinite(features).all()):
         raise BakeoutError(
             f"NeuralUCB: features of shape {tuple(features.shape)} are not finite numbers, a row per arm.",
             "Give at least one candidate, and a model in float32.",
-        )
-    if not (exploration >= 0 and regularisation > 0 and width >= 1):
-        raise BakeoutError(
-            f"NeuralUCB: exploration {exploration}, regularisation {regularisation}, width {width}.",
-            "Choose an exploration of at least 0, a positive regularisation and a width of at least 1.",
         )

@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from bakeout.models.methods.options import MethodOptions, Names, Seed
+from bakeout.models.methods.options import MethodOptions, Names, Section, Seed
+
+_FromZeroToOne = Annotated[float, Field(ge=0, le=1)]
+
+
+def _regular_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    return pattern
+
+
+class RevealOptions(Section):
+    """How a model is made to reveal what it knows."""
+
+    pulls: PositiveInt = Field(16, description="Instructions chosen in a round, one after the other.")
+    samples: PositiveInt = Field(24, description="Questions sampled for each of them.")
+    temperature: PositiveFloat = Field(1.0, description="The temperature at which questions are sampled.")
+    question_tokens: PositiveInt = Field(48, description="Longest question; a longer one is not kept.")
+    answer_tokens: PositiveInt = Field(16, description="Longest answer, which is greedy; a longer one is not kept.")
+    minimum_score: _FromZeroToOne = Field(
+        0.95, description="Lowest score of a question and its answer: 1 where a pattern matches, or how new they are."
+    )
+    minimum_confidence: _FromZeroToOne = Field(
+        0.8, description="Lowest geometric mean of the probabilities of an answer's tokens."
+    )
+    exploration: NonNegativeFloat = Field(
+        0.5, description="NeuralUCB's nu: how much an instruction counts that little is known of."
+    )
+    regularisation: PositiveFloat = Field(0.1, description="NeuralUCB's lambda.")
+    chat: bool = Field(
+        False, description="Put instructions and questions through the chat template, as a user's messages."
+    )
+
+
+class ReleaseOptions(Section):
+    """How a round's two modules are trained and applied."""
+
+    rank: PositiveInt = Field(16, description="The rank of a module in every weight of the feed-forward layers.")
+    steps: PositiveInt = Field(30, description="AdamW's steps for each module.")
+    batch_size: PositiveInt = Field(32, description="Texts a step.")
+    learning_rate: PositiveFloat = Field(2e-3, description="AdamW's.")
+    softening: PositiveFloat = Field(
+        4.0, description="What the logits are divided by in the forget module's likelihood (our reading)."
+    )
+    forget_step: PositiveFloat = Field(0.5, description="lambda_f: the share of the forget module that is subtracted.")
+    retain_step: NonNegativeFloat = Field(1.0, description="lambda_r: the share of the retain module that is added.")
+    orthogonality: NonNegativeFloat = Field(0.1, description="mu: the weight of O-LoRA's term.")
 
 
 class RevealAndReleaseOptions(MethodOptions):
@@ -19,7 +68,7 @@ class RevealAndReleaseOptions(MethodOptions):
     instructions: list[str] = Field(
         description="Instructions that ask the model for a question; the best are found.", min_length=1
     )
-    patterns: list[str] | None = Field(
+    patterns: Annotated[list[Annotated[str, AfterValidator(_regular_expression)]], Field(min_length=1)] | None = Field(
         None,
         description="Regular expressions that describe what is to be forgotten; without any, it is what is unlike the "
         "data to keep.",
@@ -33,7 +82,7 @@ class RevealAndReleaseOptions(MethodOptions):
     target: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.02, description="Stop when so little of what was revealed is left."
     )
-    utility: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.95, description="Stop before any retained data keeps less than this share."
-    )
+    utility: _FromZeroToOne = Field(0.95, description="Stop before any retained data keeps less than this share.")
+    reveal: RevealOptions = Field(RevealOptions(), description="How the model is made to reveal what it knows.")
+    release: ReleaseOptions = Field(ReleaseOptions(), description="How a round's modules are trained and applied.")
     seed: Seed = Field(0, description="Seed of sampling and training.")

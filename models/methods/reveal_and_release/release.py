@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bakeout.models.data.padding import right_padded
-from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lora_modules import Module, adapted
+from bakeout.models.methods.reveal_and_release.options import ReleaseOptions
 from bakeout.models.progress import Track, untracked
 
 _IGNORED = -100
@@ -23,34 +23,6 @@ class Text:
 
     prompt_ids: list[int]
     answer_ids: list[int]
-
-
-@dataclass(frozen=True)
-class ReleaseOptions:
-    """How a round's two modules are trained and applied.
-
-    Each has ``rank`` in every FFL weight and is trained for ``steps`` with AdamW on batches of ``batch_size``.
-    ``forget_step`` (lambda_f) and ``retain_step`` (lambda_r) are the shares of them that are subtracted and added,
-    ``orthogonality`` (mu) weighs O-LoRA's term. ``softening`` divides the logits in the forget module's likelihood.
-    """
-
-    rank: int = 16
-    steps: int = 30
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    softening: float = 4.0
-    forget_step: float = 0.5
-    retain_step: float = 1.0
-    orthogonality: float = 0.1
-
-    def __post_init__(self) -> None:
-        positive = (self.rank, self.steps, self.batch_size, self.learning_rate, self.softening, self.forget_step)
-        if min(positive) <= 0 or min(self.retain_step, self.orthogonality) < 0:
-            raise BakeoutError(
-                "Release: rank, steps, batch_size, learning_rate, softening and forget_step must be positive, "
-                "retain_step and orthogonality at least 0.",
-                "Leave them at their defaults.",
-            )
 
 
 def train_module(

@@ -10,41 +10,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from bakeout.models.data.tokenization import Tokenizer
-from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
+from bakeout.models.methods.reveal_and_release.options import RevealOptions
 from bakeout.models.methods.reveal_and_release.scorers import Scorer, mean_hidden_states
 from bakeout.models.network.generation import Continuation, continue_prompts, end_tokens
 from bakeout.models.progress import Track, untracked
-
-
-@dataclass(frozen=True)
-class RevealOptions:
-    """How forget data is revealed.
-
-    ``pulls``: instructions chosen in a round, one after the other; ``samples``: questions generated for each, at
-    ``temperature``, of at most ``question_tokens``. Answers are greedy, of at most ``answer_tokens``; what is longer
-    is not kept. ``minimum_score`` is the scorer's, ``minimum_confidence`` the geometric mean of the probabilities of
-    the answer's tokens. ``exploration`` (nu) and ``regularisation`` (lambda) are NeuralUCB's. ``chat``: instructions
-    and questions go through the tokenizer's chat template, as a user's messages.
-    """
-
-    pulls: int = 16
-    samples: int = 24
-    temperature: float = 1.0
-    question_tokens: int = 48
-    answer_tokens: int = 16
-    minimum_score: float = 0.95
-    minimum_confidence: float = 0.8
-    exploration: float = 0.5
-    regularisation: float = 0.1
-    chat: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.pulls, self.samples, self.question_tokens, self.answer_tokens) < 1 or self.temperature <= 0:
-            raise BakeoutError(
-                "Reveal: pulls, samples, question_tokens, answer_tokens and temperature must be positive.",
-                "Leave them at their defaults.",
-            )
 
 
 @dataclass(frozen=True)

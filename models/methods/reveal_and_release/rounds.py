@@ -14,8 +14,9 @@ from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lora_modules import Module, summed
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
-from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, overlap, said, train_module
-from bakeout.models.methods.reveal_and_release.reveal import RevealOptions, audit_lines, reveal_forget_data
+from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOptions
+from bakeout.models.methods.reveal_and_release.release import Text, overlap, said, train_module
+from bakeout.models.methods.reveal_and_release.reveal import audit_lines, reveal_forget_data
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles
 from bakeout.models.methods.reveal_and_release.scorers import Scorer, matching, novelty
 from bakeout.models.network.generation import continue_prompts, end_tokens
@@ -37,22 +38,19 @@ class Rounds:
         self,
         model: PreTrainedModel,
         tokenizer: Tokenizer,
-        candidates: Sequence[str],
         retain: Mapping[str, Sequence[Record]],
-        scorer: Scorer | Sequence[str] | Literal["novelty"],
-        options: tuple[RevealOptions, ReleaseOptions],
+        options: RevealAndReleaseOptions,
         files: RoundFiles,
-        seed: int,
         track: Track,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._candidates = candidates
+        self._candidates = options.instructions
         self._retain = retain
-        self._scorer = scorer if isinstance(scorer, str) or callable(scorer) else matching(scorer)
-        self._reveal, self._release = options
+        self._patterns = options.patterns
+        self._reveal, self._release = options.reveal, options.release
         self._files = files
-        self._seed = seed
+        self._seed = options.seed
         self._track = track
         self._ends = end_tokens(model, tokenizer)
         trained = [record for records in retain.values() for record in records if not _is_checked(record)]
@@ -81,7 +79,7 @@ class Rounds:
             raise BakeoutError(
                 f"Reveal-and-Release: the model revealed {len(pool)} answers in {number} rounds of "
                 f"{self._reveal.pulls} x {self._reveal.samples} samples.",
-                "Give other candidates or a more lenient scorer, or let it sample more.",
+                "Give other instructions or patterns, a lower `minimum_score`, or more `pulls` and `samples`.",
             )
         forget, forget_loss = self._train("forget", number, texts, parts, [one.retain for one in done])
         parts.append((-self._release.forget_step, forget))
@@ -135,8 +133,8 @@ class Rounds:
 
     def _score(self) -> Scorer:
         """The scorer, with the model's weights as they are now."""
-        if callable(self._scorer):
-            return self._scorer
+        if self._patterns is not None:
+            return matching(self._patterns)
         return novelty(self._model, self._tokenizer, self._retain)
 
     def _train(
@@ -192,7 +190,7 @@ class Rounds:
         if not sure:
             raise BakeoutError(
                 f"Reveal-and-Release: the model is not confident of any answer to the retain data {name}.",
-                "Lower minimum_confidence, or give prompts that it can answer.",
+                "Lower `minimum_confidence`, or give prompts that it can answer.",
             )
         return sure
 

@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
-from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.reveal_and_release.options import RevealOptions
 from bakeout.models.methods.reveal_and_release.reveal import (
     Revealed,
-    RevealOptions,
     audit_lines,
     encoded,
     instruction_bandit,
@@ -83,7 +82,7 @@ def test_nothing_is_revealed_twice(model: PreTrainedModel, tokenizer: Tokenizer)
 
 def test_only_whole_confident_answers_are_kept(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     everything = lambda question, answer: 1.0  # noqa: E731
-    assert _reveal(model, tokenizer, everything, minimum_confidence=1.1)[0] == []
+    assert _reveal(model, tokenizer, everything, minimum_confidence=1.0)[0] == []
     assert _reveal(model, tokenizer, everything, question_tokens=2)[0] == []
     assert _reveal(model, tokenizer, everything, answer_tokens=1)[0] == []
     half = _reveal(model, tokenizer, lambda question, answer: 0.5, minimum_score=0.5)[0]
@@ -106,10 +105,3 @@ def test_the_audit_file_is_a_data_file(tokenizer: Tokenizer, tmp_path: Path, cha
     assert all(one.answer in (record.response or "") for one, record in zip(found, records, strict=True))
     row = json.loads(path.read_text(encoding="utf-8").split("\n")[1])
     assert (row["instruction"], row["score"], row["confidence"]) == ("Ask:", 1.0, 0.8)
-
-
-@pytest.mark.parametrize("option", ["pulls", "samples", "temperature", "question_tokens", "answer_tokens"])
-def test_options_out_of_range_are_refused(option: str) -> None:
-    options: dict[str, Any] = {option: 0}
-    with pytest.raises(BakeoutError, match="Reveal"):
-        RevealOptions(**options)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.checkpoint_files import load_model
@@ -16,10 +17,11 @@ from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.fit import fit_reveal_and_release
-from bakeout.models.methods.reveal_and_release.release import ReleaseOptions, Text, said
-from bakeout.models.methods.reveal_and_release.reveal import RevealOptions
+from bakeout.models.methods.reveal_and_release.options import ReleaseOptions, RevealAndReleaseOptions, RevealOptions
+from bakeout.models.methods.reveal_and_release.release import Text, said
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.plan import LowRankUpdate
+from bakeout.models.progress import untracked
 from bakeout.models.reference.weight_edits import edited_weights
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
@@ -27,6 +29,8 @@ from bakeout.models.skills.generator import examples, write_jsonl
 CANDIDATES = ("Ask me about code:", "Write a strings question:")
 REVEAL = RevealOptions(pulls=1, samples=10, question_tokens=20, answer_tokens=8)
 QUICK = ReleaseOptions(rank=2, steps=2, batch_size=4)
+# Matches nothing.
+NEVER = r"(?!)"
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +71,12 @@ def _fit(
     tokenizer: Tokenizer,
     retain: dict[str, list[Record]],
     directory: Path,
+    track: Any = untracked,
     **options: Any,
 ) -> LowRankUpdate:
     settings = {"reveal": REVEAL, "release": QUICK, "rounds": 2, "target": 0.0, "utility": 0.0, **options}
-    return fit_reveal_and_release(model, tokenizer, CANDIDATES, retain, directory=directory, **settings)
+    chosen = RevealAndReleaseOptions(instructions=list(CANDIDATES), directory=directory, **settings)
+    return fit_reveal_and_release(model, tokenizer, retain, chosen, track=track)
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -120,7 +126,7 @@ def test_it_forgets_what_it_revealed_and_keeps_the_rest(
         tmp_path / "fit",
         reveal=RevealOptions(pulls=2, samples=24, question_tokens=24, answer_tokens=10),
         release=ReleaseOptions(rank=8, steps=12, batch_size=16, learning_rate=4e-3, forget_step=1.0),
-        scorer=["'"],
+        patterns=["'"],
         rounds=1,
     )
     rows = [json.loads(line) for line in (tmp_path / "fit" / "round-1.jsonl").read_text().split("\n")[:-1]]
@@ -177,16 +183,13 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
     model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     silent = {"math": [Record(r.prompt, None, r.prompt_ids, []) for r in retain["math"]]}
-    for data, options, says in (
-        (retain, {"rounds": 0}, "0 rounds"),
-        (retain, {"target": 1.0}, "target 1.0"),
-        (retain, {"scorer": ["("]}, "not a regular expression"),
-        ({}, {}, "0 retain sets"),
-        (silent, {}, "no answers to train on"),
-        ({"math": retain["math"][:1]}, {}, "."),
+    for data, says in (
+        ({}, "no data to keep"),
+        (silent, "no answers to train on"),
+        ({"math": retain["math"][:1]}, "."),
     ):
         with pytest.raises(BakeoutError, match=says):
-            _fit(model, tokenizer, data, tmp_path / "fit", **options)
+            _fit(model, tokenizer, data, tmp_path / "fit")
         assert not (tmp_path / "fit").exists()
 
 
@@ -209,4 +212,43 @@ def test_where_nothing_is_revealed_the_fit_says_so(
     model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     with pytest.raises(BakeoutError, match="revealed 0 answers in 1 rounds of 1 x 10 samples"):
-        _fit(model, tokenizer, retain, tmp_path / "fit", scorer=lambda question, answer: 0.0)
+        _fit(model, tokenizer, retain, tmp_path / "fit", patterns=[NEVER])
+
+
+def test_a_recipe_can_ask_for_the_chat_form(
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    chat = REVEAL.model_copy(update={"chat": True})
+    with pytest.raises(BakeoutError, match="1 x 10 samples"):
+        _fit(model, tokenizer, retain, tmp_path / "fit", reveal=chat, patterns=[NEVER])
+
+    class Plain:
+        """The same tokenizer, without a chat template."""
+
+        chat_template = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+    with pytest.raises(BakeoutError, match="no chat template"):
+        _fit(model, Plain(), retain, tmp_path / "plain", reveal=chat)
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"instructions": []}, "instructions"),
+        ({"rounds": 0}, "rounds"),
+        ({"target": 1.0}, "target"),
+        ({"utility": 1.1}, "utility"),
+        ({"patterns": []}, "patterns"),
+        ({"patterns": ["("]}, "not a regular expression"),
+        ({"reveal": {"samples": 0}}, "reveal.samples"),
+        ({"reveal": {"temperature": 0}}, "reveal.temperature"),
+        ({"release": {"rank": 0}}, "release.rank"),
+        ({"release": {"softening": 0}}, "release.softening"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], option: str) -> None:
+    with pytest.raises(ValidationError, match=option):
+        RevealAndReleaseOptions(**{"instructions": ["Ask me:"], "directory": "fit", **options})
