@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -18,47 +19,58 @@ from bakeout.models.plan import Intervention, Plan, WeightEdit
 from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
+    from bakeout.models.checkpoint.loaded_model import LoadedModel
     from bakeout.models.data.tokenization import Tokenizer
 
 _PACKAGES = ("bakeout", "numpy", "safetensors", "scipy", "torch", "transformers")
 
 
-def fit(recipe: Recipe, track: Track = untracked) -> Plan:
+def fit(recipe: Recipe, track: Track = untracked, *, loaded: LoadedModel | None = None) -> Plan:
     """Fit a recipe's interventions, in order, and return the plan that carries them.
 
+    ``loaded``: the recipe's model, where it is in memory already; in the end its weights are what they were.
     Raises ``BakeoutError`` for whatever is wrong with the checkpoint, the data or the options.
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.network.families import identity
     from bakeout.models.reference.canary import measure_canary
-    from bakeout.models.reference.weight_edits import apply_weight_edit
+    from bakeout.models.reference.weight_edits import apply_weight_edit, edited_weights
 
     require_tuned(recipe.interventions)
-    checkpoint = resolve_checkpoint(recipe.model)
-    tokenizer = load_tokenizer(checkpoint)
-    sources, rows = read_rows(recipe, tokenizer)
-    model = load_model(checkpoint)
+    if loaded is None:
+        checkpoint = resolve_checkpoint(recipe.model)
+        tokenizer = load_tokenizer(checkpoint)
+        sources, rows = read_rows(recipe, tokenizer)
+        model, digest = load_model(checkpoint), weights_digest(checkpoint)
+    else:
+        model, tokenizer, digest = loaded.model, loaded.tokenizer, loaded.digest
+        sources, rows = read_rows(recipe, tokenizer)
     interventions: list[Intervention] = []
-    for entry in recipe.interventions:
-        fitting = Fitting(
-            model,
-            tokenizer,
-            data=recipe.fitted_data(),
-            rows=rows,
-            sources=sources,
-            earlier=tuple(interventions),
-            track=track,
-        )
-        fitted = fit_method(entry.method, entry.options, fitting)
-        interventions.append(fitted)
-        if isinstance(fitted, WeightEdit):
-            apply_weight_edit(model, fitted)
-    first = next(iter(recipe.interventions[0].options.names(recipe.fitted_data()).values()))
-    prompts = [record.prompt_ids + record.response_ids for record in rows[first[0]]["probe"]]
+    with ExitStack() as until_the_end:
+        for entry in recipe.interventions:
+            fitting = Fitting(
+                model,
+                tokenizer,
+                data=recipe.fitted_data(),
+                rows=rows,
+                sources=sources,
+                earlier=tuple(interventions),
+                track=track,
+            )
+            fitted = fit_method(entry.method, entry.options, fitting)
+            interventions.append(fitted)
+            if isinstance(fitted, WeightEdit):
+                if loaded is None:
+                    apply_weight_edit(model, fitted)
+                else:
+                    until_the_end.enter_context(edited_weights(model, [fitted]))
+        first = next(iter(recipe.interventions[0].options.names(recipe.fitted_data()).values()))
+        prompts = [record.prompt_ids + record.response_ids for record in rows[first[0]]["probe"]]
+        canary = measure_canary(model, interventions, prompts)
     return Plan(
-        model=identity(model, weights_digest(checkpoint)),
+        model=identity(model, digest),
         interventions=tuple(interventions),
-        canary=measure_canary(model, interventions, prompts),
+        canary=canary,
         provenance={
             "data": {
                 name: {use: source_digest(path) for use, path in files.named().items()}

@@ -1,64 +1,112 @@
 """What can be done with models, recipes, plans and artifacts: fit, bake, verify, evaluate.
 
-Models are given as paths, hub ids or artifacts, rows as paths or lists of dicts. Progress goes to ``track``, which by
-default logs it to the logger ``bakeout``; nothing is printed. What the user can correct is raised as ``BakeoutError``.
+Models are given as paths, hub ids, artifacts, or as transformers models that are in memory already; rows as paths or
+lists of dicts. Progress goes to ``track``, which by default logs it to the logger ``bakeout``; nothing is printed. What
+the user can correct is raised as ``BakeoutError``.
+
+A model in memory is known by the digest of the checkpoint that holds its weights: the one that it was loaded from, if
+it lies on this machine and every weight in it is the model's still; otherwise the one that ``save_pretrained`` writes.
+``tokenizer`` is needed in the latter case alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Union
 
 from bakeout.artifact import Artifact
 from bakeout.models.data.row_source import RowsLike, as_source
+from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track, logged
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from bakeout.export.baking.bake import BakeOptions
-    from bakeout.export.evaluation.evaluate import Evaluation
+    from bakeout.export.evaluation.evaluate import Evaluation, NamedData
     from bakeout.export.recipes.recipe import Recipe
     from bakeout.export.verification.verify import Check
     from bakeout.models.plan import Plan
 
 PathLike = str | os.PathLike[str]
+Model = Union[PathLike, "PreTrainedModel"]
 
 
-def fit(recipe: Recipe | PathLike, *, track: Track = logged) -> Plan:
+def fit(
+    recipe: Recipe | PathLike,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    track: Track = logged,
+) -> Plan:
     """Fit a recipe's interventions to its model, each with those before it in force.
 
-    ``recipe``: a ``Recipe``, or the path of a YAML file.
+    ``recipe``: a ``Recipe``, or the path of a YAML file. ``model``: the recipe's model, if it is in memory already, in
+    float32 on any device; in the end it is what it was, bit for bit. Where ``Recipe.model`` names a checkpoint on this
+    machine, it must hold the same weights; otherwise it is a mere name.
 
     >>> plan = bakeout.fit(recipe)
     >>> [intervention.kind for intervention in plan.interventions]
     ['neuron_adjust']
     >>> plan.save("plan.safetensors")
 
-    Raises ``BakeoutError`` for what is wrong with the checkpoint, the rows or the options.
+    Raises ``BakeoutError`` for what is wrong with the model, the rows or the options.
     """
     from bakeout.export.fitting.fit import fit as fit_recipe
     from bakeout.export.recipes.recipe import Recipe, load_recipe, require_consistent
 
-    if not isinstance(recipe, Recipe):
-        return fit_recipe(load_recipe(Path(recipe)), track)
-    require_consistent(recipe)
-    return fit_recipe(recipe, track)
+    if isinstance(recipe, Recipe):
+        require_consistent(recipe)
+    else:
+        recipe = load_recipe(recipe)
+    if model is None:
+        if tokenizer is not None:
+            raise BakeoutError("A tokenizer is given without its model.", "Give `model` too, or neither.")
+        return fit_recipe(recipe, track)
+    return _fit_in_memory(recipe, model, tokenizer, track)
+
+
+def _fit_in_memory(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, track: Track
+) -> Plan:
+    from bakeout.export.fitting.fit import fit as fit_recipe
+    from bakeout.models.checkpoint.checkpoint_files import weights_digest
+    from bakeout.models.checkpoint.loaded_model import LoadedModel, as_checkpoint, local_checkpoint, require_float32
+    from bakeout.models.data.tokenization import load_tokenizer
+
+    with as_checkpoint(model, tokenizer, recipe.model) as checkpoint:
+        require_float32(model)
+        if (named := local_checkpoint(recipe.model)) is not None and named != checkpoint:
+            raise BakeoutError(
+                f"The weights of the model in memory are not those in {recipe.model}.",
+                "Save it with save_pretrained, and name that directory in the recipe.",
+            )
+        loaded = LoadedModel(model, tokenizer or load_tokenizer(checkpoint), weights_digest(checkpoint))
+    was_training = model.training
+    model.train(False)
+    try:
+        return fit_recipe(recipe, track, loaded=loaded)
+    finally:
+        model.train(was_training)
 
 
 def bake(
-    model: PathLike,
+    model: Model,
     plan: Plan | PathLike,
     output: PathLike,
     options: BakeOptions | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = logged,
 ) -> Artifact:
     """Apply a plan to the model that it was fitted on, and write the artifact: whole, or not at all.
 
-    ``model``: a checkpoint's directory or hub id, which is exported, or an ONNX directory or file of any exporter.
-    ``plan``: a ``Plan``, or the path of its file. ``output``: a directory, which must not exist.
+    ``model``: a checkpoint's directory or hub id, or a model in memory, which is exported, or an ONNX directory or file
+    of any exporter. ``plan``: a ``Plan``, or the path of its file. ``output``: a directory, which must not exist.
 
     >>> artifact = bakeout.bake(checkpoint, "plan.safetensors", "unlearned")
     >>> sorted(path.name for path in artifact.directory.glob("model*"))
@@ -74,7 +122,8 @@ def bake(
     from bakeout.models.plan.plan_file import load_plan
 
     loaded = plan if isinstance(plan, Plan) else load_plan(Path(plan))
-    baked = bake_plan(os.fspath(model), loaded, Path(output), options or BakeOptions(), track=track)
+    with _on_disk(model, tokenizer) as source:
+        baked = bake_plan(source, loaded, Path(output), options or BakeOptions(), track=track)
     return Artifact(baked.directory)
 
 
@@ -96,15 +145,16 @@ class Verification:
 def verify(
     artifact: PathLike,
     *,
-    base: PathLike | None = None,
+    base: Model | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     digest: str | None = None,
     prompts: Sequence[Sequence[int]] = (),
     track: Track = logged,
 ) -> Verification:
     """Check an artifact: its files, its graph or edited tensors, the plan's canary, parity with the PyTorch reference.
 
-    ``base``: the base model's checkpoint, which parity needs. ``digest``: ``Artifact.digest`` as it was when you
-    trusted it. ``prompts``: token ids to compare on beside the canary's.
+    ``base``: the base model, which parity needs: its checkpoint, or in memory. ``digest``: ``Artifact.digest`` as it
+    was when you trusted it. ``prompts``: token ids to compare on beside the canary's.
 
     >>> verification = bakeout.verify("unlearned", base=checkpoint)
     >>> verification.ok
@@ -116,8 +166,15 @@ def verify(
     """
     from bakeout.export.verification.verify import verify as checks_of
 
-    base = None if base is None else Path(base)
-    return Verification(tuple(checks_of(Path(artifact), digest=digest, base=base, prompts=prompts, track=track)))
+    with _base_on_disk(base, tokenizer) as source:
+        checks = checks_of(
+            Path(artifact),
+            digest=digest,
+            base=source,
+            prompts=prompts,
+            track=track,
+        )
+    return Verification(tuple(checks))
 
 
 def evaluate(
@@ -125,7 +182,8 @@ def evaluate(
     data: Mapping[str, RowsLike] | Sequence[PathLike],
     *,
     texts: Mapping[str, RowsLike] | Sequence[PathLike] = (),
-    base: PathLike | None = None,
+    base: Model | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     batch_size: int = 32,
     track: Track = logged,
 ) -> Evaluation:
@@ -147,17 +205,39 @@ def evaluate(
     from bakeout.export.evaluation.evaluate import evaluate as evaluate_files
 
     chosen = [models] if isinstance(models, str | os.PathLike) else models
-    return evaluate_files(
-        [Path(model) for model in chosen],
-        _named(data),
-        texts=_named(texts),
-        base=None if base is None else Path(base),
-        batch_size=batch_size,
-        track=track,
-    )
+    with _base_on_disk(base, tokenizer) as source:
+        return evaluate_files(
+            [Path(model) for model in chosen],
+            _named(data),
+            texts=_named(texts),
+            base=source,
+            batch_size=batch_size,
+            track=track,
+        )
 
 
-def _named(data: Mapping[str, RowsLike] | Sequence[PathLike]) -> Any:
+@contextmanager
+def _on_disk(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+    """The path or hub id of a model."""
+    if isinstance(model, str | os.PathLike):
+        yield os.fspath(model)
+        return
+    from bakeout.models.checkpoint.loaded_model import as_checkpoint
+
+    with as_checkpoint(model, tokenizer) as checkpoint:
+        yield str(checkpoint)
+
+
+@contextmanager
+def _base_on_disk(base: Model | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[Path | None]:
+    if base is None:
+        yield None
+        return
+    with _on_disk(base, tokenizer) as source:
+        yield Path(source)
+
+
+def _named(data: Mapping[str, RowsLike] | Sequence[PathLike]) -> NamedData:
     if isinstance(data, Mapping):
         return {name: as_source(rows, name) for name, rows in data.items()}
     return [Path(path) for path in data]

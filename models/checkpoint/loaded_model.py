@@ -1,0 +1,131 @@
+"""Models that are in memory already: which checkpoint they are, by their weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from bakeout.models.checkpoint.checkpoint_files import weight_files
+from bakeout.models.errors import BakeoutError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bakeout.models.data.tokenization import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in memory, its tokenizer, and the digest of the weights of the checkpoint that it is."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    digest: str
+
+
+@contextmanager
+def as_checkpoint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str | None = None
+) -> Iterator[Path]:
+    """The directory of a checkpoint that holds the weights of ``model``.
+
+    That is the one called ``name``, or the one that the model was loaded from, if it is on this machine and every
+    weight in it, rounded to the model's dtype, is the model's own. Otherwise it is what ``save_pretrained`` writes,
+    into a temporary directory that lasts as long as the context: the same weights give the same files, and so the
+    digest of the directory that you save the model to.
+
+    Raises ``BakeoutError`` for what is no plain transformers model, and where the tokenizer is lacking.
+    """
+    _require_plain(model)
+    origin = str(model.config.name_or_path or "")
+    known = [directory for source in (name, origin) if source and (directory := local_checkpoint(source))]
+    for directory in known:
+        if holds_weights_of(directory, model):
+            yield directory
+            return
+    if tokenizer is None:
+        raise BakeoutError(
+            "The model in memory is that of no checkpoint on this machine, and its tokenizer is not given.",
+            "Give `tokenizer` too, or save both with save_pretrained and name the directory.",
+        )
+    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+        model.save_pretrained(scratch, safe_serialization=True)
+        tokenizer.save_pretrained(scratch)
+        yield Path(scratch)
+
+
+def local_checkpoint(name: str) -> Path | None:
+    """The directory that ``name`` is, or the hub id's in the local cache; None where there are no weights on disk."""
+    directory = Path(name)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            directory = Path(snapshot_download(name, local_files_only=True))
+        except (OSError, HFValidationError):
+            return None
+    return directory if any(directory.glob("*.safetensors")) else None
+
+
+def holds_weights_of(directory: Path, model: PreTrainedModel) -> bool:
+    """Whether every weight of ``model`` is in a checkpoint, and is the same there, rounded to the model's dtype.
+
+    Tensors are read one at a time, up to the first that differs. Raises ``BakeoutError`` for damaged files.
+    """
+    weights: dict[str, Tensor] = model.state_dict()
+    same: set[int] = set()
+    for file in weight_files(directory):
+        with safe_open(file, framework="pt") as stored:
+            for key in stored.keys():  # noqa: SIM118 - not a mapping
+                weight = _first(weights, _names(key, model.base_model_prefix))
+                # What no weight is called is ignored on loading too.
+                if weight is None:
+                    continue
+                if not _equal(stored.get_tensor(key), weight):
+                    return False
+                same.add(weight.data_ptr())
+    # Tied weights are stored once.
+    return all(weight.data_ptr() in same for weight in weights.values())
+
+
+def require_float32(model: PreTrainedModel) -> None:
+    """Raise ``BakeoutError`` unless all weights are float32, in which plans are fitted and canaries measured."""
+    others = sorted({str(weight.dtype) for weight in model.parameters()} - {"torch.float32"})
+    if others:
+        raise BakeoutError(
+            f"The model in memory has {others[0].removeprefix('torch.')} weights, and plans are fitted in float32.",
+            "Load it with from_pretrained(..., dtype=torch.float32), or give the recipe alone.",
+        )
+
+
+def _require_plain(model: Any) -> None:
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise BakeoutError(
+            f"A {type(model).__name__} is no transformers model.",
+            "Give what AutoModelForCausalLM.from_pretrained gave, adapters merged (merge_and_unload).",
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise BakeoutError("The model in memory has quantised weights.", "Load the unquantised checkpoint.")
+
+
+def _names(key: str, prefix: str) -> Iterable[str]:
+    """What a stored tensor may be called in the model: checkpoints come with and without the base model's prefix."""
+    return (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}."))
+
+
+def _first(weights: dict[str, Tensor], names: Iterable[str]) -> Tensor | None:
+    return next((weights[name] for name in names if name in weights), None)
+
+
+def _equal(stored: Tensor, weight: Tensor) -> bool:
+    return stored.shape == weight.shape and bool((stored.to(weight.dtype) == weight.cpu()).all())

@@ -1,0 +1,110 @@
+"""Rows and models in memory give what the same rows and models on disk give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import bakeout
+from bakeout.models.plan.plan_file import plan_bytes
+
+from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, rows, write_recipe
+
+SUBJECTS = ("sums", "names")
+USES = ("probe", "selection", "calibration")
+PRUNING = {"selective_pruning": {"forget": "sums", "ratio": 0.1}}
+
+
+def _recipe(model: Path | str, *interventions: Any) -> bakeout.Recipe:
+    data: Any = {subject: {use: rows(subject, use) for use in USES} for subject in SUBJECTS}
+    return bakeout.Recipe(model=str(model), data=data, interventions=list(interventions or (PRUNING, NEURON_ADJUST)))
+
+
+def _loaded(checkpoint: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(checkpoint)
+
+
+@pytest.fixture
+def changed(llama_checkpoint: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that is no checkpoint's."""
+    model, tokenizer = _loaded(llama_checkpoint)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] += 1
+    return model, tokenizer
+
+
+def test_rows_in_memory_give_the_plan_that_files_give(llama_checkpoint: Path, tmp_path: Path) -> None:
+    plan = bakeout.fit(_recipe(llama_checkpoint, NEURON_ADJUST, KEY_SPACE_DETECTION))
+    data = {name: {use: f"data/{name}.{use}.jsonl" for use in USES} for name in SUBJECTS}
+    filed = bakeout.fit(write_recipe(tmp_path, llama_checkpoint, data=data))
+    assert plan_bytes(plan) == plan_bytes(filed)
+
+
+def test_options_may_stand_for_an_entry(llama_checkpoint: Path) -> None:
+    options = bakeout.NeuronAdjustOptions(**NEURON_ADJUST["neuron_adjust"])
+    (entry,) = _recipe(llama_checkpoint, options).interventions
+    assert entry == _recipe(llama_checkpoint, NEURON_ADJUST).interventions[0]
+    assert entry.options is options
+    assert bakeout.method("neuron_adjust").options is bakeout.NeuronAdjustOptions
+
+
+def test_a_recipe_that_contradicts_itself_is_refused(llama_checkpoint: Path) -> None:
+    recipe = _recipe(llama_checkpoint, bakeout.NeuronAdjustOptions(forget="sum"))
+    with pytest.raises(bakeout.BakeoutError, match=r"no data are called 'sum'.*did you mean 'sums'"):
+        bakeout.fit(recipe)
+
+
+def test_a_model_in_memory_gives_the_plan_that_its_checkpoint_gives(llama_checkpoint: Path) -> None:
+    model, tokenizer = _loaded(llama_checkpoint)
+    model.train()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    recipe = _recipe(llama_checkpoint)
+    plan = bakeout.fit(recipe, model=model, tokenizer=tokenizer)
+    assert plan_bytes(plan) == plan_bytes(bakeout.fit(recipe))
+    assert plan_bytes(plan) == plan_bytes(bakeout.fit(recipe, model=model))
+    assert model.training
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_model_of_no_checkpoint_goes_all_the_way(
+    changed: tuple[PreTrainedModel, PreTrainedTokenizerBase], llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = changed
+    plan = bakeout.fit(_recipe("mine"), model=model, tokenizer=tokenizer)
+    artifact = bakeout.bake(model, plan, tmp_path / "baked", tokenizer=tokenizer)
+    assert bakeout.verify(artifact, base=model, tokenizer=tokenizer).ok
+    evaluation = bakeout.evaluate(artifact, {"sums": rows("sums", "test")}, base=model, tokenizer=tokenizer)
+    assert [row.model for row in evaluation.rows] == ["base", str(artifact.directory)]
+    # The directory that it is saved to is the model; the one that it once came from is not.
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert bakeout.bake(tmp_path / "saved", plan, tmp_path / "again").digest == artifact.digest
+    with pytest.raises(bakeout.BakeoutError, match="fitted on weights with sha256"):
+        bakeout.bake(llama_checkpoint, plan, tmp_path / "refused")
+
+
+def test_a_changed_model_is_not_the_recipes(
+    changed: tuple[PreTrainedModel, PreTrainedTokenizerBase], llama_checkpoint: Path
+) -> None:
+    model, tokenizer = changed
+    with pytest.raises(bakeout.BakeoutError, match="weights of the model in memory are not those in"):
+        bakeout.fit(_recipe(llama_checkpoint), model=model, tokenizer=tokenizer)
+    with pytest.raises(bakeout.BakeoutError, match="tokenizer is not given"):
+        bakeout.fit(_recipe("mine"), model=model)
+
+
+def test_other_models_in_memory_are_refused(llama_checkpoint: Path) -> None:
+    model, tokenizer = _loaded(llama_checkpoint)
+    recipe = _recipe(llama_checkpoint)
+    with pytest.raises(bakeout.BakeoutError, match="bfloat16 weights, and plans are fitted in float32"):
+        bakeout.fit(recipe, model=model.bfloat16(), tokenizer=tokenizer)
+    other: Any = torch.nn.Linear(1, 1)
+    with pytest.raises(bakeout.BakeoutError, match="A Linear is no transformers model"):
+        bakeout.fit(recipe, model=other, tokenizer=tokenizer)
+    with pytest.raises(bakeout.BakeoutError, match="without its model"):
+        bakeout.fit(recipe, tokenizer=tokenizer)

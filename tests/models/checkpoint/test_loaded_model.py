@@ -1,0 +1,59 @@
+"""A model in memory is its checkpoint's as long as every weight is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bakeout.models.checkpoint.checkpoint_files import weights_digest
+from bakeout.models.checkpoint.loaded_model import as_checkpoint, holds_weights_of, local_checkpoint
+
+from tests.tiny_models import FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_counts(checkpoint_of: Callable[[str], Path], family: str) -> None:
+    directory = checkpoint_of(family)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    assert holds_weights_of(directory, model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            value = weight.view(-1)[-1].clone()
+            weight.view(-1)[-1] += 1
+            assert not holds_weights_of(directory, model)
+            weight.view(-1)[-1] = value
+    assert holds_weights_of(directory, model.to(torch.bfloat16))
+
+
+def test_a_weight_that_the_checkpoint_lacks_counts_too(llama_checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama_checkpoint)
+    model.register_parameter("more", torch.nn.Parameter(torch.ones(1)))
+    assert not holds_weights_of(llama_checkpoint, model)
+
+
+def test_the_checkpoint_it_was_loaded_from_is_taken(llama_checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama_checkpoint)
+    with as_checkpoint(model, None) as directory:
+        assert directory == llama_checkpoint
+
+
+def test_the_same_weights_are_saved_with_the_same_digest(llama_checkpoint: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama_checkpoint)
+    model.config.name_or_path = ""
+    digests = set()
+    for _ in range(2):
+        with as_checkpoint(model, AutoTokenizer.from_pretrained(llama_checkpoint)) as directory:
+            digests.add(weights_digest(directory))
+        assert not directory.exists()
+    model.save_pretrained(tmp_path / "saved")
+    assert digests == {weights_digest(tmp_path / "saved")}
+
+
+def test_what_is_not_on_this_machine_is_no_checkpoint(llama_checkpoint: Path, tmp_path: Path) -> None:
+    assert local_checkpoint(str(llama_checkpoint)) == llama_checkpoint
+    for name in (str(tmp_path), "nobody/no-such-model", "no hub id"):
+        assert local_checkpoint(name) is None
