@@ -12,10 +12,10 @@ from weights_plans import baked, kept_plan
 from bakeout.export.evaluation.evaluate import measure
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.methods.learn.fit import fit_learn
+from bakeout.models.methods.learn.options import LearnOptions
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions
 from bakeout.models.methods.reveal_and_release.release import Text, train_module
-from bakeout.models.methods.unlearn.identification import IdentificationOptions
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
 from bakeout.models.skills.generator import SKILLS, write_jsonl
@@ -85,8 +85,8 @@ def _fit(bench: Bench, name: str) -> list[Intervention]:
         module, _ = train_module(bench.model, said, [], softening=1.0, options=trained, seed=0, description="LoRA")
         return [LowRankUpdate("LoRA", summed(bench.model, [(1.0, module)])[0])]
     similar = {skill: bench.records(skill, "probing", SIMILAR_ROWS) for skill in SIMILAR}
-    options = IdentificationOptions(rank=RANK, steps=STEPS, learning_rate=LEARNING_RATE)
-    return [fit_learn(bench.model, {"new people": task}, similar, energy=ENERGY, options=options)]
+    options = LearnOptions(learn=["new people"], rank=RANK, steps=STEPS, learning_rate=LEARNING_RATE, energy=ENERGY)
+    return [fit_learn(bench.model, {"new people": task}, similar, options)]
 
 
 def _known(bench: Bench, graph: Path) -> float:

@@ -11,6 +11,7 @@ from weights_plans import baked, kept_plan
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.reveal_and_release.release import Text, said
 from bakeout.models.methods.unlearn.fit import fit_unlearn
+from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
 from bakeout.models.reference.weight_edits import edited_weights
 from bakeout.models.skills.generator import SKILLS
@@ -81,7 +82,7 @@ def _fit(bench: Bench, request: Request, energy: float) -> LowRankUpdate:
         bench.model,
         {name: bench.records(name, "probing", TARGET_ROWS) for name in targets},
         {name: bench.records(name, "probing", SIMILAR_ROWS) for name in similar},
-        energy=energy,
+        UnlearnOptions(forget=list(targets), energy=energy),
     )
 
 

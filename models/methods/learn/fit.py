@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.learn import METHOD
 from bakeout.models.methods.learn.options import LearnOptions
-from bakeout.models.methods.unlearn.identification import IdentificationOptions, fit_tasks
+from bakeout.models.methods.unlearn.identification import fit_tasks
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import Track, untracked
 
@@ -21,10 +22,7 @@ def fit(options: LearnOptions, fitting: Fitting) -> LowRankUpdate:
         fitting.model,
         {name: fitting.probe([name]) for name in names["learn"]},
         {name: fitting.probe([name]) for name in names.get("similar", [])},
-        energy=options.energy,
-        scale=options.scale,
-        options=IdentificationOptions(rank=options.rank, steps=options.steps, learning_rate=options.learning_rate),
-        seed=options.seed,
+        options,
         track=fitting.track,
     )
 
@@ -33,15 +31,13 @@ def fit_learn(
     model: PreTrainedModel,
     tasks: Mapping[str, Sequence[Record]],
     similar: Mapping[str, Sequence[Record]],
+    options: LearnOptions,
     *,
-    energy: float = 0.9,
-    scale: float = 1.0,
-    options: IdentificationOptions = IdentificationOptions(steps=150, learning_rate=5e-3),  # noqa: B008 - frozen
-    seed: int = 0,
     track: Track = untracked,
 ) -> LowRankUpdate:
     """Add the matrices of ``tasks``, trained to do them (cross-entropy over the answers and the end-of-text token).
 
-    The rest as of ``fit_unlearn``: layer after layer, and apart from the subspaces of the tasks ``similar``.
+    The rest is as in ``fit_unlearn``: layer after layer, and apart from the subspaces of the tasks ``similar``. An easy
+    batch does not end the training of a layer: it may hold only what the model knows already.
     """
-    return fit_tasks(model, "LEARN", tasks, similar, energy, scale, options, seed, track)
+    return fit_tasks(model, METHOD, "certain", tasks, similar, options, None, track)

@@ -22,5 +22,6 @@ class LearnOptions(MethodOptions):
     scale: PositiveFloat = Field(1.0, description="How much of what was found is added.")
     rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
     steps: PositiveInt = Field(150, description="Training steps for every layer.")
-    learning_rate: PositiveFloat = Field(5e-3, description="AdamW's, at a layer's first step.")
+    batch_size: PositiveInt = Field(32, description="Texts a step.")
+    learning_rate: PositiveFloat = Field(5e-3, description="AdamW's, at a layer's first step; it falls to 0.")
     seed: Seed = Field(0, description="Seed of the training.")

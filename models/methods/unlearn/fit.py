@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.fitting import Fitting
-from bakeout.models.methods.search_space import Settings, tuned
-from bakeout.models.methods.unlearn.identification import IdentificationOptions, fit_tasks
+from bakeout.models.methods.search_space import Settings
+from bakeout.models.methods.unlearn import METHOD
+from bakeout.models.methods.unlearn.identification import fit_tasks
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import Track, untracked
@@ -24,10 +25,7 @@ def fit(options: UnlearnOptions, fitting: Fitting) -> LowRankUpdate:
         fitting.model,
         {name: fitting.probe([name]) for name in names["forget"]},
         {name: fitting.probe([name]) for name in names.get("similar", [])},
-        energy=options.energy,
-        scale=tuned(options.scale),
-        options=IdentificationOptions(rank=options.rank, steps=options.steps, learning_rate=options.learning_rate),
-        seed=options.seed,
+        options,
         track=fitting.track,
     )
 
@@ -51,11 +49,8 @@ def fit_unlearn(
     model: PreTrainedModel,
     targets: Mapping[str, Sequence[Record]],
     similar: Mapping[str, Sequence[Record]],
+    options: UnlearnOptions,
     *,
-    energy: float = 0.95,
-    scale: float = 1.0,
-    options: IdentificationOptions = IdentificationOptions(),  # noqa: B008 - frozen
-    seed: int = 0,
     track: Track = untracked,
 ) -> LowRankUpdate:
     """Take the matrices T of the tasks ``targets`` away from the FFL weights: W - scale T.
@@ -68,13 +63,13 @@ def fit_unlearn(
 
     which is bounded: what has become improbable is not pushed any further.
 
-    Discrimination: T (I - Q Qᵀ), where Q is the least subspace that holds the share ``energy`` of what flows into the
-    weight on the tasks ``similar``, all of them together. That is our reading of the paper's subspaces, which are the
-    tasks' own matrices': these hold what was trained, and not all that the weights read. It is applied at every step,
-    so that T is found among the matrices that leave the similar tasks alone. Without ``similar`` there is none. Several
-    targets are found one after the other, each with the earlier ones taken away.
+    Discrimination: T (I - Q Qᵀ), where Q is the least subspace that holds the share ``options.energy`` of what flows
+    into the weight on the tasks ``similar``, all of them together. That is our reading of the paper's subspaces, which
+    are the tasks' own matrices': these hold what was trained, and not all that the weights read. It is applied at every
+    step, so that T is found among the matrices that leave the similar tasks alone. Without ``similar`` there is none.
+    Several targets are found one after the other, each with the earlier ones taken away.
 
-    The model is given back bit for bit. Raises ``BakeoutError`` for options out of range, for targets without
-    responses or forgotten already, and for similar tasks that leave no direction free.
+    The model is given back bit for bit. Raises ``BakeoutError`` for targets without responses or forgotten already,
+    and for similar tasks that leave no direction free.
     """
-    return fit_tasks(model, "UNLEARN", targets, similar, energy, scale, options, seed, track)
+    return fit_tasks(model, METHOD, "improbable", targets, similar, options, options.until, track)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,79 +13,63 @@ from transformers import PreTrainedModel
 from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.learn.options import LearnOptions
 from bakeout.models.methods.lora_modules import Module, adapted, linear_layers, summed
+from bakeout.models.methods.method import Method
+from bakeout.models.methods.search_space import tuned
+from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions, without
 from bakeout.models.plan import Floats, LowRankUpdate
 from bakeout.models.progress import Track
 from bakeout.models.reference.weight_edits import edited_weights
 
-Method = Literal["UNLEARN", "LEARN"]
-_AIMS: dict[Method, str] = {"UNLEARN": "improbable", "LEARN": "certain"}
+# What the answers' tokens are to become: of UNLEARN, with the task's matrices taken away; of LEARN, with them added.
+Aim = Literal["improbable", "certain"]
 
-
-@dataclass(frozen=True)
-class IdentificationOptions:
-    """How a task's matrices are found: ``rank`` of each weight's, and for each layer AdamW's ``steps``.
-
-    ``learning_rate`` falls to 0 over a layer's steps. UNLEARN is done with a layer before that once a batch's loss is
-    under ``until``. LEARN is not: a batch may hold only what the model knows already.
-    """
-
-    rank: int = 4
-    steps: int = 20
-    batch_size: int = 32
-    learning_rate: float = 1e-2
-    until: float = 0.02
-
-    def __post_init__(self) -> None:
-        if min(self.rank, self.steps, self.batch_size) < 1 or self.learning_rate <= 0 or self.until < 0:
-            raise BakeoutError(
-                "UNLEARN: rank, steps, batch_size and learning_rate must be positive, and until not negative.",
-                "Leave them at their defaults.",
-            )
+_REPORTED = {"rank", "steps", "batch_size", "learning_rate", "until"}
 
 
 def fit_tasks(
     model: PreTrainedModel,
     method: Method,
+    aim: Aim,
     tasks: Mapping[str, Sequence[Record]],
     similar: Mapping[str, Sequence[Record]],
-    energy: float,
-    scale: float,
-    options: IdentificationOptions,
-    seed: int,
+    options: UnlearnOptions | LearnOptions,
+    until: float | None,
     track: Track,
 ) -> LowRankUpdate:
-    """The matrices of ``tasks``, found one after the other: taken away (UNLEARN) or added (LEARN)."""
-    if not tasks or not scale > 0:
-        raise BakeoutError(f"{method}: {len(tasks)} tasks at scale {scale}.", "Name a task, and a scale above 0.")
-    end = _end_of_text(model) if method == "LEARN" else []
+    """What makes the answers of ``tasks`` as ``aim`` says, found for one task after the other.
+
+    Training is done with a layer early once a batch's loss is under ``until``, where it is given.
+    """
+    end = _end_of_text(model) if aim == "certain" else []
     texts = {name: _texts(method, name, records, end) for name, records in tasks.items()}
     kept = {name: [prompt + answer for prompt, answer in _texts(method, name, similar[name], [])] for name in similar}
     found: list[tuple[float, Module]] = []
     figures: dict[str, Any] = {}
     for name, task in texts.items():
-        earlier = [LowRankUpdate(method, summed(model, found)[0])] if found else []
+        earlier = [LowRankUpdate(method.name, summed(model, found)[0])] if found else []
         with edited_weights(model, earlier):
-            module, figures[name] = _identify(model, method, name, task, kept, energy, options, seed, track)
-        found.append((scale, module))
+            module, figures[name] = _identify(model, method, aim, name, task, kept, options, until, track)
+        found.append((tuned(options.scale), module))
     every, residual = summed(model, found)
     # A layer that found nothing left to do has zeros alone: no change of its weights, and no part of the plan.
     updates = tuple(update for update in every if update.left.any() and update.right.any())
     if not updates:
         raise BakeoutError(
-            f"{method}: the model's answers to {', '.join(texts)} are {_AIMS[method]} already.",
-            "Look at the data, or lower `until`.",
+            f"{method.title}: the model's answers to {', '.join(texts)} are {aim} already.",
+            "Look at the data." if until is None else "Look at the data, or lower `until`.",
         )
     report = {
-        "energy": energy if similar else None,
-        "scale": scale,
-        "seed": seed,
-        **asdict(options),
+        "energy": options.energy if similar else None,
+        "scale": tuned(options.scale),
+        "seed": options.seed,
+        **options.model_dump(include=_REPORTED),
         "truncation_residual": residual,
         "tasks": figures,
     }
-    return LowRankUpdate(method, updates, report)
+    return LowRankUpdate(method.name, updates, report)
 
 
 _Text = tuple[list[int], list[int]]
@@ -95,37 +78,35 @@ _Text = tuple[list[int], list[int]]
 def _identify(
     model: PreTrainedModel,
     method: Method,
+    aim: Aim,
     name: str,
     texts: Sequence[_Text],
     similar: Mapping[str, Sequence[list[int]]],
-    energy: float,
-    options: IdentificationOptions,
-    seed: int,
+    options: UnlearnOptions | LearnOptions,
+    until: float | None,
     track: Track,
 ) -> tuple[Module, dict[str, Any]]:
     """What is added to the weights for one task (for UNLEARN: -T), and per layer its last loss and free directions."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed)
     losses: dict[str, float] = {}
     free: dict[str, int] = {}
     layers = _by_layer(model)
-    with adapted(model, options.rank, seed) as adapters:
+    with adapted(model, options.rank, options.seed) as adapters:
         for layer, modules in layers.items():
-            bases = _protected(model, modules, similar, energy, track)
+            bases = _protected(model, modules, similar, options.energy, track)
             for module in modules:
                 right = adapters[module][1]
                 basis = bases.get(module)
                 free[module] = right.shape[1] - (0 if basis is None else basis.shape[1])
                 if free[module] == 0:
                     raise BakeoutError(
-                        f"{method}: the similar tasks take up every direction that {module} reads.",
+                        f"{method.title}: the similar tasks take up every direction that {module} reads.",
                         "Choose a smaller energy, or fewer similar tasks.",
                     )
                 _leave_alone(right, basis)
             trained = [(adapters[module], bases.get(module)) for module in modules]
-            steps = range(options.steps)
-            losses[str(layer)] = _train(
-                model, method, texts, trained, options, generator, track(steps, f"{name}: layer {layer}", options.steps)
-            )
+            steps = track(range(options.steps), f"{name}: layer {layer}", options.steps)
+            losses[str(layer)] = _train(model, aim, texts, trained, options, until, generator, steps)
         matrices = {
             module: (left.detach().float().cpu().clone(), right.detach().float().cpu().clone())
             for module, (left, right) in adapters.items()
@@ -135,10 +116,11 @@ def _identify(
 
 def _train(
     model: PreTrainedModel,
-    method: Method,
+    aim: Aim,
     texts: Sequence[_Text],
     trained: Sequence[tuple[tuple[Tensor, Tensor], Tensor | None]],
-    options: IdentificationOptions,
+    options: UnlearnOptions | LearnOptions,
+    until: float | None,
     generator: torch.Generator,
     steps: Any,
 ) -> float:
@@ -151,10 +133,10 @@ def _train(
             group["lr"] = options.learning_rate * (1 - step / options.steps)
         rows = torch.randint(len(texts), (options.batch_size,), generator=generator).tolist()
         with torch.enable_grad():
-            loss = _loss(model, method, [texts[row] for row in rows])
+            loss = _loss(model, aim, [texts[row] for row in rows])
             gradients = torch.autograd.grad(loss, weights)
         last = float(loss.detach())
-        if method == "UNLEARN" and last < options.until:
+        if until is not None and last < until:
             break
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
@@ -164,8 +146,8 @@ def _train(
     return last
 
 
-def _loss(model: PreTrainedModel, method: Method, texts: Sequence[_Text]) -> Tensor:
-    """The mean over the answers' tokens of -log p (LEARN) or -log(1 - p) (UNLEARN)."""
+def _loss(model: PreTrainedModel, aim: Aim, texts: Sequence[_Text]) -> Tensor:
+    """The mean over the answers' tokens of -log p (certain) or -log(1 - p) (improbable)."""
     padded = right_padded([prompt + answer for prompt, answer in texts])
     input_ids, mask = (torch.from_numpy(array).to(model.device) for array in padded)
     answers = torch.zeros_like(mask, dtype=torch.bool)
@@ -174,7 +156,7 @@ def _loss(model: PreTrainedModel, method: Method, texts: Sequence[_Text]) -> Ten
     output = model(input_ids=input_ids, attention_mask=mask, use_cache=False)
     logits = output.logits[:, :-1][answers[:, 1:]].float()
     tokens = input_ids[:, 1:][answers[:, 1:]]
-    if method == "LEARN":
+    if aim == "certain":
         return nn.functional.cross_entropy(logits, tokens)
     # log(1 - p) from the other tokens' logits: where p is nearly 1, 1 - p has no digits left.
     others = logits.scatter(1, tokens[:, None], -torch.inf)
@@ -219,7 +201,7 @@ def _texts(method: Method, name: str, records: Sequence[Record], end: list[int])
     texts = [(record.prompt_ids, record.response_ids + end) for record in records if record.response_ids]
     if not texts or any(not prompt for prompt, _ in texts):
         raise BakeoutError(
-            f"{method}: {name} has no row with a prompt and a response, or a row without a prompt.",
+            f"{method.title}: {name} has no row with a prompt and a response, or a row without a prompt.",
             "Give rows with `prompt` and `response`.",
         )
     return texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bakeout.models.methods.options import MethodOptions, Names, Seed, Share, Tuned
 from bakeout.models.methods.search_space import SearchSpace, Span
@@ -22,8 +22,12 @@ class UnlearnOptions(MethodOptions):
     energy: Share = Field(0.95, description="The share of the similar tasks' activations that the change leaves alone.")
     scale: Tuned = Field(1.0, description="How much of what was found is taken away; `auto` is for `bakeout tune`.")
     rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
-    steps: PositiveInt = Field(20, description="Training steps for every layer.")
-    learning_rate: PositiveFloat = Field(1e-2, description="AdamW's, at a layer's first step.")
+    steps: PositiveInt = Field(20, description="Training steps for every layer, at most.")
+    batch_size: PositiveInt = Field(32, description="Texts a step.")
+    learning_rate: PositiveFloat = Field(1e-2, description="AdamW's, at a layer's first step; it falls to 0.")
+    until: NonNegativeFloat = Field(
+        0.02, description="A layer is done once a batch's loss is under this: its answers are improbable enough."
+    )
     seed: Seed = Field(0, description="Seed of the training.")
 
 

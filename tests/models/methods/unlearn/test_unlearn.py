@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.learn.fit import fit_learn
+from bakeout.models.methods.learn.options import LearnOptions
 from bakeout.models.methods.unlearn.fit import fit_unlearn
-from bakeout.models.methods.unlearn.identification import IdentificationOptions
+from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions
 from bakeout.models.plan import Intervention, LowRankUpdate
+from bakeout.models.progress import untracked
 from bakeout.models.reference.weight_edits import edited_weights
 
 from tests.tiny_models import random_prompts, tiny_model
 
-OPTIONS = IdentificationOptions(rank=2, steps=8, batch_size=4, learning_rate=2e-2)
-FITS = {"UNLEARN": fit_unlearn, "LEARN": fit_learn}
+QUICK: dict[str, Any] = {"rank": 2, "steps": 8, "batch_size": 4, "learning_rate": 2e-2}
+
+Records = Mapping[str, Sequence[Record]]
+
+
+def _unlearn(
+    model: PreTrainedModel, tasks: Records, similar: Records, track: Any = untracked, **options: Any
+) -> LowRankUpdate:
+    chosen = UnlearnOptions(forget=["task"], **{**QUICK, **options})
+    return fit_unlearn(model, tasks, similar, chosen, track=track)
+
+
+def _learn(
+    model: PreTrainedModel, tasks: Records, similar: Records, track: Any = untracked, **options: Any
+) -> LowRankUpdate:
+    return fit_learn(model, tasks, similar, LearnOptions(learn=["task"], **{**QUICK, **options}), track=track)
+
+
+FITS = {"UNLEARN": _unlearn, "LEARN": _learn}
 
 
 @pytest.fixture
@@ -63,32 +83,31 @@ def _bytes(update: LowRankUpdate) -> bytes:
 
 def test_unlearning_makes_the_answers_improbable(model: PreTrainedModel) -> None:
     task = _task(model, 1, known=True)
-    forgotten = fit_unlearn(model, {"task": task}, {}, options=OPTIONS)
-    assert forgotten.method == "UNLEARN"
+    forgotten = _unlearn(model, {"task": task}, {})
+    assert forgotten.method == "unlearn"
     assert _probability(model, task, [forgotten]) < 0.2 * _probability(model, task)
 
 
 def test_learning_makes_the_answers_likely(model: PreTrainedModel) -> None:
     task = _task(model, 1, known=False)
-    options = IdentificationOptions(rank=8, steps=30, batch_size=4, learning_rate=2e-2)
-    learned = fit_learn(model, {"task": task}, {}, options=options)
-    assert learned.method == "LEARN"
+    learned = _learn(model, {"task": task}, {}, rank=8, steps=30)
+    assert learned.method == "learn"
     assert _probability(model, task, [learned]) > 0.5 > 10 * _probability(model, task)
 
 
 def test_several_tasks_are_unlearned_at_once(model: PreTrainedModel) -> None:
     tasks = {"one": _task(model, 1, known=True), "two": _task(model, 2, known=True)}
-    forgotten = fit_unlearn(model, tasks, {}, options=OPTIONS)
+    forgotten = _unlearn(model, tasks, {})
     for task in tasks.values():
         assert _probability(model, task, [forgotten]) < 0.3 * _probability(model, task)
     assert set(forgotten.report["tasks"]) == set(tasks)
-    assert max(len(update.right) for update in forgotten.updates) <= 2 * OPTIONS.rank
+    assert max(len(update.right) for update in forgotten.updates) <= 2 * QUICK["rank"]
 
 
 @pytest.mark.parametrize("method", FITS)
 def test_updates_are_orthogonal_to_what_the_similar_tasks_send_in(model: PreTrainedModel, method: str) -> None:
     task, similar = (_task(model, seed, known=method == "UNLEARN") for seed in (1, 2))
-    fitted = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8, options=OPTIONS)
+    fitted = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8)
     names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
     # The first layer reads the same with and without the edit; what the second reads, the first has changed.
     for update in (one for one in fitted.updates if one.layer == 0 and one.role != "down"):
@@ -101,8 +120,8 @@ def test_updates_are_orthogonal_to_what_the_similar_tasks_send_in(model: PreTrai
 
 def test_discrimination_keeps_the_similar_task(model: PreTrainedModel) -> None:
     task, similar = (_task(model, seed, known=True) for seed in (1, 2))
-    plain = fit_unlearn(model, {"task": task}, {}, options=OPTIONS)
-    discriminating = fit_unlearn(model, {"task": task}, {"similar": similar}, energy=0.9, options=OPTIONS)
+    plain = _unlearn(model, {"task": task}, {})
+    discriminating = _unlearn(model, {"task": task}, {"similar": similar}, energy=0.9)
     before = _probability(model, similar)
     lost, kept = (abs(_probability(model, similar, [one]) - before) for one in (plain, discriminating))
     assert kept < 0.5 * lost
@@ -110,10 +129,10 @@ def test_discrimination_keeps_the_similar_task(model: PreTrainedModel) -> None:
 
 def test_the_scale_scales_the_update(model: PreTrainedModel) -> None:
     task = _task(model, 1, known=True)
-    whole, half = (fit_unlearn(model, {"task": task}, {}, scale=scale, options=OPTIONS) for scale in (1.0, 0.5))
+    whole, half = (_unlearn(model, {"task": task}, {}, scale=scale) for scale in (1.0, 0.5))
     for one, other in zip(whole.updates, half.updates, strict=True):
         np.testing.assert_allclose(0.5 * one.left @ one.right, other.left @ other.right, atol=1e-5)
-        assert len(one.right) <= OPTIONS.rank
+        assert len(one.right) <= QUICK["rank"]
 
 
 @pytest.mark.parametrize("method", FITS)
@@ -122,10 +141,10 @@ def test_the_model_is_given_back_bit_for_bit(model: PreTrainedModel, method: str
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     tasks = {"one": _task(model, 1, known=True), "two": _task(model, 2, known=True)}
     with torch.set_grad_enabled(grad):
-        FITS[method](model, tasks, {}, options=OPTIONS)
+        FITS[method](model, tasks, {})
         assert torch.is_grad_enabled() == grad
     with pytest.raises(RuntimeError, match="stop"):
-        FITS[method](model, tasks, {}, options=OPTIONS, track=_stopping)
+        FITS[method](model, tasks, {}, track=_stopping)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
@@ -142,10 +161,10 @@ def _stopping(iterable, description: str, total: int | None = None):  # type: ig
 def test_same_inputs_same_bytes(model: PreTrainedModel, method: str) -> None:
     task, similar = (_task(model, seed, known=True) for seed in (1, 2))
     torch.manual_seed(5)
-    first = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8, options=OPTIONS, seed=1)
+    first = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8, seed=1)
     torch.manual_seed(6)
-    second = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8, options=OPTIONS, seed=1)
-    other = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8, options=OPTIONS, seed=2)
+    second = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8, seed=1)
+    other = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8, seed=2)
     assert _bytes(first) == _bytes(second) != _bytes(other)
     assert first.report == second.report
 
@@ -154,46 +173,39 @@ def test_similar_tasks_that_leave_nothing_are_refused(model: PreTrainedModel) ->
     task = _task(model, 1, known=True)
     many = [Record("", "", prompt, [7]) for prompt in random_prompts(60, seed=3)]
     with pytest.raises(BakeoutError, match="every direction"):
-        fit_unlearn(model, {"task": task}, {"similar": many}, energy=1.0, options=OPTIONS)
+        _unlearn(model, {"task": task}, {"similar": many}, energy=1.0)
 
 
 def test_layers_with_nothing_left_to_do_are_no_part_of_the_update(model: PreTrainedModel) -> None:
     task = _task(model, 1, known=True)
-    options = IdentificationOptions(rank=4, steps=40, batch_size=5, learning_rate=5e-2, until=0.3)
-    forgotten = fit_unlearn(model, {"task": task}, {}, options=options)
+    options: dict[str, Any] = {"rank": 4, "steps": 40, "batch_size": 5, "learning_rate": 5e-2, "until": 0.3}
+    forgotten = _unlearn(model, {"task": task}, {}, **options)
     assert all(update.left.any() and update.right.any() for update in forgotten.updates)
     assert {update.layer for update in forgotten.updates} == {0}
     with edited_weights(model, [forgotten]), pytest.raises(BakeoutError, match="task are improbable already"):
-        fit_unlearn(model, {"task": task}, {}, options=options)
+        _unlearn(model, {"task": task}, {}, **options)
 
 
-def test_an_easy_batch_does_not_end_the_learning_of_a_layer(model: PreTrainedModel) -> None:
-    task = _task(model, 1, known=False)
-    first, second = (
-        fit_learn(model, {"task": task}, {}, options=IdentificationOptions(steps=3, until=until)).updates
-        for until in (0.0, 1e9)
-    )
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert (one.left == other.left).all() and (one.right == other.right).all()
+def test_a_layer_is_done_where_the_answers_are_improbable_enough(model: PreTrainedModel) -> None:
+    task = _task(model, 1, known=True)
+    with pytest.raises(BakeoutError, match=r"improbable already.*lower `until`"):
+        _unlearn(model, {"task": task}, {}, until=1e9)
+    assert "until" not in LearnOptions.model_fields
 
 
 @pytest.mark.parametrize("method", FITS)
 def test_what_cannot_be_fitted_is_refused(model: PreTrainedModel, method: str) -> None:
     fit, task = FITS[method], _task(model, 1, known=True)
-    with pytest.raises(BakeoutError, match="0 tasks"):
-        fit(model, {}, {}, options=OPTIONS)
-    with pytest.raises(BakeoutError, match="scale"):
-        fit(model, {"task": task}, {}, scale=0.0, options=OPTIONS)
-    with pytest.raises(BakeoutError, match="energy"):
-        fit(model, {"task": task}, {"similar": task}, energy=1.5, options=OPTIONS)
     with pytest.raises(BakeoutError, match="task has no row"):
-        fit(model, {"task": [Record("", None, [3, 4], [])]}, {}, options=OPTIONS)
+        fit(model, {"task": [Record("", None, [3, 4], [])]}, {})
     with pytest.raises(BakeoutError, match="similar has no row"):
-        fit(model, {"task": task}, {"similar": []}, options=OPTIONS)
+        fit(model, {"task": task}, {"similar": []})
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
-def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(BakeoutError, match="must be positive"):
-        IdentificationOptions(**options)
+@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize(
+    "option", [{"rank": 0}, {"steps": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"scale": 0}, {"energy": 1.5}]
+)
+def test_options_out_of_range_are_refused(model: PreTrainedModel, method: str, option: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(option))):
+        FITS[method](model, {}, {}, **option)
