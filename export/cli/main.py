@@ -14,6 +14,7 @@ import click
 from bakeout.export.cli.console import error_line, say, show_messages
 from bakeout.export.cli.flags import with_flags
 from bakeout.models.errors import BakeoutError
+from bakeout.models.extras import missing_extra
 
 # Each is the name of a module in this package, and of the command in that module.
 COMMANDS = (
@@ -47,6 +48,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise (missing_extra(error, f"`bakeout {ctx.invoked_subcommand}`") or error) from error
         except BakeoutError as error:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             options = command.params if command else []

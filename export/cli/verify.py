@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import click
 
 from bakeout.export.cli.console import emit_json, progress
+from bakeout.export.cli.flags import with_flags
 from bakeout.export.cli.options import PATH, json_output
 
 
@@ -16,24 +18,39 @@ from bakeout.export.cli.options import PATH, json_output
 @click.option("--digest", help="SHA-256 of bakeout.json, from a source that you trust more than the directory.")
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory.")
 @click.option("--data", type=PATH, multiple=True, help="JSONL of prompts to compare with the reference too.")
+@click.option("--checks", help="These checks alone, as in hashes,graph,canary: they are the verdict.")
 @json_output
-def verify(directory: Path, digest: str | None, base: Path | None, data: tuple[Path, ...], machine: bool) -> None:
-    """Check an artifact: files, graph, canary, parity.
+@click.pass_context
+def verify(
+    context: click.Context,
+    directory: Path,
+    digest: str | None,
+    base: Path | None,
+    data: tuple[Path, ...],
+    checks: str | None,
+    machine: bool,
+) -> None:
+    """Check an artifact: hashes of the files, graph (of a checkpoint: tensors), canary, parity.
 
     Parity compares with the PyTorch reference, and needs the base model's checkpoint. A check that cannot run is not
     ok.
     """
-    from bakeout.export.verification.verify import verify
+    from bakeout.export.verification.verify import CheckName, check_names, verify
 
+    asked = None if checks is None else cast("list[CheckName]", [name.strip() for name in checks.split(",")])
     prompts = [prompt for path in data for prompt in _prompts(directory, path)]
     with progress() as track:
-        checks = verify(directory, digest=digest, base=base, prompts=prompts, track=track)
-    ok = all(check.ok for check in checks)
+        done = verify(directory, digest=digest, base=base, prompts=prompts, checks=asked, track=track)
+    ok = all(check.ok for check in done)
+    not_asked = [name for name in check_names(directory) if asked is not None and name not in asked]
     if machine:
-        emit_json({"ok": ok, "checks": [check.as_json() for check in checks]})
+        emit_json({"ok": ok, "checks": [check.as_json() for check in done], "not_asked": not_asked})
     else:
-        for check in checks:
-            click.echo(f"{'ok' if check.ok else 'NOT OK':<7} {check.name:<7} {check.detail}")
+        for check in done:
+            detail = with_flags(check.detail, context.command.params)
+            click.echo(f"{'ok' if check.ok else 'NOT OK':<7} {check.name:<7} {detail}")
+        for name in not_asked:
+            click.echo(f"{'-':<7} {name:<7} not asked for")
     sys.exit(0 if ok else 1)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.extras import missing_extra
 from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
@@ -66,10 +67,7 @@ def run_tasks(
     try:
         from lm_eval.evaluator import simple_evaluate
     except ModuleNotFoundError as error:
-        raise BakeoutError(
-            f"lm-evaluation-harness is not installed ({error.name} is missing).",
-            'Install it: pip install "bakeout[harness]".',
-        ) from None
+        raise (missing_extra(error, "A task of lm-evaluation-harness") or error) from None
     from bakeout.export.evaluation.harness_model import HarnessModel
 
     manager = _manager(tasks.directory, tasks.names)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bakeout.export.artifacts.file_names import GRAPH, MANIFEST, PLAN
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.models.checkpoint.checkpoint_writer import holds_weights
 from bakeout.models.errors import BakeoutError
+from bakeout.models.extras import installing, is_installed
 from bakeout.models.files.hashing import hash_file, hash_files
 from bakeout.models.plan import NeuronAdjust, Plan
 from bakeout.models.plan.canary_check import CanaryMatch
@@ -18,7 +19,7 @@ from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track, untracked
 
-_NEEDS_BASE = "it needs the base model's checkpoint (--base PATH)"
+CheckName = Literal["hashes", "graph", "tensors", "canary", "parity"]
 
 
 @dataclass(frozen=True)
@@ -40,31 +41,71 @@ def verify(
     digest: str | None = None,
     base: Path | None = None,
     prompts: Sequence[Sequence[int]] = (),
+    checks: Sequence[CheckName] | None = None,
     track: Track = untracked,
 ) -> list[Check]:
     """Check an artifact: files, graph or edited tensors, canary, and parity with the reference of the model ``base``.
 
     ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``prompts``: token ids to compare on
-    beside the canary's. Raises ``BakeoutError`` where there is no artifact; what is wrong with one is in the checks.
+    beside the canary's. ``checks``: these alone (``check_names`` by default): ``hashes`` of the files and of the
+    manifest, ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``. Raises
+    ``BakeoutError`` where there is no artifact, and for checks that it does not have; what is wrong with an artifact
+    is in the checks.
     """
     manifest = read_manifest(directory)
-    checks = [*_digest_check(directory, digest), *_file_checks(directory, manifest, track)]
+    asked = check_names(directory) if checks is None else checks
+    _require_checks(directory, asked, digest, base, prompts)
     receipts = [Receipt(**receipt) for receipt in manifest["receipts"]]
-    artifact = _Checkpoint if holds_weights(directory) and not (directory / GRAPH).exists() else _Graph
-    checks.append(artifact.check_form(directory, receipts))
+    artifact = _Checkpoint if _is_checkpoint(directory) else _Graph
+    done: list[Check] = []
+    if "hashes" in asked:
+        done += [*_digest_check(directory, digest), *_file_checks(directory, manifest, track)]
+    if artifact.form in asked:
+        done.append(artifact.check_form(directory, receipts))
+        if not done[-1].ok:
+            return [*done, *(_skipped(name) for name in ("canary", "parity") if name in asked)]
+    if not {"canary", "parity"} & set(asked):
+        return done
     try:
         plan = load_plan(directory / PLAN)
     except BakeoutError as error:
-        return [*checks, Check("plan", False, str(error)), _skipped("canary"), _skipped("parity")]
-    if not checks[-1].ok:
-        return [*checks, _skipped("canary"), _skipped("parity")]
-    checks.append(_canary_check(artifact, directory, plan, receipts))
-    prompts = [*plan.canary.input_ids.tolist(), *prompts]
-    try:
-        checks.append(artifact.check_parity(directory, plan, receipts, base, prompts, track))
-    except BakeoutError as error:
-        checks.append(Check("parity", False, str(error)))
-    return checks
+        return [*done, Check("plan", False, str(error)), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
+    if "canary" in asked:
+        done.append(_canary_check(artifact, directory, plan, receipts))
+    if "parity" in asked:
+        prompts = [*plan.canary.input_ids.tolist(), *prompts]
+        try:
+            done.append(artifact.check_parity(directory, plan, receipts, base, prompts, track))
+        except BakeoutError as error:
+            done.append(Check("parity", False, str(error)))
+    return done
+
+
+def check_names(directory: Path) -> tuple[CheckName, ...]:
+    """The checks that an artifact has."""
+    return ("hashes", "tensors" if _is_checkpoint(directory) else "graph", "canary", "parity")
+
+
+def _is_checkpoint(directory: Path) -> bool:
+    return holds_weights(directory) and not (directory / GRAPH).exists()
+
+
+def _require_checks(
+    directory: Path, asked: Sequence[CheckName], digest: str | None, base: Path | None, prompts: Sequence[Sequence[int]]
+) -> None:
+    names = check_names(directory)
+    if unknown := [name for name in asked if name not in names]:
+        raise BakeoutError(f"{directory} has no check called {unknown[0]}.", f"Choose `checks` of {', '.join(names)}.")
+    for option, name, given in (
+        ("digest", "hashes", digest is not None),
+        ("base", "parity", base is not None),
+        ("prompts", "parity", len(prompts) > 0),
+    ):
+        if given and name not in asked:
+            raise BakeoutError(
+                f"`{option}` is for the check {name}, which `checks` leaves out.",
+                f"Leave it out, or add {name}.",
+            )
 
 
 def _digest_check(directory: Path, digest: str | None) -> Iterator[Check]:
@@ -97,6 +138,8 @@ def _file_checks(directory: Path, manifest: dict[str, Any], track: Track) -> Ite
 def _canary_check(
     artifact: type[_Graph] | type[_Checkpoint], directory: Path, plan: Plan, receipts: Sequence[Receipt]
 ) -> Check:
+    if artifact.computes_with_torch and (lacking := _lacking()):
+        return _skipped("canary", f"it needs {lacking}")
     try:
         matches = artifact.match_canary(directory, plan, receipts)
     except BakeoutError as error:
@@ -113,6 +156,9 @@ def _canary_check(
 
 class _Graph:
     """The checks of an ONNX artifact."""
+
+    form: CheckName = "graph"
+    computes_with_torch = False
 
     @staticmethod
     def check_form(directory: Path, _receipts: Sequence[Receipt]) -> Check:
@@ -142,7 +188,6 @@ class _Graph:
         track: Track,
     ) -> Check:
         from bakeout.export.verification.formulas import check_formulas
-        from bakeout.export.verification.parity import check_parity, check_quantised
         from bakeout.graph_passes.graph.graph_file import load_graph
         from bakeout.graph_passes.graph.precision import stored_precision
 
@@ -150,8 +195,10 @@ class _Graph:
         if any(isinstance(one, NeuronAdjust) and one.coin == "stochastic" for one in plan.interventions):
             ok, detail = check_formulas(graph, plan, receipts, prompts, track)
             return Check("parity", ok, f"stochastic coin, not comparable token for token; instead: {detail}")
-        if base is None:
-            return _skipped("parity", _NEEDS_BASE)
+        if base is None or _lacking():
+            return _skipped("parity", _needs(base))
+        from bakeout.export.verification.parity import check_parity, check_quantised
+
         if stored_precision(load_graph(graph)) == "quantised":
             return Check("parity", *check_quantised(graph, plan, receipts, base, prompts, track))
         return Check("parity", *check_parity(graph, plan, base, prompts, track))
@@ -159,6 +206,9 @@ class _Graph:
 
 class _Checkpoint:
     """The checks of an artifact that is a checkpoint."""
+
+    form: CheckName = "tensors"
+    computes_with_torch = True
 
     @staticmethod
     def check_form(directory: Path, receipts: Sequence[Receipt]) -> Check:
@@ -184,11 +234,22 @@ class _Checkpoint:
         prompts: Sequence[Sequence[int]],
         track: Track,
     ) -> Check:
+        if base is None or _lacking():
+            return _skipped("parity", _needs(base))
         from bakeout.export.verification.checkpoint_checks import check_checkpoint_parity
 
-        if base is None:
-            return _skipped("parity", _NEEDS_BASE)
         return Check("parity", *check_checkpoint_parity(directory, plan, receipts, base, prompts, track))
+
+
+def _needs(base: Path | None) -> str:
+    parts = [*(["the base model's checkpoint (`base`)"] if base is None else []), *([_lacking()] if _lacking() else [])]
+    return f"it needs {' and '.join(parts)}"
+
+
+def _lacking() -> str:
+    """The library that the PyTorch reference needs and that is not installed, with its remedy; empty for none."""
+    missing = [package for package in ("torch", "transformers") if not is_installed(package)]
+    return f"{missing[0]} ({installing(missing[0])})" if missing else ""
 
 
 def _skipped(name: str, why: str = "an earlier check failed") -> Check:

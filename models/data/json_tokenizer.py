@@ -18,6 +18,7 @@ from bakeout.models.data.chat_template import ChatTemplate
 from bakeout.models.data.tokenization import Message
 from bakeout.models.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from bakeout.models.errors import BakeoutError
+from bakeout.models.extras import installing
 
 # What English text is cleaned of, in this order.
 _SPACES = (
@@ -119,7 +120,7 @@ def _read_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise BakeoutError(
             f"{directory} holds no tokenizer.json.",
-            "Put it beside the other files, or have other vocabularies read: pip install 'bakeout[fit]'.",
+            f"Put it beside the other files, or install what reads other vocabularies: {installing('transformers')}.",
         )
     try:
         return Tokenizer.from_file(str(path))

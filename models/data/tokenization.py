@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.extras import is_installed
 
 Message = dict[str, str]
 
@@ -52,12 +53,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
     Raises ``BakeoutError`` where there is none, and for one that needs transformers where it is missing.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ModuleNotFoundError:
+    if not is_installed("transformers"):
         from bakeout.models.data.json_tokenizer import JsonTokenizer
 
         return JsonTokenizer(directory)
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
             directory, local_files_only=True, trust_remote_code=False

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from tokenizers import AddedToken
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.extras import installing
 
 # A special token: as a string, where no file says how it is matched in a text.
 Special: TypeAlias = "AddedToken | str"
@@ -46,7 +47,7 @@ _CLASSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
     }
 )
-_INSTALL = "Install transformers, which can: pip install 'bakeout[fit]'."
+_INSTALL = f"Install transformers, which can: {installing('transformers')}."
 
 
 @dataclass(frozen=True)

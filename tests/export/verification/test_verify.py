@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import write_manifest
 from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.cli.main import main
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.verify import Check, verify
 from bakeout.models.errors import BakeoutError
@@ -50,7 +52,34 @@ def test_parity_without_the_base_model_is_skipped_and_not_ok(artifact: Path) -> 
     assert parity.name == "parity"
     assert not parity.ok
     assert parity.detail.startswith("skipped: ")
-    assert "--base" in parity.detail
+    assert "`base`" in parity.detail
+
+
+def test_the_checks_that_are_asked_for_are_the_verdict(artifact: Path) -> None:
+    checks = verify(artifact, checks=["hashes", "graph", "canary"])
+    assert [(check.name, check.ok) for check in checks] == [("files", True), ("graph", True), ("canary", True)]
+    assert [check.name for check in verify(artifact, checks=["canary"])] == ["canary"]
+
+
+def test_checks_that_cannot_be_asked_for_are_told(artifact: Path, llama_checkpoint: Path) -> None:
+    with pytest.raises(BakeoutError, match="no check called tensors"):
+        verify(artifact, checks=["tensors"])
+    with pytest.raises(BakeoutError, match="`digest` is for the check hashes"):
+        verify(artifact, checks=["canary"], digest="0" * 64)
+    with pytest.raises(BakeoutError, match="`base` is for the check parity"):
+        verify(artifact, checks=["canary"], base=llama_checkpoint)
+
+
+def test_the_command_says_which_checks_were_not_asked_for(artifact: Path) -> None:
+    command = ["verify", str(artifact), "--checks", "hashes,graph,canary"]
+    shown = CliRunner().invoke(main, command)
+    assert shown.exit_code == 0, shown.output
+    assert [line.split(maxsplit=2)[:2] for line in shown.stdout.splitlines()][-1] == ["-", "parity"]
+    content = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
+    assert (content["ok"], content["not_asked"]) == (True, ["parity"])
+    everything = CliRunner().invoke(main, ["verify", str(artifact)])
+    assert everything.exit_code == 1
+    assert "(`--base`)" in everything.stdout
 
 
 @pytest.mark.parametrize(
