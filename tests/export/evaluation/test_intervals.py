@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from bakeout.export.evaluation.intervals import bootstrap, paired_difference, share_interval, unpaired_difference
 
@@ -17,6 +18,13 @@ from bakeout.export.evaluation.intervals import bootstrap, paired_difference, sh
 )
 def test_a_share_has_wilsons_interval(successes: int, trials: int, low: float, high: float) -> None:
     assert share_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_a_share_has_scipys_interval_to_the_last_bit() -> None:
+    for trials in (1, 2, 7, 30, 64, 101, 263):
+        for successes in range(trials + 1):
+            interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+            assert share_interval(successes, trials) == (interval.low, interval.high)
 
 
 # Newcombe, Statistics in Medicine 17 (1998), pp. 873-890, table II, method 10; the paper has first minus second.
