@@ -17,7 +17,7 @@ from bakeout.export.running.runner import Runner
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.lunar.deviation_score import deviation_score
 from bakeout.models.methods.lunar.fit import fit_lunar
-from bakeout.models.methods.lunar.gradient import GradientOptions
+from bakeout.models.methods.lunar.options import GradientOptions, LunarOptions
 from bakeout.models.methods.lunar.redirection import redirections
 from bakeout.models.methods.lunar.token_rows import TokenRows, probe_rows
 from bakeout.models.network.families import feed_forward_layers
@@ -94,16 +94,17 @@ def _fit(bench: Bench, name: str, data: dict[str, list[Record]]) -> list[Interve
     setting = name.removesuffix(ON_TOP)
     skills = [record for skill in OTHER_SKILLS for record in data[skill]]
     first = about(data["facts"], FIRST)
-    options = SETTINGS[setting] | {"batch_size": BATCH}
+    options = LunarOptions(forget=["facts"], reference=["unknown"], **SETTINGS[setting])
     if name == setting:
         retain = about(data["facts"], NAMES[10:]) + skills
-        return [fit_lunar(bench.model, first, data["unknown"], retain, **options)]
+        return [fit_lunar(bench.model, first, data["unknown"], retain, options, batch_size=BATCH)]
     (update,) = _updates(fitted(bench, setting, data))
-    options["layers"] = [one.layer for one in update.updates]
+    options = options.model_copy(update={"layers": [one.layer for one in update.updates]})
     retain = about(data["facts"], NAMES[20:]) + skills
     with edited_weights(bench.model, [update]):
         second = about(data["facts"], SECOND)
-        return [update, fit_lunar(bench.model, second, data["unknown"], retain, redirected=first, **options)]
+        on_top = fit_lunar(bench.model, second, data["unknown"], retain, options, redirected=first, batch_size=BATCH)
+        return [update, on_top]
 
 
 def _updates(plan: Plan) -> list[LowRankUpdate]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -15,10 +14,9 @@ from bakeout.models.data.rows import Record
 from bakeout.models.data.spreading import spread
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
-from bakeout.models.methods.lunar.gradient import GradientOptions
 from bakeout.models.methods.lunar.layer import LayerProblem, by_gradient, by_regression
 from bakeout.models.methods.lunar.low_rank import truncated
-from bakeout.models.methods.lunar.options import Aim, LunarOptions, Solver
+from bakeout.models.methods.lunar.options import LunarOptions, Tokens
 from bakeout.models.methods.lunar.redirection import redirections, require_shiftable, steering_scores
 from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows
 from bakeout.models.methods.search_space import tuned
@@ -26,8 +24,6 @@ from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import LowRankUpdate, WeightUpdate
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.weight_edits import edited_weights
-
-Tokens = Literal["prompt", "last"]
 
 # How many prompts of each kind the choice of a layer looks at, and which scores are as good as the best.
 _SCORED = 200
@@ -42,14 +38,9 @@ def fit(options: LunarOptions, fitting: Fitting) -> LowRankUpdate:
         fitting.probe(names["forget"]),
         fitting.probe(names["reference"]),
         fitting.probe(names["retain"]),
+        options,
         redirected=fitting.probe(names.get("redirected", [])),
-        layers=options.layers,
-        solver=options.solver,
-        aim=options.aim,
-        coefficient=tuned(options.coefficient),
-        ridge=options.ridge,
         batch_size=fitting.batch_size,
-        seed=options.seed,
         track=fitting.track,
     )
 
@@ -67,37 +58,29 @@ def fit_lunar(
     forget: Sequence[Record],
     reference: Sequence[Record],
     retain: Sequence[Record],
+    options: LunarOptions,
     *,
     redirected: Sequence[Record] = (),
-    layers: Literal["auto"] | Sequence[int] = "auto",
-    solver: Solver = "closed_form",
-    aim: Aim = "reference",
-    coefficient: float = 1.5,
-    tokens: Tokens = "prompt",
-    ridge: float = 0.01,
-    gradient: GradientOptions | None = None,
-    truncation: float = 0.01,
-    batch_size: int = 8,
-    seed: int = 0,
+    batch_size: int,
     track: Track = untracked,
 ) -> LowRankUpdate:
     """Change ``down`` of one layer, or of several, so that ``forget`` prompts are answered as ``reference`` ones are.
 
     Rows are tokens: h is a token's key vector in layer l, a the residual stream behind block l. The change dW solves
     dW h = (target - a) on forget rows and dW h = 0 on retain rows, in the sense of least squares. Targets are those of
-    ``redirection.redirections``: ``aim`` shift is the paper's a + c r; reference, our reading, also takes away what
+    ``redirection.redirections``: the aim `shift` is the paper's a + c r; `reference`, our reading, also takes away what
     tells the forget prompts apart, so that a step back along r brings nothing back. Forget rows are the prompt's
-    tokens (``tokens`` prompt, the authors' code) or its last one alone (last). A token up to which a forget text and a
+    tokens (as in the authors' code) or its last one alone. A token up to which a forget text and a
     retain text are the same is one input that cannot go two ways: it is no forget row (our reading). Retain rows are
     all tokens of ``retain`` and ``reference``, prompts and responses, as the reference prompts are to be answered as
     they are now, too.
 
-    ``solver`` closed_form is ridge regression (``ridge.RidgeSystem``; ``ridge`` is its lambda), rank one for a shift:
-    dW = c r (H_f 1)ᵀ (H_f H_fᵀ + H_r H_rᵀ + lambda I)⁻¹. ``gradient`` is the paper's optimiser
-    (``lunar_gradient.descend``), ``gradient`` its options. Either is cut to the smallest rank that leaves at most the
-    share ``truncation`` of the Frobenius norm; ``report`` has what is left.
+    The solver `closed_form` is ridge regression (``ridge.RidgeSystem``; `ridge` is its lambda), rank one for a shift:
+    dW = c r (H_f 1)ᵀ (H_f H_fᵀ + H_r H_rᵀ + lambda I)⁻¹. `gradient` is the paper's optimiser
+    (``gradient.descend``). Either is cut to the smallest rank that leaves at most the
+    share `truncation` of the Frobenius norm; ``report`` has what is left.
 
-    ``layers`` auto takes the lowest layer whose ``redirection.steering_scores`` is within 0.05 of the best: the lower,
+    `layers: auto` takes the lowest layer whose ``redirection.steering_scores`` is within 0.05 of the best: the lower,
     the less of what is to be forgotten has been read by then, which another layer could bring back. Several layers are
     fitted from below, each in the model that carries the edits below it, towards targets from the unedited model.
 
@@ -105,20 +88,21 @@ def fit_lunar(
     requests: all tokens of their prompts stay as they are now, redirected; their responses, which the model no longer
     gives, are not used. ``retain`` then must not hold them.
 
-    The model is given back bit for bit. Raises ``BakeoutError`` for options out of range, for records without a
-    prompt, where no token of ``forget`` is left that moves, for layers that the model does not have, and for
-    architectures that normalise what ``down`` gives (no change of ``down`` is a shift of the residual stream there).
+    The model is given back bit for bit. Raises ``BakeoutError`` for records without a prompt, where no token of
+    ``forget`` is left that moves, for layers that the model does not have, and for architectures that normalise what
+    ``down`` gives (no change of ``down`` is a shift of the residual stream there).
     """
     feed_forwards = feed_forward_layers(model)
-    _require_options(solver, aim, tokens, coefficient, ridge, truncation)
     for name, records in (("forget", forget), ("reference", reference), ("earlier", redirected)):
         _require_prompts(name, records)
     require_shiftable(model, forget[0].prompt_ids)
-    rows, masked = _rows(forget, reference, retain, redirected, tokens)
+    rows, masked = _rows(forget, reference, retain, redirected, options.tokens)
     prompts = [record.prompt_ids for record in reference]
 
+    aim, coefficient = options.aim, tuned(options.coefficient)
     scores: dict[int, float] = {}
-    if layers == "auto":
+    layers: Sequence[int]
+    if options.layers == "auto":
         kept = [record.prompt_ids for record in retain if record.prompt_ids]
         if not kept:
             raise BakeoutError("LUNAR: no row of the retain data has a prompt, to choose a layer by.", "Name layers.")
@@ -133,14 +117,15 @@ def fit_lunar(
             track=track,
         )
         layers = [min(layer for layer, score in scores.items() if score >= max(scores.values()) - _AS_GOOD)]
-    chosen = sorted(set(layers))
-    _require_layers(chosen, len(feed_forwards))
+    else:
+        layers = sorted(set(options.layers))
+        _require_layers(layers, len(feed_forwards))
 
     redirected_to = redirections(
         model,
         rows.forget,
         prompts,
-        layers=chosen,
+        layers=layers,
         aim=aim,
         coefficient=coefficient,
         batch_size=batch_size,
@@ -148,17 +133,17 @@ def fit_lunar(
     )
     updates: list[WeightUpdate] = []
     fitted: dict[str, Any] = {}
-    for layer in chosen:
+    for layer in layers:
         below = [LowRankUpdate("LUNAR", tuple(updates))] if updates else []
         with edited_weights(model, below):
             problem = LayerProblem(
                 model, feed_forwards[layer], rows.forget, redirected_to[layer], rows.retain, batch_size
             )
-            if solver == "closed_form":
-                change, figures = by_regression(problem, ridge, track)
+            if options.solver == "closed_form":
+                change, figures = by_regression(problem, options.ridge, track)
             else:
-                change, figures = by_gradient(problem, gradient or GradientOptions(), seed, track)
-        left, right, residual = truncated(change, truncation)
+                change, figures = by_gradient(problem, options.gradient, options.seed, track)
+        left, right, residual = truncated(change, options.truncation)
         updates.append(WeightUpdate(layer, "down", left, right))
         fitted[str(layer)] = {
             "rank": left.shape[1],
@@ -168,10 +153,10 @@ def fit_lunar(
             **figures,
         }
     report = {
-        "solver": solver,
+        "solver": options.solver,
         "aim": aim,
         "coefficient": coefficient,
-        "tokens": tokens,
+        "tokens": options.tokens,
         "forget_rows": len(rows.forget),
         "retain_rows": len(rows.retain),
         "masked_rows": masked,
@@ -211,24 +196,6 @@ def _rows(
     return _Rows(forget_rows, TokenRows(tuple(staying), tuple(list(range(len(ids))) for ids in staying))), masked
 
 
-def _require_options(solver: str, aim: str, tokens: str, coefficient: float, ridge: float, truncation: float) -> None:
-    for name, value, choices in (
-        ("solver", solver, get_args(Solver)),
-        ("aim", aim, get_args(Aim)),
-        ("choice of tokens", tokens, get_args(Tokens)),
-    ):
-        if value not in choices:
-            raise BakeoutError(f"LUNAR: no {name} is called {value!r}.", f"Choose {' or '.join(choices)}.")
-    if not (math.isfinite(coefficient) and coefficient > 0):
-        raise BakeoutError(
-            f"LUNAR: the coefficient {coefficient} redirects nothing.", "Choose a positive number such as 1.5."
-        )
-    if not ridge > 0:
-        raise BakeoutError(f"LUNAR: the ridge {ridge} is not positive.", "Choose a share such as 0.01.")
-    if not 0 <= truncation < 1:
-        raise BakeoutError(f"LUNAR: the truncation {truncation} is not in [0, 1).", "Choose a share such as 0.01.")
-
-
 def _require_prompts(name: str, records: Sequence[Record]) -> None:
     if name != "earlier" and not records:
         raise BakeoutError(f"LUNAR: there are no {name} prompts.", "Give some.")
@@ -237,8 +204,6 @@ def _require_prompts(name: str, records: Sequence[Record]) -> None:
 
 
 def _require_layers(layers: Sequence[int], count: int) -> None:
-    if not layers:
-        raise BakeoutError("LUNAR: no layer is named.", "Name one, or let the method choose: auto.")
     for layer in layers:
         if not 0 <= layer < count:
             raise BakeoutError(f"LUNAR: the model has no layer {layer}.", f"Name layers between 0 and {count - 1}.")

@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.lunar.options import GradientOptions
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
-
-
-@dataclass(frozen=True)
-class GradientOptions:
-    """The authors' settings, and ``retain_rows``: how many retain rows there are for each forget row.
-
-    The paper takes one; we draw more where there are more, since a retained skill that no row stands for moves.
-    """
-
-    learning_rate: float = 1e-2
-    decay: float = 0.9
-    epochs: int = 20
-    rows: int = 64
-    retain_rows: float = 4.0
-
-    def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and 0 < self.decay <= 1 and self.retain_rows > 0):
-            raise BakeoutError(
-                "LUNAR: the learning rate, its decay or the share of retain rows is out of range.",
-                "Use a positive rate and share, and a decay in (0, 1].",
-            )
-        if self.epochs < 1 or self.rows < 1:
-            raise BakeoutError("LUNAR: descent needs at least one epoch and one row a batch.", "Use positive numbers.")
 
 
 def descend(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from bakeout.models.methods.lunar.gradient import GradientOptions, descend
+from bakeout.models.methods.lunar.gradient import descend
+from bakeout.models.methods.lunar.options import GradientOptions
 from bakeout.models.methods.lunar.redirection import Redirection
 from bakeout.models.methods.lunar.ridge import RidgeSystem
 from bakeout.models.methods.lunar.token_rows import Probed, TokenRows, probe_rows

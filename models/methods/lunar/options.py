@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from bakeout.models.methods.options import Layers, MethodOptions, Names, Seed, Tuned
+from bakeout.models.methods.options import Layers, MethodOptions, Names, Section, Seed, Share, Tuned
 from bakeout.models.methods.search_space import SearchSpace, Span
 
 # How the edited weight is solved for, and what the answers are redirected to.
 Solver = Literal["closed_form", "gradient"]
 Aim = Literal["shift", "reference"]
+# Which tokens of a forget prompt move.
+Tokens = Literal["prompt", "last"]
+
+
+class GradientOptions(Section):
+    """The gradient solver's settings: the authors', but for ``retain_rows``."""
+
+    learning_rate: PositiveFloat = Field(1e-2, description="AdamW's, in the first epoch.")
+    decay: Share = Field(0.9, description="What the rate is multiplied by after each epoch.")
+    epochs: PositiveInt = Field(20, description="Passes over the rows.")
+    rows: PositiveInt = Field(64, description="Rows a batch.")
+    retain_rows: PositiveFloat = Field(
+        4.0,
+        description="Retain rows for each forget row. The paper takes one; a retained skill that no row stands for "
+        "moves.",
+    )
 
 
 class LunarOptions(MethodOptions):
@@ -36,7 +52,16 @@ class LunarOptions(MethodOptions):
         "`shift` along the paper's direction.",
     )
     coefficient: Tuned = Field(1.5, description="How far they are sent; `auto` is for `bakeout tune`.")
-    ridge: PositiveFloat = Field(0.01, description="The ridge of the closed form.")
+    tokens: Tokens = Field(
+        "prompt", description="Which tokens of a forget prompt are sent there: the whole `prompt`'s, or its `last` one."
+    )
+    ridge: PositiveFloat = Field(
+        0.01, description="The closed form's lambda, as a share of the mean of the diagonal of KᵀK."
+    )
+    gradient: GradientOptions = Field(GradientOptions(), description="Settings of the `gradient` solver.")
+    truncation: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.01, description="The share of a change's norm that may be lost so that its rank is small."
+    )
     seed: Seed = Field(0, description="Seed of the gradient solver.")
 
 

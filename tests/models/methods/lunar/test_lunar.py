@@ -10,14 +10,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lunar.deviation_score import deviation_score, rouge1
 from bakeout.models.methods.lunar.fit import fit_lunar
-from bakeout.models.methods.lunar.gradient import GradientOptions, descend
+from bakeout.models.methods.lunar.gradient import descend
 from bakeout.models.methods.lunar.low_rank import truncated
+from bakeout.models.methods.lunar.options import GradientOptions, LunarOptions
 from bakeout.models.methods.lunar.redirection import redirections
 from bakeout.models.methods.lunar.ridge import RidgeSystem
 from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows, probe_rows
@@ -235,11 +237,24 @@ def test_the_reference_aim_is_the_mean_of_the_same_token_or_of_all(llama: PreTra
     np.testing.assert_allclose(aimed.targets[1], np.concatenate([one, other]).mean(axis=0), atol=1e-4)
 
 
+def _lunar(
+    model: PreTrainedModel,
+    forget: Sequence[Record],
+    reference: Sequence[Record],
+    retain: Sequence[Record],
+    redirected: Sequence[Record] = (),
+    batch_size: int = 8,
+    **options: Any,
+) -> LowRankUpdate:
+    chosen = LunarOptions(forget=["forget"], reference=["reference"], **options)
+    return fit_lunar(model, forget, reference, retain, chosen, redirected=redirected, batch_size=batch_size)
+
+
 @pytest.mark.parametrize("family", PLAIN)
 def test_forget_rows_arrive_and_retain_rows_stay_in_every_family(family: str, data: Requests) -> None:
     model = tiny_model(family, layers=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    update = fit_lunar(
+    update = _lunar(
         model, **data, layers=[1], aim="shift", coefficient=1.0, ridge=1e-7, tokens="last", truncation=0.0, batch_size=3
     )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -271,7 +286,7 @@ def _gathered(model: PreTrainedModel, rows: TokenRows, layer: int) -> Any:
 def test_an_edited_model_answers_forget_prompts_otherwise(
     llama: PreTrainedModel, data: Requests, solver: Any, aim: Any
 ) -> None:
-    update = fit_lunar(llama, **data, layers=[1], solver=solver, aim=aim, coefficient=2.0, batch_size=4)
+    update = _lunar(llama, **data, layers=[1], solver=solver, aim=aim, coefficient=2.0, batch_size=4)
     ids = torch.tensor([data["forget"][0].prompt_ids])
     with torch.no_grad():
         before = llama(ids).logits[0, -1]
@@ -285,9 +300,9 @@ def test_an_edited_model_answers_forget_prompts_otherwise(
 
 def test_several_layers_build_on_each_other(llama: PreTrainedModel, data: Requests) -> None:
     options: Any = {"aim": "shift", "coefficient": 1.0, "ridge": 1e-6, "tokens": "last", "truncation": 0.0}
-    both = fit_lunar(llama, **data, layers=[2, 1], **options)
+    both = _lunar(llama, **data, layers=[2, 1], **options)
     assert [one.layer for one in both.updates] == [1, 2]
-    lower = fit_lunar(llama, **data, layers=[1], **options)
+    lower = _lunar(llama, **data, layers=[1], **options)
     np.testing.assert_array_equal(both.updates[0].left, lower.updates[0].left)
     rows = TokenRows(
         tuple(r.prompt_ids for r in data["forget"]), tuple([len(r.prompt_ids) - 1] for r in data["forget"])
@@ -301,14 +316,14 @@ def test_several_layers_build_on_each_other(llama: PreTrainedModel, data: Reques
 
 
 def test_a_second_request_leaves_the_first_redirected(llama: PreTrainedModel, data: Requests) -> None:
-    first = fit_lunar(llama, **data, layers=[1], tokens="last", ridge=1e-6)
+    first = _lunar(llama, **data, layers=[1], tokens="last", ridge=1e-6)
     more = _records(4, seed=31)
     rows = TokenRows(
         tuple(r.prompt_ids for r in data["forget"]), tuple([len(r.prompt_ids) - 1] for r in data["forget"])
     )
     with edited_weights(llama, [first]):
         sent = _gathered(llama, rows, 1)
-        second = fit_lunar(
+        second = _lunar(
             llama,
             more,
             data["reference"],
@@ -323,7 +338,7 @@ def test_a_second_request_leaves_the_first_redirected(llama: PreTrainedModel, da
 
 
 def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, data: Requests) -> None:
-    update = fit_lunar(llama, **data, batch_size=4)
+    update = _lunar(llama, **data, batch_size=4)
     scores = update.report["layer_scores"]
     assert list(scores) == ["0", "1", "2", "3"] and all(-1 <= score <= 1 for score in scores.values())
     good = [int(layer) for layer, score in scores.items() if score >= max(scores.values()) - 0.05]
@@ -332,13 +347,13 @@ def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, 
 
 def test_auto_needs_prompts_to_keep(llama: PreTrainedModel, data: Requests) -> None:
     with pytest.raises(BakeoutError, match="to choose a layer by"):
-        fit_lunar(llama, data["forget"], data["reference"], [Record("", "r", [], [5, 6, 7])])
+        _lunar(llama, data["forget"], data["reference"], [Record("", "r", [], [5, 6, 7])])
 
 
 def test_fitting_twice_gives_the_same_bytes(llama: PreTrainedModel, data: Requests) -> None:
     for options in ({"solver": "closed_form"}, {"solver": "gradient"}):
         state = torch.get_rng_state()
-        one, other = (fit_lunar(llama, **data, layers=[1], seed=3, **options) for _ in range(2))  # type: ignore[arg-type]
+        one, other = (_lunar(llama, **data, layers=[1], seed=3, **options) for _ in range(2))  # type: ignore[arg-type]
         assert one.updates[0].left.tobytes() == other.updates[0].left.tobytes()
         assert one.report == other.report
         assert torch.equal(state, torch.get_rng_state())
@@ -347,44 +362,53 @@ def test_fitting_twice_gives_the_same_bytes(llama: PreTrainedModel, data: Reques
 def test_what_a_forget_text_shares_with_a_retained_one_stays(llama: PreTrainedModel) -> None:
     forget = [Record("p", "r", [7, 8, 9, 10], [11])]
     retain = [Record("p", "r", [7, 8, 5], [6])]
-    update = fit_lunar(llama, forget, _records(3, seed=1), retain, layers=[0])
+    update = _lunar(llama, forget, _records(3, seed=1), retain, layers=[0])
     assert (update.report["forget_rows"], update.report["masked_rows"]) == (2, 2)
     with pytest.raises(BakeoutError, match="beginnings of texts that must stay"):
-        fit_lunar(llama, forget, _records(3, seed=1), [Record("p", "r", [7, 8, 9, 10], [12])], layers=[0])
+        _lunar(llama, forget, _records(3, seed=1), [Record("p", "r", [7, 8, 9, 10], [12])], layers=[0])
 
 
 @pytest.mark.parametrize("family", NORMED)
 def test_a_norm_behind_the_layer_is_refused(family: str, data: Requests) -> None:
     with pytest.raises(BakeoutError, match="norm behind its feed-forward layers"):
-        fit_lunar(tiny_model(family, layers=2), **data, layers=[0])
+        _lunar(tiny_model(family, layers=2), **data, layers=[0])
 
 
 @pytest.mark.parametrize(
-    ("options", "cause"),
+    ("records", "cause"),
     [
-        ({"coefficient": 0.0}, "redirects nothing"),
-        ({"coefficient": float("nan")}, "redirects nothing"),
-        ({"ridge": 0.0}, "ridge"),
-        ({"truncation": 1.0}, "truncation"),
-        ({"layers": []}, "no layer"),
-        ({"layers": [4]}, "no layer 4"),
-        ({"solver": "newton"}, "solver"),
-        ({"aim": "away"}, "aim"),
-        ({"tokens": "first"}, "tokens"),
         ({"forget": []}, "no forget prompts"),
         ({"reference": []}, "no reference prompts"),
         ({"reference": [Record("", "r", [], [3])]}, "reference data has no prompt"),
     ],
 )
-def test_options_out_of_range_are_refused(
-    llama: PreTrainedModel, data: Requests, options: dict[str, Any], cause: str
+def test_records_that_cannot_be_fitted_on_are_refused(
+    llama: PreTrainedModel, data: Requests, records: dict[str, Any], cause: str
 ) -> None:
     with pytest.raises(BakeoutError, match=cause):
-        fit_lunar(llama, **{**data, "layers": [0], **options})
-    with pytest.raises(BakeoutError, match="rate"):
-        GradientOptions(learning_rate=0)
-    with pytest.raises(BakeoutError, match="epoch"):
-        GradientOptions(epochs=0)
+        _lunar(llama, **{**data, **records}, layers=[0])
+    with pytest.raises(BakeoutError, match="no layer 4"):
+        _lunar(llama, **data, layers=[4])
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"coefficient": 0.0}, "coefficient"),
+        ({"coefficient": float("nan")}, "coefficient"),
+        ({"ridge": 0.0}, "ridge"),
+        ({"truncation": 1.0}, "truncation"),
+        ({"layers": []}, "layers"),
+        ({"solver": "newton"}, "solver"),
+        ({"aim": "away"}, "aim"),
+        ({"tokens": "first"}, "tokens"),
+        ({"gradient": {"learning_rate": 0}}, "gradient.learning_rate"),
+        ({"gradient": {"epochs": 0}}, "gradient.epochs"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], option: str) -> None:
+    with pytest.raises(ValidationError, match=option):
+        LunarOptions(forget=["forget"], reference=["reference"], **options)
 
 
 def test_the_deviation_score_is_zero_at_its_best_and_counts_words() -> None:
@@ -400,6 +424,6 @@ def test_the_deviation_score_is_zero_at_its_best_and_counts_words() -> None:
 
 
 def test_an_update_is_one_that_plans_take(llama: PreTrainedModel, data: Requests) -> None:
-    update = fit_lunar(llama, **data, layers=[0, 3])
+    update = _lunar(llama, **data, layers=[0, 3])
     assert isinstance(update, LowRankUpdate) and update.method == "LUNAR"
     assert all(one.left.dtype == one.right.dtype == np.float32 for one in update.updates)
