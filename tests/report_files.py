@@ -80,6 +80,7 @@ EVALUATION: dict[str, Any] = {
             "refusals": 0.95,
             "change": -0.96,
             "change_interval": [-0.99, -0.91],
+            "paired": False,
         },
         {"model": "out/artifact", "data": "names", "prompts": 90, "accuracy": 0.96, "refusals": 0.0},
     ],

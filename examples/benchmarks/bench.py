@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.export.baking.bake import BakeOptions, bake
-from bakeout.export.evaluation.evaluate import grade, measure
+from bakeout.export.evaluation.grading import grade, measure
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.rows import Record, read_records
@@ -64,7 +65,7 @@ class Bench:
         """Which of a split's prompts (as for ``records``) the base model answers rightly."""
         with tempfile.TemporaryDirectory() as scratch:
             path = self._write(skill, split, count or PROMPTS[split], Path(scratch))
-            return grade(self.runner(self.base), path, set(), batch_size=64).right
+            return grade(self.runner(self.base), path, Refusals(), batch_size=64).right
 
     def _write(self, skill: str, split: str, count: int, directory: Path, seed: int = 0) -> Path:
         path = directory / f"{skill}.jsonl"
@@ -77,7 +78,7 @@ class Bench:
 
     def accuracies(self, graph: Path) -> dict[str, float]:
         """Accuracy per skill on the test split."""
-        rows = measure(self.runner(graph), "artifact", self.files, set(), batch_size=64)
+        rows = measure(self.runner(graph), "artifact", self.files, Refusals(), batch_size=64)
         return {row.data: row.accuracy for row in rows}
 
     def plan(self, intervention: Intervention, prompts: Sequence[list[int]]) -> Plan:

@@ -21,8 +21,9 @@ from comparison import print_table
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.baking.quantise import quantise
-from bakeout.export.evaluation.evaluate import measure
+from bakeout.export.evaluation.grading import measure
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
@@ -119,7 +120,7 @@ def measured(bench: Bench, files: dict[str, Path]) -> None:
             if (key := f"{precision} {name}") in bench.rows:
                 continue
             graph = unbaked(bench, precision) if name == "none" else baked(bench, precision, fitted[name])
-            rows = measure(Runner(graph, threads=1), key, files, set(), batch_size=BATCH[precision])
+            rows = measure(Runner(graph, threads=1), key, files, Refusals(), batch_size=BATCH[precision])
             bench.save(key, {row.data: row.accuracy for row in rows})
             print(f"{key}: {bench.rows[key]}", flush=True)
 

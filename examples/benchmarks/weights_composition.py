@@ -9,7 +9,8 @@ import weights_lunar
 from bench import Bench
 from weights_plans import baked, kept_plan
 
-from bakeout.export.evaluation.evaluate import measure
+from bakeout.export.evaluation.grading import measure
+from bakeout.export.running.refusals import Refusals
 from bakeout.export.verification.parity import check_parity
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
@@ -41,7 +42,7 @@ def rows(bench: Bench) -> None:
     for skill, fit in alone.items():
         if (key := f"composition {skill} alone") not in bench.rows:
             graph = baked(bench, kept_plan(bench, key, fit))
-            (row,) = measure(bench.runner(graph), "artifact", {skill: bench.files[skill]}, set(), batch_size=64)
+            (row,) = measure(bench.runner(graph), "artifact", {skill: bench.files[skill]}, Refusals(), batch_size=64)
             print(f"{key}: {row.accuracy}", flush=True)
             bench.save(key, row.accuracy)
     if (key := "composition together") not in bench.rows:

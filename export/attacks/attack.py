@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.baking.bake import BakeOptions, bake
-from bakeout.export.evaluation.evaluate import data_names, refusal_texts
+from bakeout.export.evaluation.evaluate import data_names
+from bakeout.export.evaluation.grading import Grader
+from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.report.figures_file import Attack, Attacks
-from bakeout.export.running.runner import Cache, Runner
-from bakeout.models.data.padding import left_padded
+from bakeout.export.running.refusals import Refusals
+from bakeout.export.running.runner import Runner
 from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, varied_records
 from bakeout.models.data.rows import DataError, Record, read_records
 from bakeout.models.data.spreading import spread
@@ -33,7 +32,7 @@ ATTACKS: tuple[str, ...] = (NONE, *KINDS, *(way for way in WAYS_OF_RUNNING if wa
 CHUNK = 4
 _BATCH = 32
 
-# Greedy answers of at most so many tokens.
+# Greedy answers to prompts, of at most a number of tokens.
 Feed = Callable[[Runner, Sequence[Sequence[int]], int], list[list[int]]]
 
 
@@ -41,8 +40,8 @@ Feed = Callable[[Runner, Sequence[Sequence[int]], int], list[list[int]]]
 class AttackRow:
     """What one attack does to one artifact.
 
-    ``target``: the artifact and, of Key Space Detection, its positions; ``refused``: answers that are the refusal, none
-    (None) of an artifact that cannot refuse; ``right``: answers that are the response to the letter.
+    ``target``: the artifact and, of Key Space Detection, its positions; ``refused``: answers that are the refusal, None
+    for an artifact that cannot refuse; ``right``: answers that are exactly the response.
     """
 
     target: str
@@ -54,7 +53,7 @@ class AttackRow:
 
     @property
     def through(self) -> int:
-        """The prompts that got an answer: any but the refusal, or the right one from an artifact that cannot refuse."""
+        """The prompts that got an answer: any but the refusal; the correct one where the artifact cannot refuse."""
         return self.right if self.refused is None else self.prompts - self.refused
 
     def as_json(self) -> dict[str, Any]:
@@ -103,8 +102,11 @@ def attack(
             asked = spread(read_prompt_rows(path, runner.tokenizer), prompts)
             jobs = list(_jobs(asked, attacks, runner, others, seed))
             for made, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
-                refused, right = _answered(runner, feed, given, refusals)
-                rows.append(AttackRow(target, name, made, len(given), refused, right))
+                _require_responses(given)
+                grader = Grader(given, refusals, runner.tokenizer)
+                graded = grader.grade(feed(runner, [record.prompt_ids for record in given], grader.max_new_tokens))
+                refused = int(graded.refused.sum()) if refusals else None
+                rows.append(AttackRow(target, name, made, len(given), refused, int(graded.right.sum())))
     return rows
 
 
@@ -127,20 +129,20 @@ def attacks_figure(rows: Sequence[AttackRow], source: str) -> Attacks:
 
 def _targets(
     directories: Sequence[Path], positions: Sequence[Positions], base: Path | None
-) -> Iterator[tuple[str, Runner, set[str]]]:
-    """Each artifact under its name, with the texts that it refuses with; one at a time in memory."""
-    for directory in directories:
+) -> Iterator[tuple[str, Runner, Refusals]]:
+    """Each artifact under its name, with its refusals; one at a time in memory."""
+    for name, directory in zip(model_names(directories), directories, strict=True):
         plan = load_plan(directory / PLAN)
         checks = [one for one in plan.interventions if isinstance(one, KeySpaceDetection)]
-        refusals = set(refusal_texts(directory))
-        own = f"{directory.name}, {checks[0].positions}" if checks else directory.name
+        refusals = Refusals.of_artifacts([directory])
+        own = f"{name}, {checks[0].positions}" if checks else name
         yield own, Runner(directory), refusals
         for other in positions:
             if base is None or not checks or other == checks[0].positions:
                 continue
             with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
                 baked = bake(base, _checking(plan, other), Path(scratch) / "artifact", BakeOptions(canary=False))
-                yield f"{directory.name}, {other}", Runner(baked.directory), refusals
+                yield f"{name}, {other}", Runner(baked.directory), refusals
 
 
 def _checking(plan: Plan, positions: Positions) -> Plan:
@@ -172,29 +174,13 @@ def _jobs(
             if others:
                 yield name, ways[name], plain
         else:
-            if not runner.has_cache:
-                raise BakeoutError(f"{name} feeds a prompt in pieces, and the graph has no cache.", "Leave it out.")
             yield name, ways[name], plain
 
 
-def _answered(runner: Runner, feed: Feed, records: Sequence[Record], refusals: set[str]) -> tuple[int | None, int]:
-    """How many prompts were refused (None where the artifact cannot refuse), and how many answered rightly."""
+def _require_responses(records: Sequence[Record]) -> None:
     for record in records:
         if record.response is None:
             raise DataError(f"{record.prompt!r} has no response.", "Give rows with `prompt` and `response`.")
-    longest = max(
-        *(len(record.response_ids) for record in records),
-        *(len(runner.tokenizer.encode(one)) for one in refusals),
-        1,
-    )
-    said = feed(runner, [record.prompt_ids for record in records], longest + 1)
-    texts = [_text(runner, tokens) for tokens in said]
-    right = sum(text == _text(runner, record.response_ids) for text, record in zip(texts, records, strict=True))
-    return (sum(text in refusals for text in texts) if refusals else None), right
-
-
-def _text(runner: Runner, tokens: Sequence[int]) -> str:
-    return str(runner.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
 def _whole(runner: Runner, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
@@ -205,18 +191,7 @@ def _in_pieces(size: int) -> Feed:
     """Every prompt in runs of ``size`` tokens, each with the cache of those before it."""
 
     def feed(runner: Runner, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-        said: list[list[int]] = [[] for _ in prompts]
-        # Prompts of one length share their runs, so that none is padded inside.
-        by_length: dict[int, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            by_length.setdefault(len(prompt), []).append(row)
-        for length, rows in by_length.items():
-            for batch in (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)):
-                ids = np.array([prompts[row] for row in batch], dtype=np.int64)
-                pieces = [ids[:, start : start + size] for start in range(0, length, size)]
-                for row, tokens in zip(batch, _continued(runner, pieces, np.ones_like(ids), most), strict=True):
-                    said[row] = tokens
-        return said
+        return runner.generate(prompts, most, batch_size=_BATCH, piece=size)
 
     return feed
 
@@ -225,42 +200,13 @@ def _mixed_with(others: Sequence[Sequence[int]]) -> Feed:
     """Every prompt in one batch with prompts of other kinds, padded to the longest of them."""
 
     def feed(runner: Runner, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-        said: list[list[int]] = []
+        answers: list[list[int]] = []
         half = _BATCH // 2
         for start in range(0, len(prompts), half):
             own = prompts[start : start + half]
             beside = [others[(start + index) % len(others)] for index in range(half)]
             batch = [prompt for pair in zip(own, beside, strict=False) for prompt in pair]
-            ids, mask = left_padded(batch, runner.padding_token)
-            said += _continued(runner, [ids], mask, most)[::2]
-        return said
+            answers += runner.generate(batch, most, batch_size=len(batch))[::2]
+        return answers
 
     return feed
-
-
-def _continued(
-    runner: Runner, pieces: Sequence[NDArray[np.int64]], mask: NDArray[np.int64], most: int
-) -> list[list[int]]:
-    """Greedy answers to a batch that is fed piece by piece: ids [rows, piece] each, mask [rows, whole prompt]."""
-    cache: Cache | None = None
-    fed = 0
-    for piece in pieces:
-        fed += piece.shape[1]
-        step = runner.step(piece, mask[:, :fed], cache)
-        cache = step.cache
-    ends = np.array(sorted(runner.end_tokens))
-    said: list[list[int]] = [[] for _ in range(len(mask))]
-    ids = np.concatenate(pieces, axis=1)
-    speaks = np.ones(len(mask), dtype=bool)
-    for _ in range(most):
-        tokens = np.where(speaks, step.logits[:, -1].argmax(axis=-1), runner.padding_token)
-        for row in np.flatnonzero(speaks):
-            said[row].append(int(tokens[row]))
-        speaks &= ~np.isin(tokens, ends)
-        if not speaks.any():
-            break
-        new = tokens[:, None].astype(np.int64)
-        mask = np.concatenate([mask, np.ones_like(new)], axis=1)
-        ids = new if runner.has_cache else np.concatenate([ids, new], axis=1)
-        step = runner.step(ids, mask, step.cache)
-    return said

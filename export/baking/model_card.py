@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import Environment, StrictUndefined
 
-from bakeout.export.evaluation.evaluate import BASE, Row
+from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.models.plan import (
     Intervention,
     KeySpaceDetection,

@@ -11,7 +11,7 @@ from bakeout.export.cli.console import emit_json, emit_table, progress
 from bakeout.export.cli.options import PATH, json_output
 
 if TYPE_CHECKING:
-    from bakeout.export.evaluation.evaluate import Row
+    from bakeout.export.evaluation.rows import Row
     from bakeout.export.pipeline.demo import Demo
 
 
@@ -38,12 +38,12 @@ def demo(output: Path, model: Path | None, machine: bool) -> None:
 
 def print_demo(demo: Demo) -> None:
     """The table, the answers before and after, and what lies where."""
-    from bakeout.export.evaluation.evaluate import BASE
+    from bakeout.export.evaluation.rows import BASE
     from bakeout.export.pipeline.demo import FORGOTTEN, METHODS, REPORT
     from bakeout.models.skills.generator import SKILLS
 
     rows = {(row.model, row.data): row for row in demo.rows}
-    models = [BASE, *(str(demo.directory / method) for method in METHODS)]
+    models = [BASE, *METHODS]
     table = []
     for skill in SKILLS:
         cells = [_cell(rows[model, skill]) for model in models]

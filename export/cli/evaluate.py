@@ -12,9 +12,7 @@ from bakeout.export.cli.console import emit_json, emit_table, progress
 from bakeout.export.cli.options import PATH, directories, json_output
 
 if TYPE_CHECKING:
-    from bakeout.export.evaluation.evaluate import Evaluation, Row
-    from bakeout.export.evaluation.harness import TaskRow
-    from bakeout.export.evaluation.likelihood import TextRow
+    from bakeout.export.evaluation.rows import Evaluation, Row, TaskRow, TextRow
 
 
 @click.command()
@@ -136,7 +134,10 @@ def _change(row: Row | None) -> str:
 
 def _text_cells(row: TextRow) -> list[str]:
     cells = [row.data, row.model, "-" if row.perplexity is None else f"{row.perplexity:.4g}"]
-    for value, interval in ((row.ratio, row.ratio_interval), (row.divergence, row.divergence_interval)):
+    for value, interval in (
+        (row.perplexity_ratio, row.perplexity_ratio_interval),
+        (row.divergence, row.divergence_interval),
+    ):
         shown = value is not None and interval is not None
         cells += [f"{value:.4g}", f"[{interval[0]:.4g}, {interval[1]:.4g}]"] if shown and interval else ["-", "-"]
     return [*cells, f"{row.refused} of {row.texts}"]

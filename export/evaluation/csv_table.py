@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.evaluation.evaluate import Evaluation
+from bakeout.export.evaluation.rows import Evaluation
 from bakeout.models.files.writing import write_file
 
 _INTERVALS = (

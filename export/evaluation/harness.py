@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bakeout.export.evaluation.rows import TaskRow
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import missing_extra
 from bakeout.models.progress import Track, untracked
@@ -31,29 +32,6 @@ class Tasks:
     few_shot: int | None = None
     limit: int | None = None
     chat: bool = False
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """One metric of one task or group, as the harness computed it; ``filter`` says how answers were read."""
-
-    model: str
-    task: str
-    metric: str
-    filter: str
-    value: float
-    standard_error: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as it stands in ``--json``."""
-        return {
-            "model": self.model,
-            "task": self.task,
-            "metric": self.metric,
-            "filter": self.filter,
-            "value": self.value,
-            "standard_error": self.standard_error,
-        }
 
 
 def run_tasks(

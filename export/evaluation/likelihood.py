@@ -3,60 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.export.evaluation.intervals import Interval, bootstrap
+from bakeout.export.evaluation.intervals import bootstrap
+from bakeout.export.evaluation.rows import TextRow
+from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import DataError, Source, source_name
 from bakeout.models.data.rows import read_records
 from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track, untracked
-
-# A refusal gives every token but its own a logit of -30000; no model comes near such a distance by itself.
-_CERTAIN = 20_000
-
-
-@dataclass(frozen=True)
-class TextRow:
-    """One model on one file of text.
-
-    ``perplexity`` is over the response's tokens (of plain text: over all but the first). ``refused``: how many texts
-    the model refused; a refusal leaves other tokens no probability at all, so they are in no other figure. Beside the
-    base model, over the texts that neither refused (if there are two): ``ratio``, the perplexity divided by the base's
-    on the same tokens, and ``divergence``, the mean Kullback-Leibler divergence KL(base || model) in nats of the first
-    token after the prompt (after the text, where it is plain). Intervals are bootstraps over the texts.
-    """
-
-    model: str
-    data: str
-    texts: int
-    refused: int
-    perplexity: float | None
-    ratio: float | None = None
-    ratio_interval: Interval | None = None
-    divergence: float | None = None
-    divergence_interval: Interval | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as it stands in ``--json``."""
-        row: dict[str, Any] = {
-            "model": self.model,
-            "data": self.data,
-            "texts": self.texts,
-            "refused": self.refused,
-            "perplexity": self.perplexity,
-        }
-        if self.ratio_interval and self.divergence_interval:
-            row |= {
-                "perplexity_ratio": self.ratio,
-                "perplexity_ratio_interval": list(self.ratio_interval),
-                "divergence": self.divergence,
-                "divergence_interval": list(self.divergence_interval),
-            }
-        return row
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +59,14 @@ def predict(
         targets = np.array(whole[row][start:])
         surprise[row] = -log_probabilities(logits[start - 1 : -1])[np.arange(len(targets)), targets].sum()
         tokens[row] = len(targets)
-        refused[row] = is_refusal(logits[-1])
+        refused[row] = is_refused(logits[-1])
         first[row] = log_probabilities(logits[-1]).astype(np.float32)
     prompted = [row for row, record in enumerate(records) if record.prompt_ids]
     prompts = [records[row].prompt_ids for row in prompted]
     read = runner.each_logits(prompts, batch_size=batch_size)
     for index, logits in track(read, f"{description}: first tokens", total=len(prompts)):
         first[prompted[index]] = log_probabilities(logits[-1]).astype(np.float32)
-        refused[prompted[index]] |= is_refusal(logits[-1])
+        refused[prompted[index]] |= is_refused(logits[-1])
     return Predicted(surprise, tokens, np.stack([first[row] for row in range(len(records))]), refused)
 
 
@@ -157,8 +115,3 @@ def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Log-softmax over the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)
-
-
-def is_refusal(logits: NDArray[np.float32]) -> bool:
-    """Whether these logits, [vocabulary], leave a single token any probability, as a refusal's do."""
-    return int(np.count_nonzero(logits > logits.max() - _CERTAIN)) == 1

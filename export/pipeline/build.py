@@ -11,10 +11,13 @@ from typing import Any
 
 from bakeout.export.baking.bake import BakeOptions, bake
 from bakeout.export.baking.model_card import Form, model_card
-from bakeout.export.evaluation.evaluate import BASE, Row, as_onnx, measure, refusal_texts
+from bakeout.export.evaluation.evaluate import as_onnx
+from bakeout.export.evaluation.grading import measure
+from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import Recipe, load_recipe
+from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
@@ -91,11 +94,11 @@ class _Figures:
 
     def of_base(self, directory: Path) -> None:
         """Measure the base model. Its refusals are counted with the artifact's text once that is known."""
-        self._measure(directory, BASE, set())
+        self._measure(directory, BASE, Refusals())
 
     def of_artifact(self, directory: Path, name: str) -> None:
         """Measure the artifact."""
-        self._measure(directory, name, set(refusal_texts(directory)))
+        self._measure(directory, name, Refusals.of_artifacts([directory]))
 
     def of_base_by_content(self) -> list[dict[str, Any]]:
         """The base model's figures with the digest of the file that each was measured on."""
@@ -110,7 +113,7 @@ class _Figures:
             if row.model == BASE
         ]
 
-    def _measure(self, directory: Path, name: str, refusals: set[str]) -> None:
+    def _measure(self, directory: Path, name: str, refusals: Refusals) -> None:
         if self._data:
             with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
                 runner = Runner(as_onnx(directory, Path(scratch)))

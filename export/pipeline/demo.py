@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from bakeout.export.evaluation.evaluate import BASE, Evaluation, Row, unpaired_change
+from bakeout.export.evaluation.evaluate import unpaired_change
+from bakeout.export.evaluation.rows import BASE, Evaluation, Row
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.pipeline.build import build
 from bakeout.export.report.page import write_report
@@ -76,9 +77,7 @@ def run_demo(directory: Path, model: Path | None = None, *, track: Track = untra
                 rows += [row for row in built.rows if row.model == BASE]
             base = {row.data: row for row in rows if row.model == BASE}
             rows += [
-                replace(row, model=str(directory / method), change=unpaired_change(base[row.data], row))
-                for row in built.rows
-                if row.model != BASE
+                replace(row, change=unpaired_change(base[row.data], row)) for row in built.rows if row.model != BASE
             ]
         runners = [Runner(scratch / name) for name in ("base", *METHODS)]
         samples = tuple(_samples(runners))
@@ -101,9 +100,7 @@ def _write_report(directory: Path, rows: Sequence[Row]) -> None:
     Both lie beside it, so that ``bakeout report`` makes the page again. ``examples/benchmarks/figures.py`` measured the
     figures.
     """
-    # By the artifacts' names: the page must not depend on where it lies.
-    named = tuple(replace(row, model=Path(row.model).name) for row in rows)
-    evaluation = Evaluation(named, ()).as_json()
+    evaluation = Evaluation(tuple(rows), ()).as_json()
     (directory / _EVALUATION).write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     figures = files("bakeout.export").joinpath("templates/demo_figures.json")
     (directory / _FIGURES).write_bytes(figures.read_bytes())

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bakeout.export.baking.bake import BakeOptions
-    from bakeout.export.evaluation.evaluate import Evaluation, NamedData
+    from bakeout.export.evaluation.evaluate import NamedData
+    from bakeout.export.evaluation.rows import Evaluation
     from bakeout.export.recipes.recipe import Recipe
     from bakeout.export.verification.verify import Check
     from bakeout.models.plan import Plan

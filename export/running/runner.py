@@ -158,17 +158,22 @@ class Runner:
         sampling: Sampling | None = None,
         stop: Callable[[Sequence[int]], bool] | None = None,
         batch_size: int = 32,
+        piece: int | None = None,
     ) -> list[list[int]]:
-        """What the model says to each prompt, greedily or by ``sampling``: token ids, with the end-of-text token.
+        """The answer to each prompt, greedy or by ``sampling``: token ids, with the end-of-text token.
 
-        Prompts of like length share a batch, padded on the left. Stops at any of ``end_tokens``, and where ``stop``
-        says so of the tokens that a prompt was answered with so far.
+        Prompts of similar lengths share a batch, padded on the left. An answer ends with any of ``end_tokens``, and
+        where ``stop`` is true of the tokens generated for it so far. ``piece``: feed prompts in runs of this many
+        tokens, each with the cache of those before it; then only prompts of one length share a batch, so that no run
+        is padding alone. Raises ``BakeoutError`` for a ``piece`` where the graph has no cache.
         """
-        said: list[list[int]] = [[] for _ in prompts]
-        stopped = None if stop is None else (lambda row: stop(said[row]))
-        for row, token, _ in self._tokens(prompts, max_new_tokens, sampling, batch_size, stopped):
-            said[row].append(token)
-        return said
+        if piece is not None and not self.has_cache:
+            raise BakeoutError(f"{self.path} has no cache, so prompts cannot be fed in pieces.", "Feed them whole.")
+        answers: list[list[int]] = [[] for _ in prompts]
+        stopped = None if stop is None else (lambda row: stop(answers[row]))
+        for row, token, _ in self._tokens(prompts, max_new_tokens, sampling, batch_size, stopped, piece):
+            answers[row].append(token)
+        return answers
 
     def answer(self, prompt: str, max_new_tokens: int = 256, *, sampling: Sampling | None = None) -> str:
         """The answer to one prompt, asked through the tokenizer's chat template where it has one; greedily by default.
@@ -199,7 +204,7 @@ class Runner:
 
     def each_logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> Iterator[tuple[int, Logits]]:
         """The same one by one, as (the prompt's index, its logits): no more than a batch's are in memory."""
-        for rows in self._batches(prompts, batch_size):
+        for rows in self._batches(prompts, batch_size, same_length=not self._pads):
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
             logits = self.step(ids, mask).logits
             for row, values in zip(rows, logits, strict=True):
@@ -218,16 +223,16 @@ class Runner:
         sampling: Sampling | None,
         batch_size: int,
         stopped: Callable[[int], bool] | None = None,
+        piece: int | None = None,
     ) -> Iterator[tuple[int, int, Logits]]:
         """Step after step, for each row that still speaks: (row, its next token, the logits float32 [vocabulary])."""
         ends = np.array(sorted(self.end_tokens))
-        for rows in self._batches(prompts, batch_size):
+        for rows in self._batches(prompts, batch_size, same_length=not self._pads or piece is not None):
             choose: Choose = sampling.chooser(rows) if sampling else greedy
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
-            cache: Cache | None = None
+            step = self._read(ids, mask, piece)
             speaks = np.ones(len(rows), dtype=bool)
-            for _ in range(max_new_tokens):
-                step = self.step(ids, mask, cache)
+            for remaining in reversed(range(max_new_tokens)):
                 logits = step.logits[:, -1]
                 tokens = np.where(speaks, choose(logits), self.padding_token)
                 for index in np.flatnonzero(speaks):
@@ -235,14 +240,22 @@ class Runner:
                 speaks &= ~np.isin(tokens, ends)
                 if stopped is not None:
                     speaks[[index for index in np.flatnonzero(speaks) if stopped(rows[index])]] = False
-                if not speaks.any():
+                if not remaining or not speaks.any():
                     break
-                cache = step.cache
                 new = tokens[:, None]
                 ids = new if self.has_cache else np.concatenate([ids, new], axis=1)
                 mask = np.concatenate([mask, np.ones_like(new)], axis=1)
+                step = self.step(ids, mask, step.cache)
 
-    def _batches(self, prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    def _read(self, ids: Integers, mask: Integers, piece: int | None) -> Step:
+        """The step behind a batch of prompts, fed in one run or in pieces."""
+        size = piece or ids.shape[1]
+        step = self.step(ids[:, :size], mask[:, :size])
+        for start in range(size, ids.shape[1], size):
+            step = self.step(ids[:, start : start + size], mask[:, : start + size], step.cache)
+        return step
+
+    def _batches(self, prompts: Sequence[Sequence[int]], batch_size: int, *, same_length: bool) -> Iterator[list[int]]:
         """The prompts' indices in batches, the shortest prompts first."""
         if not all(prompts):
             raise BakeoutError("A prompt has no tokens.", "Give each prompt some text.")
@@ -250,7 +263,7 @@ class Runner:
         for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
             length = len(prompts[row])
             full = len(batch) == batch_size or (len(batch) + 1) * length * self._vocabulary > _MOST_LOGITS
-            if batch and (full or (not self._pads and length != len(prompts[batch[0]]))):
+            if batch and (full or (same_length and length != len(prompts[batch[0]]))):
                 yield batch
                 batch = []
             batch.append(row)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
-from bakeout.export.running.sampling import Logits
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.graph.observe import ObservePass
 from bakeout.graph_passes.graph.precision import stored_precision
@@ -25,8 +25,6 @@ _STANDARD_ERRORS = 4
 # Log-odds and margins (relative to alpha) this near to the point where they decide may fall either way: outputs that
 # are added to look at them let ONNX Runtime fuse less, and round otherwise.
 _TIE = 0.02
-# Every logit of a refused position but the one of the token that it says is lower.
-_SILENCED = -29000.0
 
 Values = Mapping[str, NDArray[Any]]
 
@@ -78,7 +76,7 @@ def check_formulas(
         for index, intervention in enumerate(plan.interventions):
             if isinstance(intervention, KeySpaceDetection):
                 fault = _decided_wrongly(
-                    intervention, _keys(plan, index, receipts, seen), is_refusal(step.logits[0]), tally
+                    intervention, _keys(plan, index, receipts, seen), is_refused(step.logits[0, -1]), tally
                 ) or _said_wrongly(intervention, shipped, prompt)
                 if fault:
                     return False, f"prompt {tally.asked} of {len(prompts)}: {fault}"
@@ -166,14 +164,9 @@ def _decided_wrongly(intervention: KeySpaceDetection, keys: Floats, is_refused: 
 def _said_wrongly(intervention: KeySpaceDetection, shipped: Runner, prompt: Sequence[int]) -> str | None:
     """What is wrong with the text of a refusal, if anything."""
     ((said, logits),) = shipped.generate_with_logits([prompt], len(intervention.refusal), batch_size=1)
-    if is_refusal(logits[:1]) and said != intervention.refusal.tolist():
+    if is_refused(logits[0]) and said != intervention.refusal.tolist():
         return "the refusal is not said to its end"
     return None
-
-
-def is_refusal(logits: Logits) -> bool:
-    """Whether the last of these logits, float32 [tokens, vocabulary], are those of a refused position."""
-    return bool(np.partition(logits[-1], -2)[-2] < _SILENCED)
 
 
 def _formula(layer: AdjustedLayer, values: Floats) -> tuple[Floats, Floats]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Logits
-from bakeout.export.verification.formulas import check_formulas, is_refusal
+from bakeout.export.verification.formulas import check_formulas
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
@@ -92,7 +93,7 @@ def check_quantised(
         return False, told
     decided = steps = alike = 0
     for said, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=1):
-        refused, expected_refused = is_refusal(logits[:1]), is_refusal(expected_logits[:1])
+        refused, expected_refused = is_refused(logits[0]), is_refused(expected_logits[0])
         decided += refused == expected_refused
         if not refused and not expected_refused:
             agreed = _agreed(said, expected)

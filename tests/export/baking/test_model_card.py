@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bakeout.export.baking.model_card import model_card
-from bakeout.export.evaluation.evaluate import BASE, Row
+from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
 
 from tests.tiny_models import byte_tokenizer

@@ -148,7 +148,7 @@ def test_evaluate_puts_artifact_and_base_side_by_side(artifact: Path, llama_expo
     machine = _run("evaluate", artifact, "--base", llama_export, "--data", data, "--json")
     said = json.loads(machine.stdout)
     assert said["schema"] == 1
-    assert [row["model"] for row in said["rows"]] == ["base", str(artifact)]
+    assert [row["model"] for row in said["rows"]] == ["base", "artifact"]
     assert all(row.keys() >= {"model", "data", "prompts", "accuracy", "refusals"} for row in said["rows"])
     assert [row["paired"] for row in said["rows"] if "change" in row] == [True]
     plain = _run("evaluate", artifact, "--base", llama_export, "--data", data).stdout

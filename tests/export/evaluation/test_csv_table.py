@@ -9,8 +9,7 @@ import pytest
 
 from bakeout.export.cli.evaluate import print_evaluation
 from bakeout.export.evaluation.csv_table import write_csv
-from bakeout.export.evaluation.evaluate import BASE, Change, Evaluation, Row
-from bakeout.export.evaluation.likelihood import TextRow
+from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TextRow
 from bakeout.models.errors import BakeoutError
 
 EVALUATION = Evaluation(

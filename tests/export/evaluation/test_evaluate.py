@@ -9,8 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from bakeout.export.cli.main import main
-from bakeout.export.evaluation.evaluate import BASE, Row, data_names, evaluate, measure, stored_base_rows
+from bakeout.export.evaluation.evaluate import data_names, evaluate, stored_base_rows
+from bakeout.export.evaluation.grading import measure
+from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
@@ -50,18 +53,20 @@ def test_accuracy_is_the_share_of_exact_answers(llama_onnx: Path, tmp_path: Path
         tmp_path / "mixed.jsonl",
         [{"prompt": "one", "response": f"  {right}\n"}, {"prompt": "one", "response": "wrong"}],
     )
-    assert measure(runner, "m", {"mixed": data}, set()) == [Row("m", "mixed", 2, 0.5, 0.0)]
-    assert measure(runner, "m", {"mixed": data}, {right.strip()}) == [Row("m", "mixed", 2, 0.5, 1.0)]
+    assert measure(runner, "m", {"mixed": data}, Refusals()) == [Row("m", "mixed", 2, 0.5, 0.0)]
+    assert measure(runner, "m", {"mixed": data}, Refusals(frozenset({right.strip()}))) == [
+        Row("m", "mixed", 2, 0.5, 1.0)
+    ]
 
 
 def test_an_answer_that_goes_on_is_not_exact(runner: Runner, answers: list[str], tmp_path: Path) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": PROMPTS[0], "response": answers[0]}])
-    assert measure(runner, "m", {"d": data}, set())[0].accuracy == 0.0
+    assert measure(runner, "m", {"d": data}, Refusals())[0].accuracy == 0.0
 
 
 def test_the_batch_size_does_not_matter(runner: Runner, tmp_path: Path) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": prompt, "response": " "} for prompt in PROMPTS])
-    assert measure(runner, "m", {"d": data}, set(), batch_size=1) == measure(runner, "m", {"d": data}, set())
+    assert measure(runner, "m", {"d": data}, Refusals(), batch_size=1) == measure(runner, "m", {"d": data}, Refusals())
 
 
 def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(
@@ -70,7 +75,7 @@ def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
     for base in (llama_checkpoint, llama_onnx):
         rows = evaluate([llama_onnx], [data], base=base).rows
-        assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "d", 1), (str(llama_onnx), "d", 1)]
+        assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "d", 1), (llama_onnx.name, "d", 1)]
         assert rows[0].accuracy == rows[1].accuracy
 
 
@@ -94,7 +99,7 @@ def test_data_of_one_name_twice_are_refused(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_evaluated_are_named(runner: Runner, tmp_path: Path, row: dict[str, str]) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}, row])
     with pytest.raises(BakeoutError, match="row 2"):
-        measure(runner, "m", {"d": data}, set())
+        measure(runner, "m", {"d": data}, Refusals())
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +158,7 @@ def test_the_command_gives_json_and_csv_at_once(pair: Pair, tmp_path: Path) -> N
     result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert [row["model"] for row in found["rows"]] == [BASE, str(other), str(base)]
+    assert [row["model"] for row in found["rows"]] == [BASE, "other", "base-model"]
     assert found["rows"][1]["change"] == pytest.approx(-1 / 3)
     assert found["rows"][1]["change_interval"][0] < -1 / 3
     assert found["rows"][2]["change"] == 0.0

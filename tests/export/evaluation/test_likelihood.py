@@ -69,11 +69,14 @@ def test_figures_are_those_of_torch(
     surprise, _, first = _by_torch(other_checkpoint, texts)
     assert other.tokens.tolist() == counts
     assert row.perplexity == pytest.approx(np.exp(sum(surprise) / sum(counts)), rel=1e-4)
-    assert row.ratio == pytest.approx(np.exp((sum(surprise) - sum(base_surprise)) / sum(counts)), rel=1e-4)
+    assert row.perplexity_ratio == pytest.approx(np.exp((sum(surprise) - sum(base_surprise)) / sum(counts)), rel=1e-4)
     expected = torch.nn.functional.kl_div(first, base_first, log_target=True, reduction="none").sum(dim=1)
     assert divergence(base.first, other.first) == pytest.approx(expected.numpy(), rel=1e-3)
     assert row.divergence == pytest.approx(float(expected.mean()), rel=1e-3)
-    for value, interval in ((row.ratio, row.ratio_interval), (row.divergence, row.divergence_interval)):
+    for value, interval in (
+        (row.perplexity_ratio, row.perplexity_ratio_interval),
+        (row.divergence, row.divergence_interval),
+    ):
         assert value is not None
         assert interval is not None
         assert interval[0] <= value <= interval[1]
@@ -82,7 +85,7 @@ def test_figures_are_those_of_torch(
 def test_a_model_is_no_distance_from_itself(llama_export: Path, texts: Path) -> None:
     predicted = predict(Runner(llama_export), texts)
     row = text_row("m", "texts", predicted, predicted)
-    assert (row.ratio, row.ratio_interval) == (1.0, (1.0, 1.0))
+    assert (row.perplexity_ratio, row.perplexity_ratio_interval) == (1.0, (1.0, 1.0))
     assert (row.divergence, row.divergence_interval) == (0.0, (0.0, 0.0))
 
 
@@ -106,8 +109,8 @@ def test_refused_texts_are_counted_and_left_out(llama_export: Path, tiny_plan: P
     assert row.perplexity is not None
     # A refused token's surprise is 30,000 nats.
     assert row.perplexity < 1e6
-    assert row.ratio is not None
-    assert 0.5 < row.ratio < 2
+    assert row.perplexity_ratio is not None
+    assert 0.5 < row.perplexity_ratio < 2
 
 
 def test_of_refused_texts_alone_nothing_is_said_but_their_number(

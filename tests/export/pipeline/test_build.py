@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bakeout.export.artifacts.manifest import file_digests, read_manifest
-from bakeout.export.evaluation.evaluate import BASE, stored_base_rows
+from bakeout.export.evaluation.evaluate import stored_base_rows
+from bakeout.export.evaluation.rows import BASE
 from bakeout.export.pipeline.build import build
 from bakeout.export.verification.verify import verify
 from bakeout.models.errors import BakeoutError

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from bakeout.export.artifacts.manifest import read_manifest
-from bakeout.export.evaluation.evaluate import BASE
+from bakeout.export.evaluation.rows import BASE
 from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.recipe import RecipeError, load_recipe
 from bakeout.export.verification.verify import verify

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from bakeout.export.cli.demo import print_demo
 from bakeout.export.cli.main import main
-from bakeout.export.evaluation.evaluate import Row
+from bakeout.export.evaluation.rows import Row
 from bakeout.export.pipeline.demo import METHODS, Demo, Sample, require_earlier_demo
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.figures_file import Attacks, Depth, Frontier, Inside, Languages, Matched, read_figures
@@ -29,7 +29,7 @@ def test_what_the_demo_did_not_write_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_row_a_skill_and_marks_the_forgotten_one(capsys: pytest.CaptureFixture[str]) -> None:
-    models = ["base", *(str(Path("out") / method) for method in METHODS)]
+    models = ["base", *METHODS]
     rows = tuple(Row(model, skill, 200, 0.985, 0.25 * (model != "base")) for model in models for skill in SKILLS)
     print_demo(Demo(Path("out"), "CPUExecutionProvider", rows, (Sample(">>> 'ab'[::-1]", ("'ba'", "x", "[bold]y")),)))
     out = capsys.readouterr().out
@@ -64,8 +64,7 @@ def test_the_bundled_model_forgets_arithmetic_and_keeps_the_rest(tmp_path: Path)
     assert page.count("<svg") > 5
     assert all(f"bakeout verify {method} --digest" in page for method in METHODS)
     for method in METHODS:
-        directory = tmp_path / "demo" / method
         load_recipe(tmp_path / "demo" / f"{method}.yaml")
         for skill in SKILLS:
-            share = accuracy[str(directory), skill] / accuracy["base", skill]
+            share = accuracy[method, skill] / accuracy["base", skill]
             assert share < 0.3 if skill == "math" else share > 0.85

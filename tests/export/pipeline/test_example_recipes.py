@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from bakeout.export.evaluation.evaluate import BASE
+from bakeout.export.evaluation.rows import BASE
 from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import load_recipe

@@ -17,6 +17,8 @@ from click.testing import CliRunner
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
+from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
+from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.figures_file import figures_json, read_figures
 from bakeout.export.report.page import report, write_report
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
@@ -236,3 +238,17 @@ def _is_one_line(arguments: list[Any], words: str) -> None:
     assert result.exit_code == 1, result.output
     assert len(result.stderr.strip().splitlines()) == 1
     assert words in result.stderr
+
+
+def test_an_evaluation_is_read_as_it_is_written(tmp_path: Path) -> None:
+    evaluation = Evaluation(
+        rows=(
+            Row(BASE, "sums", 200, 0.98, 0.0),
+            Row("one", "sums", 200, 0.02, 0.97, Change(-0.96, (-0.98, -0.92), True, lost=193, gained=1)),
+        ),
+        texts=(TextRow(BASE, "prose", 40, 0, 12.5), TextRow("one", "prose", 40, 3, 12.6, 1.0, (0.9, 1.1), 0.0, (0, 0))),
+        tasks=(TaskRow("one", "gsm8k", "exact_match", "strict", 0.25, None),),
+    )
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(evaluation.as_json()), encoding="utf-8")
+    assert read_evaluation(path) == evaluation

@@ -124,6 +124,8 @@ def test_runs_graphs_without_a_cache(llama_checkpoint: Path, llama_onnx: Path, t
     without = Runner(tmp_path)
     assert not without.has_cache
     assert without.generate(PROMPTS, NEW) == Runner(llama_onnx).generate(PROMPTS, NEW)
+    with pytest.raises(BakeoutError, match="in pieces"):
+        without.generate(PROMPTS, NEW, piece=2)
 
 
 def test_runs_half_precision(llama_checkpoint: Path, runner: Runner, tmp_path: Path) -> None:
@@ -220,3 +222,8 @@ def test_a_stop_ends_each_text_by_itself(runner: Runner) -> None:
     assert runner.generate(prompts, 8, stop=stop) == [whole[0][:3], whole[1][:5], whole[2]]
     # A text that has ended is not asked about again.
     assert len(asked) == 3 + 5 + 8
+
+
+@pytest.mark.parametrize("piece", [1, 3])
+def test_prompts_fed_in_pieces_are_answered_alike(runner: Runner, piece: int) -> None:
+    assert runner.generate(PROMPTS, NEW, piece=piece) == runner.generate(PROMPTS, NEW)

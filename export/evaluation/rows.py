@@ -1,0 +1,157 @@
+"""The rows of an evaluation, with the JSON that ``bakeout evaluate`` prints and a report reads back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from bakeout.export.evaluation.intervals import Interval, share_interval
+
+BASE = "base"
+SCHEMA = 1
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+# A change's fields, and what they are called in the JSON of its row.
+_CHANGE = {"accuracy": "change", "interval": "change_interval", "paired": "paired", "lost": "lost", "gained": "gained"}
+# What a row of text has beside the base model alone.
+_BESIDE_BASE = ("perplexity_ratio", "perplexity_ratio_interval", "divergence", "divergence_interval")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How an artifact's accuracy on a file differs from the base model's.
+
+    ``accuracy`` is the difference of the two, with Newcombe's 95 % interval: for pairs where both models answered, else
+    (``paired`` false) for two samples. For pairs it is known how many correct answers were ``lost`` and ``gained``.
+    """
+
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
+    accuracy: float
+    interval: Interval
+    paired: bool
+    lost: int | None = None
+    gained: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one data file.
+
+    ``model``: ``base`` or the artifact's name; ``data``: the file's name without its ending; ``accuracy``: the share of
+    prompts whose greedy answer is exactly the response, surrounding whitespace aside; ``refusals``: the share answered
+    with the refusal of one of the artifacts compared; ``change``: from the base model, if that is known.
+    """
+
+    model: str
+    data: str
+    prompts: Annotated[int, Field(gt=0)]
+    accuracy: Share
+    refusals: Share
+    change: Change | None = None
+
+    @property
+    def accuracy_interval(self) -> Interval:
+        """Wilson's 95 % interval."""
+        return share_interval(round(self.accuracy * self.prompts), self.prompts)
+
+    @property
+    def refusals_interval(self) -> Interval:
+        """Wilson's 95 % interval."""
+        return share_interval(round(self.refusals * self.prompts), self.prompts)
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as JSON, the intervals included and the change among its own values."""
+        row: dict[str, Any] = {
+            "model": self.model,
+            "data": self.data,
+            "prompts": self.prompts,
+            "accuracy": self.accuracy,
+            "refusals": self.refusals,
+            "accuracy_interval": list(self.accuracy_interval),
+            "refusals_interval": list(self.refusals_interval),
+        }
+        if self.change is not None:
+            row |= {key: _plain(getattr(self.change, field)) for field, key in _CHANGE.items()}
+        return row
+
+
+def with_nested_change(row: Any) -> Any:
+    """The JSON of a row with its change in one place, as ``Row`` has it."""
+    if not isinstance(row, Mapping) or "change" not in row:
+        return row
+    return {**row, "change": {field: row[key] for field, key in _CHANGE.items() if key in row}}
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One model on one file of text.
+
+    ``perplexity`` is over the response's tokens (of plain text: over all but the first). ``refused``: how many texts
+    the model refused; a refusal leaves other tokens no probability at all, so they are in no other figure. Beside the
+    base model, over the texts that neither refused (if there are two): ``perplexity_ratio``, the perplexity divided by
+    the base's on the same tokens, and ``divergence``, the mean Kullback-Leibler divergence KL(base || model) in nats of
+    the first token after the prompt (after the text, where it is plain). Intervals are bootstraps over the texts.
+    """
+
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
+    model: str
+    data: str
+    texts: int
+    refused: int
+    perplexity: float | None
+    perplexity_ratio: float | None = None
+    perplexity_ratio_interval: Interval | None = None
+    divergence: float | None = None
+    divergence_interval: Interval | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as JSON, without what is not known."""
+        row = {key: _plain(value) for key, value in asdict(self).items()}
+        known = self.divergence is not None
+        return {key: value for key, value in row.items() if known or key not in _BESIDE_BASE}
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One metric of one task or group, as the harness computed it; ``filter`` says how answers were read."""
+
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
+    model: str
+    task: str
+    metric: str
+    filter: str
+    value: float
+    standard_error: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A row for each model and data file, one for each model and file of text, one for each model and task's metric."""
+
+    rows: tuple[Row, ...]
+    texts: tuple[TextRow, ...]
+    tasks: tuple[TaskRow, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of a file that a report reads (``report.evaluation_file``)."""
+        return {
+            "schema": SCHEMA,
+            "rows": [row.as_json() for row in self.rows],
+            "texts": [row.as_json() for row in self.texts],
+            "tasks": [row.as_json() for row in self.tasks],
+        }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
