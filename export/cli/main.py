@@ -27,6 +27,7 @@ COMMANDS = (
     "evaluate",
     "fit",
     "inspect",
+    "recipe",
     "report",
     "tune",
     "verify",

@@ -10,7 +10,27 @@ from bakeout.export.cli.console import emit_json, progress
 from bakeout.export.cli.options import PATH, json_output
 
 
-@click.command()
+class _Tune(click.Command):
+    """Its help names what every installed method leaves to tune."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from bakeout.models.methods.registry import methods
+
+        searched, chosen = [], []
+        for method in methods().values():
+            if method.search is not None:
+                others = [name for name in method.search.axes if name != method.search.strength]
+                with_them = f", with {', '.join(others)} where the recipe does not set them" if others else ""
+                searched.append((method.name, f"{method.search.strength}: auto{with_them}"))
+            if method.chooses:
+                chosen.append((method.name, ", ".join(method.chooses)))
+        with formatter.section("Searched"):
+            formatter.write_dl(searched)
+        with formatter.section("Chosen while the method is fitted"):
+            formatter.write_dl(chosen)
+
+
+@click.command(cls=_Tune)
 @click.argument("recipe", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="File of the tuned recipe; it must not exist.")
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Candidates of each search.")
@@ -33,10 +53,9 @@ def tune(
 ) -> None:
     """Replace every `auto` of a recipe by a value, so that a build never searches.
 
-    Searched are Neuron Adjust's `ratio: auto` (with selection, tokens and coin where the recipe does not set them),
-    LUNAR's `coefficient: auto` and UNLEARN's `scale: auto`. Of the candidates that keep 95 % of every retained
-    accuracy, the one that forgets most is chosen. The layers, cubes, floor and epsilon of Key Space Detection are
-    filled in too. All trials are kept as tables, and an interrupted search resumes.
+    A method's strength is searched: of the candidates that keep 95 % of every retained accuracy, the one that forgets
+    most is chosen. What a method chooses while it is fitted is filled in too. All trials are kept as tables, and an
+    interrupted search resumes.
     """
     from bakeout.export.tuning.tune import tune
 

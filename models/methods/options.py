@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, WithJsonSchema
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_NAME: Any = {"type": "string", "format": "name"}
 # Names of data: one, or a list.
-Names = Annotated[list[str], BeforeValidator(_as_list)]
+Names = Annotated[
+    list[str],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}),
+]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 # A share of everything, but not nothing.
 Share = Annotated[float, Field(gt=0, le=1)]

@@ -9,6 +9,7 @@ What is registered is a ``Method``, whose ``name`` is that of the entry point. R
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
@@ -49,7 +50,9 @@ def method(name: str) -> Method:
     Raises ``BakeoutError`` where there is none.
     """
     if name not in methods():
-        raise BakeoutError(f"No method is called {name!r}.", f"There are {', '.join(methods())}.")
+        close = get_close_matches(name, methods(), n=1)
+        remedy = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(methods())}."
+        raise BakeoutError(f"No method is called {name!r}.", remedy)
     return methods()[name]
 
 
