@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, InstanceOf, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
@@ -16,7 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from bakeout.export.baking.quantise import Quantisation
 from bakeout.export.baking.runtimes import RuntimeName
 from bakeout.export.recipes.interventions import InterventionEntry
-from bakeout.models.data.row_source import DataError, RowsInMemory, Source, as_source
+from bakeout.models.data.row_source import DataError, RowsInMemory, RowsLike, Source, as_source
 from bakeout.models.data.uses import USES, Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.options import MethodOptions, Section
@@ -30,6 +30,10 @@ class RecipeError(BakeoutError):
 
 def _as_files(value: Any) -> Any:
     return value if isinstance(value, dict | DataFiles) else {"file": value}
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _as_source(value: Any) -> Any:
@@ -58,18 +62,32 @@ class DataFiles(Section):
     """
 
     file: RecipeSource | None = Field(
-        None,
+        default=None,
         description="Rows for everything, split by a hash of each row's text: 45 % probe, 15 % selection, 20 % "
         "calibration, 20 % test. A plain path or list means this.",
     )
-    probe: RecipeSource | None = Field(None, description="What the methods are fitted on.")
+    probe: RecipeSource | None = Field(default=None, description="What the methods are fitted on.")
     selection: RecipeSource | None = Field(
-        None, description="Fresh rows on which Key Space Detection's `auto` and `bakeout tune` choose."
+        default=None, description="Fresh rows on which Key Space Detection's `auto` and `bakeout tune` choose."
     )
     calibration: RecipeSource | None = Field(
-        None, description="Fresh queries on which `alpha: auto` is set and false refusals are counted."
+        default=None, description="Fresh queries on which `alpha: auto` is set and false refusals are counted."
     )
-    test: RecipeSource | None = Field(None, description="What `build` evaluates the base model and the artifact on.")
+    test: RecipeSource | None = Field(
+        default=None, description="What `build` evaluates the base model and the artifact on."
+    )
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            file: RowsLike | None = None,
+            probe: RowsLike | None = None,
+            selection: RowsLike | None = None,
+            calibration: RowsLike | None = None,
+            test: RowsLike | None = None,
+        ) -> None: ...
 
     def named(self) -> dict[str, Source]:
         """What is given, by what it is for."""
@@ -121,7 +139,9 @@ class Recipe(Section):
     values of another type; what contradicts itself is refused by ``fit``.
     """
 
-    model: str = Field(description="A checkpoint's directory, relative to the recipe, or a hub id.")
+    model: Annotated[str, BeforeValidator(_as_text)] = Field(
+        description="A checkpoint's directory, relative to the recipe, or a hub id."
+    )
     data: dict[str, Annotated[DataFiles, BeforeValidator(_as_files)]] = Field(
         description="The data, by the names that the interventions use.", min_length=1
     )
@@ -129,6 +149,17 @@ class Recipe(Section):
         description="What is applied, in order: each is fitted with those before it in force.", min_length=1
     )
     export: ExportOptions = Field(default_factory=lambda: ExportOptions())
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            model: str | os.PathLike[str],
+            data: Mapping[str, DataFiles | RowsLike | Mapping[str, Any]],
+            interventions: Sequence[InterventionEntry | MethodOptions | Mapping[str, Any]],
+            export: ExportOptions | Mapping[str, Any] = ...,
+        ) -> None: ...
 
     def fitted_data(self) -> list[str]:
         """The names of all data that a method may see: not those that are there for testing alone."""

@@ -7,6 +7,7 @@ transformers' models; the tokenizer is loaded when it is first asked for.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,7 +92,7 @@ class Runner:
     Raises ``BakeoutError`` when ``path`` holds no graph that ONNX Runtime can run as a decoder of text.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, graph: bytes | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, graph: bytes | None = None) -> None:
         self.path = find_graph(Path(path))
         self.directory = self.path.parent
         self.end_tokens, self.padding_token = special_tokens(self.directory)

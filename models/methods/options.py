@@ -16,7 +16,7 @@ def _as_list(value: Any) -> Any:
 _NAME: Any = {"type": "string", "format": "name"}
 # Names of data: one, or a list.
 Names = Annotated[
-    list[str],
+    Sequence[str],
     BeforeValidator(_as_list),
     WithJsonSchema({"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}),
 ]
@@ -47,7 +47,7 @@ class MethodOptions(Section):
 
     def names(self, data: Sequence[str]) -> dict[str, list[str]]:
         """The data that each role stands for, ``data`` being all names of the recipe."""
-        given: dict[str, list[str]] = {role: getattr(self, role) for role in self.roles if getattr(self, role)}
+        given: dict[str, list[str]] = {role: list(getattr(self, role)) for role in self.roles if getattr(self, role)}
         if self.kept is not None and getattr(self, self.kept) is None:
             taken = {name for names in given.values() for name in names}
             given[self.kept] = [name for name in data if name not in taken]

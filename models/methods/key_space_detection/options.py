@@ -27,46 +27,46 @@ class KeySpaceDetectionOptions(MethodOptions):
 
     forget: Names = Field(description="Names of the data whose queries are refused.", min_length=1)
     retain: Names | None = Field(
-        None, description="Names of the data on which false refusals are counted; by default all others."
+        default=None, description="Names of the data on which false refusals are counted; by default all others."
     )
     layers: Literal["auto", "last"] | Layers = Field(
-        "last",
+        default="last",
         description="The layers whose key vectors are checked, jointly: `last` (the paper), a list counted from 0, or "
         "`auto`: the shallowest that tell the queries as well as the best, chosen on the selection queries.",
     )
     cubes: Literal["auto"] | PositiveInt = Field(
-        1,
+        default=1,
         description="Cubes a skill: one around each of so many clusters of its queries (the paper: 1). `auto` is "
         "chosen with the layers.",
     )
     alpha: Literal["auto"] | PositiveFloat | TimesLargest = Field(
-        "auto",
+        default="auto",
         description="The cubes' half-width in standard deviations; `auto` takes the smallest that holds all but a "
         "share `epsilon` of fresh queries (split conformal), `{times_largest: 2}` twice the largest margin among the "
         "probe queries (the authors).",
     )
     epsilon: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.005,
+        default=0.005,
         description="The share of the skill's queries that may get through. `auto` is chosen with the layers, among "
         "shares that there are calibration queries enough for.",
     )
     positions: Positions = Field(
-        "query",
+        default="query",
         description="What is checked: the `query`'s last token, the last token of every `step`, or `every` token (the "
         "only choice whose decision does not depend on how a prompt is cut into chunks).",
     )
-    refusal: str = Field("Your query is not valid.", min_length=1, description="What the model says instead.")
+    refusal: str = Field(default="Your query is not valid.", min_length=1, description="What the model says instead.")
     floor: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
-        0.1,
+        default=0.1,
         description="Lowest deviation of a cube, as a share of the whole skill's in that dimension. `auto` is chosen "
         "with the layers.",
     )
     augment: list[Kind] = Field(
-        [],
+        default=[],
         description="Kinds of variants (`suffix`, `prefix`, `whitespace`, `case`, `punctuation`, `few_shot`, or "
         "`paraphrase` and `language` where rows bring any) of the skill's own queries that are refused as well.",
     )
-    seed: Seed = Field(0, description="Seed of the clustering and of the variants.")
+    seed: Seed = Field(default=0, description="Seed of the clustering and of the variants.")
 
     @property
     def is_chosen(self) -> bool:

@@ -17,11 +17,13 @@ class LearnOptions(MethodOptions):
     kept: ClassVar[str | None] = None
 
     learn: Names = Field(description="Names of the data to learn.", min_length=1)
-    similar: Names | None = Field(None, description="Names of data of similar tasks, which must stay.")
-    energy: Share = Field(0.9, description="The share of the similar tasks' activations that the change leaves alone.")
-    scale: PositiveFloat = Field(1.0, description="How much of what was found is added.")
-    rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
-    steps: PositiveInt = Field(150, description="Training steps for every layer.")
-    batch_size: PositiveInt = Field(32, description="Texts a step.")
-    learning_rate: PositiveFloat = Field(5e-3, description="AdamW's, at a layer's first step; it falls to 0.")
-    seed: Seed = Field(0, description="Seed of the training.")
+    similar: Names | None = Field(default=None, description="Names of data of similar tasks, which must stay.")
+    energy: Share = Field(
+        default=0.9, description="The share of the similar tasks' activations that the change leaves alone."
+    )
+    scale: PositiveFloat = Field(default=1.0, description="How much of what was found is added.")
+    rank: PositiveInt = Field(default=4, description="The rank of the change of every weight.")
+    steps: PositiveInt = Field(default=150, description="Training steps for every layer.")
+    batch_size: PositiveInt = Field(default=32, description="Texts a step.")
+    learning_rate: PositiveFloat = Field(default=5e-3, description="AdamW's, at a layer's first step; it falls to 0.")
+    seed: Seed = Field(default=0, description="Seed of the training.")

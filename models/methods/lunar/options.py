@@ -19,12 +19,12 @@ Tokens = Literal["prompt", "last"]
 class GradientOptions(Section):
     """The gradient solver's settings: the authors', but for ``retain_rows``."""
 
-    learning_rate: PositiveFloat = Field(1e-2, description="AdamW's, in the first epoch.")
-    decay: Share = Field(0.9, description="What the rate is multiplied by after each epoch.")
-    epochs: PositiveInt = Field(20, description="Passes over the rows.")
-    rows: PositiveInt = Field(64, description="Rows a batch.")
+    learning_rate: PositiveFloat = Field(default=1e-2, description="AdamW's, in the first epoch.")
+    decay: Share = Field(default=0.9, description="What the rate is multiplied by after each epoch.")
+    epochs: PositiveInt = Field(default=20, description="Passes over the rows.")
+    rows: PositiveInt = Field(default=64, description="Rows a batch.")
     retain_rows: PositiveFloat = Field(
-        4.0,
+        default=4.0,
         description="Retain rows for each forget row. The paper takes one; a retained skill that no row stands for "
         "moves.",
     )
@@ -38,31 +38,34 @@ class LunarOptions(MethodOptions):
 
     forget: Names = Field(description="Names of the data to forget.", min_length=1)
     reference: Names = Field(description="Names of data that the model answers with ignorance already.", min_length=1)
-    retain: Names | None = Field(None, description="Names of the data to keep; by default all others.")
+    retain: Names | None = Field(default=None, description="Names of the data to keep; by default all others.")
     redirected: Names | None = Field(
-        None, description="Names of data that an earlier request has forgotten: they stay redirected."
+        default=None, description="Names of data that an earlier request has forgotten: they stay redirected."
     )
     layers: Literal["auto"] | Layers = Field(
-        "auto", description="The layers whose `down_proj` is changed, counted from 0; `auto` chooses one."
+        default="auto", description="The layers whose `down_proj` is changed, counted from 0; `auto` chooses one."
     )
-    solver: Solver = Field("closed_form", description="`closed_form` (ridge regression) or `gradient` (the paper's).")
+    solver: Solver = Field(
+        default="closed_form", description="`closed_form` (ridge regression) or `gradient` (the paper's)."
+    )
     aim: Aim = Field(
-        "reference",
+        default="reference",
         description="Where forget tokens are sent: to what the reference prompts have there (`reference`), or by a "
         "`shift` along the paper's direction.",
     )
-    coefficient: Tuned = Field(1.5, description="How far they are sent; `auto` is for `bakeout tune`.")
+    coefficient: Tuned = Field(default=1.5, description="How far they are sent; `auto` is for `bakeout tune`.")
     tokens: Tokens = Field(
-        "prompt", description="Which tokens of a forget prompt are sent there: the whole `prompt`'s, or its `last` one."
+        default="prompt",
+        description="Which tokens of a forget prompt are sent there: the whole `prompt`'s, or its `last` one.",
     )
     ridge: PositiveFloat = Field(
-        0.01, description="The closed form's lambda, as a share of the mean of the diagonal of KᵀK."
+        default=0.01, description="The closed form's lambda, as a share of the mean of the diagonal of KᵀK."
     )
-    gradient: GradientOptions = Field(GradientOptions(), description="Settings of the `gradient` solver.")
+    gradient: GradientOptions = Field(default=GradientOptions(), description="Settings of the `gradient` solver.")
     truncation: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.01, description="The share of a change's norm that may be lost so that its rank is small."
+        default=0.01, description="The share of a change's norm that may be lost so that its rank is small."
     )
-    seed: Seed = Field(0, description="Seed of the gradient solver.")
+    seed: Seed = Field(default=0, description="Seed of the gradient solver.")
 
 
 SEARCH = SearchSpace(

@@ -19,26 +19,26 @@ class NeuronAdjustOptions(MethodOptions):
     """The options of Neuron Adjust (arXiv 2503.21730, section 3.1)."""
 
     forget: Names = Field(description="Names of the data to forget.", min_length=1)
-    retain: Names | None = Field(None, description="Names of the data to keep; by default all others.")
+    retain: Names | None = Field(default=None, description="Names of the data to keep; by default all others.")
     ratio: Literal["auto"] | Share = Field(
-        0.03,
+        default=0.03,
         description="The paper's beta: the share of all neurons that is adjusted; `auto` is for `bakeout tune`, which "
         "searches it, with `selection`, `tokens` and `coin` where they are not given.",
     )
     selection: Selection = Field(
-        "difference",
+        default="difference",
         description="How neurons are ranked: by the signed `difference` of the means (the paper), or `standardised`, "
         "that difference in pooled standard deviations.",
     )
     tokens: Scope = Field(
-        "answer", description="Which tokens the statistics are over: the `answer`'s (the paper), or `all`."
+        default="answer", description="Which tokens the statistics are over: the `answer`'s (the paper), or `all`."
     )
     coin: Coin = Field(
-        "threshold",
+        default="threshold",
         description="`threshold` shifts whenever the value looks like the forget set's, `expected` by the expected "
         "amount (both deterministic), `stochastic` by chance, as in the paper.",
     )
-    seed: Seed = Field(0, description="Seed of the stochastic coin.")
+    seed: Seed = Field(default=0, description="Seed of the stochastic coin.")
 
 
 def _start(ratio: float, selection: str = "difference", tokens: str = "answer", coin: str = "threshold") -> Settings:

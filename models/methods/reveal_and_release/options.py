@@ -24,39 +24,48 @@ def _regular_expression(pattern: str) -> str:
 class RevealOptions(Section):
     """How a model is made to reveal what it knows."""
 
-    pulls: PositiveInt = Field(16, description="Instructions chosen in a round, one after the other.")
-    samples: PositiveInt = Field(24, description="Questions sampled for each of them.")
-    temperature: PositiveFloat = Field(1.0, description="The temperature at which questions are sampled.")
-    question_tokens: PositiveInt = Field(48, description="Longest question; a longer one is not kept.")
-    answer_tokens: PositiveInt = Field(16, description="Longest answer, which is greedy; a longer one is not kept.")
+    pulls: PositiveInt = Field(default=16, description="Instructions chosen in a round, one after the other.")
+    samples: PositiveInt = Field(default=24, description="Questions sampled for each of them.")
+    temperature: PositiveFloat = Field(default=1.0, description="The temperature at which questions are sampled.")
+    question_tokens: PositiveInt = Field(default=48, description="Longest question; a longer one is not kept.")
+    answer_tokens: PositiveInt = Field(
+        default=16, description="Longest answer, which is greedy; a longer one is not kept."
+    )
     minimum_score: _FromZeroToOne = Field(
-        0.95, description="Lowest score of a question and its answer: 1 where a pattern matches, or how new they are."
+        default=0.95,
+        description="Lowest score of a question and its answer: 1 where a pattern matches, or how new they are.",
     )
     minimum_confidence: _FromZeroToOne = Field(
-        0.8, description="Lowest geometric mean of the probabilities of an answer's tokens."
+        default=0.8, description="Lowest geometric mean of the probabilities of an answer's tokens."
     )
     exploration: NonNegativeFloat = Field(
-        0.5, description="NeuralUCB's nu: how much an instruction counts that little is known of."
+        default=0.5, description="NeuralUCB's nu: how much an instruction counts that little is known of."
     )
-    regularisation: PositiveFloat = Field(0.1, description="NeuralUCB's lambda.")
+    regularisation: PositiveFloat = Field(default=0.1, description="NeuralUCB's lambda.")
     chat: bool = Field(
-        False, description="Put instructions and questions through the chat template, as a user's messages."
+        default=False, description="Put instructions and questions through the chat template, as a user's messages."
     )
 
 
 class ReleaseOptions(Section):
     """How a round's two modules are trained and applied."""
 
-    rank: PositiveInt = Field(16, description="The rank of a module in every weight of the feed-forward layers.")
-    steps: PositiveInt = Field(30, description="AdamW's steps for each module.")
-    batch_size: PositiveInt = Field(32, description="Texts a step.")
-    learning_rate: PositiveFloat = Field(2e-3, description="AdamW's.")
-    softening: PositiveFloat = Field(
-        4.0, description="What the logits are divided by in the forget module's likelihood (our reading)."
+    rank: PositiveInt = Field(
+        default=16, description="The rank of a module in every weight of the feed-forward layers."
     )
-    forget_step: PositiveFloat = Field(0.5, description="lambda_f: the share of the forget module that is subtracted.")
-    retain_step: NonNegativeFloat = Field(1.0, description="lambda_r: the share of the retain module that is added.")
-    orthogonality: NonNegativeFloat = Field(0.1, description="mu: the weight of O-LoRA's term.")
+    steps: PositiveInt = Field(default=30, description="AdamW's steps for each module.")
+    batch_size: PositiveInt = Field(default=32, description="Texts a step.")
+    learning_rate: PositiveFloat = Field(default=2e-3, description="AdamW's.")
+    softening: PositiveFloat = Field(
+        default=4.0, description="What the logits are divided by in the forget module's likelihood (our reading)."
+    )
+    forget_step: PositiveFloat = Field(
+        default=0.5, description="lambda_f: the share of the forget module that is subtracted."
+    )
+    retain_step: NonNegativeFloat = Field(
+        default=1.0, description="lambda_r: the share of the retain module that is added."
+    )
+    orthogonality: NonNegativeFloat = Field(default=0.1, description="mu: the weight of O-LoRA's term.")
 
 
 class RevealAndReleaseOptions(MethodOptions):
@@ -69,20 +78,24 @@ class RevealAndReleaseOptions(MethodOptions):
         description="Instructions that ask the model for a question; the best are found.", min_length=1
     )
     patterns: Annotated[list[Annotated[str, AfterValidator(_regular_expression)]], Field(min_length=1)] | None = Field(
-        None,
+        default=None,
         description="Regular expressions that describe what is to be forgotten; without any, it is what is unlike the "
         "data to keep.",
     )
-    retain: Names | None = Field(None, description="Names of the data to keep; by default all.")
+    retain: Names | None = Field(default=None, description="Names of the data to keep; by default all.")
     directory: Path = Field(
         description="Where finished rounds and the revealed data are kept, beside the recipe: a fit that was "
         "interrupted goes on from there."
     )
-    rounds: PositiveInt = Field(6, description="At most so many rounds.")
+    rounds: PositiveInt = Field(default=6, description="At most so many rounds.")
     target: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.02, description="Stop when so little of what was revealed is left."
+        default=0.02, description="Stop when so little of what was revealed is left."
     )
-    utility: _FromZeroToOne = Field(0.95, description="Stop before any retained data keeps less than this share.")
-    reveal: RevealOptions = Field(RevealOptions(), description="How the model is made to reveal what it knows.")
-    release: ReleaseOptions = Field(ReleaseOptions(), description="How a round's modules are trained and applied.")
-    seed: Seed = Field(0, description="Seed of sampling and training.")
+    utility: _FromZeroToOne = Field(
+        default=0.95, description="Stop before any retained data keeps less than this share."
+    )
+    reveal: RevealOptions = Field(default=RevealOptions(), description="How the model is made to reveal what it knows.")
+    release: ReleaseOptions = Field(
+        default=ReleaseOptions(), description="How a round's modules are trained and applied."
+    )
+    seed: Seed = Field(default=0, description="Seed of sampling and training.")

@@ -12,6 +12,6 @@ class SelectivePruningOptions(MethodOptions):
     """The options of Selective Pruning (arXiv 2403.01267; the baseline of arXiv 2503.21730)."""
 
     forget: Names = Field(description="Names of the data to forget.", min_length=1)
-    retain: Names | None = Field(None, description="Names of the data to keep; by default all others.")
-    ratio: Share = Field(0.015, description="The share of all neurons that is cut off.")
-    tokens: Scope = Field("answer", description="Which tokens the scores are over: the `answer`'s, or `all`.")
+    retain: Names | None = Field(default=None, description="Names of the data to keep; by default all others.")
+    ratio: Share = Field(default=0.015, description="The share of all neurons that is cut off.")
+    tokens: Scope = Field(default="answer", description="Which tokens the scores are over: the `answer`'s, or `all`.")

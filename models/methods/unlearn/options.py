@@ -18,17 +18,22 @@ class UnlearnOptions(MethodOptions):
     kept: ClassVar[str | None] = None
 
     forget: Names = Field(description="Names of the data to forget.", min_length=1)
-    similar: Names | None = Field(None, description="Names of data of similar tasks, which must stay.")
-    energy: Share = Field(0.95, description="The share of the similar tasks' activations that the change leaves alone.")
-    scale: Tuned = Field(1.0, description="How much of what was found is taken away; `auto` is for `bakeout tune`.")
-    rank: PositiveInt = Field(4, description="The rank of the change of every weight.")
-    steps: PositiveInt = Field(20, description="Training steps for every layer, at most.")
-    batch_size: PositiveInt = Field(32, description="Texts a step.")
-    learning_rate: PositiveFloat = Field(1e-2, description="AdamW's, at a layer's first step; it falls to 0.")
-    until: NonNegativeFloat = Field(
-        0.02, description="A layer is done once a batch's loss is under this: its answers are improbable enough."
+    similar: Names | None = Field(default=None, description="Names of data of similar tasks, which must stay.")
+    energy: Share = Field(
+        default=0.95, description="The share of the similar tasks' activations that the change leaves alone."
     )
-    seed: Seed = Field(0, description="Seed of the training.")
+    scale: Tuned = Field(
+        default=1.0, description="How much of what was found is taken away; `auto` is for `bakeout tune`."
+    )
+    rank: PositiveInt = Field(default=4, description="The rank of the change of every weight.")
+    steps: PositiveInt = Field(default=20, description="Training steps for every layer, at most.")
+    batch_size: PositiveInt = Field(default=32, description="Texts a step.")
+    learning_rate: PositiveFloat = Field(default=1e-2, description="AdamW's, at a layer's first step; it falls to 0.")
+    until: NonNegativeFloat = Field(
+        default=0.02,
+        description="A layer is done once a batch's loss is under this: its answers are improbable enough.",
+    )
+    seed: Seed = Field(default=0, description="Seed of the training.")
 
 
 SEARCH = SearchSpace(
