@@ -12,15 +12,17 @@ it lies on this machine and every weight in it is the model's still; otherwise t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, Union
 
 from bakeout.artifact import Artifact
 from bakeout.models.data.row_source import RowsLike, as_source
 from bakeout.models.errors import BakeoutError
+from bakeout.models.extras import missing_extra
 from bakeout.models.progress import Track, logged
 
 if TYPE_CHECKING:
@@ -30,13 +32,29 @@ if TYPE_CHECKING:
     from bakeout.export.evaluation.evaluate import NamedData
     from bakeout.export.evaluation.rows import Evaluation
     from bakeout.export.recipes.recipe import Recipe
-    from bakeout.export.verification.verify import Check
+    from bakeout.export.verification.verify import Check, CheckName
     from bakeout.models.plan import Plan
 
 PathLike = str | os.PathLike[str]
 Model = Union[PathLike, "PreTrainedModel"]
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
+def _naming_extras(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """``function``, which raises ``BakeoutError`` with the extra to install where a library is missing."""
+
+    @wraps(function)
+    def named(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        try:
+            return function(*arguments, **options)
+        except ModuleNotFoundError as error:
+            raise (missing_extra(error, f"`bakeout.{function.__name__}`") or error) from error
+
+    return named
+
+
+@_naming_extras
 def fit(
     recipe: Recipe | PathLike,
     *,
@@ -95,6 +113,7 @@ def _fit_in_memory(
         model.train(was_training)
 
 
+@_naming_extras
 def bake(
     model: Model,
     plan: Plan | PathLike,
@@ -130,19 +149,22 @@ def bake(
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` gives. ``ok``: whether every check is; a check that could not run is not."""
+    """What ``verify`` gives: the checks that were asked for, and the names of those that were not."""
 
     checks: tuple[Check, ...]
+    not_asked: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every check is ok."""
+        """Whether every check is ok that was asked for. A check that could not run is not."""
         return all(check.ok for check in self.checks)
 
     def __str__(self) -> str:
-        return "\n".join(f"{'ok' if check.ok else 'NOT OK':<7} {check.name:<7} {check.detail}" for check in self.checks)
+        lines = [f"{'ok' if check.ok else 'NOT OK':<7} {check.name:<7} {check.detail}" for check in self.checks]
+        return "\n".join([*lines, *(f"{'-':<7} {name:<7} not asked for" for name in self.not_asked)])
 
 
+@_naming_extras
 def verify(
     artifact: PathLike,
     *,
@@ -150,12 +172,14 @@ def verify(
     tokenizer: PreTrainedTokenizerBase | None = None,
     digest: str | None = None,
     prompts: Sequence[Sequence[int]] = (),
+    checks: Sequence[CheckName] | None = None,
     track: Track = logged,
 ) -> Verification:
     """Check an artifact: its files, its graph or edited tensors, the plan's canary, parity with the PyTorch reference.
 
     ``base``: the base model, which parity needs: its checkpoint, or in memory. ``digest``: ``Artifact.digest`` as it
-    was when you trusted it. ``prompts``: token ids to compare on beside the canary's.
+    was when you trusted it. ``prompts``: token ids to compare on beside the canary's. ``checks``: these alone, out of
+    ``hashes``, ``graph`` (of a checkpoint: ``tensors``), ``canary`` and ``parity``.
 
     >>> verification = bakeout.verify("unlearned", base=checkpoint)
     >>> verification.ok
@@ -165,19 +189,17 @@ def verify(
 
     Raises ``BakeoutError`` where there is no artifact; what is wrong with one is in the checks.
     """
+    from bakeout.export.verification.verify import check_names
     from bakeout.export.verification.verify import verify as checks_of
 
+    directory = Path(artifact)
     with _base_on_disk(base, tokenizer) as source:
-        checks = checks_of(
-            Path(artifact),
-            digest=digest,
-            base=source,
-            prompts=prompts,
-            track=track,
-        )
-    return Verification(tuple(checks))
+        done = checks_of(directory, digest=digest, base=source, prompts=prompts, checks=checks, track=track)
+    not_asked = () if checks is None else tuple(name for name in check_names(directory) if name not in checks)
+    return Verification(tuple(done), not_asked)
 
 
+@_naming_extras
 def evaluate(
     models: PathLike | Iterable[PathLike],
     data: Mapping[str, RowsLike] | Sequence[PathLike],

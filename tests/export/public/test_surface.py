@@ -88,3 +88,21 @@ def test_importing_loads_next_to_nothing() -> None:
 @pytest.mark.parametrize("name", SURFACE)
 def test_a_name_alone_loads_no_torch(name: str) -> None:
     assert not {"torch", "transformers", "optimum"} & set(_loaded_by(f"import bakeout; bakeout.{name}"))
+
+
+def test_a_missing_extra_is_named() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import bakeout\n"
+        "try: bakeout.fit(bakeout.Recipe(model='/', data={'a': {'probe': []}, 'b': {'probe': []}},"
+        " interventions=[bakeout.NeuronAdjustOptions(forget='a')]))\n"
+        "except bakeout.BakeoutError as error: print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    assert ran.stdout == "`bakeout.fit` needs torch. Install it: pip install 'bakeout[fit]'.\n"
+
+
+def test_it_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "bakeout", "--version"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
+    assert ran.stdout == f"python -m bakeout {bakeout.__version__}\n"
