@@ -76,7 +76,9 @@ def variants(
         raise BakeoutError(f"No attack is called {kind!r}.", f"Choose among {', '.join(KINDS)}.")
     answered = [shot for shot in shots if shot.response is not None]
     if kind == "few_shot" and len(answered) < 2:
-        raise BakeoutError("The few-shot attack needs two prompts with responses.", "Give `shots`.")
+        raise BakeoutError(
+            "Variants of the kind few_shot need two rows with a response.", "Add responses, or leave it out."
+        )
     draw = random.Random(f"{kind}/{use}/{seed}")
     made = []
     for source, prompt in enumerate(prompts):

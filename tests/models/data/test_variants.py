@@ -61,6 +61,6 @@ def test_paraphrases_and_languages_are_those_that_are_given() -> None:
 def test_what_cannot_be_varied_is_refused() -> None:
     with pytest.raises(BakeoutError, match=r"No attack is called 'poem'.*suffix"):
         variants(QUESTIONS, "poem", seed=0)  # type: ignore[arg-type]
-    with pytest.raises(BakeoutError, match="two prompts with responses"):
+    with pytest.raises(BakeoutError, match=r"two rows with a response.*Add responses"):
         variants(QUESTIONS, "few_shot", seed=0)
     assert len(KINDS) == 8
