@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -13,7 +15,7 @@ from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
 from bakeout.graph_passes.weight_edits import WeightEditsPass
-from bakeout.models.plan import Intervention, KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan
+from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.plan.receipt import Receipt
 
 # What onnx 1.23 writes by default is newer than what runtimes read; 10 has functions with overloads, and int4.
@@ -52,9 +54,9 @@ def apply_plan(
     Raises ``PlanError`` where the plan was fitted on a model of another shape, and ``GraphError`` where the graph
     cannot be read or an edit does not match all that the plan names; the graph is then to be discarded.
     """
-    # Weights, then Neuron Adjust, then Key Space Detection, which parts the graph.
+    # Weights first, where they lie as in the plain graph.
     receipts = edit_weights(model, plan) if edited is None else list(edited)
-    for edit in _passes(plan, inline, early_exit, monitor):
+    for edit in _passes(plan, _Options(inline, early_exit, monitor)):
         edit(model)
         receipts += edit.receipts
     _require_all_matched(plan, receipts)
@@ -74,30 +76,40 @@ def _require_fit(model: ir.Model, plan: Plan) -> None:
     plan.model.require_shape(layers=len(anatomy.layers), width=anatomy.width, hidden=anatomy.hidden)
 
 
-def _passes(
-    plan: Plan, inline: bool, early_exit: bool, monitor: bool
-) -> Iterator[NeuronAdjustPass | KeySpaceDetectionPass]:
+@dataclass(frozen=True)
+class _Options:
+    inline: bool
+    early_exit: bool
+    monitor: bool
+
+
+def _neuron_adjust(intervention: NeuronAdjust, index: int, options: _Options) -> NeuronAdjustPass:
+    return NeuronAdjustPass(intervention, index, inline=options.inline)
+
+
+def _key_space_detection(intervention: KeySpaceDetection, index: int, options: _Options) -> KeySpaceDetectionPass:
+    return KeySpaceDetectionPass(intervention, index, early_exit=options.early_exit, monitor=options.monitor)
+
+
+# The passes of the kinds that edit graphs, in the order in which they run: Key Space Detection, which splits the graph
+# into branches, comes last.
+_PASSES: Mapping[type[Intervention], Callable[[Any, int, _Options], NeuronAdjustPass | KeySpaceDetectionPass]] = {
+    NeuronAdjust: _neuron_adjust,
+    KeySpaceDetection: _key_space_detection,
+}
+
+
+def _passes(plan: Plan, options: _Options) -> Iterator[NeuronAdjustPass | KeySpaceDetectionPass]:
     """The passes of what is not in the weights."""
-    for index, intervention in enumerate(plan.interventions):
-        if isinstance(intervention, NeuronAdjust):
-            yield NeuronAdjustPass(intervention, index, inline=inline)
-    for index, intervention in enumerate(plan.interventions):
-        if isinstance(intervention, KeySpaceDetection):
-            yield KeySpaceDetectionPass(intervention, index, early_exit=early_exit, monitor=monitor)
-
-
-def _layers(intervention: Intervention) -> list[int]:
-    """The layer of every receipt that an intervention owes."""
-    if isinstance(intervention, KeySpaceDetection):
-        return list(intervention.layers)
-    if isinstance(intervention, LowRankUpdate):
-        return [update.layer for update in intervention.updates]
-    return [layer.layer for layer in intervention.layers]
+    for kind, make in _PASSES.items():
+        for index, intervention in enumerate(plan.interventions):
+            if type(intervention) is kind:
+                yield make(intervention, index, options)
 
 
 def _require_all_matched(plan: Plan, receipts: list[Receipt]) -> None:
     edited = Counter((receipt.intervention, receipt.layer) for receipt in receipts)
     for index, intervention in enumerate(plan.interventions):
-        owed = Counter(_layers(intervention))
+        owed = Counter(part.layer for part in intervention.parts)
         if missing := [layer for layer, edits in owed.items() if edited[index, layer] != edits]:
             raise GraphError(f"Intervention {index} ({intervention.kind}) did not match once in layers {missing}.")

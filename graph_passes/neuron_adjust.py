@@ -88,6 +88,11 @@ def name_prefix(index: int, layer: int) -> str:
     return f"{DOMAIN}.neuron_adjust_{index}.layers.{layer}"
 
 
+def adjusted_value(receipt: Receipt) -> str:
+    """The name of the value that an adjusted pre-activation is read by instead."""
+    return f"{name_prefix(receipt.intervention, receipt.layer)}.adjusted"
+
+
 class NeuronAdjustPass(ir.passes.InPlacePass):
     """Put a plan's Neuron Adjust behind the gate linears of a decoder graph.
 

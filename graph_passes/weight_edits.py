@@ -21,12 +21,11 @@ from bakeout.graph_passes.graph.anatomy import FeedForwardLayer, read_anatomy
 from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors
 from bakeout.graph_passes.graph.weight_location import WeightLocation, locate_weight
 from bakeout.models.checkpoint.weight_arithmetic import (
-    WeightChange,
+    PlannedChange,
     change_weight,
     change_with_receipt,
     one_blas_thread,
-    require_shape,
-    weight_changes,
+    planned_changes,
 )
 from bakeout.models.plan import Intervention
 from bakeout.models.plan.receipt import Receipt
@@ -36,18 +35,18 @@ from bakeout.models.plan.receipt import Receipt
 class _Edit:
     """One change of one weight, and where that lies."""
 
-    change: WeightChange
+    planned: PlannedChange
     location: WeightLocation
 
     def make(self, values: NDArray[Any]) -> None:
         """Change the weight in ``values``, the whole tensor that it lies in."""
-        change_weight(self.location.weight_in(values), self.change)
+        change_weight(self.location.weight_in(values), self.planned)
 
     def make_with_receipt(self, values: NDArray[Any], observed: str) -> Receipt:
         """``make``, and the receipt for it."""
         return change_with_receipt(
             self.location.weight_in(values),
-            self.change,
+            self.planned,
             stored=values,
             node=self.location.linear.name or "",
             tensor=self.location.initialiser.name or "",
@@ -68,7 +67,7 @@ class WeightEditsPass(ir.passes.InPlacePass):
 
     def __init__(self, interventions: Iterable[Intervention]) -> None:
         super().__init__()
-        self.changes = weight_changes(interventions)
+        self.changes = planned_changes(interventions)
         self.receipts: list[Receipt] = []
 
     @one_blas_thread()
@@ -76,10 +75,10 @@ class WeightEditsPass(ir.passes.InPlacePass):
         """Edit the graph in place."""
         layers = read_anatomy(model).layers
         edits: dict[ir.Value, list[_Edit]] = {}
-        for change in self.changes:
-            location = locate_weight(_layer(layers, change), change.role)
-            require_shape(change, location.shape)
-            edits.setdefault(location.initialiser, []).append(_Edit(change, location))
+        for planned in self.changes:
+            location = locate_weight(_layer(layers, planned.change.layer), planned.change.role)
+            planned.require_shape(location.shape)
+            edits.setdefault(location.initialiser, []).append(_Edit(planned, location))
         _require_ranges_of_their_own(model, edits)
         observed = layers[-1].pre_activation.name or ""
         self.receipts = [
@@ -132,13 +131,13 @@ def write_edited_tensors(model: ir.Model, directory: Path) -> None:
                 file.write(values.tobytes())
 
 
-def _layer(layers: tuple[FeedForwardLayer, ...], change: WeightChange) -> FeedForwardLayer:
-    if change.layer >= len(layers):
+def _layer(layers: tuple[FeedForwardLayer, ...], number: int) -> FeedForwardLayer:
+    if number >= len(layers):
         raise GraphError(
-            f"The plan edits layer {change.layer}, but the graph has {len(layers)} feed-forward layers.",
+            f"The plan edits layer {number}, but the graph has {len(layers)} feed-forward layers.",
             "Bake the plan into the model it was fitted on.",
         )
-    return layers[change.layer]
+    return layers[number]
 
 
 def _edit_initialiser(initialiser: ir.Value, edits: list[_Edit], observed: str) -> list[Receipt]:

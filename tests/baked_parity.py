@@ -110,7 +110,7 @@ def key_space_detection(
     with torch.no_grad(), Hooks(model, [*earlier, blank]) as hooks:
         for prompt in prompts:
             model(input_ids=torch.tensor([prompt]))
-            keys.append(hooks.keys[len(earlier)].numpy())
+            keys.append(hooks.seen[len(earlier)].numpy())
     queries = np.stack([key[-1] for key in keys])
     halves = queries[::2], queries[1::2]
     cubes = KeySpaceDetection(
@@ -193,10 +193,10 @@ def greedy_reference(
         second, first = np.sort(chosen[-1], axis=-1)[:, -2:].T
         choices.append(first - second <= 2 * tolerance)
         tie = np.zeros(ids.shape, dtype=bool)
-        for index, values in reference.pre_activations.items():
+        for index, values in reference.seen.items():
             intervention = plan.interventions[index]
-            assert isinstance(intervention, NeuronAdjust)
-            tie |= _near_tie(intervention, values.numpy()).reshape(ids.shape)
+            if isinstance(intervention, NeuronAdjust):
+                tie |= _near_tie(intervention, values.numpy()).reshape(ids.shape)
         coins.append((tie & (mask[:, -ids.shape[1] :] == 1)).any(axis=1))
         ids = tokens[-1][:, None]
         mask = np.concatenate([mask, np.ones_like(ids)], axis=1)

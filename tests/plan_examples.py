@@ -24,6 +24,10 @@ from bakeout.models.plan import (
     ZeroColumns,
     ZeroedColumns,
 )
+from bakeout.models.plan.kinds.detection_report import KeySpaceDetectionReport
+from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
+from bakeout.models.plan.kinds.report import RetainReport
+from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
 
 MODEL = ModelIdentity(architecture="llama", layers=4, width=16, hidden=8, vocabulary=264, digest="ab" * 32)
 
@@ -47,7 +51,12 @@ def adjusted_layer(**changes: Any) -> AdjustedLayer:
 
 def neuron_adjust(**changes: Any) -> NeuronAdjust:
     """Two neurons of layer 2, threshold coin."""
-    values: dict[str, Any] = {"coin": "threshold", "layers": (adjusted_layer(),), "seed": 3, "report": {"ratio": 0.03}}
+    values: dict[str, Any] = {
+        "coin": "threshold",
+        "layers": (adjusted_layer(),),
+        "seed": 3,
+        "report": NeuronAdjustReport(ratio=0.03),
+    }
     return NeuronAdjust(**{**values, **changes})
 
 
@@ -61,7 +70,7 @@ def key_space_detection(**changes: Any) -> KeySpaceDetection:
         "skills": ("math", "math", "code"),
         "refusal": np.array([7, 8, 1]),
         "positions": "query",
-        "report": {"floor": 0.1},
+        "report": KeySpaceDetectionReport(floor=0.1),
     }
     return KeySpaceDetection(**{**values, **changes})
 
@@ -73,7 +82,7 @@ def zeroed_columns(**changes: Any) -> ZeroedColumns:
 
 def zero_columns(**changes: Any) -> ZeroColumns:
     """Two columns of layer 1."""
-    return ZeroColumns(**{"layers": (zeroed_columns(),), "report": {"ratio": 0.1}, **changes})
+    return ZeroColumns(**{"layers": (zeroed_columns(),), "report": ZeroColumnsReport(ratio=0.1), **changes})
 
 
 def weight_update(**changes: Any) -> WeightUpdate:
@@ -84,7 +93,14 @@ def weight_update(**changes: Any) -> WeightUpdate:
 
 def low_rank_update(**changes: Any) -> LowRankUpdate:
     """One update, by LUNAR."""
-    return LowRankUpdate(**{"method": "lunar", "updates": (weight_update(),), "report": {"residual": 0.5}, **changes})
+    return LowRankUpdate(
+        **{
+            "method": "lunar",
+            "updates": (weight_update(),),
+            "report": RetainReport(details={"residual": 0.5}),
+            **changes,
+        }
+    )
 
 
 def plan(*interventions: Intervention, **changes: Any) -> Plan:
@@ -127,7 +143,7 @@ def _neuron_adjusts(draw: st.DrawFn) -> NeuronAdjust:
         coin=draw(st.sampled_from(get_args(Coin))),
         layers=tuple(draw(_adjusted_layers(layer)) for layer in layers),
         seed=draw(st.integers(0, 2**31 - 1)),
-        report=draw(_JSON),
+        report=NeuronAdjustReport(details=draw(_JSON)),
     )
 
 
@@ -144,7 +160,7 @@ def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
         skills=tuple(draw(st.lists(st.text(max_size=4), min_size=cubes, max_size=cubes))),
         refusal=draw(arrays.arrays(np.int64, st.integers(2, 9), elements=st.integers(0, MODEL.vocabulary - 1))),
         positions=draw(st.sampled_from(get_args(Positions))),
-        report=draw(_JSON),
+        report=KeySpaceDetectionReport(details=draw(_JSON)),
     )
 
 
@@ -153,7 +169,8 @@ def _zero_columns(draw: st.DrawFn) -> ZeroColumns:
     layers = sorted(draw(st.sets(st.integers(0, MODEL.layers - 1), min_size=1)))
     columns = st.sets(st.integers(0, MODEL.width - 1), min_size=1)
     return ZeroColumns(
-        tuple(ZeroedColumns(layer, np.array(sorted(draw(columns)), dtype=np.int64)) for layer in layers), draw(_JSON)
+        tuple(ZeroedColumns(layer, np.array(sorted(draw(columns)), dtype=np.int64)) for layer in layers),
+        ZeroColumnsReport(details=draw(_JSON)),
     )
 
 
@@ -166,7 +183,7 @@ def _low_rank_updates(draw: st.DrawFn) -> LowRankUpdate:
         rank = draw(st.integers(1, 3))
         left, right = draw(_floats((outputs, rank))), draw(_floats((rank, inputs)))
         updates.append(WeightUpdate(layer, role, left.astype(np.float32), right.astype(np.float32)))
-    return LowRankUpdate(draw(st.text(max_size=5)), tuple(updates), draw(_JSON))
+    return LowRankUpdate(draw(st.text(max_size=5)), tuple(updates), RetainReport(details=draw(_JSON)))
 
 
 @st.composite

@@ -17,6 +17,7 @@ from bakeout.models.plan import (
     ZeroColumns,
     ZeroedColumns,
 )
+from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.reference.canary import measure_canary
 from bakeout.models.reference.weight_edits import edited_weights, weight_of
 
@@ -45,7 +46,7 @@ def low_rank_update(
             left, right = random.normal(size=(len(weight), rank)), random.normal(size=(rank, weight.shape[1]))
             left *= scale * float(weight.detach().double().norm()) / np.linalg.norm(left @ right)
             updates.append(WeightUpdate(layer, role, left.astype(np.float32), right.astype(np.float32)))
-    return LowRankUpdate("random", tuple(updates), {"seed": seed})
+    return LowRankUpdate("random", tuple(updates), RetainReport(details={"seed": seed}))
 
 
 def zero_columns(*layers: int, columns: Sequence[int] = (1, 5, 8, 90)) -> ZeroColumns:

@@ -59,8 +59,8 @@ def _attack(bench: Bench, skill: str, name: str, augment: list[str]) -> None:
     found = attack([artifact], [tested], positions=POSITIONS, base=bench.base, mixed=mixed, prompts=ROWS["test"])
     (check,) = plan.interventions
     row = {
-        "structure": check.report["choice"]["chosen"],
-        "false_refusals": {other: entry["rate"] for other, entry in check.report["retain"].items()},
+        "structure": check.report.as_json()["choice"]["chosen"],
+        "false_refusals": {other: entry["rate"] for other, entry in check.report.as_json()["retain"].items()},
         "rows": [one.as_json() for one in found],
     }
     shares = {f"{one.target} {one.attack}": round(one.through / one.prompts, 3) for one in found}

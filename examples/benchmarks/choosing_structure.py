@@ -76,14 +76,14 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
         refusal=refusal_tokens(REFUSAL, bench.tokenizer),
     )
     row: dict[str, Any] = {
-        "chosen": choice.chosen.as_json(),
+        "chosen": choice.chosen.figures().as_json(),
         "alpha": float(check.alpha[0]),
         "looked_at": len(choice.candidates),
-        "report": check.report,
+        "report": check.report.as_json(),
         "left": _left(bench, keys, check),
     }
     print(f"choice {skill}: {chosen}, {row['left']}", flush=True)
-    bench.save(f"candidates {skill}", [one.as_json() for one in choice.candidates])
+    bench.save(f"candidates {skill}", [one.figures().as_json() for one in choice.candidates])
     bench.save(f"choice {skill}", row)
 
 

@@ -126,7 +126,7 @@ def key_space_detection(bench: Bench) -> None:
             )
             row: dict[str, Any] = asdict(structure)
             row["alpha"] = float(check.alpha[0])
-            row["false_refusals"] = {other: entry["rate"] for other, entry in check.report["retain"].items()}
+            row["false_refusals"] = {other: entry["rate"] for other, entry in check.report.as_json()["retain"].items()}
             row["accuracy"] = bench.artifact_accuracies(check, prompts[skill])
             print(f"KSD {skill} {name}: {row}", flush=True)
             bench.save(f"ksd {skill} {name}", row)
@@ -142,7 +142,9 @@ def one_cube(skill: str, layer: int, keys: Mapping[str, Mapping[str, LayerKeys]]
         refusal=refusal,
         epsilon=DEFAULTS.epsilon,
     )
-    return {"alpha": float(check.alpha[0])} | {name: row["rate"] for name, row in check.report["retain"].items()}
+    return {"alpha": float(check.alpha[0])} | {
+        name: row["rate"] for name, row in check.report.as_json()["retain"].items()
+    }
 
 
 def neuron_adjust(bench: Bench, coin: str) -> None:

@@ -60,7 +60,7 @@ def rows(bench: Bench) -> None:
         *before, last = _updates(plan)
         people_now, people_before = (SECOND, FIRST) if before else (FIRST, [])
         row = answered(bench.runner(baked(bench, plan)), test, people_before + people_now) | {
-            "report": dict(last.report)
+            "report": last.report.as_json()
         }
         row["attacks"] = _attacks(
             bench,
@@ -207,7 +207,7 @@ def _attacks(
     feed_forwards = feed_forward_layers(bench.model)
     prompts = [record.prompt_ids for record in forget]
     ends = TokenRows(tuple(prompts), tuple([len(ids) - 1] for ids in prompts))
-    coefficient = float(update.report["coefficient"])
+    coefficient = float(update.report.details["coefficient"])
     with edited_weights(bench.model, before):
         aimed = redirections(
             bench.model,

@@ -44,7 +44,7 @@ def rows(bench: Bench) -> None:
     if KEY in bench.rows:
         return
     plan = fitted(bench)
-    row = {"accuracy": bench.accuracies(baked(bench, plan)), "report": dict(plan.interventions[0].report)}
+    row = {"accuracy": bench.accuracies(baked(bench, plan)), "report": plan.interventions[0].report.as_json()}
     print(f"{KEY}: {row['accuracy']}", flush=True)
     bench.save(KEY, row)
 

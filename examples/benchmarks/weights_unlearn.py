@@ -37,7 +37,7 @@ def rows(bench: Bench) -> None:
         if key in bench.rows:
             continue
         plan = fitted(bench, request)
-        energy = plan.interventions[0].report["energy"]
+        energy = plan.interventions[0].report.details["energy"]
         row = {"energy": energy, "accuracy": bench.accuracies(baked(bench, plan))}
         print(f"{key}: {row}", flush=True)
         bench.save(key, row)

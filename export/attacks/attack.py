@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bakeout.models.data.rows import DataError, Record, read_records
 from bakeout.models.data.spreading import spread
 from bakeout.models.data.variants import KINDS, WAYS_OF_RUNNING, Kind
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Intervention, KeySpaceDetection, Plan, Positions
+from bakeout.models.plan import Positions
 from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
 
@@ -133,23 +133,16 @@ def _targets(
     """Each artifact under its name, with its refusals; one at a time in memory."""
     for name, directory in zip(model_names(directories), directories, strict=True):
         plan = load_plan(directory / PLAN)
-        checks = [one for one in plan.interventions if isinstance(one, KeySpaceDetection)]
+        check = plan.check
         refusals = Refusals.of_artifacts([directory])
-        own = f"{name}, {checks[0].positions}" if checks else name
+        own = f"{name}, {check.positions}" if check else name
         yield own, Runner(directory), refusals
         for other in positions:
-            if base is None or not checks or other == checks[0].positions:
+            if base is None or check is None or other == check.positions:
                 continue
             with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-                baked = bake(base, _checking(plan, other), Path(scratch) / "artifact", BakeOptions(canary=False))
+                baked = bake(base, plan.at_positions(other), Path(scratch) / "artifact", BakeOptions(canary=False))
                 yield f"{name}, {other}", Runner(baked.directory), refusals
-
-
-def _checking(plan: Plan, positions: Positions) -> Plan:
-    def changed(one: Intervention) -> Intervention:
-        return replace(one, positions=positions) if isinstance(one, KeySpaceDetection) else one
-
-    return replace(plan, interventions=tuple(map(changed, plan.interventions)))
 
 
 def _jobs(

@@ -21,11 +21,9 @@ from bakeout.models.checkpoint.checkpoint_writer import (
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space, room_on_disk
-from bakeout.models.plan import Plan, PlanError, WeightEdit
+from bakeout.models.plan import Plan, PlanError
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
-
-_NAMES = {"neuron_adjust": "Neuron Adjust", "key_space_detection": "Key Space Detection"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +114,9 @@ def write_edited_checkpoint(
 
 def _require_weight_edits_alone(plan: Plan) -> None:
     for intervention in plan.interventions:
-        if not isinstance(intervention, WeightEdit):
+        if not intervention.edits_weights:
             raise BakeoutError(
-                f"The plan holds {_NAMES[intervention.kind]}, which acts on what the model computes: no weight can "
+                f"The plan holds {intervention.title}, which acts on what the model computes: no weight can "
                 "express it, so no checkpoint can carry it.",
                 "Bake this plan --to onnx, or fit one of weight edits alone.",
             )

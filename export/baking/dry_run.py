@@ -19,13 +19,12 @@ from bakeout.graph_passes.graph.graph_file import data_files, data_tensors, grap
 from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
 from bakeout.models.checkpoint.checkpoint_writer import find_edits, parameter_count, preview_edits
 from bakeout.models.files.disk_room import gigabytes, room_on_disk
-from bakeout.models.plan import KeySpaceDetection, LowRankUpdate, NeuronAdjust, Plan, WeightEdit, ZeroColumns
+from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import plan_bytes
 from bakeout.models.plan.receipt import Receipt
 
 # What Bakeout and its libraries take before they hold any of a model, and the float64 copies of a block of rows.
 _PROCESS = 150_000_000
-_IN_WEIGHTS = (ZeroColumns.kind, LowRankUpdate.kind)
 _BYTES = {"fp32": 4, "fp16": 2}
 # A checkpoint that is exported is loaded in its dtype, and traced and saved by way of a copy.
 _EXPORT_COPIES = 3
@@ -41,6 +40,7 @@ class DryRun:
     about how many are resident at most.
     """
 
+    plan: Plan
     receipts: tuple[Receipt, ...]
     disk: int
     memory: int
@@ -67,7 +67,7 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
     if options.to == "safetensors":
         source = find_checkpoint(model, plan)
         return DryRun(
-            tuple(source.preview()), source.room + len(plan_bytes(plan)), _PROCESS + 2 * source.in_memory, False
+            plan, tuple(source.preview()), source.room + len(plan_bytes(plan)), _PROCESS + 2 * source.in_memory, False
         )
     return _into_graph(find_base_graph(model), plan, options) if is_graph(model) else _by_export(model, plan, options)
 
@@ -82,10 +82,14 @@ def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
     disk = content + weights + sum(room_on_disk(one) for one in companions) + len(plan_bytes(plan))
     if options.quantize:
         require_quantisable(load_graph(path))
-        kept = [one if one.kind in _IN_WEIGHTS else replace(one, before="", after="") for one in receipts]
-        return DryRun(tuple(kept), disk + 2 * content + weights, _PROCESS + 3 * content + 2 * weights, False)
+        kept = [
+            one if plan.interventions[one.intervention].edits_weights else replace(one, before="", after="")
+            for one in receipts
+        ]
+        return DryRun(plan, tuple(kept), disk + 2 * content + weights, _PROCESS + 3 * content + 2 * weights, False)
     largest = max((tensor.nbytes for tensor in data_tensors(graph) if tensor.awaits_writing), default=0)
     return DryRun(
+        plan,
         tuple(receipts),
         disk,
         _PROCESS + 3 * content + 2 * largest,
@@ -95,11 +99,12 @@ def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
 
 def _by_export(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
     checkpoint = resolve_checkpoint(model)
-    edits = find_edits(checkpoint, plan) if any(isinstance(one, WeightEdit) for one in plan.interventions) else ()
+    edits = find_edits(checkpoint, plan) if plan.edits_weights else ()
     require_weights(checkpoint, plan)
     receipts = [*preview_edits(checkpoint, edits), *_in_graph_alone(plan)]
     exported = _BYTES[options.dtype or "fp32"] * parameter_count(checkpoint)
     return DryRun(
+        plan,
         tuple(sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer))),
         _EXPORT_COPIES * exported,
         _PROCESS + _EXPORT_COPIES * exported,
@@ -110,19 +115,20 @@ def _by_export(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
 def _in_graph_alone(plan: Plan) -> Iterator[Receipt]:
     """What will be edited in a graph that is not there yet: without the names and digests."""
     for index, intervention in enumerate(plan.interventions):
-        if isinstance(intervention, NeuronAdjust):
-            for adjusted in intervention.layers:
-                yield Receipt(index, intervention.kind, adjusted.layer, "", "", len(adjusted.neurons), "", "")
-        elif isinstance(intervention, KeySpaceDetection):
-            for layer in intervention.layers:
-                yield Receipt(index, intervention.kind, layer, "", "", len(intervention.centre), "", "")
+        if not intervention.edits_weights:
+            for part in intervention.parts:
+                yield Receipt(index, intervention.kind, part.layer, "", "", part.count, "", "")
 
 
 def lines(found: DryRun) -> Iterator[str]:
     """The dry run for people."""
     yield f"would make     {len(found.receipts)} edits"
-    for receipt in found.receipts:
-        yield from receipt_lines(receipt.as_json())
+    for number, intervention in enumerate(found.plan.interventions):
+        description = intervention.describe()
+        yield f"{number}  {description.title}: {description.summary}"
+        for receipt in found.receipts:
+            if receipt.intervention == number:
+                yield from receipt_lines(receipt.as_json())
     if found.exports:
         yield "export         first, through optimum: names, and norms in the exported type, are known then"
     yield f"disk           {gigabytes(found.disk)} at most, while it runs"

@@ -19,6 +19,6 @@ def inspect(path: Path, machine: bool) -> None:
 
     content = inspect(path)
     if machine:
-        emit_json(content)
+        emit_json(content.as_json())
     else:
         click.echo("\n".join(lines(content)))

@@ -15,7 +15,7 @@ from bakeout.models.data.rows import Record, Rows, Sources, read_records
 from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.data.uses import Use
 from bakeout.models.methods.fitting import Fitting, fit_method
-from bakeout.models.plan import Intervention, Plan, WeightEdit
+from bakeout.models.plan import Intervention, Plan
 from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
@@ -59,11 +59,10 @@ def fit(recipe: Recipe, track: Track = untracked, *, loaded: LoadedModel | None 
             )
             fitted = fit_method(entry.method, entry.options, fitting)
             interventions.append(fitted)
-            if isinstance(fitted, WeightEdit):
-                if loaded is None:
-                    apply_weight_edit(model, fitted)
-                else:
-                    until_the_end.enter_context(edited_weights(model, [fitted]))
+            if loaded is None:
+                apply_weight_edit(model, fitted)
+            else:
+                until_the_end.enter_context(edited_weights(model, [fitted]))
         first = next(iter(recipe.interventions[0].options.names(recipe.fitted_data()).values()))
         prompts = [record.prompt_ids + record.response_ids for record in rows[first[0]]["probe"]]
         canary = measure_canary(model, interventions, prompts)

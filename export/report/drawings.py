@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from bakeout.export.report import plots
 from bakeout.export.report.figures_file import Depth, Figure, Frontier, Inside, Languages
-from bakeout.models.plan import NeuronAdjust
+from bakeout.models.plan import Adjustment
 
 # How many of the most changed neurons are drawn.
 _NEURONS = 6
@@ -76,7 +76,7 @@ def sections(figures: Sequence[Figure]) -> list[Section]:
     return [section for section in found if section.plots]
 
 
-def neurons(adjust: NeuronAdjust, identifier: str) -> Plot:
+def neurons(adjust: Adjustment, identifier: str) -> Plot:
     """The neurons whose Gaussians lie farthest apart, in their pooled deviation (the paper's Figure 3)."""
     shifts = [
         (float(shift), layer, index)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from bakeout.export.artifacts.file_names import MANIFEST, PLAN
+from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.inspection import inspect
-from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.report.drawings import neurons, percent, sections
 from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.figures_file import (
@@ -26,8 +25,6 @@ from bakeout.export.report.figures_file import (
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.writing import require_new, write_file
-from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
-from bakeout.models.plan.plan_file import load_plan
 
 # What a page that lacks a figure says: the figure, and which command measures it.
 _MISSING: Mapping[type[Any], tuple[str, str]] = {
@@ -84,30 +81,26 @@ def report(directories: Sequence[Path], *, evaluations: Sequence[Path] = (), fig
 
 
 def _artifact(directory: Path, number: int) -> dict[str, Any]:
-    described = inspect(directory)
-    if "files" not in described:
+    inspection = inspect(directory)
+    if inspection.files is None:
         raise BakeoutError(f"{directory} is a plan, not an artifact.", "Bake it first.")
-    manifest = read_manifest(directory)
-    plan = load_plan(directory / PLAN)
+    plan = inspection.plan
     return {
         "name": directory.resolve().name,
-        "described": described,
+        "model": plan.model,
+        "interventions": inspection.interventions,
+        "provenance": plan.provenance,
         "digest": hash_file(directory / MANIFEST),
-        "receipts": manifest["receipts"],
-        "size": sum(entry["size"] for entry in manifest["files"].values()),
+        "receipts": inspection.receipts,
+        "size": sum(entry["size"] for entry in inspection.files.values()),
         "has_recipe": (directory / "recipe.yaml").is_file(),
-        "forgotten": list(_forgotten(plan)),
+        "forgotten": list(plan.forgets),
         "plots": [
-            neurons(one, f"a{number}n{index}")
+            neurons(adjustment, f"a{number}n{index}")
             for index, one in enumerate(plan.interventions)
-            if isinstance(one, NeuronAdjust)
+            if (adjustment := one.adjustment) is not None
         ],
     }
-
-
-def _forgotten(plan: Plan) -> Iterator[str]:
-    for one in plan.interventions:
-        yield from dict.fromkeys(one.skills) if isinstance(one, KeySpaceDetection) else one.report.get("forget", ())
 
 
 def _signed(points: float) -> str:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bakeout.export.report.figures_file import Depth, Frontier, Inside, Languages
-from bakeout.models.plan import NeuronAdjust
+from bakeout.models.plan import Adjustment
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; those too pale for a white page are left out.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
@@ -134,7 +134,7 @@ def languages(figure: Languages, identifier: str) -> str:
         return _svg(canvas, identifier)
 
 
-def neurons(adjust: NeuronAdjust, chosen: Sequence[tuple[int, int]], identifier: str) -> str:
+def neurons(adjust: Adjustment, chosen: Sequence[tuple[int, int]], identifier: str) -> str:
     """The two Gaussians of neurons, named by their layer's and their own index in the plan (the paper's Figure 3)."""
     with rc_context(_STYLE):
         rows = (len(chosen) + 1) // 2

@@ -11,7 +11,7 @@ import numpy as np
 from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.running.sampling import Logits
 from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
-from bakeout.models.plan import KeySpaceDetection, Plan
+from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import load_plan
 
 # A refused position gives every token but its own a logit 30,000 lower; no model comes near that by itself.
@@ -32,8 +32,7 @@ class Refusals:
     @classmethod
     def of_plan(cls, plan: Plan, tokenizer: Tokenizer) -> Refusals:
         """The refusals of one plan."""
-        tokens = [one.refusal.tolist() for one in plan.interventions if isinstance(one, KeySpaceDetection)]
-        return cls(frozenset(answer_text(tokenizer, refusal) for refusal in tokens))
+        return cls(frozenset({answer_text(tokenizer, plan.check.refusal.tolist())} if plan.check else ()))
 
     @classmethod
     def of_artifacts(cls, directories: Iterable[Path]) -> Refusals:

@@ -26,7 +26,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import require_new, write_file
 from bakeout.models.methods.fitting import Fitting, candidate_fitter, fit_method, method_figures
 from bakeout.models.methods.search_space import SearchSpace, Settings
-from bakeout.models.plan import Intervention, WeightEdit
+from bakeout.models.plan import Intervention
 from bakeout.models.progress import Track, untracked
 
 _logger = logging.getLogger(__name__)
@@ -122,8 +122,7 @@ def tune(
         if figures is not None:
             drawn += _figures(entry, fitting, fitted, tried.get(index), f"bakeout tune {recipe_file.name}")
         interventions.append(fitted)
-        if isinstance(fitted, WeightEdit):
-            apply_weight_edit(model, fitted)
+        apply_weight_edit(model, fitted)
     write_tables(directory, recipe, tried, filled)
     if figures is not None:
         write_file(figures, json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ from bakeout.export.evaluation.evaluate import data_names
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, WeightEdit
+from bakeout.models.plan import Intervention
 from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.assumptions import Drift, Shapes
@@ -76,8 +76,8 @@ def check_assumptions(
     from bakeout.models.reference.weight_edits import apply_weight_edit
 
     plan = load_plan(path / PLAN if path.is_dir() else path)
-    if not any(isinstance(one, (NeuronAdjust, KeySpaceDetection)) for one in plan.interventions):
-        raise BakeoutError(f"{path} has no Neuron Adjust and no Key Space Detection.", "There is nothing to check.")
+    if not plan.edits_graph:
+        raise BakeoutError(f"{path} edits weights alone, and assumes nothing.", "There is nothing to check.")
     files = data_names([*forget, *retain])
     checkpoint = resolve_checkpoint(base)
     if weights_digest(checkpoint) != plan.model.digest:
@@ -95,20 +95,19 @@ def check_assumptions(
     for index, one in enumerate(plan.interventions):
         with Hooks(model, earlier):
             shapes = None
-            if isinstance(one, NeuronAdjust):
+            if one.adjustment is not None:
                 rows = {
                     kind: [record for name in records for record in records[name] if (name in names) == kind]
                     for kind in (True, False)
                 }
                 shapes = neuron_shapes(model, one, rows[True], rows[False], batch_size=_BATCH, track=track)
-            if isinstance(one, (NeuronAdjust, KeySpaceDetection)):
+            if not one.edits_weights:
                 drift = conversation_drift(
                     model, one, queries, conversation, forget=names, lengths=reach, batch_size=_BATCH, track=track
                 )
                 found.append(Checked(index, one.kind, shapes, drift))
         earlier.append(one)
-        if isinstance(one, WeightEdit):
-            apply_weight_edit(model, one)
+        apply_weight_edit(model, one)
     return found
 
 

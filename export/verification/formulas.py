@@ -16,8 +16,8 @@ from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.graph.observe import ObservePass
 from bakeout.graph_passes.graph.precision import stored_precision
-from bakeout.graph_passes.neuron_adjust import name_prefix
-from bakeout.models.plan import AdjustedLayer, Floats, KeySpaceDetection, NeuronAdjust, Plan
+from bakeout.graph_passes.neuron_adjust import adjusted_value
+from bakeout.models.plan import AdjustedLayer, Check, Coin, Floats, Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
 
@@ -58,7 +58,7 @@ def check_formulas(
     """
     model = load_graph(graph_file)
     tolerance = 1e-3 if stored_precision(model) == "float32" else 1e-2
-    ObservePass([name for receipt in receipts for name in _observed(receipt)])(model)
+    ObservePass([name for receipt in receipts for name in _observed(receipt, plan)])(model)
     looking, shipped = Runner(graph_file, graph=graph_bytes(model)), Runner(graph_file)
     tally = Tally()
     for prompt in track(prompts, "holding the interventions to their formulas", len(prompts)):
@@ -66,21 +66,20 @@ def check_formulas(
         step = looking.step(ids, np.ones_like(ids))
         seen = step.others
         for receipt in receipts:
-            intervention = plan.interventions[receipt.intervention]
-            if isinstance(intervention, NeuronAdjust):
-                before, after = (seen[name].reshape(-1, plan.model.width) for name in _observed(receipt))
-                layer = next(one for one in intervention.layers if one.layer == receipt.layer)
-                fault = _adjusted_wrongly(intervention, layer, before, after, tolerance, tally)
-                if fault:
+            adjustment = plan.interventions[receipt.intervention].adjustment
+            if adjustment is not None:
+                before, after = (seen[name].reshape(-1, plan.model.width) for name in _observed(receipt, plan))
+                layer = next(one for one in adjustment.layers if one.layer == receipt.layer)
+                if fault := _adjusted_wrongly(adjustment.coin, layer, before, after, tolerance, tally):
                     return False, f"layer {layer.layer}: {fault}"
         for index, intervention in enumerate(plan.interventions):
-            if isinstance(intervention, KeySpaceDetection):
+            if (check := intervention.check) is not None:
                 fault = _decided_wrongly(
-                    intervention, _keys(plan, index, receipts, seen), is_refused(step.logits[0, -1]), tally
-                ) or _said_wrongly(intervention, shipped, prompt)
+                    check, _keys(plan, index, receipts, seen), is_refused(step.logits[0, -1]), tally
+                ) or _said_wrongly(check, shipped, prompt)
                 if fault:
                     return False, f"prompt {tally.asked} of {len(prompts)}: {fault}"
-    draws = any(isinstance(one, NeuronAdjust) and one.coin == "stochastic" for one in plan.interventions)
+    draws = plan.is_stochastic
     if draws and abs(tally.shifted - tally.expected) > _STANDARD_ERRORS * math.sqrt(tally.variance) + 1:
         return False, f"{tally.shifted:,} values are shifted, {tally.expected:,.0f} expected"
     return True, _told(tally, draws)
@@ -101,36 +100,31 @@ def _told(tally: Tally, draws: bool) -> str:
     return "; ".join(told)
 
 
-def _observed(receipt: Receipt) -> list[str]:
-    """The values to look at for an edit: what it reads and, of Neuron Adjust, what it makes of it."""
-    if receipt.kind == NeuronAdjust.kind:
-        return [receipt.tensor, f"{name_prefix(receipt.intervention, receipt.layer)}.adjusted"]
-    return [receipt.tensor] if receipt.kind == KeySpaceDetection.kind else []
+def _observed(receipt: Receipt, plan: Plan) -> list[str]:
+    """The values to look at for an edit of the graph: what it reads and, of an adjustment, what it makes of it."""
+    intervention = plan.interventions[receipt.intervention]
+    read = [] if intervention.edits_weights else [receipt.tensor]
+    return read + ([adjusted_value(receipt)] if intervention.adjustment is not None else [])
 
 
 def _adjusted_wrongly(
-    intervention: NeuronAdjust,
-    layer: AdjustedLayer,
-    before: NDArray[Any],
-    after: NDArray[Any],
-    tolerance: float,
-    tally: Tally,
+    coin: Coin, layer: AdjustedLayer, before: NDArray[Any], after: NDArray[Any], tolerance: float, tally: Tally
 ) -> str | None:
     """What is wrong with a layer's values [tokens, F] after the adjustment, if anything."""
     others = np.delete(np.arange(before.shape[1]), layer.neurons)
     if not np.array_equal(before[:, others], after[:, others]):
         return "a neuron that was not selected is changed"
     was, became = before[:, layer.neurons].astype(np.float64), after[:, layer.neurons].astype(np.float64)
-    log_odds, transported = _formula(layer, was)
+    log_odds, transported = layer.log_odds(was), layer.shifted(was)
     probability = np.where(log_odds > 0, 1 / (1 + np.exp(-np.maximum(log_odds, 0))), 0.0)
-    moved = was + probability * (transported - was) if intervention.coin == "expected" else transported
+    moved = was + probability * (transported - was) if coin == "expected" else transported
     scale = tolerance * (1 + np.abs(was) + np.abs(moved))
     is_left, is_moved = np.abs(became - was) <= scale, np.abs(became - moved) <= scale
     if not (is_left | is_moved).all():
         return "a value is neither left alone nor shifted as the formula says"
     if (~is_left & (log_odds < -_TIE)).any():
         return "a value is shifted although the retain set is likelier"
-    if intervention.coin != "stochastic" and (~is_moved & (log_odds > _TIE)).any():
+    if coin != "stochastic" and (~is_moved & (log_odds > _TIE)).any():
         return "a value is left alone although the forget set is likelier"
     is_nearer = np.abs(became - moved) < np.abs(became - was)
     tally.looks_forgotten += int((log_odds > 0).sum())
@@ -147,11 +141,11 @@ def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> 
     return np.concatenate(keys, axis=1)
 
 
-def _decided_wrongly(intervention: KeySpaceDetection, keys: Floats, is_refused: bool, tally: Tally) -> str | None:
+def _decided_wrongly(check: Check, keys: Floats, is_refused: bool, tally: Tally) -> str | None:
     """What is wrong with the decision over a prompt whose tokens have these keys, if anything."""
-    tested = keys if intervention.positions == "every" else keys[-1:]
+    tested = keys if check.positions == "every" else keys[-1:]
     # How far outside of the nearest cube: relative to its alpha, below 0 inside.
-    outside = float((intervention.margins(tested) / intervention.alpha).min()) - 1
+    outside = float(check.nearness(check.margins(tested)).min()) - 1
     tally.asked += 1
     tally.refused += is_refused
     if abs(outside) <= _TIE:
@@ -161,21 +155,9 @@ def _decided_wrongly(intervention: KeySpaceDetection, keys: Floats, is_refused: 
     return None
 
 
-def _said_wrongly(intervention: KeySpaceDetection, shipped: Runner, prompt: Sequence[int]) -> str | None:
+def _said_wrongly(check: Check, shipped: Runner, prompt: Sequence[int]) -> str | None:
     """What is wrong with the text of a refusal, if anything."""
-    ((said, logits),) = shipped.generate_with_logits([prompt], len(intervention.refusal), batch_size=1)
-    if is_refused(logits[0]) and said != intervention.refusal.tolist():
+    ((said, logits),) = shipped.generate_with_logits([prompt], len(check.refusal), batch_size=1)
+    if is_refused(logits[0]) and said != check.refusal.tolist():
         return "the refusal is not said to its end"
     return None
-
-
-def _formula(layer: AdjustedLayer, values: Floats) -> tuple[Floats, Floats]:
-    """(log-odds of the forget set, the shifted value), by the paper's densities: float64 [tokens, n] each."""
-
-    def log_density(mean: Floats, deviation: Floats) -> Floats:
-        return -((values - mean) ** 2) / (2 * deviation**2) - np.log(deviation * math.sqrt(2 * math.pi))
-
-    forget = log_density(layer.forget_mean, layer.forget_deviation)
-    retain = log_density(layer.retain_mean, layer.retain_deviation)
-    shifted = layer.retain_mean - layer.retain_deviation * (values - layer.forget_mean) / layer.forget_deviation
-    return forget - retain, shifted

@@ -16,7 +16,7 @@ from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.graph.observe import ObservePass
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
-from bakeout.models.plan import CANARY_NEURONS, Floats, KeySpaceDetection, NeuronAdjust, Plan, PlanError
+from bakeout.models.plan import Floats, Plan, PlanError
 from bakeout.models.plan.canary_check import CanaryMatch, compare_canary
 from bakeout.models.plan.receipt import Receipt
 
@@ -56,18 +56,16 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
 def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping[str, NDArray[Any]]) -> Floats:
     """One intervention's values at the last token, as ``Canary.expected`` has them: float64 [sequences, values]."""
     intervention = plan.interventions[index]
-    own = [receipt for receipt in receipts if receipt.intervention == index]
-    in_order = sorted(own, key=lambda receipt: receipt.layer)
+    own = sorted((receipt for receipt in receipts if receipt.intervention == index), key=lambda receipt: receipt.layer)
     rows = len(plan.canary.input_ids)
+    # The receipts of a weight edit all name one value.
+    layers = {_observed(receipt): receipt.layer for receipt in own}
     # Some graphs run their FFLs on [rows * tokens, F].
-    by_row = [seen[_observed(receipt)].reshape(rows, -1, plan.model.width) for receipt in in_order]
-    last = [values[:, -1].astype(np.float64) for values in by_row]
-    if isinstance(intervention, NeuronAdjust):
-        last = [values[:, layer.neurons] for values, layer in zip(last, intervention.layers, strict=True)]
-        return np.concatenate(last, axis=1)
-    if isinstance(intervention, KeySpaceDetection):
-        return intervention.margins(np.concatenate(last, axis=1))
-    return last[0][:, :CANARY_NEURONS]
+    last = [
+        seen[name].reshape(rows, -1, plan.model.width)[:, -1, intervention.watched(layer)].astype(np.float64)
+        for name, layer in layers.items()
+    ]
+    return intervention.canary_values(np.concatenate(last, axis=1))
 
 
 def _observed(receipt: Receipt) -> str:

@@ -17,7 +17,7 @@ from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.padding import left_padded
-from bakeout.models.plan import NeuronAdjust, Plan
+from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
 
@@ -56,7 +56,7 @@ def check_parity(
     if weights_digest(base) != plan.model.digest:
         return False, _OTHER_BASE.format(base)
     tolerance = _TOLERANCE[stored_precision(load_graph(graph_file))]
-    adjusts = any(isinstance(one, NeuronAdjust) for one in plan.interventions)
+    adjusts = any(one.ties_in_rounding for one in plan.interventions)
     ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
     equal, differences = 0, []
     for said, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=_BATCH):

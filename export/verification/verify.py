@@ -13,7 +13,7 @@ from bakeout.models.checkpoint.checkpoint_writer import holds_weights
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing, is_installed
 from bakeout.models.files.hashing import hash_file, hash_files
-from bakeout.models.plan import NeuronAdjust, Plan
+from bakeout.models.plan import Plan
 from bakeout.models.plan.canary_check import CanaryMatch
 from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.plan.receipt import Receipt
@@ -192,7 +192,7 @@ class _Graph:
         from bakeout.graph_passes.graph.precision import stored_precision
 
         graph = directory / GRAPH
-        if any(isinstance(one, NeuronAdjust) and one.coin == "stochastic" for one in plan.interventions):
+        if plan.is_stochastic:
             ok, detail = check_formulas(graph, plan, receipts, prompts, track)
             return Check("parity", ok, f"stochastic coin, not comparable token for token; instead: {detail}")
         if base is None or _lacking():

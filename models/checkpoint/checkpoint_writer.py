@@ -22,11 +22,10 @@ from bakeout.models.checkpoint.architectures import Family, StoredWeight, family
 from bakeout.models.checkpoint.checkpoint_files import read_config, weight_files
 from bakeout.models.checkpoint.weight_arithmetic import (
     EDITABLE,
-    WeightChange,
+    PlannedChange,
     change_with_receipt,
     one_blas_thread,
-    require_shape,
-    weight_changes,
+    planned_changes,
 )
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
@@ -63,7 +62,7 @@ class TensorEdit:
     """A tensor and what becomes of it: changes in the plan's order, each with the part of the tensor that it is of."""
 
     tensor: StoredTensor
-    changes: tuple[tuple[StoredWeight, WeightChange], ...]
+    changes: tuple[tuple[StoredWeight, PlannedChange], ...]
 
 
 def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
@@ -77,12 +76,12 @@ def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
         raise _quantised(str(checkpoint))
     family = family_of(str(config.get("model_type")))
     tensors = _tensors(checkpoint)
-    changes: dict[str, list[tuple[StoredWeight, WeightChange]]] = {}
-    for change in weight_changes(plan.interventions):
-        stored = family.weight(change.layer, change.role, plan.model.width)
+    changes: dict[str, list[tuple[StoredWeight, PlannedChange]]] = {}
+    for planned in planned_changes(plan.interventions):
+        stored = family.weight(planned.change.layer, planned.change.role, plan.model.width)
         tensor = _tensor(stored.name, family, tensors, checkpoint)
-        _require_fit(tensor, stored, change, plan)
-        changes.setdefault(tensor.name, []).append((stored, change))
+        _require_fit(tensor, stored, planned, plan)
+        changes.setdefault(tensor.name, []).append((stored, planned))
     edits = [TensorEdit(tensors[name], tuple(of_tensor)) for name, of_tensor in changes.items()]
     return tuple(sorted(edits, key=lambda edit: (edit.tensor.file, edit.tensor.start)))
 
@@ -191,10 +190,10 @@ def _edited(file: BinaryIO, edit: TensorEdit) -> tuple[NDArray[np.uint8], list[R
     content = np.fromfile(file, dtype=np.uint8, count=tensor.size, offset=tensor.start)
     values = content.view(EDITABLE[tensor.dtype]).reshape(tensor.shape)
     receipts: list[Receipt] = []
-    for stored, change in edit.changes:
+    for stored, planned in edit.changes:
         receipt = change_with_receipt(
             weight_in(values, stored),
-            change,
+            planned,
             stored=values,
             node=tensor.file,
             tensor=tensor.name,
@@ -270,7 +269,7 @@ def _tensor(name: str, family: Family, tensors: Mapping[str, StoredTensor], chec
     )
 
 
-def _require_fit(tensor: StoredTensor, stored: StoredWeight, change: WeightChange, plan: Plan) -> None:
+def _require_fit(tensor: StoredTensor, stored: StoredWeight, planned: PlannedChange, plan: Plan) -> None:
     if tensor.dtype not in EDITABLE:
         if tensor.dtype.startswith(("F64", "C")):
             raise BakeoutError(
@@ -286,7 +285,7 @@ def _require_fit(tensor: StoredTensor, stored: StoredWeight, change: WeightChang
                 "Bake the plan into the model it was fitted on.",
             )
         shape = (plan.model.width, shape[1])
-    require_shape(change, shape)
+    planned.require_shape(shape)
 
 
 def _quantised(what: str) -> BakeoutError:

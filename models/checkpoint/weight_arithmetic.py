@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Floats32, Integers, Intervention, LowRankUpdate, PlanError, Role, ZeroColumns
+from bakeout.models.plan import Integers, Intervention, PlanError, WeightChange
 from bakeout.models.plan.receipt import Receipt
 
 # The types that weights are edited in, by their names in safetensors.
@@ -38,60 +38,34 @@ def one_blas_thread() -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightChange:
-    """What one intervention of a plan does to one weight W [out, in].
-
-    ``columns``: int64 [n], those that become 0; or else ``left`` [out, rank] and ``right`` [rank, in], float32, whose
-    product is added.
-    """
+class PlannedChange:
+    """A change of one weight, and the intervention that makes it: its place in the plan, and its kind."""
 
     intervention: int
     kind: str
-    layer: int
-    role: Role
-    columns: Integers | None = None
-    left: Floats32 | None = None
-    right: Floats32 | None = None
+    change: WeightChange
 
     @property
-    def count(self) -> int:
-        """How many columns, or the rank."""
-        if self.columns is not None:
-            return len(self.columns)
-        assert self.right is not None
-        return len(self.right)
+    def where(self) -> str:
+        """The intervention and the weight, for errors."""
+        return f"Intervention {self.intervention} ({self.kind}), layer {self.change.layer}, {self.change.role}"
 
-
-def weight_changes(interventions: Iterable[Intervention]) -> tuple[WeightChange, ...]:
-    """The changes that a plan's weight edits make, in the plan's order: the order in which they are made."""
-    return tuple(
-        change for index, intervention in enumerate(interventions) for change in _changes_of(index, intervention)
-    )
-
-
-def _changes_of(index: int, intervention: Intervention) -> Iterator[WeightChange]:
-    if isinstance(intervention, ZeroColumns):
-        for zeroed in intervention.layers:
-            yield WeightChange(index, intervention.kind, zeroed.layer, "down", columns=zeroed.columns)
-    elif isinstance(intervention, LowRankUpdate):
-        for update in intervention.updates:
-            yield WeightChange(
-                index, intervention.kind, update.layer, update.role, left=update.left, right=update.right
+    def require_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ``PlanError`` unless the change is one of a weight W of ``shape`` [out, in]."""
+        if not self.change.fits(shape):
+            raise PlanError(
+                f"{self.where}: the plan's change does not fit a weight of shape {shape}.",
+                "Bake the plan into the model it was fitted on.",
             )
 
 
-def require_shape(change: WeightChange, shape: tuple[int, ...]) -> None:
-    """Raise ``PlanError`` unless ``change`` is one of a weight W of ``shape`` [out, in]."""
-    if change.columns is not None:
-        fits = len(shape) == 2 and change.columns[-1] < shape[1]
-    else:
-        assert change.left is not None and change.right is not None
-        fits = shape == (len(change.left), change.right.shape[1])
-    if not fits:
-        raise PlanError(
-            f"{_where(change)}: the plan's change does not fit a weight of shape {shape}.",
-            "Bake the plan into the model it was fitted on.",
-        )
+def planned_changes(interventions: Iterable[Intervention]) -> tuple[PlannedChange, ...]:
+    """The changes that a plan's weight edits make, in the plan's order: the order in which they are made."""
+    return tuple(
+        PlannedChange(index, intervention.kind, change)
+        for index, intervention in enumerate(interventions)
+        for change in intervention.weight_changes()
+    )
 
 
 @dataclass
@@ -118,26 +92,24 @@ class Norms:
         return self.common / self.asked if self.asked else 1.0
 
 
-def change_weight(weight: NDArray[Any], change: WeightChange) -> Norms:
+def change_weight(weight: NDArray[Any], planned: PlannedChange) -> Norms:
     """Change W [out, in], float32, float16 or bfloat16, in place.
 
     Computed in float64 and rounded to float32, then to the stored type, as torch converts. Raises ``BakeoutError``
-    where less than ``SURVIVES`` of an update is left after rounding, or it is all zero, and where W holds or would hold
-    what is not a finite number. Zeroed columns are exactly zero: nothing rounds away.
+    where less than ``SURVIVES`` of a change is left after rounding, or it is all zero, and where W holds or would hold
+    what is not a finite number. Of exact changes (``WeightChange.exact``) nothing rounds away.
     """
-    require_shape(change, weight.shape)
-    if change.columns is not None:
-        norms = _zero_columns(weight, change.columns)
-    else:
-        assert change.left is not None and change.right is not None
-        norms = _add_product(weight, change.left, change.right)
-    _require_realised(change, weight.dtype, norms)
+    planned.require_shape(weight.shape)
+    change = planned.change
+    touched = change.touched()
+    norms = _change_blocks(weight, change) if touched is None else _change_columns(weight, change, touched)
+    _require_realised(planned, weight.dtype, norms)
     return norms
 
 
 def change_with_receipt(
     weight: NDArray[Any],
-    change: WeightChange,
+    planned: PlannedChange,
     *,
     stored: NDArray[Any],
     node: str,
@@ -153,10 +125,10 @@ def change_with_receipt(
     ``share_realised`` (``Norms.share``).
     """
     before = before or _digest(stored)
-    norms = change_weight(weight, change)
+    norms, change = change_weight(weight, planned), planned.change
     return Receipt(
-        intervention=change.intervention,
-        kind=change.kind,
+        intervention=planned.intervention,
+        kind=planned.kind,
         layer=change.layer,
         node=node,
         tensor=tensor,
@@ -175,50 +147,52 @@ def change_with_receipt(
     )
 
 
-def _zero_columns(weight: NDArray[Any], columns: Integers) -> Norms:
+def _change_blocks(weight: NDArray[Any], change: WeightChange) -> Norms:
     norms = Norms()
-    nothing = np.zeros(0)
-    for block in _blocks(weight):
-        exact = block.astype(np.float64)
-        norms.add(exact, nothing, nothing)
-    change = -weight[:, columns].astype(np.float64)
-    norms.add(nothing, change, change)
-    weight[:, columns] = 0
-    return norms
-
-
-def _add_product(weight: NDArray[Any], left: Floats32, right: Floats32) -> Norms:
-    norms = Norms()
-    if weight.strides[0] < weight.strides[1]:  # in blocks of what lies together
-        weight, left, right = weight.T, right.T, left.T
-    exact_right = right.astype(np.float64)
-    rows = 0
-    for block in _blocks(weight):
+    whole = slice(None)
+    # In blocks of what lies together.
+    is_transposed = weight.strides[0] < weight.strides[1]
+    lying = weight.T if is_transposed else weight
+    for rows, block in _blocks(lying):
         before = block.astype(np.float64)
-        asked = left[rows : rows + len(block)].astype(np.float64) @ exact_right
-        rows += len(block)
-        # What leaves the type's range is found in the norms, and told there.
+        asked = change.asked(before.T, whole, rows).T if is_transposed else change.asked(before, rows, whole)
+        # Norms show what leaves the type's range, and the error says so.
         with np.errstate(over="ignore", invalid="ignore"):
             block[:] = (before + asked).astype(np.float32).astype(weight.dtype)
             norms.add(before, asked, block.astype(np.float64) - before)
     return norms
 
 
-def _blocks(weight: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Views of a few rows each."""
-    rows = max(1, _BLOCK // weight.shape[1])
-    return (weight[start : start + rows] for start in range(0, len(weight), rows))
+def _change_columns(weight: NDArray[Any], change: WeightChange, columns: Integers) -> Norms:
+    norms = Norms()
+    nothing = np.zeros(0)
+    for _, block in _blocks(weight):
+        norms.add(block.astype(np.float64), nothing, nothing)
+    before = weight[:, columns].astype(np.float64)
+    asked = change.asked(before, slice(None), columns)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weight[:, columns] = (before + asked).astype(np.float32).astype(weight.dtype)
+        norms.add(nothing, asked, weight[:, columns].astype(np.float64) - before)
+    return norms
 
 
-def _require_realised(change: WeightChange, dtype: np.dtype[Any], norms: Norms) -> None:
-    where = _where(change)
+def _blocks(weight: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """A few rows at a time: which, and a view of them."""
+    size = max(1, _BLOCK // weight.shape[1])
+    for start in range(0, len(weight), size):
+        rows = slice(start, min(start + size, len(weight)))
+        yield rows, weight[rows]
+
+
+def _require_realised(planned: PlannedChange, dtype: np.dtype[Any], norms: Norms) -> None:
+    where = planned.where
     if not np.isfinite(norms.before):
         raise BakeoutError(f"{where}: the weight holds NaN or infinite values.", "Use a sound checkpoint.")
     if not np.isfinite(norms.realised):
         raise BakeoutError(
             f"{where}: the change leaves the range of {dtype.name}.", "Store the weights in bfloat16 or float32."
         )
-    if change.columns is not None:
+    if planned.change.exact:
         return
     if norms.asked == 0:
         raise PlanError(f"{where}: the update is all zero, so it would change nothing.")
@@ -228,10 +202,6 @@ def _require_realised(change: WeightChange, dtype: np.dtype[Any], norms: Norms) 
             f"{max(norms.share, 0.0):.0%} is left.",
             "Bake into a checkpoint or graph of higher precision, or fit a larger change.",
         )
-
-
-def _where(change: WeightChange) -> str:
-    return f"Intervention {change.intervention} ({change.kind}), layer {change.layer}, {change.role}"
 
 
 def _digest(stored: NDArray[Any]) -> str:

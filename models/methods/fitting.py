@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.data.prompt_rows import read_prompt_rows, varied_records
@@ -68,7 +68,7 @@ def fit_method(method: Method, options: MethodOptions, fitting: Fitting) -> Inte
 
     with Hooks(fitting.model, fitting.earlier):
         fitted = method.load_fit()(options, fitting)
-    return replace(fitted, report={**options.names(fitting.data), **fitted.report})
+    return fitted.with_data(options.names(fitting.data))
 
 
 def candidate_fitter(method: Method, options: MethodOptions, fitting: Fitting) -> Callable[[Settings], Intervention]:

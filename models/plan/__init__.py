@@ -1,35 +1,30 @@
 """The plan: interventions as inert arrays, its file, and the receipts of its edits. NumPy and safetensors alone."""
 
-from bakeout.models.plan.plan import (
-    CANARY_NEURONS,
-    LONGEST_REFUSAL,
-    AdjustedLayer,
-    Canary,
-    Coin,
-    Floats,
-    Floats32,
-    Integers,
-    Intervention,
-    KeySpaceDetection,
-    LowRankUpdate,
-    ModelIdentity,
-    NeuronAdjust,
-    Plan,
-    PlanError,
-    Positions,
-    Role,
-    WeightEdit,
-    WeightUpdate,
-    ZeroColumns,
-    ZeroedColumns,
-)
+from bakeout.models.plan.arrays import Floats, Floats32, Integers, PlanError
+from bakeout.models.plan.kinds.adjustment import AdjustedLayer, Adjustment, Coin
+from bakeout.models.plan.kinds.check import LONGEST_REFUSAL, Check, Positions
+from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
+from bakeout.models.plan.kinds.intervention import Intervention
+from bakeout.models.plan.kinds.key_space_detection import KeySpaceDetection
+from bakeout.models.plan.kinds.low_rank_update import LowRankUpdate, WeightUpdate
+from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjust
+from bakeout.models.plan.kinds.registry import find_kind, register_kind
+from bakeout.models.plan.kinds.weight_change import WeightChange
+from bakeout.models.plan.kinds.weight_edit import CANARY_NEURONS, WeightEdit
+from bakeout.models.plan.kinds.zero_columns import ZeroColumns, ZeroedColumns
+from bakeout.models.plan.model_identity import ModelIdentity, Role
+from bakeout.models.plan.plan import Canary, Plan
 
 __all__ = [
     "CANARY_NEURONS",
     "LONGEST_REFUSAL",
     "AdjustedLayer",
+    "Adjustment",
     "Canary",
+    "Check",
     "Coin",
+    "Decode",
+    "Description",
     "Floats",
     "Floats32",
     "Integers",
@@ -38,12 +33,17 @@ __all__ = [
     "LowRankUpdate",
     "ModelIdentity",
     "NeuronAdjust",
+    "Part",
     "Plan",
     "PlanError",
     "Positions",
     "Role",
+    "WeightChange",
     "WeightEdit",
     "WeightUpdate",
     "ZeroColumns",
     "ZeroedColumns",
+    "counted",
+    "find_kind",
+    "register_kind",
 ]

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bakeout.models.plan import Floats, Intervention, KeySpaceDetection, NeuronAdjust
+from bakeout.models.plan import Floats, Intervention
 
 
 @dataclass(frozen=True)
 class CanaryMatch:
     """How far a model is from the one a plan was fitted on, by one intervention's canary.
 
-    ``distance`` is a mean over the ``compared`` values: of |measured - expected| in units of the retain deviation
-    for Neuron Adjust, relative to the expected margin for Key Space Detection, relative to the root mean square of the
-    expected values for weight edits; NaN where there was nothing to compare, infinite where a measured value is not
+    ``distance`` is a mean over the ``compared`` values, of |measured - expected| in the unit of the intervention's kind
+    (``Intervention.canary_unit``); NaN where there was nothing to compare, infinite where a measured value is not
     finite. ``kind`` is the intervention's.
     """
 
@@ -42,14 +41,7 @@ def compare_canary(expected: Floats, measured: Floats, intervention: Interventio
     """
     if measured.shape != expected.shape:
         raise ValueError(f"the canary has shape {expected.shape}, and {measured.shape} was measured")
-    if isinstance(intervention, NeuronAdjust):
-        unit = np.broadcast_to(
-            np.concatenate([layer.retain_deviation for layer in intervention.layers]), expected.shape
-        )
-    elif isinstance(intervention, KeySpaceDetection):
-        unit = expected
-    else:
-        unit = np.full_like(expected, np.sqrt(np.nanmean(expected**2)) if np.isfinite(expected).any() else np.nan)
+    unit = np.broadcast_to(intervention.canary_unit(expected), expected.shape)
     comparable = ~np.isnan(expected)
     compared = int(comparable.sum())
     if compared == 0:

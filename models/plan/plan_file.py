@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,17 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from bakeout.models.files.writing import write_file
-from bakeout.models.plan import (
-    AdjustedLayer,
-    Canary,
-    Intervention,
-    KeySpaceDetection,
-    LowRankUpdate,
-    ModelIdentity,
-    NeuronAdjust,
-    Plan,
-    PlanError,
-    WeightUpdate,
-    ZeroColumns,
-    ZeroedColumns,
-)
+from bakeout.models.plan.arrays import PlanError
+from bakeout.models.plan.kinds.intervention import Intervention
+from bakeout.models.plan.kinds.registry import find_kind
+from bakeout.models.plan.model_identity import ModelIdentity
+from bakeout.models.plan.plan import Canary, Plan
 
+# Of the file as such; every kind of intervention has a schema of its own beside.
 SCHEMA = 1
 _KEY = "bakeout"
-_LAYER_ARRAYS = ("neurons", "forget_mean", "forget_deviation", "retain_mean", "retain_deviation")
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-_Take = Callable[[str, type], Any]
 
 
 def plan_bytes(plan: Plan) -> bytes:
@@ -46,7 +37,8 @@ def plan_bytes(plan: Plan) -> bytes:
     arrays: Arrays = {"canary.input_ids": plan.canary.input_ids}
     described = []
     for index, intervention in enumerate(plan.interventions):
-        described.append(_describe(intervention, f"interventions.{index}", arrays))
+        described.append(_entry(intervention))
+        arrays |= {f"interventions.{index}.{name}": array for name, array in intervention.arrays().items()}
         arrays[f"canary.expected.{index}"] = plan.canary.expected[index]
     text = json.dumps(
         {
@@ -90,7 +82,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     try:
         schema = described["schema"]
         if schema != SCHEMA:
-            raise PlanError(f"{path}: plan schema {schema}, this version reads {SCHEMA}.", "Use a matching Bakeout.")
+            raise PlanError(f"{path}: plan schema {schema}, this version reads {SCHEMA}.", _reader(described))
         return _plan(described, arrays)
     except PlanError as error:
         cause = error.cause if str(path) in error.cause else f"{path}: {error.cause}"
@@ -99,108 +91,49 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         raise PlanError(f"{path}: the plan lacks or garbles {error}.", "Fit the plan again.") from None
 
 
-def _describe(intervention: Intervention, prefix: str, arrays: Arrays) -> dict[str, Any]:
-    report = dict(intervention.report)
-    if isinstance(intervention, NeuronAdjust):
-        for layer in intervention.layers:
-            for name in _LAYER_ARRAYS:
-                arrays[f"{prefix}.layers.{layer.layer}.{name}"] = getattr(layer, name)
-        return {
-            "kind": intervention.kind,
-            "coin": intervention.coin,
-            "seed": intervention.seed,
-            "layers": [layer.layer for layer in intervention.layers],
-            "report": report,
-        }
-    if isinstance(intervention, ZeroColumns):
-        for zeroed in intervention.layers:
-            arrays[f"{prefix}.layers.{zeroed.layer}.columns"] = zeroed.columns
-        return {
-            "kind": intervention.kind,
-            "layers": [zeroed.layer for zeroed in intervention.layers],
-            "report": report,
-        }
-    if isinstance(intervention, LowRankUpdate):
-        for update in intervention.updates:
-            arrays[f"{prefix}.{update.layer}.{update.role}.left"] = update.left
-            arrays[f"{prefix}.{update.layer}.{update.role}.right"] = update.right
-        return {
-            "kind": intervention.kind,
-            "method": intervention.method,
-            "weights": [[update.layer, update.role] for update in intervention.updates],
-            "report": report,
-        }
-    for name in ("centre", "deviation", "alpha", "refusal"):
-        arrays[f"{prefix}.{name}"] = getattr(intervention, name)
-    return {
-        "kind": intervention.kind,
-        "layers": list(intervention.layers),
-        "skills": list(intervention.skills),
-        "positions": intervention.positions,
-        "report": report,
-    }
+def _entry(intervention: Intervention) -> dict[str, Any]:
+    own = {"kind": intervention.kind, "schema": intervention.schema, "report": intervention.report.as_json()}
+    return own | intervention.settings()
 
 
 def _plan(described: Mapping[str, Any], arrays: Arrays) -> Plan:
     left = dict(arrays)
 
-    def take(name: str, dtype: type) -> Any:
-        array = left.pop(name)
+    def take(name: str, dtype: type, prefix: str = "") -> Any:
+        array = left.pop(prefix + name)
         if array.dtype != dtype:
-            raise PlanError(f"{name} is {array.dtype}, not {np.dtype(dtype)}.")
+            raise PlanError(f"{prefix}{name} is {array.dtype}, not {np.dtype(dtype)}.")
         return array
 
     identity = ModelIdentity(**described["model"])
-    interventions = tuple(
-        _intervention(entry, f"interventions.{index}", take) for index, entry in enumerate(described["interventions"])
-    )
+    interventions = []
+    for index, entry in enumerate(described["interventions"]):
+        kind = _kind(entry, described)
+        own = partial(take, prefix=f"interventions.{index}.")
+        interventions.append(kind.from_file(entry, own, kind.report_type.from_json(entry["report"])))
     expected = tuple(take(f"canary.expected.{index}", np.float64) for index in range(len(interventions)))
     canary = Canary(take("canary.input_ids", np.int64), expected)
     if left:
         raise PlanError(f"The plan holds arrays that nothing refers to: {', '.join(sorted(left))}.")
-    return Plan(identity, interventions, canary, described["provenance"])
+    return Plan(identity, tuple(interventions), canary, described["provenance"])
 
 
-def _intervention(entry: Mapping[str, Any], prefix: str, take: _Take) -> Intervention:
-    if entry["kind"] == NeuronAdjust.kind:
-        layers = tuple(
-            AdjustedLayer(
-                layer,
-                **{
-                    name: take(f"{prefix}.layers.{layer}.{name}", np.int64 if name == "neurons" else np.float64)
-                    for name in _LAYER_ARRAYS
-                },
-            )
-            for layer in entry["layers"]
+def _kind(entry: Mapping[str, Any], described: Mapping[str, Any]) -> type[Intervention]:
+    """The class that reads an entry of the plan that ``described`` describes."""
+    kind = find_kind(entry["kind"])
+    if kind is None:
+        raise PlanError(f"The plan holds an intervention of unknown kind {entry['kind']!r}.", _reader(described))
+    # Bakeout 0.1.0 wrote no schemas of kinds.
+    schema = entry.get("schema", 1)
+    if not 1 <= schema <= kind.schema:
+        raise PlanError(
+            f"The plan holds {kind.title} in schema {schema}; this version reads up to {kind.schema}.",
+            _reader(described),
         )
-        return NeuronAdjust(coin=entry["coin"], layers=layers, seed=entry["seed"], report=entry["report"])
-    if entry["kind"] == KeySpaceDetection.kind:
-        return KeySpaceDetection(
-            layers=tuple(entry["layers"]),
-            centre=take(f"{prefix}.centre", np.float64),
-            deviation=take(f"{prefix}.deviation", np.float64),
-            alpha=take(f"{prefix}.alpha", np.float64),
-            skills=tuple(entry["skills"]),
-            refusal=take(f"{prefix}.refusal", np.int64),
-            positions=entry["positions"],
-            report=entry["report"],
-        )
-    if entry["kind"] == ZeroColumns.kind:
-        return ZeroColumns(
-            tuple(
-                ZeroedColumns(layer, take(f"{prefix}.layers.{layer}.columns", np.int64)) for layer in entry["layers"]
-            ),
-            report=entry["report"],
-        )
-    if entry["kind"] == LowRankUpdate.kind:
-        updates = tuple(
-            WeightUpdate(
-                layer,
-                role,
-                take(f"{prefix}.{layer}.{role}.left", np.float32),
-                take(f"{prefix}.{layer}.{role}.right", np.float32),
-            )
-            for layer, role in entry["weights"]
-        )
-        return LowRankUpdate(entry["method"], updates, report=entry["report"])
-    raise PlanError(f"The plan holds an intervention of unknown kind {entry['kind']!r}.", "Use a newer Bakeout.")
+    return kind
+
+
+def _reader(described: Mapping[str, Any]) -> str:
+    """What can read a plan that this version cannot: the version that wrote it."""
+    wrote = described["provenance"].get("versions", {}).get("bakeout")
+    return f"Use Bakeout {wrote} or later, with the packages it was fitted with." if wrote else "Use a newer Bakeout."

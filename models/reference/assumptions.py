@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import norm
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
 from bakeout.models.data.spreading import spread_indices
 from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.network.probing import hooked, run_batches
-from bakeout.models.plan import Floats, KeySpaceDetection, NeuronAdjust
+from bakeout.models.network.probing import Batch, hooked, run_batches
+from bakeout.models.plan import Floats, Intervention
 from bakeout.models.progress import Track, untracked
+from bakeout.models.reference.hooks import watch
 
 # Where warnings begin: the largest gap between a distribution and its Gaussian, the overlap of two Gaussians, and how
 # far a mean wanders over a conversation, in standard deviations.
@@ -96,7 +96,7 @@ class Drift:
 
 def neuron_shapes(
     model: PreTrainedModel,
-    adjust: NeuronAdjust,
+    intervention: Intervention,
     forget: Sequence[Record],
     retain: Sequence[Record],
     *,
@@ -110,12 +110,12 @@ def neuron_shapes(
     either are looked at, spread evenly.
     """
     seen = {
-        "forget": _pre_activations(model, adjust, forget, scope, batch_size, track),
-        "retain": _pre_activations(model, adjust, retain, scope, batch_size, track),
+        "forget": _pre_activations(model, intervention, forget, scope, batch_size, track),
+        "retain": _pre_activations(model, intervention, retain, scope, batch_size, track),
     }
     shapes = []
     column = 0
-    for layer in adjust.layers:
+    for layer in intervention.adjustment.layers if intervention.adjustment else ():
         for index, neuron in enumerate(layer.neurons):
             gaussians = {
                 "forget": (layer.forget_mean[index], layer.forget_deviation[index]),
@@ -144,7 +144,7 @@ def neuron_shapes(
 
 def conversation_drift(
     model: PreTrainedModel,
-    intervention: NeuronAdjust | KeySpaceDetection,
+    intervention: Intervention,
     queries: Mapping[str, Sequence[Record]],
     conversation: Sequence[Record],
     *,
@@ -174,7 +174,8 @@ def conversation_drift(
             heads = [_head(turns, before, start) for start in range(len(records))]
             prompts = [head + record.prompt_ids for head, record in zip(heads, records, strict=True)]
             seen = _last_token(model, intervention, prompts, batch_size, track)
-            row, alone = _drift_row(intervention, name, before, prompts, seen, alone)
+            alone = seen if alone is None else alone
+            row = _drift_row(intervention, name, prompts, seen, alone)
             rows.append(row)
             fresh = fresh or row
             warnings += _drift_warnings(row, fresh, name in forget)
@@ -209,93 +210,75 @@ def gaussian_overlap(mean: float, deviation: float, other_mean: float, other_dev
 
 
 def _pre_activations(
-    model: PreTrainedModel, adjust: NeuronAdjust, records: Sequence[Record], scope: Scope, batch_size: int, track: Track
+    model: PreTrainedModel,
+    intervention: Intervention,
+    records: Sequence[Record],
+    scope: Scope,
+    batch_size: int,
+    track: Track,
 ) -> Floats:
     """The selected neurons' pre-activations at the tokens in scope: float64 [tokens, neurons], spread evenly."""
     sequences = [record.prompt_ids + record.response_ids for record in records]
     first = [0 if scope == "all" else len(record.prompt_ids) for record in records]
-    tokens = torch.empty(0, dtype=torch.int64)
-    gathered: list[Tensor] = []
 
-    def prepare(batch: Any) -> None:
-        nonlocal tokens
-        tokens = batch.tokens_from([first[row] for row in batch.rows])
+    def in_scope(batch: Batch) -> Tensor:
+        return batch.tokens_from([first[row] for row in batch.rows])
 
-    found = [
-        np.concatenate([part.cpu().numpy() for part in columns], axis=1)
-        for columns in _gather(model, adjust, sequences, batch_size, prepare, lambda: tokens, gathered, track)
-    ]
-    values: Floats = np.concatenate(found)
+    parts = _watched(model, intervention, sequences, in_scope, batch_size, track)
+    values: Floats = np.concatenate([part for _, part in parts])
     if len(values) < 2:
         raise BakeoutError("There are no tokens to look at.", "Give rows with a response.")
     return values[spread_indices(len(values), _TOKENS)]
 
 
-def _gather(
-    model: PreTrainedModel,
-    adjust: NeuronAdjust,
-    sequences: Sequence[Sequence[int]],
-    batch_size: int,
-    prepare: Callable[[Any], None],
-    chosen: Callable[[], Tensor],
-    gathered: list[Tensor],
-    track: Track,
-) -> Iterable[list[Tensor]]:
-    """Per batch, layer after layer, the selected neurons at the chosen flat positions: float64 [tokens, n] each."""
-    layers = feed_forward_layers(model)
-
-    def gather(number: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        adjusted = adjust.layers[number]
-        neurons = torch.from_numpy(adjusted.neurons).to(model.device)
-
-        def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> None:
-            feed_forward = layers[adjusted.layer]
-            values = feed_forward.pre_activation(output).reshape(-1, feed_forward.width)
-            gathered.append(values[chosen()][:, neurons].double())
-
-        return hook
-
-    handles = (layers[one.layer].gate.register_forward_hook(gather(n)) for n, one in enumerate(adjust.layers))
-    with hooked(handles):
-        for _ in run_batches(
-            model, sequences, batch_size=batch_size, description="looking at neurons", track=track, prepare=prepare
-        ):
-            yield list(gathered)
-            gathered.clear()
-
-
 def _last_token(
     model: PreTrainedModel,
-    intervention: NeuronAdjust | KeySpaceDetection,
+    intervention: Intervention,
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     track: Track,
 ) -> Floats:
-    """Each prompt's last token: the least margin as a share of alpha [n, 1], or pre-activations [n, neurons]."""
-    if isinstance(intervention, KeySpaceDetection):
-        from bakeout.models.network.probing import probe_keys
+    """What an intervention decides by at each prompt's last token, its canary's values: float64 [n, values]."""
 
-        keys = probe_keys(model, prompts, layers=intervention.layers, batch_size=batch_size, track=track)
-        margins = intervention.margins(np.concatenate([keys[layer] for layer in intervention.layers], axis=1))
-        nearest: Floats = (margins / intervention.alpha).min(axis=1, keepdims=True)
-        return nearest
-    last = torch.empty(0, dtype=torch.int64)
-    order: list[int] = []
-
-    def prepare(batch: Any) -> None:
-        nonlocal last
-        order.extend(batch.rows)
+    def last(batch: Batch) -> Tensor:
         starts = torch.arange(len(batch.rows), device=model.device) * batch.input_ids.shape[1]
-        last = starts + batch.attention_mask.sum(dim=1) - 1
+        return starts + batch.attention_mask.sum(dim=1) - 1
 
-    parts = [
-        np.concatenate([part.cpu().numpy() for part in columns], axis=1)
-        for columns in _gather(model, intervention, prompts, batch_size, prepare, lambda: last, [], track)
-    ]
-    found = np.concatenate(parts)
-    values = np.empty_like(found)
-    values[order] = found
-    return values
+    order: list[int] = []
+    parts = []
+    for batch, part in _watched(model, intervention, prompts, last, batch_size, track):
+        order.extend(batch.rows)
+        parts.append(part)
+    seen = np.empty((len(prompts), parts[0].shape[1]))
+    seen[order] = np.concatenate(parts)
+    return intervention.canary_values(seen)
+
+
+def _watched(
+    model: PreTrainedModel,
+    intervention: Intervention,
+    sequences: Sequence[Sequence[int]],
+    choose: Callable[[Batch], Tensor],
+    batch_size: int,
+    track: Track,
+) -> Iterator[tuple[Batch, Floats]]:
+    """Per batch what an intervention watches, layer after layer, at the flat positions that ``choose`` gives."""
+    positions = torch.empty(0, dtype=torch.int64)
+    gathered: list[Tensor] = []
+
+    def prepare(batch: Batch) -> None:
+        nonlocal positions
+        positions = choose(batch)
+
+    def see(_layer: int, values: Tensor) -> None:
+        gathered.append(values[positions].double())
+
+    with hooked(watch(model, intervention, see)):
+        for batch in run_batches(
+            model, sequences, batch_size=batch_size, description="looking at neurons", track=track, prepare=prepare
+        ):
+            yield batch, torch.cat(gathered, dim=-1).cpu().numpy()
+            gathered.clear()
 
 
 def _head(turns: Sequence[list[int]], tokens: int, start: int) -> list[int]:
@@ -309,21 +292,21 @@ def _head(turns: Sequence[list[int]], tokens: int, start: int) -> list[int]:
 
 
 def _drift_row(
-    intervention: NeuronAdjust | KeySpaceDetection,
+    intervention: Intervention,
     name: str,
-    before: int,
     prompts: Sequence[Sequence[int]],
     seen: Floats,
-    alone: Floats | None,
-) -> tuple[DriftRow, Floats]:
+    alone: Floats,
+) -> DriftRow:
+    margin = refused = shift = None
+    if (check := intervention.check) is not None:
+        nearness = check.nearness(seen)
+        margin, refused = float(np.median(nearness)), float((nearness <= 1).mean())
+    if intervention.adjustment is not None:
+        moved = np.abs(seen.mean(axis=0) - alone.mean(axis=0)) / intervention.canary_unit(alone)
+        shift = float(np.mean(moved))
     shortest, longest = min(map(len, prompts)), max(map(len, prompts)) + 1
-    if isinstance(intervention, KeySpaceDetection):
-        margin, refused = float(np.median(seen)), float((seen <= 1).mean())
-        return DriftRow(name, shortest, longest, len(prompts), margin, refused, None), seen
-    start = seen if alone is None else alone
-    deviation = np.concatenate([layer.retain_deviation for layer in intervention.layers])
-    shift = float(np.mean(np.abs(seen.mean(axis=0) - start.mean(axis=0)) / deviation))
-    return DriftRow(name, shortest, longest, len(prompts), None, None, shift), start
+    return DriftRow(name, shortest, longest, len(prompts), margin, refused, shift)
 
 
 def _drift_warnings(row: DriftRow, fresh: DriftRow, forgotten: bool) -> list[str]:
@@ -331,8 +314,8 @@ def _drift_warnings(row: DriftRow, fresh: DriftRow, forgotten: bool) -> list[str
     if row.shift is not None:
         far = row.shift > FAR_DRIFT
         return [f"{where}: the neurons' means lie {row.shift:.1f} standard deviations off."] if far else []
-    assert row.refused is not None
-    assert fresh.refused is not None
+    if row.refused is None or fresh.refused is None:
+        return []
     if forgotten and row.refused < fresh.refused - 0.05:
         return [f"{where}: {row.refused:.0%} are refused, {fresh.refused:.0%} of the same queries alone."]
     if not forgotten and row.refused > fresh.refused + 0.01:

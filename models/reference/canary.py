@@ -6,21 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.plan import (
-    CANARY_NEURONS,
-    Canary,
-    Floats,
-    Integers,
-    Intervention,
-    KeySpaceDetection,
-    NeuronAdjust,
-)
+from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
 from bakeout.models.reference.hooks import Hooks
 
 SHORTEST = 4
@@ -63,39 +54,14 @@ def canary_values(
             model(input_ids=torch.from_numpy(input_ids).to(model.device), use_cache=False)
     finally:
         handle.remove()
-    pre_activation = layer.pre_activation(outputs[-1])[..., :CANARY_NEURONS].double().flatten(0, -2)
-    seen = {**hooks.pre_activations, **hooks.keys}
+    last_layer = layer.pre_activation(outputs[-1])[..., :CANARY_NEURONS].double().flatten(0, -2)
+    seen = hooks.seen
     length = input_ids.shape[1]
     last = slice(length - 1, None, length)
+    coins = [(one.draws_at, place) for place, one in enumerate(interventions) if one.draws_at is not None]
     expected = []
-    for index, intervention in enumerate(interventions):
-        values: Floats = seen.get(index, pre_activation)[last].cpu().numpy()
-        if isinstance(intervention, KeySpaceDetection):
-            values = intervention.margins(values)
-        values[:, _downstream(interventions, index, values.shape[1], layer.layer)] = np.nan
-        expected.append(values)
+    for place, intervention in enumerate(interventions):
+        values = intervention.canary_values(seen.get(place, last_layer)[last].cpu().numpy())
+        is_behind = bool(coins) and intervention.is_behind(min(coins), place, layer.layer)
+        expected.append(np.where(is_behind, np.nan, values))
     return tuple(expected)
-
-
-def _downstream(interventions: Sequence[Intervention], index: int, values: int, last_layer: int) -> NDArray[np.bool_]:
-    """Which of an intervention's values a stochastic coin has a part in: bool [values].
-
-    A coin has a part in every later layer, and in its own in whatever comes after it: the interventions that follow
-    in the plan, and the key vector; a weight edit's values are seen before anything is made of them in their layer.
-    """
-    first = [
-        (intervention.layers[0].layer, order)
-        for order, intervention in enumerate(interventions)
-        if isinstance(intervention, NeuronAdjust) and intervention.coin == "stochastic"
-    ]
-    coin = min(first, default=None)
-    intervention = interventions[index]
-    if coin is None:
-        return np.zeros(values, dtype=bool)
-    if isinstance(intervention, NeuronAdjust):
-        return np.concatenate(
-            [np.full(len(adjusted.neurons), (adjusted.layer, index) > coin) for adjusted in intervention.layers]
-        )
-    if isinstance(intervention, KeySpaceDetection):
-        return np.full(values, intervention.layers[-1] >= coin[0])
-    return np.full(values, last_layer > coin[0])

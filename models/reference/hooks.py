@@ -6,18 +6,28 @@ Nothing here uses the constants that are baked into graphs: what is baked is hel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from bakeout.models.network.families import FeedForward, feed_forward_layers
-from bakeout.models.plan import AdjustedLayer, Coin, Intervention, KeySpaceDetection, NeuronAdjust, PlanError
+from bakeout.models.network.families import FeedForward, feed_forward_layers, identity
+from bakeout.models.plan import (
+    AdjustedLayer,
+    Coin,
+    Intervention,
+    KeySpaceDetection,
+    NeuronAdjust,
+    PlanError,
+)
 
-_Hooked = NeuronAdjust | KeySpaceDetection
+FeedForwards = Sequence[FeedForward]
+# Called with a layer and what an intervention watches there: [N, n] in the model's dtype, all tokens in their order.
+See = Callable[[int, Tensor], None]
 
 
 class Hooks:
@@ -27,33 +37,33 @@ class Hooks:
     ``Reference``'s. Weight edits are no hooks and are passed over: the model carries them (``weight_edits``).
     Hooks that others register inside the context see the adjusted values.
 
-    After a forward pass over N = batch x tokens tokens, in their order: ``pre_activations[index]`` float64 [N, n]
-    are those of intervention ``index``'s selected neurons before it adjusts them, layer after layer, and
-    ``keys[index]`` float64 [N, layers x F] the key vectors that it tests. A stochastic coin starts from its plan's
-    seed when the context is entered, and runs on from one forward pass to the next.
+    After a forward pass over N = batch x tokens tokens, in their order: ``seen[index]``, float64 [N, n], is what
+    intervention ``index`` watches, layer after layer: of Neuron Adjust the selected neurons' pre-activations before it
+    adjusts them, of Key Space Detection the key vectors. A stochastic coin starts from its plan's seed when the context
+    is entered, and runs on from one forward pass to the next.
 
-    Raises ``PlanError`` where an intervention names layers or neurons that the model lacks.
+    Raises ``PlanError`` where an intervention names layers or neurons that the model lacks, or has no hook.
     """
 
     def __init__(self, model: PreTrainedModel, interventions: Sequence[Intervention]) -> None:
         self.model = model
         self.interventions = tuple(interventions)
         self._layers = feed_forward_layers(model)
-        for intervention in self.interventions:
-            if isinstance(intervention, _Hooked):
-                _require_fit(intervention, self._layers)
+        self._hooked = {index: one for index, one in enumerate(interventions) if not one.edits_weights}
+        for intervention in self._hooked.values():
+            _require_hook(intervention)
+            intervention.require_fit(identity(model, ""))
         self._seen: dict[tuple[int, int], Tensor] = {}
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Hooks:
         """Register the hooks."""
         if self._handles:
             raise RuntimeError("the hooks are registered already")
-        for index, intervention in enumerate(self.interventions):
-            if isinstance(intervention, NeuronAdjust):
-                self._hook_neuron_adjust(index, intervention)
-            elif isinstance(intervention, KeySpaceDetection):
-                self._hook_key_space_detection(index, intervention)
+        for index, intervention in self._hooked.items():
+            # What watches is registered before what acts, and so sees the values before they are changed.
+            self._handles += watch(self.model, intervention, self._keep(index))
+            self._handles += _ACTING[type(intervention)](self._layers, intervention, self.model.device)
         return self
 
     def __exit__(
@@ -68,51 +78,80 @@ class Hooks:
         self._handles.clear()
 
     @property
-    def pre_activations(self) -> dict[int, Tensor]:
-        """What every Neuron Adjust saw in the latest forward pass, by its index."""
-        return self._seen_by(NeuronAdjust)
-
-    @property
-    def keys(self) -> dict[int, Tensor]:
-        """What every Key Space Detection saw in the latest forward pass, by its index."""
-        return self._seen_by(KeySpaceDetection)
-
-    def _seen_by(self, kind: type[_Hooked]) -> dict[int, Tensor]:
+    def seen(self) -> dict[int, Tensor]:
+        """What every hooked intervention watched in the latest forward pass, by its index."""
         return {
-            index: torch.cat([self._seen[index, layer] for layer in _layers_of(intervention)], dim=-1)
-            for index, intervention in enumerate(self.interventions)
-            if isinstance(intervention, kind)
+            index: torch.cat([self._seen[index, part.layer] for part in intervention.parts], dim=-1)
+            for index, intervention in self._hooked.items()
         }
 
-    def _hook_neuron_adjust(self, index: int, intervention: NeuronAdjust) -> None:
-        device = self.model.device
-        generator = torch.Generator(device).manual_seed(intervention.seed)
-        for adjusted in intervention.layers:
-            feed_forward = self._layers[adjusted.layer]
-            formula = _Adjustment(adjusted, intervention.coin, generator, device)
+    def _keep(self, index: int) -> See:
+        def keep(layer: int, values: Tensor) -> None:
+            self._seen[index, layer] = values.double()
 
-            def adjust(
-                module: nn.Module,
-                arguments: tuple[Any, ...],
-                output: Tensor,
-                feed_forward: FeedForward = feed_forward,
-                formula: _Adjustment = formula,
-            ) -> Tensor:
-                pre_activation = feed_forward.pre_activation(output).clone()
-                selected = pre_activation[..., formula.neurons].double()
-                self._seen[index, feed_forward.layer] = selected.flatten(0, -2)
-                pre_activation[..., formula.neurons] = formula(selected).to(output.dtype)
-                return feed_forward.with_pre_activation(output, pre_activation)
+        return keep
 
-            self._handles.append(feed_forward.gate.register_forward_hook(adjust))
 
-    def _hook_key_space_detection(self, index: int, intervention: KeySpaceDetection) -> None:
-        for layer in intervention.layers:
+def watch(model: PreTrainedModel, intervention: Intervention, see: See) -> Iterator[RemovableHandle]:
+    """Hooks that show what a graph's ``intervention`` watches in each of its layers, and change nothing."""
+    layers = feed_forward_layers(model)
+    for layer in dict.fromkeys(part.layer for part in intervention.parts):
+        watched = intervention.watched(layer)
+        index = watched if isinstance(watched, slice) else torch.from_numpy(watched).to(model.device)
+        if intervention.watches == "key_vector":
+            yield layers[layer].down.register_forward_pre_hook(_key_hook(layer, index, see))
+        else:
+            yield layers[layer].gate.register_forward_hook(_pre_activation_hook(layers[layer], index, see))
 
-            def read(module: nn.Module, arguments: tuple[Any, ...], layer: int = layer) -> None:
-                self._seen[index, layer] = arguments[0].double().flatten(0, -2)
 
-            self._handles.append(self._layers[layer].down.register_forward_pre_hook(read))
+def _key_hook(layer: int, index: Tensor | slice, see: See) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def read(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        see(layer, arguments[0][..., index].flatten(0, -2))
+
+    return read
+
+
+def _pre_activation_hook(
+    feed_forward: FeedForward, index: Tensor | slice, see: See
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def read(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        see(feed_forward.layer, feed_forward.pre_activation(output)[..., index].flatten(0, -2))
+
+    return read
+
+
+def _adjusting(layers: FeedForwards, intervention: NeuronAdjust, device: torch.device) -> Iterator[RemovableHandle]:
+    """Hooks that adjust the selected neurons."""
+    generator = torch.Generator(device).manual_seed(intervention.seed)
+    for adjusted in intervention.layers:
+        feed_forward = layers[adjusted.layer]
+        formula = _Adjustment(adjusted, intervention.coin, generator, device)
+
+        def adjust(
+            module: nn.Module,
+            arguments: tuple[Any, ...],
+            output: Tensor,
+            feed_forward: FeedForward = feed_forward,
+            formula: _Adjustment = formula,
+        ) -> Tensor:
+            pre_activation = feed_forward.pre_activation(output).clone()
+            selected = pre_activation[..., formula.neurons].double()
+            pre_activation[..., formula.neurons] = formula(selected).to(output.dtype)
+            return feed_forward.with_pre_activation(output, pre_activation)
+
+        yield feed_forward.gate.register_forward_hook(adjust)
+
+
+def _reading(layers: FeedForwards, intervention: KeySpaceDetection, device: torch.device) -> Iterator[RemovableHandle]:
+    """No hooks: ``Reference`` refuses by what is seen."""
+    return iter(())
+
+
+# How the kinds that edit graphs act on a PyTorch model.
+_ACTING: Mapping[type[Intervention], Callable[[FeedForwards, Any, torch.device], Iterator[RemovableHandle]]] = {
+    NeuronAdjust: _adjusting,
+    KeySpaceDetection: _reading,
+}
 
 
 class _Adjustment:
@@ -137,13 +176,13 @@ class _Adjustment:
         retain_mean, retain_deviation = self._retain
         shifted = retain_mean - retain_deviation * (values - forget_mean) / forget_deviation
         probability = 1 / (torch.exp(log_retain - log_forget) + 1)  # p_f / (p_r + p_f)
-        likelier_forget = log_forget > log_retain
+        is_forget = log_forget > log_retain
         if self._coin == "expected":
-            return torch.where(likelier_forget, values + probability * (shifted - values), values)
+            return torch.where(is_forget, values + probability * (shifted - values), values)
         if self._coin == "stochastic":
             draws = torch.rand(values.shape, generator=self._generator, dtype=values.dtype, device=values.device)
-            likelier_forget &= draws < probability
-        return torch.where(likelier_forget, shifted, values)
+            is_forget &= draws < probability
+        return torch.where(is_forget, shifted, values)
 
 
 def _log_density(values: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -155,20 +194,9 @@ def _on(device: torch.device, values: Any) -> Tensor:
     return torch.from_numpy(values).to(device)
 
 
-def _layers_of(intervention: _Hooked) -> tuple[int, ...]:
-    if isinstance(intervention, NeuronAdjust):
-        return tuple(adjusted.layer for adjusted in intervention.layers)
-    return intervention.layers
-
-
-def _require_fit(intervention: _Hooked, layers: Sequence[FeedForward]) -> None:
-    width = layers[0].width
-    last = _layers_of(intervention)[-1]
-    if last >= len(layers):
-        raise PlanError(f"The plan names layer {last} of a model with {len(layers)}.")
-    if isinstance(intervention, NeuronAdjust):
-        neuron = max(int(adjusted.neurons[-1]) for adjusted in intervention.layers)
-        if neuron >= width:
-            raise PlanError(f"Neuron Adjust names neuron {neuron} of {width}.")
-    elif intervention.centre.shape[1] != len(intervention.layers) * width:
-        raise PlanError(f"The cubes' dimension is not {len(intervention.layers)} x {width}.")
+def _require_hook(intervention: Intervention) -> None:
+    if type(intervention) not in _ACTING:
+        raise PlanError(
+            f"{intervention.title} acts on what a model computes, and no hook is known for it.",
+            "Add one to models/reference/hooks.py.",
+        )

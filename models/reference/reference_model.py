@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from bakeout.models.plan import Floats, Integers, KeySpaceDetection, Plan
+from bakeout.models.plan import Check, Floats, Integers, Plan
 from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.refusal import positions_tested, refuse_row
 from bakeout.models.reference.weight_edits import edited_weights
@@ -57,8 +57,8 @@ class Reference:
         self._interventions = plan.interventions
         self._stored_as = stored_as
         self._in_force = ExitStack()
-        checks = (intervention for intervention in plan.interventions if isinstance(intervention, KeySpaceDetection))
-        self._check = next(checks, None)
+        self._check = plan.check
+        self._checks_at = [index for index, one in enumerate(plan.interventions) if one.check is not None]
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
 
     def __enter__(self) -> Reference:
@@ -83,9 +83,9 @@ class Reference:
         return ReferenceCache(DynamicCache(config=self.model.config), np.zeros((batch, 0), dtype=np.int64))
 
     @property
-    def pre_activations(self) -> dict[int, Tensor]:
-        """What every Neuron Adjust saw in the latest step before adjusting it, as ``Hooks.pre_activations``."""
-        return self._hooks.pre_activations
+    def seen(self) -> dict[int, Tensor]:
+        """What every hooked intervention watched in the latest step, as ``Hooks.seen``."""
+        return self._hooks.seen
 
     @torch.no_grad()
     def step(self, input_ids: Tensor, attention_mask: Tensor, cache: ReferenceCache) -> Tensor:
@@ -141,7 +141,7 @@ class Reference:
 
     def _refuse(
         self,
-        check: KeySpaceDetection,
+        check: Check,
         logits: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -150,7 +150,7 @@ class Reference:
         """Let refused positions say the refusal, and latch it. See ``models.reference.refusal`` for the rules."""
         batch, width = input_ids.shape
         past = cache.said.shape[1]
-        (keys,) = self._hooks.keys.values()
+        keys = self._hooks.seen[self._checks_at[0]]
         margins = check.margins(keys.cpu().numpy()).reshape(batch, width, -1)
         refusal = check.refusal.tolist()
         mask = attention_mask.bool().cpu().numpy()
@@ -166,7 +166,7 @@ class Reference:
                     past_said=int(cache.said[row, newest_past[-1]]) if len(newest_past) else 0,
                     tokens=tokens,
                     real=real,
-                    inside=[t and bool(np.any(m <= check.alpha)) for t, m in zip(tested, margins[row], strict=True)],
+                    inside=[t and bool(i) for t, i in zip(tested, check.is_inside(margins[row]), strict=True)],
                 )
             )
         self.margins = margins

@@ -1,22 +1,24 @@
 """Weight edits on a PyTorch model, in place, by their textbook formulas in float64.
 
-Nothing here is shared with what edits files and graphs (``weight_arithmetic``): what is baked is held against
-this.
+The formula is the kind's (``WeightChange.formula``), computed by torch. Nothing here is shared with what edits files
+and graphs (``weight_arithmetic``): what is baked is held against this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.families import FeedForward, feed_forward_layers
-from bakeout.models.plan import Intervention, PlanError, Role, WeightEdit, ZeroColumns
+from bakeout.models.network.families import FeedForward, feed_forward_layers, identity
+from bakeout.models.plan import Intervention, Role, WeightChange
 
 
 def weight_of(feed_forward: FeedForward, role: Role) -> Tensor:
@@ -40,25 +42,19 @@ def weight_of(feed_forward: FeedForward, role: Role) -> Tensor:
     return _weight(feed_forward.up)
 
 
-def apply_weight_edit(model: PreTrainedModel, edit: WeightEdit, *, stored_as: torch.dtype | None = None) -> None:
-    """Change the weights of ``model`` in place: columns of ``down`` become 0, or ``left @ right`` is added.
+def apply_weight_edit(model: PreTrainedModel, edit: Intervention, *, stored_as: torch.dtype | None = None) -> None:
+    """Change the weights of ``model`` in place, as ``edit`` does; what edits no weights changes nothing.
 
     Computed in float64 and rounded to the parameter's own dtype (by way of float32, as torch converts), or first to
     ``stored_as``, where the weights are stored in that. Raises ``PlanError`` or ``BakeoutError``, before anything is
     changed, where the edit does not fit the model.
     """
+    edit.require_fit(identity(model, ""))
     layers = feed_forward_layers(model)
-    _require_fit(layers, edit)
+    weights = [(change, weight_of(layers[change.layer], change.role)) for change in edit.weight_changes()]
     with torch.no_grad():
-        if isinstance(edit, ZeroColumns):
-            for zeroed in edit.layers:
-                weight_of(layers[zeroed.layer], "down")[:, torch.from_numpy(zeroed.columns)] = 0
-        else:
-            for update in edit.updates:
-                weight = weight_of(layers[update.layer], update.role)
-                left = torch.from_numpy(update.left).to(weight.device).double()
-                right = torch.from_numpy(update.right).to(weight.device).double()
-                weight.copy_((weight.double() + left @ right).float().to(stored_as or weight.dtype))
+        for change, weight in weights:
+            weight.copy_(_changed(weight, change, stored_as or weight.dtype))
 
 
 @contextmanager
@@ -69,10 +65,12 @@ def edited_weights(
 
     ``stored_as`` as of ``apply_weight_edit``. When it ends, every weight is what it was before, bit for bit.
     """
-    edits = [one for one in interventions if isinstance(one, WeightEdit)]
+    edits = [one for one in interventions if one.edits_weights]
+    for edit in edits:
+        edit.require_fit(identity(model, ""))
     layers = feed_forward_layers(model)
-    touched = {weight for edit in edits for weight in _touched(edit)}
-    views = [weight_of(_layer(layers, layer), role).detach() for layer, role in sorted(touched)]
+    touched = sorted({(change.layer, change.role) for edit in edits for change in edit.weight_changes()})
+    views = [weight_of(layers[layer], role).detach() for layer, role in touched]
     kept = [view.clone() for view in views]
     try:
         for edit in edits:
@@ -83,29 +81,17 @@ def edited_weights(
             view.copy_(before)
 
 
-def _require_fit(layers: Sequence[FeedForward], edit: WeightEdit) -> None:
-    if isinstance(edit, ZeroColumns):
-        for zeroed in edit.layers:
-            width = _layer(layers, zeroed.layer).width
-            if zeroed.columns[-1] >= width:
-                raise PlanError(f"Zeroed columns name neuron {zeroed.columns[-1]} of {width}.")
-        return
-    for update in edit.updates:
-        shape = tuple(weight_of(_layer(layers, update.layer), update.role).shape)
-        if shape != (len(update.left), update.right.shape[1]):
-            raise PlanError(f"The update of layer {update.layer}, {update.role}, is not for a weight of shape {shape}.")
+def _changed(weight: Tensor, change: WeightChange, dtype: torch.dtype) -> Tensor:
+    """A weight after its change, by the formula of its kind."""
 
+    def array(values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(weight.device)
 
-def _touched(edit: WeightEdit) -> list[tuple[int, Role]]:
-    if isinstance(edit, ZeroColumns):
-        return [(zeroed.layer, "down") for zeroed in edit.layers]
-    return [(update.layer, update.role) for update in edit.updates]
-
-
-def _layer(layers: Sequence[FeedForward], number: int) -> FeedForward:
-    if number >= len(layers):
-        raise PlanError(f"The plan names layer {number} of a model with {len(layers)}.")
-    return layers[number]
+    if change.exact:
+        exact: Tensor = change.formula(weight.clone(), array)
+        return exact
+    rounded: Tensor = change.formula(weight.double(), array).float().to(dtype)
+    return rounded
 
 
 def _weight(module: nn.Module) -> Tensor:

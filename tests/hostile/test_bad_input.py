@@ -142,7 +142,9 @@ def _weights_of(value: float) -> Callable[[Bench], list[str]]:
 
 def plan_with_a_nan(bench: Bench) -> list[str]:
     content = bytearray(plan_bytes(bench.plan))
-    mean = bench.plan.interventions[0].layers[0].forget_mean  # type: ignore[union-attr]
+    adjustment = bench.plan.interventions[0].adjustment
+    assert adjustment is not None
+    mean = adjustment.layers[0].forget_mean
     start = content.index(mean.tobytes())
     content[start : start + 8] = np.array([np.nan]).tobytes()
     path = bench.directory / "plan.safetensors"

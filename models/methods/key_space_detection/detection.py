@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,12 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.options import TimesLargest
 from bakeout.models.plan import Floats, KeySpaceDetection, Positions
+from bakeout.models.plan.kinds.detection_report import (
+    FalseRefusals,
+    FormCoverage,
+    KeySpaceDetectionReport,
+    SkillCoverage,
+)
 
 _CONFIDENCE = 0.95
 
@@ -68,18 +74,14 @@ def fit_key_space_detection(
         _require_dimension(keys, dimension, f"probe queries of {skill}")
     skills: list[str] = []
     centres, deviations = [], []
-    reports: dict[str, dict[str, Any]] = {}
+    sizes, floored = {}, {}
     for skill, keys in probe_keys.items():
         clusters = cluster(keys, skill, layers=len(layers), count=cubes, seed=seed)
         fitted = clusters.cubes(floor)
         centres.append(fitted.centre)
         deviations.append(fitted.deviation)
         skills += [skill] * len(clusters.sizes)
-        reports[skill] = {
-            "probe_queries": len(keys),
-            "cubes": list(clusters.sizes),
-            "floored_dimensions": list(fitted.floored),
-        }
+        sizes[skill], floored[skill] = clusters.sizes, fitted.floored
     check = KeySpaceDetection(
         layers=layers,
         centre=np.concatenate(centres),
@@ -89,8 +91,9 @@ def fit_key_space_detection(
         refusal=np.asarray(refusal, dtype=np.int64),
         positions=positions,
     )
-    alphas = {}
+    alphas, coverage = {}, {}
     for skill in probe:
+        largest = None
         if skill in calibration or alpha == "auto":
             margins = _skill_margins(check, calibration.get(skill, {}), skill, "calibration")
         else:
@@ -102,27 +105,36 @@ def fit_key_space_detection(
         if isinstance(alpha, TimesLargest):
             largest = float(_skill_margins(check, probe[skill], skill, "probe").max())
             alphas[skill] = alpha.times_largest * largest
-            reports[skill]["largest_margin"] = largest
         elif alpha == "auto":
             quantiles = [conformal_quantile(margins, epsilon, skill)]
             quantiles += [conformal_quantile(rows, epsilon, f"{skill} ({form})") for form, rows in forms.items()]
             alphas[skill] = max(quantiles)
         else:
             alphas[skill] = float(alpha)
-        reports[skill] |= _coverage(margins, alphas[skill], epsilon if alpha == "auto" else None)
-        if forms:
-            reports[skill]["variants"] = {
-                form: {"queries": len(rows), "inside": float((rows <= alphas[skill]).mean())}
+        coverage[skill] = SkillCoverage(
+            probe_queries=len(probe_keys[skill]),
+            cubes=sizes[skill],
+            floored_dimensions=floored[skill],
+            alpha=alphas[skill],
+            calibration_queries=len(margins),
+            calibration_inside=_share_inside(margins, alphas[skill]) if len(margins) else None,
+            epsilon=epsilon if alpha == "auto" else None,
+            guaranteed_coverage=1 - epsilon if alpha == "auto" else None,
+            largest_margin=largest,
+            variants={
+                form: FormCoverage(queries=len(rows), inside=_share_inside(rows, alphas[skill]))
                 for form, rows in forms.items()
             }
+            or None,
+        )
     check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
-    report = {
-        "floor": floor,
-        "dead_floor": DEAD_FLOOR,
-        "seed": seed,
-        "skills": reports,
-        "retain": {name: _false_refusals(check, keys, name) for name, keys in retain.items()},
-    }
+    report = KeySpaceDetectionReport(
+        floor=floor,
+        dead_floor=DEAD_FLOOR,
+        seed=seed,
+        skills=coverage,
+        retain={name: _false_refusals(check, keys, name) for name, keys in retain.items()},
+    )
     return replace(check, report=report)
 
 
@@ -165,26 +177,20 @@ def least_queries(epsilon: float) -> int:
     return math.ceil((1 - share) / share)
 
 
-def _coverage(margins: Floats, alpha: float, epsilon: float | None) -> dict[str, Any]:
-    return {
-        "alpha": alpha,
-        "calibration_queries": len(margins),
-        "calibration_inside": float((margins <= alpha).mean()) if len(margins) else None,
-        "epsilon": epsilon,
-        "guaranteed_coverage": None if epsilon is None else 1 - epsilon,
-    }
+def _share_inside(margins: Floats, alpha: float) -> float:
+    return float((margins <= alpha).mean())
 
 
-def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str) -> dict[str, Any]:
+def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str) -> FalseRefusals:
     margins = _margins(check, keys, f"queries of {name}")
     refused, queries = int((margins <= check.alpha).any(axis=1).sum()), len(margins)
     interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
-    return {
-        "queries": queries,
-        "refused": refused,
-        "rate": refused / queries,
-        "interval": [float(interval.low), float(interval.high)],
-    }
+    return FalseRefusals(
+        queries=queries,
+        refused=refused,
+        rate=refused / queries,
+        interval=(float(interval.low), float(interval.high)),
+    )
 
 
 def _require_dimension(keys: Floats, dimension: int, what: str) -> None:

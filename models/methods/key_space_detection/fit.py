@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,16 +82,18 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
             for name in calibrated
         },
     )
-    report: dict[str, Any] = {"augment": list(options.augment)} if options.augment else {}
-    if choice is not None:
-        report["choice"] = choice.as_json()
-    return replace(fitted, report={**report, **fitted.report})
+    report = replace(
+        fitted.report,
+        augment=tuple(options.augment) or None,
+        choice=None if choice is None else choice.figures(),
+    )
+    return replace(fitted, report=report)
 
 
 def chosen(fitted: KeySpaceDetection) -> Settings:
     """What the fit chose: layers, cubes, floor and epsilon."""
-    settings: Settings = fitted.report["choice"]["chosen"]
-    return settings
+    choice = fitted.report.choice
+    return {} if choice is None else choice.chosen.as_json()
 
 
 def _require_queries(options: KeySpaceDetectionOptions, fitting: Fitting, forget: Sequence[str]) -> None:

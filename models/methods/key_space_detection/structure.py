@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from bakeout.models.methods.key_space_detection.cubes import Clusters, Cubes, La
 from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc
 from bakeout.models.plan import Floats
+from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 from bakeout.models.progress import Track, untracked
 
 # What `auto` tries. As many cubes only as leave each some twenty probe queries to measure deviations on.
@@ -93,17 +94,19 @@ class Candidate:
         ends = [share.interval()[1] / LOST for share in self.refused.values()]
         return max(self.missed.interval()[1] / LEFT, *ends)
 
-    def as_json(self) -> dict[str, Any]:
+    def figures(self) -> StructureFigures:
         """The candidate as a row of a table."""
-        return {
-            **asdict(self.structure),
-            "layers": list(self.structure.layers),
-            "alpha": dict(self.alpha),
-            "missed": self.missed.value,
-            "refused": {name: share.value for name, share in self.refused.items()},
-            "auroc": {name: [area.value, area.low, area.high] for name, area in self.auroc.items()},
-            "error": self.error,
-        }
+        return StructureFigures(
+            layers=self.structure.layers,
+            cubes=self.structure.cubes,
+            floor=self.structure.floor,
+            epsilon=self.structure.epsilon,
+            alpha=dict(self.alpha),
+            missed=self.missed.value,
+            refused={name: share.value for name, share in self.refused.items()},
+            auroc={name: (area.value, area.low, area.high) for name, area in self.auroc.items()},
+            error=self.error,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,9 @@ class Choice:
     chosen: Candidate
     candidates: tuple[Candidate, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def figures(self) -> StructureChoice:
         """The choice with its table, for an intervention's report."""
-        return {"chosen": self.chosen.as_json(), "candidates": [one.as_json() for one in self.candidates]}
+        return StructureChoice(chosen=self.chosen.figures(), candidates=tuple(one.figures() for one in self.candidates))
 
 
 def layer_sets(layers: int) -> list[tuple[int, ...]]:

@@ -22,6 +22,7 @@ from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows
 from bakeout.models.methods.search_space import tuned
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import LowRankUpdate, WeightUpdate
+from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.weight_edits import edited_weights
 
@@ -163,7 +164,7 @@ def fit_lunar(
         "layers": fitted,
         "layer_scores": {str(layer): score for layer, score in scores.items()},
     }
-    return LowRankUpdate("LUNAR", tuple(updates), report)
+    return LowRankUpdate("LUNAR", tuple(updates), RetainReport(details=report))
 
 
 def _rows(

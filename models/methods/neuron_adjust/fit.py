@@ -15,6 +15,7 @@ from bakeout.models.methods.search_space import Settings, tuned
 from bakeout.models.network.probing import probe_neurons
 from bakeout.models.network.statistics import NeuronStatistics
 from bakeout.models.plan import AdjustedLayer, Coin, Floats, NeuronAdjust
+from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
 
 _RESOLUTION = np.finfo(np.float32)
 
@@ -92,16 +93,16 @@ def fit_neuron_adjust(
                     retain_deviation=retain_deviation[layer, neurons],
                 )
             )
-    report = {
-        "ratio": ratio,
-        "selection": selection,
-        "coin": coin,
-        "neurons": wanted,
-        "neurons_per_layer": {str(layer.layer): len(layer.neurons) for layer in layers},
-        "dead_neurons": int((~alive).sum()),
-        "forget_tokens": forget.tokens,
-        "retain_tokens": retain.tokens,
-    }
+    report = NeuronAdjustReport(
+        ratio=ratio,
+        selection=selection,
+        coin=coin,
+        neurons=wanted,
+        neurons_per_layer={str(layer.layer): len(layer.neurons) for layer in layers},
+        dead_neurons=int((~alive).sum()),
+        forget_tokens=forget.tokens,
+        retain_tokens=retain.tokens,
+    )
     return NeuronAdjust(coin=coin, layers=tuple(layers), seed=seed, report=report)
 
 

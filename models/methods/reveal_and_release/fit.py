@@ -18,6 +18,7 @@ from bakeout.models.methods.reveal_and_release.reveal import instruction_bandit
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles, fingerprint
 from bakeout.models.methods.reveal_and_release.rounds import METHOD, Rounds
 from bakeout.models.plan import LowRankUpdate
+from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track, untracked
 
 _FORGOTTEN, _UTILITY, _ROUNDS = "forgotten", "utility fell", "rounds used up"
@@ -109,7 +110,7 @@ def fit_reveal_and_release(
         "ranks": sorted({update.left.shape[1] for update in updates}),
         "residual": residual,
     }
-    return LowRankUpdate(METHOD, updates, report)
+    return LowRankUpdate(METHOD, updates, RetainReport(details=report))
 
 
 def _verdict(done: Sequence[Round], options: RevealAndReleaseOptions) -> str | None:

@@ -10,6 +10,7 @@ from bakeout.models.methods.selective_pruning.options import SelectivePruningOpt
 from bakeout.models.network.probing import probe_key_magnitudes
 from bakeout.models.network.statistics import KeyMagnitudes
 from bakeout.models.plan import ZeroColumns, ZeroedColumns
+from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
 
 # What the authors add to the denominator, so that a neuron that is silent on the retain set has a score.
 SILENT = 1e-8
@@ -57,16 +58,16 @@ def fit_selective_pruning(forget: KeyMagnitudes, retain: KeyMagnitudes, *, ratio
         for layer, row in enumerate(selected.reshape(score.shape))
         if row.any()
     )
-    report = {
-        "ratio": ratio,
-        "neurons": wanted,
-        "neurons_per_layer": {str(layer.layer): len(layer.columns) for layer in layers},
-        "silent_neurons": score.size - active,
-        "highest_score": float(score.flat[order[0]]),
-        "lowest_selected_score": float(score.flat[order[-1]]),
-        "forget_tokens": forget.tokens,
-        "retain_tokens": retain.tokens,
-    }
+    report = ZeroColumnsReport(
+        ratio=ratio,
+        neurons=wanted,
+        neurons_per_layer={str(layer.layer): len(layer.columns) for layer in layers},
+        silent_neurons=score.size - active,
+        highest_score=float(score.flat[order[0]]),
+        lowest_selected_score=float(score.flat[order[-1]]),
+        forget_tokens=forget.tokens,
+        retain_tokens=retain.tokens,
+    )
     return ZeroColumns(layers, report)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
@@ -37,10 +35,7 @@ def fitter(options: UnlearnOptions, fitting: Fitting) -> Callable[[Settings], Lo
     def fit_settings(settings: Settings) -> LowRankUpdate:
         if not fitted:
             fitted.append(fit(options.model_copy(update={"scale": 1.0}), fitting))
-        scale = np.float32(settings["scale"])
-        return replace(
-            fitted[0], updates=tuple(replace(update, left=update.left * scale) for update in fitted[0].updates)
-        )
+        return fitted[0].scaled(float(settings["scale"]))
 
     return fit_settings
 

@@ -20,6 +20,7 @@ from bakeout.models.methods.search_space import tuned
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions, without
 from bakeout.models.plan import Floats, LowRankUpdate
+from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track
 from bakeout.models.reference.weight_edits import edited_weights
 
@@ -69,7 +70,7 @@ def fit_tasks(
         "truncation_residual": residual,
         "tasks": figures,
     }
-    return LowRankUpdate(method.name, updates, report)
+    return LowRankUpdate(method.name, updates, RetainReport(details=report))
 
 
 _Text = tuple[list[int], list[int]]

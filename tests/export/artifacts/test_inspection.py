@@ -19,7 +19,7 @@ def plan_file(tmp_path: Path) -> Path:
 
 
 def test_a_plan_shows_what_it_holds(plan_file: Path) -> None:
-    found = inspect(plan_file)
+    found = inspect(plan_file).as_json()
     adjust, check = found["interventions"]
     assert (adjust["kind"], adjust["neurons"], adjust["layers"]) == (
         "neuron_adjust",
@@ -38,9 +38,10 @@ def test_people_can_read_it(plan_file: Path) -> None:
 
 def test_an_artifact_shows_receipts_and_files_too(tiny_plan: Plan, llama_export: Path, tmp_path: Path) -> None:
     directory = bake(llama_export, tiny_plan, tmp_path / "artifact").directory
-    found = inspect(directory)
+    inspection = inspect(directory)
+    found = inspection.as_json()
     assert found["files"]["model.onnx"]["size"] == (directory / "model.onnx").stat().st_size
-    text = "\n".join(lines(found))
+    text = "\n".join(lines(inspection))
     assert f"{len(found['receipts'])} edits" in text
     for receipt in found["receipts"]:
         assert receipt["tensor"] in text

@@ -23,7 +23,7 @@ from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
-from bakeout.models.plan import Plan, PlanError
+from bakeout.models.plan import Plan, PlanError, WeightUpdate
 from bakeout.models.reference.weight_edits import apply_weight_edit
 
 from tests.recipe_files import rows, write_rows
@@ -73,7 +73,7 @@ def _require_equals_torch(checkpoint: Path, plan: Plan, directory: Path) -> None
     dtype = next(_tensors(checkpoint))[1].dtype
     expected = load_model(checkpoint, dtype)
     for edit in plan.interventions:
-        apply_weight_edit(expected, edit)  # type: ignore[arg-type]
+        apply_weight_edit(expected, edit)
     loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", output_loading_info=True)
     found, loading = loaded
     assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
@@ -155,7 +155,7 @@ def test_a_checkpoint_saved_without_its_head_is_edited(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     plan = plan_of(model, weights_digest(tmp_path / "base"), low_rank_update(model))
     bake(tmp_path / "base", plan, tmp_path / "baked", TO)
-    apply_weight_edit(model, plan.interventions[0])  # type: ignore[arg-type]
+    apply_weight_edit(model, plan.interventions[0])
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "baked").state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in model.state_dict().items() if ".h." in name)
 
@@ -205,7 +205,8 @@ def test_receipts_stand_in_the_manifest_and_are_shown(tmp_path: Path) -> None:
     assert first.tensor == update.tensor and first.before == update.after
     assert second.tensor == "model.layers.2.mlp.down_proj.weight"
     weight = dict(_tensors(checkpoint))[update.tensor].double().numpy()
-    change = plan.interventions[0].updates[0]  # type: ignore[union-attr]
+    change = plan.interventions[0].weight_changes()[0]
+    assert isinstance(change, WeightUpdate)
     asked = change.left.astype(float) @ change.right.astype(float)
     assert update.detail["norm_before"] == pytest.approx(np.linalg.norm(weight), rel=1e-5)
     assert update.detail["norm_asked"] == pytest.approx(np.linalg.norm(asked), rel=1e-5)
@@ -213,7 +214,7 @@ def test_receipts_stand_in_the_manifest_and_are_shown(tmp_path: Path) -> None:
     assert 0.9 < update.detail["share_realised"] < 1.1
     text = "\n".join(lines(inspect(tmp_path / "baked")))
     assert "Low-rank update by random: 1 weight" in text
-    assert "Zeroed columns: 8 neurons" in text
+    assert "Zeroed columns: 8 neurons in 2 layers" in text
     assert f"change asked {update.detail['norm_asked']:.4g}, realised {update.detail['norm_realised']:.4g}" in text
 
 

@@ -28,14 +28,15 @@ from bakeout.models.plan import (
     Plan,
     PlanError,
 )
+from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
+from bakeout.models.plan.kinds.report import RetainReport
+from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
 from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.canary import measure_canary
 from bakeout.models.reference.weight_edits import edited_weights
 
 from tests.tiny_models import END_OF_TEXT_ID, byte_tokenizer
 from tests.weight_plans import PROMPTS, low_rank_update, plan_of, zero_columns
-
-_REPORT = {"skills": {"sums": {"alpha": 1.0, "guaranteed_coverage": None, "calibration_queries": 0}}, "retain": {}}
 
 
 def _adjust() -> NeuronAdjust:
@@ -45,8 +46,7 @@ def _adjust() -> NeuronAdjust:
     return NeuronAdjust(
         "threshold",
         tuple(AdjustedLayer(layer, neurons, 0.5 * ones, ones, -2 * ones, 1.3 * ones) for layer in (0, 3)),
-        report={"forget": ["sums"], "retain": ["names"], "ratio": 0.01, "selection": "difference"}
-        | {"forget_tokens": 9, "retain_tokens": 9},
+        report=NeuronAdjustReport(forget=("sums",), retain=("names",), ratio=0.01),
     )
 
 
@@ -57,9 +57,7 @@ def _everything(checkpoint: Path) -> Plan:
     with edited_weights(model, edits):
         keys = dict(probe_keys(model, PROMPTS, layers=[2], batch_size=8))[2].astype(np.float64)
         centre, deviation = keys.mean(axis=0)[None], keys.std(axis=0)[None]
-        check = KeySpaceDetection(
-            (2,), centre, deviation, np.ones(1), ("sums",), np.array([40, 41, END_OF_TEXT_ID]), "query", _REPORT
-        )
+        check = KeySpaceDetection((2,), centre, deviation, np.ones(1), ("sums",), np.array([40, 41, END_OF_TEXT_ID]))
         check = replace(check, alpha=np.array([np.median(check.margins(keys))]))
     return plan_of(model, weights_digest(checkpoint), *edits, check)
 
@@ -199,13 +197,13 @@ def test_the_output_is_needed_unless_nothing_is_written(
 @pytest.mark.parametrize("form", ["onnx", "checkpoint"])
 def test_the_card_says_what_edited_weights_do_and_do_not_protect_against(form: str, llama_checkpoint: Path) -> None:
     model = load_model(llama_checkpoint)
-    update = replace(low_rank_update(model, layers=[1]), method="lunar", report={"forget": ["people"]})
-    plan = plan_of(model, "ab" * 32, update, replace(zero_columns(2), report={"forget": ["math"]}))
+    update = replace(low_rank_update(model, layers=[1]), method="lunar", report=RetainReport(forget=("people",)))
+    plan = plan_of(model, "ab" * 32, update, replace(zero_columns(2), report=ZeroColumnsReport(forget=("math",))))
     card = model_card(plan, [], byte_tokenizer(), form=form)  # type: ignore[arg-type]
     assert "# llama without people, math\n" in card
-    assert "### 1. LUNAR" in card
-    assert "| 1 | down | 2 |" in card
-    assert "### 2. Selective Pruning" in card
+    assert "### 1. Low-rank update by lunar" in card
+    assert "| layer 1, down | rank 2 |" in card
+    assert "### 2. Zeroed columns" in card
     limits = card.split("## Limits")[1].split("##")[0]
     assert "Quantising can bring back" in limits
     assert "fine-tuning" in limits

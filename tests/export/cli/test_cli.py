@@ -11,12 +11,14 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from bakeout.export.artifacts.inspection import Inspection
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.flags import with_flags
 from bakeout.export.cli.main import COMMANDS, main
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import save_plan
 
+from tests import plan_examples
 from tests.recipe_files import write_recipe, write_rows
 
 
@@ -181,15 +183,15 @@ def test_every_command_is_a_module_of_its_own_name() -> None:
 
 
 def test_what_the_library_logs_is_a_line_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def logging_inspect(path: Path) -> dict[str, Any]:
+    def logging_inspect(path: Path) -> Inspection:
         logging.getLogger("bakeout.export.artifacts.inspection").info("reading %s", path)
         logging.getLogger("bakeout.export.artifacts.inspection").debug("not for people")
-        return {}
+        return Inspection(plan_examples.plan(), ())
 
     monkeypatch.setattr("bakeout.export.artifacts.inspection.inspect", logging_inspect)
     result = _run("inspect", "x", "--json")
     assert result.stderr == "reading x\n"
-    assert json.loads(result.stdout) == {"schema": 1}
+    assert json.loads(result.stdout)["schema"] == 1
 
 
 def test_errors_name_the_flags_of_the_running_command() -> None:

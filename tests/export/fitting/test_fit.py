@@ -27,13 +27,13 @@ def test_a_plan_carries_what_the_recipe_asks_for(tiny_plan: Plan, llama_checkpoi
     assert isinstance(adjust, NeuronAdjust)
     assert isinstance(detection, KeySpaceDetection)
     assert sum(len(layer.neurons) for layer in adjust.layers) == round(0.2 * 4 * 96)
-    assert adjust.report["forget"] == ["sums"]
-    assert adjust.report["retain"] == ["names"]
+    assert adjust.report.as_json()["forget"] == ["sums"]
+    assert adjust.report.as_json()["retain"] == ["names"]
     assert detection.layers == (2,)
     text = byte_tokenizer().decode(detection.refusal.tolist(), skip_special_tokens=True)
     assert text == "Your query is not valid."
     assert detection.refusal[-1] == byte_tokenizer().eos_token_id
-    assert detection.report["retain"].keys() == {"names"}
+    assert detection.report.as_json()["retain"].keys() == {"names"}
     assert tiny_plan.model.digest == weights_digest(llama_checkpoint)
 
 

@@ -34,22 +34,22 @@ def test_layers_cubes_and_floor_are_chosen_and_the_choice_is_told(llama_checkpoi
     plan = fit(load_recipe(recipe))
     (detection,) = plan.interventions
     assert isinstance(detection, KeySpaceDetection)
-    choice = detection.report["choice"]
+    choice = detection.report.as_json()["choice"]
     assert detection.layers == tuple(choice["chosen"]["layers"])
     assert {tuple(one["layers"]) for one in choice["candidates"]} >= {(0,), (1,), (2,), (3,), (0, 1)}
     assert choice["chosen"]["error"] <= min(one["error"] for one in choice["candidates"]) + 5
-    assert detection.report["floor"] == choice["chosen"]["floor"]
+    assert detection.report.as_json()["floor"] == choice["chosen"]["floor"]
     # The guarantee and what it rests on, and the bound on false refusals.
-    skill = detection.report["skills"]["sums"]
+    skill = detection.report.as_json()["skills"]["sums"]
     assert skill["guaranteed_coverage"] == 0.9
     assert skill["calibration_queries"] == 20
     assert skill["calibration_inside"] >= 0.9
-    low, high = detection.report["retain"]["names"]["interval"]
-    assert low <= detection.report["retain"]["names"]["rate"] <= high < 1
+    low, high = detection.report.as_json()["retain"]["names"]["interval"]
+    assert low <= detection.report.as_json()["retain"]["names"]["rate"] <= high < 1
     save_plan(plan, tmp_path / "plan.safetensors")
     told = "\n".join(lines(inspect(tmp_path / "plan.safetensors")))
     assert f"chosen      among {len(choice['candidates'])} structures" in told
-    assert "of 20 calibration queries inside, at least 0.9 of fresh ones" in told
+    assert "of 20 calibration queries inside, at least 90 % of fresh ones" in told
     assert "candidates" not in told
 
 
@@ -82,7 +82,7 @@ def test_the_papers_own_settings_are_a_line(
     detection = _fitted(tmp_path, llama_checkpoint, options)
     assert detection.layers == (3,)
     assert len(detection.centre) == 1
-    report = detection.report["skills"]["sums"]
+    report = detection.report.as_json()["skills"]["sums"]
     if alpha is not None:
         assert detection.alpha.tolist() == [alpha]
     if "alpha" in options:
@@ -107,12 +107,12 @@ def test_without_queries_to_choose_by_there_is_no_choice(llama_checkpoint: Path,
 def test_variants_are_probed_and_held_with_the_queries_themselves(llama_checkpoint: Path, tmp_path: Path) -> None:
     plain = _fitted(tmp_path / "plain", llama_checkpoint, {})
     widened = _fitted(tmp_path / "widened", llama_checkpoint, {"augment": ["suffix", "prefix"]})
-    report = widened.report["skills"]["sums"]
-    assert report["probe_queries"] == 3 * plain.report["skills"]["sums"]["probe_queries"]
+    report = widened.report.as_json()["skills"]["sums"]
+    assert report["probe_queries"] == 3 * plain.report.as_json()["skills"]["sums"]["probe_queries"]
     assert report["variants"].keys() == {"suffix", "prefix"}
     assert all(found["inside"] >= 0.9 and found["queries"] == 20 for found in report["variants"].values())
     assert report["calibration_queries"] == 20
-    assert widened.report["augment"] == ["suffix", "prefix"]
+    assert widened.report.as_json()["augment"] == ["suffix", "prefix"]
 
 
 def test_an_unknown_kind_of_variant_is_an_error_of_the_recipe(llama_checkpoint: Path, tmp_path: Path) -> None:

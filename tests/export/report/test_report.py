@@ -93,8 +93,9 @@ def test_edits_of_weights_are_described(llama_checkpoint: Path, llama_export: Pa
     update, columns = low_rank_update(model), zero_columns(1, columns=[1, 5])
     edited = bake(llama_export, plan_of(model, digest, update, columns), tmp_path / "edited").directory
     words = " ".join(_Page(report([edited])).text.split())
-    assert "random: layer 0 down (rank 2), layer 0 gate (rank 2)" in words
-    assert "2 neurons zeroed in 1 layer " in words
+    assert "Low-rank update by random 6 weights in 2 layers" in words
+    assert "layer 0, down rank 2 layer 0, gate rank 2" in words
+    assert "Zeroed columns 2 neurons in 1 layer" in words
     assert "7 receipts" in words
     assert "Edited models" in words
 

@@ -67,7 +67,7 @@ def test_a_tuned_recipe_has_every_choice_filled_in_and_builds_without_a_search(t
     assert isinstance(fitted[0], NeuronAdjust)
     assert isinstance(fitted[1], KeySpaceDetection)
     assert list(fitted[1].layers) == detection["layers"]
-    assert "choice" not in fitted[1].report
+    assert fitted[1].report.choice is None
 
 
 def test_all_trials_are_kept_and_the_rule_chose_among_them(tuned: tuple[Path, Tuned]) -> None:

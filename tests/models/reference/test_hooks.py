@@ -66,7 +66,7 @@ def test_selected_neurons_are_adjusted_as_the_paper_writes_and_the_others_stay(f
     before = _gate_output(model, 1).numpy()
     with Hooks(model, [NeuronAdjust(coin, (layer,))]) as hooks:
         after = _gate_output(model, 1).numpy()
-        seen = hooks.pre_activations[0].numpy()
+        seen = hooks.seen[0].numpy()
     selected = before[:, layer.neurons]
     np.testing.assert_array_equal(seen, selected)
     p_f, p_r, shifted = _densities(layer, selected)
@@ -121,8 +121,8 @@ def test_keys_are_what_goes_into_down_layer_after_layer(family: str) -> None:
         model(input_ids=IDS)
     for handle in handles:
         handle.remove()
-    assert hooks.keys[0].dtype == torch.float64
-    assert torch.equal(hooks.keys[0], torch.cat(seen, dim=-1).double())
+    assert hooks.seen[0].dtype == torch.float64
+    assert torch.equal(hooks.seen[0], torch.cat(seen, dim=-1).double())
 
 
 def test_interventions_apply_in_order_and_the_later_sees_the_earlier() -> None:
@@ -132,7 +132,7 @@ def test_interventions_apply_in_order_and_the_later_sees_the_earlier() -> None:
         after_first = _gate_output(model, 0)
     with Hooks(model, [first, second]) as hooks:
         _gate_output(model, 0)
-    assert torch.equal(hooks.pre_activations[1], after_first[:, second.layers[0].neurons])
+    assert torch.equal(hooks.seen[1], after_first[:, second.layers[0].neurons])
 
 
 def test_nothing_is_left_when_the_context_closes() -> None:

@@ -123,7 +123,7 @@ def test_the_reference_carries_the_edits_while_it_is_entered() -> None:
     with torch.no_grad():
         base = model(IDS).logits
         for edit in plan.interventions:
-            apply_weight_edit(model, edit)  # type: ignore[arg-type]
+            apply_weight_edit(model, edit)
         assert torch.equal(model(IDS).logits, logits)
     assert not torch.allclose(base, logits, atol=1e-2)
 

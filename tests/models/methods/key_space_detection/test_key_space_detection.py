@@ -84,7 +84,7 @@ def test_alpha_is_the_smallest_that_holds_the_conformal_share(seed: int, epsilon
     inside = int((nearest <= check.alpha[0]).sum())
     # ceil((n + 1)(1 - epsilon)) of n, counted in thousandths.
     assert inside == -(-(count + 1) * round(1000 * (1 - epsilon)) // 1000)
-    assert check.report["skills"]["math"]["calibration_inside"] == inside / count
+    assert check.report.as_json()["skills"]["math"]["calibration_inside"] == inside / count
 
 
 def test_fresh_queries_are_covered_as_promised() -> None:
@@ -108,16 +108,16 @@ def test_too_few_calibration_queries_are_refused_saying_how_many_are_needed(epsi
     with pytest.raises(BakeoutError, match=f"{needed - 1} calibration queries of math.*at least {needed},"):
         _fit(calibration={"math": _keys(needed - 1, 2)}, epsilon=epsilon)
     check = _fit(calibration={"math": _keys(needed, 2)}, epsilon=epsilon)
-    assert check.report["skills"]["math"]["calibration_inside"] == 1.0
+    assert check.report.as_json()["skills"]["math"]["calibration_inside"] == 1.0
 
 
 def test_a_given_alpha_is_used_as_it_is() -> None:
     check = _fit(alpha=3, calibration={})
     assert check.alpha.tolist() == [3.0]
-    report = check.report["skills"]["math"]
+    report = check.report.as_json()["skills"]["math"]
     assert (report["alpha"], report["epsilon"], report["guaranteed_coverage"]) == (3.0, None, None)
     assert report["calibration_inside"] is None
-    reported = _fit(alpha=3.0, calibration={"math": _keys(50, 2)}).report["skills"]["math"]
+    reported = _fit(alpha=3.0, calibration={"math": _keys(50, 2)}).report.as_json()["skills"]["math"]
     assert reported["calibration_queries"] == 50
     assert 0 < reported["calibration_inside"] <= 1
 
@@ -127,10 +127,10 @@ def test_a_cube_per_cluster_leaves_the_space_between_open() -> None:
     between = {"other": _keys(200, 5)}
     one = _fit(probe=probe, calibration=calibration, retain=between)
     two = _fit(probe=probe, calibration=calibration, retain=between, cubes=2)
-    assert one.report["retain"]["other"]["refused"] == 200
-    assert two.report["retain"]["other"]["refused"] == 0
-    assert two.report["skills"]["math"]["cubes"] == [60, 60]
-    assert two.report["skills"]["math"]["calibration_inside"] >= 0.995
+    assert one.report.as_json()["retain"]["other"]["refused"] == 200
+    assert two.report.as_json()["retain"]["other"]["refused"] == 0
+    assert two.report.as_json()["skills"]["math"]["cubes"] == [60, 60]
+    assert two.report.as_json()["skills"]["math"]["calibration_inside"] >= 0.995
 
 
 def test_several_skills_have_their_own_cubes_and_alphas() -> None:
@@ -159,7 +159,7 @@ def test_empty_clusters_leave_fewer_cubes() -> None:
         warnings.simplefilter("error")
         check = _fit(probe={"math": point}, cubes=8)
     assert 1 <= len(check.centre) < 8
-    assert len(check.centre) == len(check.report["skills"]["math"]["cubes"])
+    assert len(check.centre) == len(check.report.as_json()["skills"]["math"]["cubes"])
     assert np.isfinite(check.centre).all()
     assert (check.deviation > 0).all()
 
@@ -169,7 +169,7 @@ def test_a_cluster_is_at_least_the_floor_wide() -> None:
     overall = _joint(probe).std(axis=0, ddof=1)
     check = _fit(probe={"math": probe}, calibration={"math": _two_clusters(150, 3)}, cubes=2, floor=0.1)
     np.testing.assert_allclose(check.deviation, np.tile(0.1 * overall, (2, 1)))
-    assert check.report["skills"]["math"]["floored_dimensions"] == [12, 12]
+    assert check.report.as_json()["skills"]["math"]["floored_dimensions"] == [12, 12]
     unfloored = _fit(probe={"math": probe}, calibration={"math": _two_clusters(150, 3)}, cubes=2, floor=0.0)
     assert (unfloored.deviation < check.deviation).all()
 
@@ -188,7 +188,7 @@ def test_dead_dimensions_are_floored_by_their_own_layer() -> None:
 
 def test_false_refusals_are_counted_with_their_interval() -> None:
     check = _fit(retain={"near": _keys(200, 7, scale=1.3), "far": _keys(50, 8, centre=30.0)})
-    near, far = check.report["retain"]["near"], check.report["retain"]["far"]
+    near, far = check.report.as_json()["retain"]["near"], check.report.as_json()["retain"]["far"]
     assert near["refused"] == int(_refused(check, _keys(200, 7, scale=1.3)).sum()) > 0
     assert near["rate"] == near["refused"] / 200
     assert near["interval"][0] < near["rate"] < near["interval"][1]

@@ -293,9 +293,9 @@ def test_an_edited_model_answers_forget_prompts_otherwise(
         with edited_weights(llama, [update]):
             after = llama(ids).logits[0, -1]
     assert float((after - before).abs().max()) > 0.1
-    figures = update.report["layers"]["1"]
+    figures = update.report.details["layers"]["1"]
     assert figures["rank"] == update.updates[0].left.shape[1] and 0 <= figures["truncation_residual"] <= 0.01
-    assert update.report["forget_rows"] > 0 and update.report["solver"] == solver
+    assert update.report.details["forget_rows"] > 0 and update.report.details["solver"] == solver
 
 
 def test_several_layers_build_on_each_other(llama: PreTrainedModel, data: Requests) -> None:
@@ -339,7 +339,7 @@ def test_a_second_request_leaves_the_first_redirected(llama: PreTrainedModel, da
 
 def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, data: Requests) -> None:
     update = _lunar(llama, **data, batch_size=4)
-    scores = update.report["layer_scores"]
+    scores = update.report.details["layer_scores"]
     assert list(scores) == ["0", "1", "2", "3"] and all(-1 <= score <= 1 for score in scores.values())
     good = [int(layer) for layer, score in scores.items() if score >= max(scores.values()) - 0.05]
     assert [one.layer for one in update.updates] == [min(good)]
@@ -363,7 +363,7 @@ def test_what_a_forget_text_shares_with_a_retained_one_stays(llama: PreTrainedMo
     forget = [Record("p", "r", [7, 8, 9, 10], [11])]
     retain = [Record("p", "r", [7, 8, 5], [6])]
     update = _lunar(llama, forget, _records(3, seed=1), retain, layers=[0])
-    assert (update.report["forget_rows"], update.report["masked_rows"]) == (2, 2)
+    assert (update.report.details["forget_rows"], update.report.details["masked_rows"]) == (2, 2)
     with pytest.raises(BakeoutError, match="beginnings of texts that must stay"):
         _lunar(llama, forget, _records(3, seed=1), [Record("p", "r", [7, 8, 9, 10], [12])], layers=[0])
 

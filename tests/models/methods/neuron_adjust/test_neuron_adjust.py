@@ -44,8 +44,8 @@ def test_the_selected_neurons_score_highest_of_all_layers(seed: int, ratio: floa
     count = max(1, round(ratio * LAYERS * WIDTH))
     best = np.argsort(score, axis=None)[::-1][:count]
     assert _selected(fitted) == {(int(index) // WIDTH, int(index) % WIDTH) for index in best}
-    assert fitted.report["neurons"] == count
-    assert sum(fitted.report["neurons_per_layer"].values()) == count
+    assert fitted.report.as_json()["neurons"] == count
+    assert sum(fitted.report.as_json()["neurons_per_layer"].values()) == count
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -115,15 +115,15 @@ def test_dead_neurons_are_never_selected(dead_set: str, selection: Selection) ->
     fitted = fit_neuron_adjust(statistics["forget"], statistics["retain"], ratio=1.0, selection=selection)
     assert len(_selected(fitted)) == LAYERS * WIDTH - 2
     assert not _selected(fitted) & {(0, 3), (1, 4)}
-    assert fitted.report["dead_neurons"] == 2
+    assert fitted.report.as_json()["dead_neurons"] == 2
 
 
 def test_the_report_says_what_was_fitted() -> None:
     fitted = fit_neuron_adjust(_statistics(1), _statistics(2), ratio=0.2, coin="stochastic", seed=9)
     assert (fitted.coin, fitted.seed) == ("stochastic", 9)
     expected = {"ratio": 0.2, "selection": "difference", "coin": "stochastic", "neurons": 6, "dead_neurons": 0}
-    assert expected.items() <= fitted.report.items()
-    assert (fitted.report["forget_tokens"], fitted.report["retain_tokens"]) == (TOKENS, TOKENS)
+    assert expected.items() <= fitted.report.as_json().items()
+    assert (fitted.report.as_json()["forget_tokens"], fitted.report.as_json()["retain_tokens"]) == (TOKENS, TOKENS)
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.1, float("nan")])

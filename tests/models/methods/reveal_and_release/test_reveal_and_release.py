@@ -110,7 +110,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
         assert resumed.report == whole.report
     # More rounds go on from those that are there.
     longer = _fit(model, tokenizer, retain, tmp_path / "whole", rounds=3)
-    assert longer.report["rounds"][:2] == whole.report["rounds"]
+    assert longer.report.details["rounds"][:2] == whole.report.details["rounds"]
     assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
     assert not hasattr(model, "peft_config")
 
@@ -132,7 +132,7 @@ def test_it_forgets_what_it_revealed_and_keeps_the_rest(
     rows = [json.loads(line) for line in (tmp_path / "fit" / "round-1.jsonl").read_text().split("\n")[:-1]]
     assert len({row["prompt"] for row in rows}) == len(rows) > 8
     assert all("'" in row["prompt"] and set(row) >= {"response", "instruction", "score"} for row in rows)
-    assert edit.report["residual"] < 1e-5
+    assert edit.report.details["residual"] < 1e-5
 
     def share(skill: str) -> float:
         write_jsonl(examples(skill, "test", 60), tmp_path / "test.jsonl")
@@ -153,9 +153,9 @@ def test_it_stops_when_the_target_is_reached(
 ) -> None:
     edit = _fit(model, tokenizer, retain, tmp_path / "fit", target=0.999, rounds=3, utility=0.0,
                 release=ReleaseOptions(rank=4, steps=6, batch_size=8, learning_rate=1e-2, forget_step=3.0))  # fmt: skip
-    assert edit.report["stopped"] == "forgotten"
-    assert edit.report["rounds"][-1]["known"] <= 0.999
-    assert len(edit.report["rounds"]) == edit.report["rounds_kept"]
+    assert edit.report.details["stopped"] == "forgotten"
+    assert edit.report.details["rounds"][-1]["known"] <= 0.999
+    assert len(edit.report.details["rounds"]) == edit.report.details["rounds_kept"]
 
 
 def test_a_round_that_costs_utility_is_undone(
@@ -170,8 +170,8 @@ def test_a_round_that_costs_utility_is_undone(
     figures["kept"]["math"] = 0.1
     (tmp_path / "fit" / "round-2.json").write_text(json.dumps(figures))
     edit = _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)
-    assert edit.report["stopped"] == "utility fell"
-    assert (edit.report["rounds_kept"], len(edit.report["rounds"])) == (1, 2)
+    assert edit.report.details["stopped"] == "utility fell"
+    assert (edit.report.details["rounds_kept"], len(edit.report.details["rounds"])) == (1, 2)
     assert _arrays(edit) == _arrays(first)
     (tmp_path / "fit" / "round-2.json").unlink()
     ruinous.write_text(json.dumps(figures))

@@ -44,7 +44,7 @@ def test_the_neurons_with_the_highest_ratio_of_means_are_cut_off(seed: int, rati
     score = (forget.total / 3) / (retain.total / 5 + 1e-8)
     best = np.argsort(score, axis=None)[::-1][: max(1, round(ratio * LAYERS * WIDTH))]
     assert _selected(fitted) == {(int(index) // WIDTH, int(index) % WIDTH) for index in best}
-    assert fitted.report["neurons"] == len(best) == sum(fitted.report["neurons_per_layer"].values())
+    assert fitted.report.as_json()["neurons"] == len(best) == sum(fitted.report.as_json()["neurons_per_layer"].values())
 
 
 def test_equal_scores_go_to_the_lower_layer_then_the_lower_neuron() -> None:
@@ -66,7 +66,7 @@ def test_a_neuron_that_is_silent_on_the_forget_set_stays() -> None:
     total[1, 3] = 1.0
     fitted = fit_selective_pruning(KeyMagnitudes(4, total), _magnitudes(0), ratio=1.0)
     assert _selected(fitted) == {(1, 3)}
-    assert fitted.report["silent_neurons"] == LAYERS * WIDTH - 1
+    assert fitted.report.as_json()["silent_neurons"] == LAYERS * WIDTH - 1
 
 
 def test_a_neuron_that_is_silent_on_the_retain_set_goes_first() -> None:

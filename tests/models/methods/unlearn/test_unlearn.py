@@ -100,7 +100,7 @@ def test_several_tasks_are_unlearned_at_once(model: PreTrainedModel) -> None:
     forgotten = _unlearn(model, tasks, {})
     for task in tasks.values():
         assert _probability(model, task, [forgotten]) < 0.3 * _probability(model, task)
-    assert set(forgotten.report["tasks"]) == set(tasks)
+    assert set(forgotten.report.details["tasks"]) == set(tasks)
     assert max(len(update.right) for update in forgotten.updates) <= 2 * QUICK["rank"]
 
 

@@ -1,0 +1,1 @@
+"""Kinds of interventions, one module each; every kind answers for itself (``Intervention``)."""

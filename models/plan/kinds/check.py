@@ -1,0 +1,46 @@
+"""What an intervention answers that refuses: the regions of key space in which it does, and what it says then."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.models.plan.arrays import Floats, Integers
+
+Positions = Literal["query", "step", "every"]
+
+# The latch stores how much of the refusal has been said in eight bits.
+LONGEST_REFUSAL = 255
+
+
+class Check(ABC):
+    """A test of key vectors that decides over a refusal.
+
+    ``layers``: ascending; a key is the concatenation of these layers' key vectors, D = len(layers) * F numbers.
+    ``skills``: a name per region. ``refusal``: int64 [tokens], what a refused row says, the end-of-text token last.
+    ``positions``: ``query`` tests the last real token of each run that has no past or more than one new token, ``step``
+    the last real token of every run, ``every`` all new tokens. ``alpha``: float64 [regions], the margin up to which a
+    key lies in each.
+    """
+
+    layers: tuple[int, ...]
+    skills: tuple[str, ...]
+    refusal: Integers
+    positions: Positions
+    alpha: Floats
+
+    @abstractmethod
+    def margins(self, keys: Floats) -> Floats:
+        """How far keys are from the middle of every region: float [n, D] to float64 [n, regions]."""
+
+    def is_inside(self, margins: Floats) -> NDArray[np.bool_]:
+        """Which keys lie in a region, by their margins: float64 [n, regions] to bool [n]."""
+        return np.asarray((margins <= self.alpha).any(axis=1))
+
+    def nearness(self, margins: Floats) -> Floats:
+        """The least margin as a share of its region's alpha, at most 1 inside: float64 [n, regions] to [n]."""
+        nearest: Floats = (margins / self.alpha).min(axis=1)
+        return nearest

@@ -1,0 +1,117 @@
+"""What the fit of a Key Space Detection reports: coverage, false refusals, and how its structure was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bakeout.models.plan.kinds.report import Figures, FitReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormCoverage(Figures):
+    """How many of a skill's calibration ``queries`` in another form lie ``inside``, as a share."""
+
+    queries: int
+    inside: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillCoverage(Figures):
+    """One skill to refuse: its cubes (the sizes of their clusters), its alpha, and what that covers.
+
+    ``floored_dimensions``: per cube, how many deviations were raised to the floor. ``calibration_inside`` is a share,
+    None without calibration queries; ``epsilon`` and ``guaranteed_coverage`` are None where alpha was given.
+    """
+
+    probe_queries: int
+    cubes: tuple[int, ...]
+    floored_dimensions: tuple[int, ...]
+    alpha: float
+    calibration_queries: int
+    calibration_inside: float | None
+    epsilon: float | None
+    guaranteed_coverage: float | None
+    largest_margin: float | None = None
+    variants: Mapping[str, FormCoverage] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseRefusals(Figures):
+    """How many ``queries`` of a name to retain are refused, as a ``rate`` with its Clopper-Pearson 95 % interval."""
+
+    queries: int
+    refused: int
+    rate: float
+    interval: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureFigures(Figures):
+    """A structure, and what it does on the selection queries: shares missed and refused, AUROC with its interval."""
+
+    layers: tuple[int, ...]
+    cubes: int
+    floor: float
+    epsilon: float
+    alpha: Mapping[str, float]
+    missed: float
+    refused: Mapping[str, float]
+    auroc: Mapping[str, tuple[float, ...]]
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureChoice(Figures):
+    """The chosen structure, and all that were looked at."""
+
+    chosen: StructureFigures
+    candidates: tuple[StructureFigures, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeySpaceDetectionReport(FitReport):
+    """Per skill to refuse its coverage, per name to retain its false refusals, and what the cubes were made with."""
+
+    augment: tuple[str, ...] | None = None
+    choice: StructureChoice | None = None
+    floor: float | None = None
+    dead_floor: float | None = None
+    seed: int | None = None
+    skills: Mapping[str, SkillCoverage] | None = None
+    retain: Mapping[str, FalseRefusals] | None = None
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The figures in words."""
+        facts = super().facts()
+        facts += [("coverage", _covered(skill, figures)) for skill, figures in (self.skills or {}).items()]
+        facts += [("refused", _refused(name, figures)) for name, figures in (self.retain or {}).items()]
+        if self.augment:
+            facts.append(("augmented", ", ".join(self.augment)))
+        if self.floor is not None:
+            facts.append(("floor", f"{self.floor:g}"))
+        if self.choice is not None:
+            chosen = self.choice.chosen
+            facts.append(
+                (
+                    "chosen",
+                    f"among {len(self.choice.candidates)} structures: {chosen.missed:.1%} missed, at most "
+                    f"{max(chosen.refused.values()):.1%} refused falsely, on the selection queries",
+                )
+            )
+        return facts
+
+
+def _covered(skill: str, figures: SkillCoverage) -> str:
+    promise = "no guarantee, alpha was given"
+    if figures.guaranteed_coverage is not None:
+        promise = f"at least {100 * figures.guaranteed_coverage:.4g} % of fresh ones"
+    inside = ""
+    if figures.calibration_inside is not None:
+        inside = f"{figures.calibration_inside:.1%} of {figures.calibration_queries} calibration queries inside, "
+    return f"{skill}: {inside}{promise} (alpha {figures.alpha:.4g})"
+
+
+def _refused(name: str, figures: FalseRefusals) -> str:
+    low, high = figures.interval
+    return f"{name}: {figures.rate:.2%} of {figures.queries} queries, falsely (interval {low:.2%} to {high:.2%})"

@@ -1,0 +1,152 @@
+"""A kind of intervention answers for itself: everything that files, bakers, checks and pages ask of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.models.plan.arrays import Array, Floats, Integers
+from bakeout.models.plan.kinds.adjustment import Adjustment
+from bakeout.models.plan.kinds.check import Check, Positions
+from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
+from bakeout.models.plan.kinds.report import FitReport
+from bakeout.models.plan.kinds.weight_change import WeightChange
+from bakeout.models.plan.model_identity import ModelIdentity
+
+# The array of a plan file with this name (the part behind the intervention's own prefix), which must be of this dtype.
+Take = Callable[[str, type], Any]
+# What an intervention looks at in a layer: what the gate linear gives, or what the down linear reads.
+Watched = Literal["pre_activation", "key_vector"]
+# Where a stochastic coin is drawn: the layer, and the intervention's place in the plan.
+CoinPlace = tuple[int, int]
+
+
+class Intervention(ABC):
+    """One thing that a plan does to a model. Kinds are frozen dataclasses whose last field is ``report``.
+
+    ``kind`` is its name in files, ``schema`` the number of the form in which it is written there: raise it when an
+    older version could not read, or would misread, what is written. ``title`` names it to people, ``unit`` what the
+    counts of its receipts count. ``at_most_one``: a plan can hold no second. ``watches``: what its canary looks at.
+    ``ties_in_rounding``: its decisions over single values can turn on how a runtime rounds.
+    """
+
+    kind: ClassVar[str]
+    schema: ClassVar[int] = 1
+    title: ClassVar[str]
+    unit: ClassVar[str] = "neuron"
+    edits_weights: ClassVar[bool] = False
+    at_most_one: ClassVar[bool] = False
+    ties_in_rounding: ClassVar[bool] = False
+    watches: ClassVar[Watched] = "pre_activation"
+    report_type: ClassVar[type[FitReport]] = FitReport
+    report: FitReport
+
+    # In files
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All but the arrays and the report, as JSON."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, Array]:
+        """The arrays by their names in the plan file."""
+
+    @classmethod
+    @abstractmethod
+    def from_file(cls, settings: Mapping[str, Any], take: Take, report: Any) -> Self:
+        """The intervention that ``settings`` and ``arrays`` were given by; ``report`` is of ``report_type``."""
+
+    # In a model
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Part, ...]:
+        """Layer by layer, or weight by weight, what is edited: baking owes a receipt for each."""
+
+    @abstractmethod
+    def require_fit(self, model: ModelIdentity) -> None:
+        """Raise ``PlanError`` unless ``model`` has the layers, neurons and weights that are named here."""
+
+    def weight_changes(self) -> tuple[WeightChange, ...]:
+        """What becomes of weights, in the order in which it is done; nothing where a graph is edited."""
+        return ()
+
+    @property
+    def adjustment(self) -> Adjustment | None:
+        """The adjustment of pre-activations that this is, if it is one."""
+        return None
+
+    @property
+    def check(self) -> Check | None:
+        """The check that this is, if it is one."""
+        return None
+
+    def with_data(self, names: Mapping[str, Sequence[str]]) -> Self:
+        """The same intervention, its report naming the data of every role (``FitReport.with_data``)."""
+        kind: Any = self
+        named: Self = replace(kind, report=self.report.with_data(names))
+        return named
+
+    def at_positions(self, positions: Positions) -> Self:
+        """The same intervention, checking other positions; itself where it checks none."""
+        return self
+
+    # Chance
+
+    @property
+    def draws_at(self) -> int | None:
+        """The first layer in which a stochastic coin is drawn."""
+        return None
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether it draws: then two runs give different tokens."""
+        return self.draws_at is not None
+
+    # The canary
+
+    @abstractmethod
+    def watched(self, layer: int) -> Integers | slice:
+        """Which of a layer's F values (of the kind ``watches``) the canary looks at."""
+
+    def canary_values(self, seen: Floats) -> Floats:
+        """The canary's values from what was watched, part after part: float64 [sequences, n] to [sequences, values]."""
+        return seen
+
+    @abstractmethod
+    def canary_unit(self, expected: Floats) -> Floats:
+        """The unit in which distances from ``expected`` [sequences, values] are measured: what broadcasts to it."""
+
+    @abstractmethod
+    def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> NDArray[np.bool_] | bool:
+        """Which canary values a coin has a part in, bool [values] or one for all; ``place`` is one's own in the plan.
+
+        A coin has a part in every later layer, and in its own in whatever comes after it: the interventions that
+        follow in the plan, and the key vector.
+        """
+
+    # For people
+
+    @property
+    def forgets(self) -> tuple[str, ...]:
+        """The names of the data that it was fitted to forget."""
+        return tuple(self.report.forget or ())
+
+    @property
+    def learns(self) -> tuple[str, ...]:
+        """The names of the data that it was fitted to teach."""
+        return tuple(self.report.learn or ())
+
+    @abstractmethod
+    def describe(self, decode: Decode | None = None) -> Description:
+        """What it is. ``decode`` writes token ids as text; without, they are shown as they are."""
+
+    @classmethod
+    def count_text(cls, count: int) -> str:
+        """The count of a receipt in words."""
+        return counted(count, cls.unit)

@@ -1,0 +1,51 @@
+"""What becomes of one weight, answered by the kind of intervention that asks for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from bakeout.models.plan.arrays import Array, Floats, Integers
+from bakeout.models.plan.model_identity import Role
+
+
+class WeightChange(ABC):
+    """A change of one weight W [out, in] (``y = W x``) of layer ``layer``.
+
+    What is asked for is computed in float64, added to W in float64, and rounded to the type that W is stored in.
+    ``exact``: what is asked for can be stored in every type, so that nothing of it can round away.
+    """
+
+    layer: int
+    role: Role
+    exact: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """What the receipt counts: columns, rows, a rank."""
+
+    @abstractmethod
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can be a change of a weight of this shape."""
+
+    def touched(self) -> Integers | None:
+        """The columns of W outside of which nothing changes, ascending; None where any can."""
+        return None
+
+    @abstractmethod
+    def asked(self, before: Floats, rows: slice, columns: slice | Integers) -> Floats:
+        """What is to be added to a block of W: W[rows, columns], float64, to the same shape.
+
+        A weight that is stored transposed is changed in blocks of columns, which then lie in memory in Fortran order;
+        what is asked for had better lie so too.
+        """
+
+    @abstractmethod
+    def formula(self, weight: Any, array: Callable[[Array], Any]) -> Any:
+        """W after the change, by its textbook formula; the reference that everything baked is held against.
+
+        ``weight`` is W, in float64 unless ``exact``, of a library whose arrays take Python's operators and indices;
+        ``array`` turns a NumPy array into one of that library. ``weight`` itself may be changed and returned.
+        """

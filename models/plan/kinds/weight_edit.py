@@ -1,0 +1,102 @@
+"""What all kinds have in common that change weights. A new one is one file: its changes, and its way to a plan file."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bakeout.models.plan.arrays import Floats, Integers, PlanError
+from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
+from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention
+from bakeout.models.plan.kinds.weight_change import WeightChange
+from bakeout.models.plan.model_identity import ModelIdentity
+
+# How many neurons of the last layer are a weight edit's canary.
+CANARY_NEURONS = 64
+
+
+class WeightEdit(Intervention):
+    """An intervention that changes weights, and leaves the graph as it is.
+
+    ``explanation`` tells people how it works; ``count_key`` is what `--json` calls the count of a weight.
+
+    The canary is the pre-activations of the first ``CANARY_NEURONS`` neurons of the last layer at the last token,
+    before anything is made of them there.
+    """
+
+    edits_weights = True
+    explanation: ClassVar[str]
+    count_key: ClassVar[str] = "count"
+
+    @abstractmethod
+    def weight_changes(self) -> tuple[WeightChange, ...]:
+        """What becomes of each weight, ascending by layer, then by role; no weight twice."""
+
+    @property
+    def name(self) -> str:
+        """What this edit is called, where its kind's title does not say it all."""
+        return self.title
+
+    @property
+    def summary(self) -> str:
+        """What is edited, in one line."""
+        parts = self.parts
+        return f"{counted(len(parts), 'weight')} in {counted(len({part.layer for part in parts}), 'layer')}"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """One for every weight."""
+        return tuple(
+            Part(change.layer, change.count, self.count_text(change.count), change.role)
+            for change in self.weight_changes()
+        )
+
+    def require_fit(self, model: ModelIdentity) -> None:
+        """Raise ``PlanError`` unless ``model`` has all weights, of the shapes that they are changed in."""
+        for change in self.weight_changes():
+            model.require_layer(change.layer)
+            if not change.fits(shape := model.weight_shape(change.role)):
+                raise PlanError(
+                    f"{self.name}: the change of layer {change.layer}, {change.role}, does not fit a weight of shape "
+                    f"{shape}.",
+                    "Bake the plan into the model it was fitted on.",
+                )
+
+    def watched(self, layer: int) -> Integers | slice:
+        """The first neurons."""
+        return slice(CANARY_NEURONS)
+
+    def canary_unit(self, expected: Floats) -> Floats:
+        """The root mean square of the expected values."""
+        is_known = bool(np.isfinite(expected).any())
+        return np.full_like(expected, np.sqrt(np.nanmean(expected**2)) if is_known else np.nan)
+
+    def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> bool:
+        """Whether the coin is drawn before the last layer."""
+        return last_layer > coin[0]
+
+    def figures(self) -> dict[str, Any]:
+        """What `--json` shows of the edit beside its weights."""
+        return {}
+
+    def describe(self, decode: Decode | None = None) -> Description:
+        """Weight by weight."""
+        return Description(
+            kind=self.kind,
+            title=self.name,
+            summary=self.summary,
+            explanation=self.explanation,
+            parts=self.parts,
+            facts=tuple(self.report.facts()),
+            details=self.report.details,
+            json={
+                "kind": self.kind,
+                **self.figures(),
+                "weights": [
+                    {"layer": part.layer, "role": part.role, self.count_key: part.count} for part in self.parts
+                ],
+                "report": self.report.as_json(),
+            },
+        )
