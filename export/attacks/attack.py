@@ -97,16 +97,16 @@ def attack(
     files = data_names(data)
     rows: list[AttackRow] = []
     for target, runner, refusals in _targets(directories, positions, base):
-        others = [one.prompt_ids for one in read_records(mixed, runner.tokenizer)] if mixed is not None else []
+        others = [record.prompt_ids for record in read_records(mixed, runner.tokenizer)] if mixed is not None else []
         for name, path in files.items():
             asked = spread(read_prompt_rows(path, runner.tokenizer), prompts)
             jobs = list(_jobs(asked, attacks, runner, others, seed))
-            for made, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
+            for kind, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
                 _require_responses(given)
                 grader = Grader(given, refusals, runner.tokenizer)
                 graded = grader.grade(feed(runner, [record.prompt_ids for record in given], grader.max_new_tokens))
                 refused = int(graded.refused.sum()) if refusals else None
-                rows.append(AttackRow(target, name, made, len(given), refused, int(graded.right.sum())))
+                rows.append(AttackRow(target, name, kind, len(given), refused, int(graded.right.sum())))
     return rows
 
 

@@ -59,7 +59,7 @@ def run_tasks(
         fewshot_as_multiturn=tasks.chat,
         log_samples=False,
     )
-    return [row for name, found in results["results"].items() for row in _rows(model, name, found)]
+    return [row for name, metrics in results["results"].items() for row in _rows(model, name, metrics)]
 
 
 @cache
@@ -103,16 +103,16 @@ def _loaded(manager: Any, names: Sequence[str]) -> list[Any]:
             "Run it with `lm_eval` in a sandbox.",
         )
     grouped = {child for children in loaded["group_map"].values() for child in children}
-    return [found for kind in ("groups", "tasks") for name, found in loaded[kind].items() if name not in grouped]
+    return [task for kind in ("groups", "tasks") for name, task in loaded[kind].items() if name not in grouped]
 
 
-def _rows(model: str, task: str, found: Mapping[str, Any]) -> list[TaskRow]:
+def _rows(model: str, task: str, metrics: Mapping[str, Any]) -> list[TaskRow]:
     """The harness's ``{"acc,none": 0.5, "acc_stderr,none": 0.1, …}`` as rows."""
     rows = []
-    for key, value in found.items():
+    for key, value in metrics.items():
         metric, comma, how = key.partition(",")
         if comma and not metric.endswith("_stderr"):
-            error = found.get(f"{metric}_stderr,{how}")
+            error = metrics.get(f"{metric}_stderr,{how}")
             known = isinstance(error, (int, float))
             rows.append(TaskRow(model, task, metric, how, float(value), float(error) if known and error else None))
     return rows

@@ -74,7 +74,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
     ) -> list[tuple[float, bool]]:
         """The summed log p of each continuation's tokens, and whether greedy decoding would say them."""
         wholes = [(context + continuation)[-self._longest - 1 :][:-1] for _, context, continuation in requests]
-        found = [(0.0, False)] * len(requests)
+        likelihoods = [(0.0, False)] * len(requests)
         read = self._runner.each_logits(wholes, batch_size=self._batch_size)
         for row, logits in self._shown(read, len(wholes)):
             targets = np.array(requests[row][2])
@@ -84,9 +84,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
                     "Export the graph with all logits.",
                 )
             predicted = logits[len(logits) - len(targets) :]
-            said = log_probabilities(predicted)[np.arange(len(targets)), targets]
-            found[row] = float(said.sum()), bool((predicted.argmax(axis=-1) == targets).all())
-        return found
+            logarithms = log_probabilities(predicted)[np.arange(len(targets)), targets]
+            likelihoods[row] = float(logarithms.sum()), bool((predicted.argmax(axis=-1) == targets).all())
+        return likelihoods
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         """The summed log p of every token of each text, in windows where it is too long for the model."""
@@ -98,10 +98,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
             for context, continuation in map(make_disjoint_window, rolled):
                 windows.append((("", text), context, continuation))
                 owners.append(number)
-        found = self._loglikelihood_tokens(windows)
+        likelihoods = self._loglikelihood_tokens(windows)
         totals = [0.0] * len(requests)
-        for number, (said, _) in zip(owners, found, strict=True):
-            totals[number] += said
+        for number, (logarithm, _) in zip(owners, likelihoods, strict=True):
+            totals[number] += logarithm
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
@@ -114,8 +114,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
             chunks = [numbers[start : start + self._batch_size] for start in range(0, len(numbers), self._batch_size)]
             for chunk in self._shown(chunks, len(chunks)):
                 contexts = [requests[number].args[0] for number in chunk]
-                said = self._generate(contexts, requests[chunk[0]].args[1])
-                for number, text in zip(chunk, said, strict=True):
+                generated = self._generate(contexts, requests[chunk[0]].args[1])
+                for number, text in zip(chunk, generated, strict=True):
                     answers[number] = text
         return answers
 
@@ -133,7 +133,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
             return any(stop in tail for stop in stops)
 
         prompts = [self.tok_encode(text)[-max(self._longest - new, 1) :] or [self.prefix_token_id] for text in contexts]
-        said = self._runner.generate(
+        answers = self._runner.generate(
             prompts,
             new,
             sampling=Sampling(temperature, float(settings.get("top_p", 1.0))) if drawn else None,
@@ -141,7 +141,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
             batch_size=self._batch_size,
         )
         texts = []
-        for tokens in said:
+        for tokens in answers:
             text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
             for stop in stops:
                 text = text.split(stop)[0]

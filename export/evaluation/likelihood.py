@@ -19,7 +19,7 @@ from bakeout.models.progress import Track, untracked
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """What a model made of each text of one file.
+    """How well a model predicts each text of one file.
 
     ``surprise``: float64 [texts], the sum of -log p over the ``tokens``, int64 [texts], that count; ``first``: log p of
     every token at the first place, float32 [texts, vocabulary]; ``refused``: bool [texts].
@@ -72,11 +72,13 @@ def predict(
 
 def text_row(model: str, data: str, predicted: Predicted, base: Predicted | None) -> TextRow:
     """One model's row, beside the base model's where that is known."""
-    said = ~predicted.refused
-    row = TextRow(model, data, len(said), int(predicted.refused.sum()), _perplexity(predicted, np.flatnonzero(said)))
+    answered = ~predicted.refused
+    row = TextRow(
+        model, data, len(answered), int(predicted.refused.sum()), _perplexity(predicted, np.flatnonzero(answered))
+    )
     if base is None:
         return row
-    both = np.flatnonzero(said & ~base.refused)
+    both = np.flatnonzero(answered & ~base.refused)
     if len(both) < 2:
         return row
     gap, tokens = predicted.surprise[both] - base.surprise[both], base.tokens[both]

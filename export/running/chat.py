@@ -45,13 +45,13 @@ class Chat:
             self.forget()
         asked = [*self.messages, {"role": "user", "content": prompt}]
         tokens = prompt_tokens(self.runner.tokenizer, asked)
-        said = ""
+        answer = ""
         for piece in pieces(
             self.runner.tokenizer, self.runner.stream(tokens, self.max_new_tokens, sampling=self.sampling)
         ):
-            said += piece
+            answer += piece
             yield piece
-        self.messages = [*asked, {"role": "assistant", "content": said.strip()}]
+        self.messages = [*asked, {"role": "assistant", "content": answer.strip()}]
 
 
 def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

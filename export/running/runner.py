@@ -189,19 +189,19 @@ class Runner:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, batch_size: int = 32
     ) -> list[tuple[list[int], Logits]]:
         """Greedy text of each prompt, and the logits behind each of its tokens: float32 [tokens, vocabulary]."""
-        said: list[list[int]] = [[] for _ in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
         seen: list[list[Logits]] = [[] for _ in prompts]
         for row, token, logits in self._tokens(prompts, max_new_tokens, None, batch_size):
-            said[row].append(token)
+            answers[row].append(token)
             seen[row].append(logits)
-        return [(tokens, np.stack(values)) for tokens, values in zip(said, seen, strict=True)]
+        return [(tokens, np.stack(values)) for tokens, values in zip(answers, seen, strict=True)]
 
     def logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> list[Logits]:
         """The logits at every token of each prompt: float32 [tokens, vocabulary]."""
-        found: list[Logits] = [np.empty(0, np.float32)] * len(prompts)
+        by_prompt: list[Logits] = [np.empty(0, np.float32)] * len(prompts)
         for row, logits in self.each_logits(prompts, batch_size=batch_size):
-            found[row] = logits
-        return found
+            by_prompt[row] = logits
+        return by_prompt
 
     def each_logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> Iterator[tuple[int, Logits]]:
         """The same one by one, as (the prompt's index, its logits): no more than a batch's are in memory."""
@@ -226,22 +226,22 @@ class Runner:
         stopped: Callable[[int], bool] | None = None,
         piece: int | None = None,
     ) -> Iterator[tuple[int, int, Logits]]:
-        """Step after step, for each row that still speaks: (row, its next token, the logits float32 [vocabulary])."""
+        """Step after step, for each row that has not ended: (row, its next token, the logits float32 [vocabulary])."""
         ends = np.array(sorted(self.end_tokens))
         for rows in self._batches(prompts, batch_size, same_length=not self._pads or piece is not None):
             choose: Choose = sampling.chooser(rows) if sampling else greedy
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
             step = self._read(ids, mask, piece)
-            speaks = np.ones(len(rows), dtype=bool)
+            is_open = np.ones(len(rows), dtype=bool)
             for remaining in reversed(range(max_new_tokens)):
                 logits = step.logits[:, -1]
-                tokens = np.where(speaks, choose(logits), self.padding_token)
-                for index in np.flatnonzero(speaks):
+                tokens = np.where(is_open, choose(logits), self.padding_token)
+                for index in np.flatnonzero(is_open):
                     yield rows[index], int(tokens[index]), logits[index]
-                speaks &= ~np.isin(tokens, ends)
+                is_open &= ~np.isin(tokens, ends)
                 if stopped is not None:
-                    speaks[[index for index in np.flatnonzero(speaks) if stopped(rows[index])]] = False
-                if not remaining or not speaks.any():
+                    is_open[[index for index in np.flatnonzero(is_open) if stopped(rows[index])]] = False
+                if not remaining or not is_open.any():
                     break
                 new = tokens[:, None]
                 ids = new if self.has_cache else np.concatenate([ids, new], axis=1)
@@ -328,5 +328,5 @@ def _cache_entries(inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: 
 
 def _layer_and_kind(name: str) -> tuple[int, str] | None:
     """(3, "key") of ``past_key_values.3.key``, ``present.3.key`` and the like."""
-    found = re.fullmatch(r"(?:past|present)\w*\.(\d+)\.(?:\w+\.)?(key|value)", name)
-    return (int(found[1]), found[2]) if found else None
+    match = re.fullmatch(r"(?:past|present)\w*\.(\d+)\.(?:\w+\.)?(key|value)", name)
+    return (int(match[1]), match[2]) if match else None

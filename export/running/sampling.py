@@ -16,14 +16,14 @@ Choose = Callable[[Logits], Integers]
 
 
 def greedy(logits: Logits) -> Integers:
-    """The likeliest token of each row: float32 [rows, vocabulary] to int64 [rows]."""
-    likeliest: Integers = logits.argmax(axis=-1).astype(np.int64)
-    return likeliest
+    """The most probable token of each row: float32 [rows, vocabulary] to int64 [rows]."""
+    most_probable: Integers = logits.argmax(axis=-1).astype(np.int64)
+    return most_probable
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draw tokens from softmax(logits / temperature), among the likeliest that reach ``top_p`` together.
+    """Draw tokens from softmax(logits / temperature), among the most probable that reach ``top_p`` together.
 
     Row i of the prompts draws from its own stream, seeded with (``seed``, i), so what it says does not depend on the
     batch it is in. Raises ``BakeoutError`` for a temperature or ``top_p`` out of range.
@@ -55,7 +55,7 @@ class Sampling:
         likelihood = np.exp(scaled - scaled.max())
         order = np.argsort(-likelihood, kind="stable")
         reached = np.cumsum(likelihood[order])
-        # The likeliest tokens up to and including the one that reaches top_p.
+        # The most probable tokens up to and including the one that reaches top_p.
         kept = min(int(np.searchsorted(reached, self.top_p * reached[-1])) + 1, len(reached))
         drawn = np.searchsorted(reached[:kept], stream.random() * reached[kept - 1], side="right")
         return int(order[min(int(drawn), kept - 1)])
