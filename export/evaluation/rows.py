@@ -54,6 +54,14 @@ class Row:
     refusals: Share
     change: Change | None = None
 
+    def __str__(self) -> str:
+        change = ""
+        if self.change is not None:
+            low, high = self.change.interval
+            change = f" (change {100 * self.change.accuracy:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
+        shares = f"{self.accuracy:.1%} correct{change}, {self.refusals:.1%} refused"
+        return f"{self.data}, {self.model}: {shares}, {self.prompts} prompts"
+
     @property
     def accuracy_interval(self) -> Interval:
         """Wilson's 95 % interval."""
@@ -110,6 +118,11 @@ class TextRow:
     divergence: float | None = None
     divergence_interval: Interval | None = None
 
+    def __str__(self) -> str:
+        figures = {"perplexity": self.perplexity, "to base's": self.perplexity_ratio, "divergence": self.divergence}
+        shown = [f"{name} {value:.4g}" for name, value in figures.items() if value is not None]
+        return f"{self.data}, {self.model}: {', '.join([*shown, f'{self.refused} of {self.texts} texts refused'])}"
+
     def as_json(self) -> dict[str, Any]:
         """The row as JSON, without what is not known."""
         row = {key: _plain(value) for key, value in asdict(self).items()}
@@ -130,6 +143,9 @@ class TaskRow:
     value: float
     standard_error: float | None
 
+    def __str__(self) -> str:
+        return f"{self.task}, {self.model}: {self.metric} ({self.filter}) {self.value:.4f}"
+
     def as_json(self) -> dict[str, Any]:
         """The row as JSON."""
         return asdict(self)
@@ -142,6 +158,9 @@ class Evaluation:
     rows: tuple[Row, ...]
     texts: tuple[TextRow, ...]
     tasks: tuple[TaskRow, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, (*self.rows, *self.texts, *self.tasks)))
 
     def as_json(self) -> dict[str, Any]:
         """The content of a file that a report reads (``report.evaluation_file``)."""

@@ -2,6 +2,9 @@
 
 The public names are loaded when they are first used: importing this package loads neither torch nor onnx. All else,
 ``bakeout.models``, ``bakeout.graph_passes`` and ``bakeout.export`` among it, may change with any version.
+
+Progress is logged, and shown by ``logging.basicConfig(); logging.getLogger("bakeout").setLevel("INFO")``, or passed to
+the ``Track`` that a function is given.
 """
 
 from __future__ import annotations

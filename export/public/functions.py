@@ -220,8 +220,11 @@ def evaluate(
     >>> evaluation = bakeout.evaluate("unlearned", {"math": rows}, base=checkpoint)
     >>> [(row.model, row.data, row.prompts) for row in evaluation.rows]
     [('base', 'math', 40), ('unlearned', 'math', 40)]
-    >>> evaluation.rows[1].accuracy < evaluation.rows[0].accuracy
+    >>> evaluation.rows[1].change.accuracy < 0
     True
+    >>> print(evaluation)
+    math, base: ...% correct, 0.0% refused, 40 prompts
+    math, unlearned: ...% correct (change -... [-..., -...]), 0.0% refused, 40 prompts
 
     Raises ``BakeoutError`` for what cannot be read or run, and for rows without a prompt or a response.
     """

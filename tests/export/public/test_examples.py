@@ -62,7 +62,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     }
     Path("recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     failed: list[str] = []
-    runner = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF)
+    runner = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF | doctest.ELLIPSIS)
     parser = doctest.DocTestParser()
     for name in SESSION:
         text = inspect.getdoc(getattr(bakeout, name)) or ""
