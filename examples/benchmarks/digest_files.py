@@ -11,8 +11,8 @@ from typing import Any
 
 from digest_items import OUTPUT
 
-# Written for people: it may be worded anew.
-_PROSE = (".md", ".html", ".yaml", ".pdf")
+# Written for people, who may get other words; and Optuna's journal, which holds times.
+_PROSE = (".md", ".html", ".yaml", ".log")
 # Copied from the checkpoint: digested, as they are large and never written by Bakeout.
 _COPIED = {
     "tokenizer.json",
