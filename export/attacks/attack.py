@@ -17,7 +17,8 @@ from bakeout.export.report.figures_file import Attack, Attacks
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, varied_records
-from bakeout.models.data.rows import DataError, Record, read_records
+from bakeout.models.data.row_source import DataError
+from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
 from bakeout.models.data.variants import KINDS, WAYS_OF_RUNNING, Kind
 from bakeout.models.errors import BakeoutError

@@ -17,8 +17,7 @@ from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.row_source import Source, source_digest
-from bakeout.models.data.rows import DataError
+from bakeout.models.data.row_source import DataError, Source, source_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track, untracked
 

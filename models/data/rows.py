@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from bakeout.models.data.row_source import DataError as DataError
-from bakeout.models.data.row_source import Source, source_lines, source_name
+from bakeout.models.data.row_source import DataError, Source, source_lines, source_name
 from bakeout.models.data.uses import Use
 
 if TYPE_CHECKING:

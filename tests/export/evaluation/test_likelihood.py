@@ -13,7 +13,8 @@ from bakeout.export.evaluation.likelihood import divergence, predict, text_row
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
-from bakeout.models.data.rows import DataError, read_records
+from bakeout.models.data.row_source import DataError
+from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.plan import Plan
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from bakeout.models.data.row_source import source_digest
-from bakeout.models.data.rows import DataError, Record, read_records
+from bakeout.models.data.row_source import DataError, source_digest
+from bakeout.models.data.rows import Record, read_records
 
 from tests.tiny_models import byte_tokenizer
 
