@@ -34,7 +34,7 @@ def changed(llama_checkpoint: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     """A model that is no checkpoint's."""
     model, tokenizer = _loaded(llama_checkpoint)
     with torch.no_grad():
-        model.get_input_embeddings().weight[0] += 1
+        next(model.parameters())[0] += 1
     return model, tokenizer
 
 

@@ -26,7 +26,7 @@ def test_every_weight_counts(checkpoint_of: Callable[[str], Path], family: str) 
             weight.view(-1)[-1] += 1
             assert not holds_weights_of(directory, model)
             weight.view(-1)[-1] = value
-    assert holds_weights_of(directory, model.to(torch.bfloat16))
+    assert holds_weights_of(directory, model.bfloat16())
 
 
 def test_a_weight_that_the_checkpoint_lacks_counts_too(llama_checkpoint: Path) -> None:
