@@ -9,6 +9,7 @@ from typing import Any
 
 from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.titles import described
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Description, Plan, counted, find_kind
 from bakeout.models.plan.plan_file import load_plan
@@ -51,7 +52,7 @@ def inspect(path: Path) -> Inspection:
 def _described(
     plan: Plan, files: Mapping[str, Any] | None = None, receipts: tuple[Mapping[str, Any], ...] | None = None
 ) -> Inspection:
-    return Inspection(plan, tuple(one.describe() for one in plan.interventions), files, receipts)
+    return Inspection(plan, tuple(map(described, plan.interventions)), files, receipts)
 
 
 def lines(inspection: Inspection) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from bakeout.export.artifacts.inspection import receipt_lines
 from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.artifacts.titles import described
 from bakeout.export.baking.bake import BakeOptions, completed
 from bakeout.export.baking.bake_checkpoint import find_checkpoint, require_weights
 from bakeout.export.baking.bake_graph import find_base_graph, is_graph
@@ -124,7 +125,7 @@ def lines(found: DryRun) -> Iterator[str]:
     """The dry run for people."""
     yield f"would make     {len(found.receipts)} edits"
     for number, intervention in enumerate(found.plan.interventions):
-        description = intervention.describe()
+        description = described(intervention)
         yield f"{number}  {description.title}: {description.summary}"
         for receipt in found.receipts:
             if receipt.intervention == number:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import Environment, StrictUndefined
 
+from bakeout.export.artifacts.titles import described
 from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.models.plan import Decode, Plan
 from bakeout.models.plan.plan_file import plan_bytes
@@ -43,7 +44,7 @@ def model_card(
         forgotten=plan.forgets,
         learned=plan.learns,
         model=plan.model,
-        interventions=[intervention.describe(_decode(tokenizer)) for intervention in plan.interventions],
+        interventions=[described(intervention, _decode(tokenizer)) for intervention in plan.interventions],
         edits_weights=plan.edits_weights,
         edits_graph=plan.edits_graph,
         rows=_beside_base(rows),

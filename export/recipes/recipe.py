@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,7 +22,7 @@ from bakeout.models.data.uses import USES, Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.options import MethodOptions, Section
 from bakeout.models.methods.registry import methods
-from bakeout.models.plan import KeySpaceDetection, WeightEdit
+from bakeout.models.plan import Intervention
 
 
 class RecipeError(BakeoutError):
@@ -281,17 +282,18 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
     if recipe.export.quantize and recipe.export.dtype == "fp16":
         yield ["export", "quantize"], f"{recipe.export.quantize} comes from fp32, and the dtype is fp16"
     yield from _not_in_checkpoints(recipe)
-    checks = 0
+    kinds: Counter[type[Intervention]] = Counter()
     for index, entry in enumerate(recipe.interventions):
         where: list[int | str] = ["interventions", index]
-        methods = sorted(entry.model_fields_set)
-        if len(methods) != 1 or getattr(entry, methods[0]) is None:
-            yield where, f"an entry names one method, not {' and '.join(methods) or 'none'}"
+        named = sorted(entry.model_fields_set)
+        if len(named) != 1 or getattr(entry, named[0]) is None:
+            yield where, f"an entry names one method, not {' and '.join(named) or 'none'}"
             continue
-        checks += entry.method.kind is KeySpaceDetection
-        yield from _names(recipe, entry.options, [*where, methods[0]])
-    if checks > 1:
-        yield ["interventions"], "two Key Space Detections (put their skills into one: `forget` takes a list)"
+        kinds[entry.method.kind] += 1
+        yield from _names(recipe, entry.options, [*where, *named])
+    for kind, count in kinds.items():
+        if kind.at_most_one and count > 1:
+            yield ["interventions"], f"{count} times {kind.title} (put their skills into one: `forget` takes a list)"
 
 
 def _not_in_checkpoints(recipe: Recipe) -> Iterator[tuple[list[int | str], str]]:
@@ -304,7 +306,7 @@ def _not_in_checkpoints(recipe: Recipe) -> Iterator[tuple[list[int | str], str]]
         yield ["export", "quantize"], "a checkpoint keeps its type, and one is asked for (`to`)"
     for index, entry in enumerate(recipe.interventions):
         for name in sorted(entry.model_fields_set):
-            if not issubclass(methods()[name].kind, WeightEdit):
+            if not methods()[name].kind.edits_weights:
                 yield (
                     ["interventions", index, name],
                     f"{name} acts on what the model computes, so no checkpoint can carry it (leave out `to`)",

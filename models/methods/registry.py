@@ -56,11 +56,6 @@ def method(name: str) -> Method:
     return methods()[name]
 
 
-def title_of(name: str) -> str:
-    """What people call the method; a method that is not installed here is called by its name."""
-    return methods()[name].title if name in methods() else name
-
-
 def registered(entries: Iterable[EntryPoint], known: Iterable[str]) -> dict[str, Method]:
     """The methods of other packages, by name. Raises as ``methods`` does."""
     taken = dict.fromkeys(known, "Bakeout itself")

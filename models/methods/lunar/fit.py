@@ -14,6 +14,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.data.spreading import spread
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.lunar import METHOD
 from bakeout.models.methods.lunar.layer import LayerProblem, by_gradient, by_regression
 from bakeout.models.methods.lunar.low_rank import truncated
 from bakeout.models.methods.lunar.options import LunarOptions, Tokens
@@ -135,7 +136,7 @@ def fit_lunar(
     updates: list[WeightUpdate] = []
     fitted: dict[str, Any] = {}
     for layer in layers:
-        below = [LowRankUpdate("LUNAR", tuple(updates))] if updates else []
+        below = [LowRankUpdate(METHOD.name, tuple(updates))] if updates else []
         with edited_weights(model, below):
             problem = LayerProblem(
                 model, feed_forwards[layer], rows.forget, redirected_to[layer], rows.retain, batch_size
@@ -164,7 +165,7 @@ def fit_lunar(
         "layers": fitted,
         "layer_scores": {str(layer): score for layer, score in scores.items()},
     }
-    return LowRankUpdate("LUNAR", tuple(updates), RetainReport(details=report))
+    return LowRankUpdate(METHOD.name, tuple(updates), RetainReport(details=report))
 
 
 def _rows(

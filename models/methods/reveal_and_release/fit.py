@@ -12,11 +12,12 @@ from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.lora_modules import summed
+from bakeout.models.methods.reveal_and_release import METHOD
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
 from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOptions
 from bakeout.models.methods.reveal_and_release.reveal import instruction_bandit
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles, fingerprint
-from bakeout.models.methods.reveal_and_release.rounds import METHOD, Rounds
+from bakeout.models.methods.reveal_and_release.rounds import Rounds
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track, untracked
@@ -110,7 +111,7 @@ def fit_reveal_and_release(
         "ranks": sorted({update.left.shape[1] for update in updates}),
         "residual": residual,
     }
-    return LowRankUpdate(METHOD, updates, RetainReport(details=report))
+    return LowRankUpdate(METHOD.name, updates, RetainReport(details=report))
 
 
 def _verdict(done: Sequence[Round], options: RevealAndReleaseOptions) -> str | None:

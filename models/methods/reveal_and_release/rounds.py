@@ -13,6 +13,7 @@ from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lora_modules import Module, summed
+from bakeout.models.methods.reveal_and_release import METHOD
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
 from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOptions
 from bakeout.models.methods.reveal_and_release.release import Text, overlap, said, train_module
@@ -24,7 +25,6 @@ from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import Track
 from bakeout.models.reference.weight_edits import edited_weights
 
-METHOD = "reveal_and_release"
 # One in so many of what is revealed, and of the retain prompts, is not trained on, but measures a round.
 _CHECKED = 4
 # So many retain prompts of each name measure a round, at most.
@@ -159,7 +159,7 @@ class Rounds:
 
     def _moved(self, parts: Sequence[tuple[float, Module]]) -> AbstractContextManager[None]:
         """A context in which the model has W_0 plus the parts."""
-        edits = [LowRankUpdate(METHOD, summed(self._model, parts)[0])] if parts else []
+        edits = [LowRankUpdate(METHOD.name, summed(self._model, parts)[0])] if parts else []
         return edited_weights(self._model, edits)
 
     def _texts(self, records: Sequence[Record]) -> list[Text]:

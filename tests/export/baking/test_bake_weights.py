@@ -201,7 +201,7 @@ def test_the_card_says_what_edited_weights_do_and_do_not_protect_against(form: s
     plan = plan_of(model, "ab" * 32, update, replace(zero_columns(2), report=ZeroColumnsReport(forget=("math",))))
     card = model_card(plan, [], byte_tokenizer(), form=form)  # type: ignore[arg-type]
     assert "# llama without people, math\n" in card
-    assert "### 1. Low-rank update by lunar" in card
+    assert "### 1. LUNAR\n" in card
     assert "| layer 1, down | rank 2 |" in card
     assert "### 2. Zeroed columns" in card
     limits = card.split("## Limits")[1].split("##")[0]

@@ -138,7 +138,7 @@ expert:
         ("code: code.jsonl", "code: {}", 4, "no file"),
         ("code: code.jsonl", "code: {file: code.jsonl, test: code.jsonl}", 4, "one file for everything"),
         ("  - neuron_adjust:\n      forget: math\n", "  - {}\n", 6, "one method"),
-        ("  - neuron_adjust:", "  - key_space_detection:", 5, "two Key Space Detections"),
+        ("  - neuron_adjust:", "  - key_space_detection:", 5, "2 times Key Space Detection"),
         ("  - neuron_adjust:", "  - neuron_adjsut:", 6, "did you mean 'neuron_adjust'?"),
         ("forget: math\n", "forget: math\n      ratio: .nan\n", 8, "ratio"),
         ("forget: math\n", "forget: math\n      ratio: -0.1\n", 8, "ratio"),

@@ -12,7 +12,7 @@ import pytest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.method import load
 from bakeout.models.methods.options import MethodOptions
-from bakeout.models.methods.registry import GROUP, method, methods, registered, title_of
+from bakeout.models.methods.registry import GROUP, method, methods, registered
 
 
 def _registered(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> dict[str, object]:
@@ -51,8 +51,6 @@ def test_what_is_searched_are_options_that_take_the_values(name: str) -> None:
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
     with pytest.raises(BakeoutError, match=r"called 'lunr'.*'lunar'"):
         method("lunr")
-    assert title_of("lunar") == "LUNAR"
-    assert title_of("of another machine") == "of another machine"
 
 
 def test_other_packages_register_methods(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -425,5 +425,5 @@ def test_the_deviation_score_is_zero_at_its_best_and_counts_words() -> None:
 
 def test_an_update_is_one_that_plans_take(llama: PreTrainedModel, data: Requests) -> None:
     update = _lunar(llama, **data, layers=[0, 3])
-    assert isinstance(update, LowRankUpdate) and update.method == "LUNAR"
+    assert isinstance(update, LowRankUpdate) and update.method == "lunar"
     assert all(one.left.dtype == one.right.dtype == np.float32 for one in update.updates)
