@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -79,3 +80,29 @@ def test_every_folder_of_modules_is_installed() -> None:
     }
     packages = {f"bakeout.{folder}" for folder in folders - {"export.public"}} | {"bakeout"}
     assert sorted(packages) == settings["packages"]
+
+
+FLOORS = ("models", "graph_passes", "export")
+
+
+def _modules(floor: str) -> list[Path]:
+    return [path for path in (ROOT / floor).rglob("*.py") if not path.name.startswith("__")]
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_no_folder_has_more_than_twelve_modules(floor: str) -> None:
+    """One module a command, a method or an intervention kind: these folders may grow."""
+    count = Counter(path.parent for path in _modules(floor) if path.parent.name not in {"cli", "methods", "kinds"})
+    assert not {str(folder): modules for folder, modules in count.items() if modules > 12}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_module_is_known_by_its_name(floor: str) -> None:
+    """A command may be called as its subject is, a kind as its method, and every method has the same few files."""
+    named = [
+        path.name
+        for path in _modules(floor)
+        if path.parent.name not in {"cli", "kinds"}
+        and not ("methods" in path.parts and path.name in {"fit.py", "options.py"})
+    ]
+    assert not [name for name, count in Counter(named).items() if count > 1]

@@ -13,8 +13,9 @@ from typing import Any
 from bench import Bench
 
 from bakeout.export.attacks.attack import AttackRow, attack, attacks_figure
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.figures_file import Figure
 from bakeout.models.plan import Positions

@@ -19,10 +19,11 @@ from builder_graph import build
 from comparison import print_table
 
 from bakeout.export.artifacts.onnx_directory import companion_files
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.evaluation.grading import measure
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph

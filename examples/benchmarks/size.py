@@ -121,10 +121,10 @@ def _bake_graph(directory: Path, shape: Shape) -> None:
 
 
 def _bake_artifact(directory: Path, shape: Shape) -> None:
-    from bakeout.export.baking.bake import BakeOptions, bake
+    from bakeout.export.baking.bake import bake
 
     # The canary would run the model, and this one has no weights to run.
-    bake(directory / "model.onnx", _plan(shape), directory / "artifact", BakeOptions(canary=False))
+    bake(directory / "model.onnx", _plan(shape), directory / "artifact", canary=False)
 
 
 def _copy_and_hash(directory: Path, _shape: Shape) -> None:

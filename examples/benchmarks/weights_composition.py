@@ -12,6 +12,7 @@ from weights_plans import baked, kept_plan
 from bakeout.export.evaluation.grading import measure
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.verification.parity import check_parity
+from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
@@ -50,7 +51,9 @@ def rows(bench: Bench) -> None:
         graph = baked(bench, plan)
         together = weights_lunar.answered(bench.runner(graph), weights_lunar.test_data(bench), weights_lunar.FIRST)
         prompts = [record.prompt_ids for skill in SKILLS for record in bench.records(skill, "test", COMPARED)]
-        together["reference"] = check_parity(graph / "model.onnx", plan, bench.checkpoint, prompts, untracked)[1]
+        together["reference"] = check_parity(
+            graph / "model.onnx", plan, Checkpoint(bench.checkpoint), prompts, untracked
+        )[1]
         print(f"{key}: {together}", flush=True)
         bench.save(key, together)
 

@@ -13,7 +13,8 @@ from bench import Bench
 from weights_forgotten import forgotten
 from weights_plans import baked
 
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.network.generation import continue_prompts, end_tokens
 from bakeout.models.plan import Plan

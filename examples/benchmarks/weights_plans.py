@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bench import Bench
 
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.plan.plan_file import load_plan, save_plan
 from bakeout.models.reference.canary import measure_canary

@@ -154,12 +154,13 @@ def _every_layer(directory: Path, shape: Shape) -> None:
 
 
 def _bake(directory: Path, shape: Shape, *interventions: Intervention) -> None:
-    from bakeout.export.baking.bake import BakeOptions, bake
+    from bakeout.export.baking.bake import bake
+    from bakeout.export.recipes.bake_options import BakeOptions
 
     digest = (directory / "digest").read_text()
     plan = plan_of(shape, *interventions)
     plan = replace(plan, model=replace(plan.model, digest=digest))
-    bake(directory / "base", plan, directory / "made", BakeOptions("safetensors"))
+    bake(directory / "base", plan, directory / "made", BakeOptions(to="safetensors"))
 
 
 def _update(shape: Shape, layers: range | list[int]) -> Intervention:

@@ -1,4 +1,4 @@
-"""What lies in an ONNX directory: the graph, its companion files, and the tokens that end and pad its text."""
+"""What lies beside a graph or a checkpoint's weights: companion files, and the tokens that end and pad its text."""
 
 from __future__ import annotations
 
@@ -23,24 +23,6 @@ _COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
-
-
-def find_graph(path: Path) -> Path:
-    """The decoder's ONNX file: ``path`` itself, the directory's ``model.onnx``, or its only ``*.onnx``.
-
-    Raises ``BakeoutError`` when there is none, or no telling which.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise BakeoutError(f"There is no file or directory {path}.", "Check the path.")
-    if (path / "model.onnx").is_file():
-        return path / "model.onnx"
-    graphs = sorted(path.glob("*.onnx"))
-    if len(graphs) != 1:
-        found = ", ".join(graph.name for graph in graphs) or "none"
-        raise BakeoutError(f"{path} does not hold one ONNX graph (found: {found}).", "Name the file itself.")
-    return graphs[0]
 
 
 def companion_files(directory: Path) -> list[Path]:

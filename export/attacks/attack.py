@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifacts.file_names import PLAN
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.export.evaluation.grading import Grader
 from bakeout.export.evaluation.model_names import model_names
@@ -142,7 +142,7 @@ def _targets(
             if base is None or check is None or other == check.positions:
                 continue
             with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-                baked = bake(base, plan.at_positions(other), Path(scratch) / "artifact", BakeOptions(canary=False))
+                baked = bake(base, plan.at_positions(other), Path(scratch) / "artifact", canary=False)
                 yield f"{name}, {other}", Runner(baked.directory), refusals
 
 

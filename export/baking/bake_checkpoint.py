@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bakeout.export.artifacts.file_names import MANIFEST
+from bakeout.export.artifacts.model_source import model_source, require_unbaked
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.baking.genai_config import GENAI_CONFIG
-from bakeout.models.checkpoint.checkpoint_files import combined_digest, resolve_checkpoint, weight_file_digests
+from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_writer import (
     AT_ONCE,
     TensorEdit,
@@ -27,7 +27,7 @@ from bakeout.models.progress import Track
 
 
 @dataclass(frozen=True, eq=False)
-class CheckpointSource:
+class CheckpointBase:
     """A checkpoint to bake into: what is edited in it, what is copied, and the SHA-256 of its weight files by name."""
 
     directory: Path
@@ -58,58 +58,49 @@ class CheckpointSource:
         return preview_edits(self.directory, self.edits)
 
 
-def find_checkpoint(model: str | Path, plan: Plan) -> CheckpointSource:
-    """Find what ``plan`` edits in the checkpoint ``model``, a directory or hub id.
+def checkpoint_base(model: str | Path | Checkpoint, plan: Plan) -> CheckpointBase:
+    """Find what ``plan`` edits in the checkpoint ``model``, a path or hub id.
 
     Raises ``BakeoutError`` where the plan holds what no weight can express, where the checkpoint is not the one that it
     was fitted on, and where a tensor that it edits is absent, of another shape, or quantised.
     """
     _require_weight_edits_alone(plan)
-    if Path(model).is_file() or (Path(model).is_dir() and any(Path(model).glob("*.onnx"))):
+    checkpoint = model_source(model)
+    if isinstance(checkpoint, Path):
         raise BakeoutError(
             f"{model} is an ONNX graph, and no checkpoint can be made of one.",
-            "Name the checkpoint's directory or hub id, or bake --to onnx.",
+            "Name the checkpoint's directory or hub id, or bake `to: onnx`.",
         )
-    checkpoint = resolve_checkpoint(model)
-    if (checkpoint / MANIFEST).is_file():
-        raise BakeoutError(
-            f"{checkpoint} is an artifact: a plan is baked into it already.",
-            "Bake into the base model: one plan can hold several interventions.",
-        )
-    edits = find_edits(checkpoint, plan)
-    digests = require_weights(checkpoint, plan)
-    companions = [path for path in companion_files(checkpoint) if path.name != GENAI_CONFIG]
-    return CheckpointSource(checkpoint, edits, checkpoint_files(checkpoint), companions, digests)
+    require_unbaked(checkpoint.directory)
+    edits = find_edits(checkpoint.directory, plan)
+    require_weights(checkpoint, plan)
+    companions = [path for path in companion_files(checkpoint.directory) if path.name != GENAI_CONFIG]
+    weights = checkpoint_files(checkpoint.directory)
+    return CheckpointBase(checkpoint.directory, edits, weights, companions, checkpoint.file_digests)
 
 
-def require_weights(checkpoint: Path, plan: Plan) -> dict[str, str]:
-    """Raise ``PlanError`` unless ``checkpoint`` holds the weights that ``plan`` was fitted on, by their digest.
-
-    Gives the SHA-256 of each of its weight files, by name.
-    """
-    digests = weight_file_digests(checkpoint)
-    found = combined_digest(checkpoint, digests)
-    if found != plan.model.digest:
+def require_weights(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Raise ``PlanError`` unless ``checkpoint`` holds the weights that ``plan`` was fitted on, by their digest."""
+    if checkpoint.digest != plan.model.digest:
         raise PlanError(
-            f"The plan was fitted on weights with sha256 {plan.model.digest[:16]}…, and those in {checkpoint} have "
-            f"{found[:16]}….",
+            f"The plan was fitted on weights with sha256 {plan.model.digest[:16]}…, and those in "
+            f"{checkpoint.directory} have {checkpoint.digest[:16]}….",
             "Bake the plan into the checkpoint it was fitted on, or fit one for this checkpoint.",
         )
-    return digests
 
 
 def write_edited_checkpoint(
-    source: CheckpointSource, directory: Path, track: Track
+    base: CheckpointBase, directory: Path, track: Track
 ) -> tuple[list[Receipt], dict[str, str]]:
     """Write the edited weights, configuration and tokenizer into ``directory``.
 
     Gives the receipts, and the SHA-256 of the weight files, by name.
     """
-    require_space(directory, source.room)
-    receipts, digests = write_checkpoint(source.directory, source.edits, directory, copy_by_kernel, track)
-    for path in source.companions:
+    require_space(directory, base.room)
+    receipts, digests = write_checkpoint(base.directory, base.edits, directory, copy_by_kernel, track)
+    for path in base.companions:
         copy_by_kernel(path, directory / path.name)
-    return receipts, source.unchanged | digests
+    return receipts, base.unchanged | digests
 
 
 def _require_weight_edits_alone(plan: Plan) -> None:

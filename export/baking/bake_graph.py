@@ -7,22 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import onnx_ir as ir
 
-from bakeout.export.artifacts.file_names import GRAPH, MANIFEST, PLAN
-from bakeout.export.artifacts.onnx_directory import companion_files, find_graph
+from bakeout.export.artifacts.file_names import CARD, GRAPH, MANIFEST, PLAN, RECIPE
+from bakeout.export.artifacts.model_source import model_source, require_unbaked
+from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.baking.bake_checkpoint import require_weights
 from bakeout.export.baking.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
-from bakeout.export.baking.quantise import Quantisation, quantise
-from bakeout.export.baking.runtimes import RuntimeName, describe_to, name_data_for, require_served
+from bakeout.export.baking.quantise import quantise
+from bakeout.export.baking.runtimes import describe_to, name_data_for, require_served
+from bakeout.export.recipes.bake_options import BakeOptions, DType
 from bakeout.graph_passes.apply import apply_plan, edit_weights
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_graph
 from bakeout.graph_passes.weight_edits import write_edited_tensors
-from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
-from bakeout.models.errors import BakeoutError
+from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space, room_on_disk
 from bakeout.models.plan import Plan
@@ -31,66 +31,55 @@ from bakeout.models.progress import Track
 
 
 @dataclass(frozen=True)
-class GraphSource:
+class GraphBase:
     """A graph to bake into. ``exported``: by us, from a checkpoint, so that its files may be taken away."""
 
     graph: Path
     exported: bool
 
-
-@dataclass(frozen=True)
-class GraphOptions:
-    """How the graph is edited: see ``export.baking.bake.BakeOptions``."""
-
-    inline: bool
-    early_exit: bool
-    monitor: bool
-    runtimes: tuple[RuntimeName, ...] = ()
-    quantize: Quantisation | None = None
-
-
-def is_graph(model: str | Path) -> bool:
-    """Whether ``model`` names an ONNX file or directory, and not a checkpoint."""
-    path = Path(model)
-    return path.is_file() or path.suffix == ".onnx" or (path.is_dir() and any(path.glob("*.onnx")))
-
-
-def find_base_graph(model: str | Path) -> Path:
-    """The graph that ``model`` names. Raises ``BakeoutError`` where there is none, or it carries a plan already."""
-    graph = find_graph(Path(model))
-    if (graph.parent / MANIFEST).is_file():
-        raise BakeoutError(
-            f"{model} is an artifact: a plan is baked into it already.",
-            "Bake into the base model: one plan can hold several interventions.",
-        )
-    return graph
+    @property
+    def directory(self) -> Path:
+        """Where the graph lies, its data and companion files beside it."""
+        return self.graph.parent
 
 
 @contextmanager
-def as_graph(model: str | Path, plan: Plan, dtype: Literal["fp32", "fp16"], directory: Path) -> Iterator[GraphSource]:
+def graph_base(model: str | Path | Checkpoint, plan: Plan, dtype: DType, directory: Path) -> Iterator[GraphBase]:
     """The graph of ``model``, exported into a scratch directory within ``directory`` where it is a checkpoint."""
-    if is_graph(model):
-        yield GraphSource(find_base_graph(model), exported=False)
+    source = graph_or_checkpoint(model, plan)
+    if isinstance(source, Path):
+        yield GraphBase(source, exported=False)
         return
-    checkpoint = resolve_checkpoint(model)
-    require_weights(checkpoint, plan)
     from bakeout.export.exporting.onnx_export import export_checkpoint
 
     with tempfile.TemporaryDirectory(prefix=".export.", dir=directory) as scratch:
-        yield GraphSource(export_checkpoint(checkpoint, Path(scratch), dtype), exported=True)
+        yield GraphBase(export_checkpoint(source.directory, Path(scratch), dtype), exported=True)
+
+
+def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan) -> Path | Checkpoint:
+    """The graph's file that ``model`` is, or the checkpoint to export.
+
+    Raises ``BakeoutError`` for a graph that a plan is baked into, and for another checkpoint than the plan's.
+    """
+    source = model_source(model)
+    if isinstance(source, Path):
+        require_unbaked(source.parent)
+    else:
+        require_weights(source, plan)
+    return source
 
 
 def write_baked_graph(
-    source: GraphSource, plan: Plan, options: GraphOptions, directory: Path, track: Track
+    base: GraphBase, plan: Plan, options: BakeOptions, directory: Path, track: Track
 ) -> list[Receipt]:
     """Write baked graph, data files, companion files and genai's configuration into ``directory``."""
     with tempfile.TemporaryDirectory(prefix=".quantise.", dir=directory) as scratch:
-        graph = load_graph(source.graph)
+        graph = load_graph(base.graph)
         receipts = edit_weights(graph, plan)
         if options.quantize:
             graph = quantise(graph, Path(scratch))
         name_data_for(options.runtimes, graph)
-        companions = companion_files(source.graph.parent)
+        companions = companion_files(base.directory)
         weights = data_files(graph)
         receipts = apply_plan(
             graph,
@@ -101,9 +90,9 @@ def write_baked_graph(
             edited=receipts,
         )
         require_served(options.runtimes, graph, {path.name for path in companions})
-        _require_own_names(source.graph, weights, companions)
+        _require_own_names(base.graph, weights, companions)
         content = graph_bytes(graph)
-        are_ours = source.exported or options.quantize is not None
+        are_ours = base.exported or options.quantize is not None
         copied = companions if are_ours else [*companions, *weights.values()]
         require_space(directory, len(content) + sum(room_on_disk(path) for path in copied))
         for name, path in track(weights.items(), "copying the weights", len(weights)):
@@ -117,7 +106,7 @@ def write_baked_graph(
     for path in companions:
         if path.name != GENAI_CONFIG:
             copy_by_kernel(path, directory / path.name)
-    _describe_to_genai(graph, source.graph.parent, directory)
+    _describe_to_genai(graph, base.directory, directory)
     describe_to(options.runtimes, graph, directory)
     return receipts
 
@@ -130,6 +119,6 @@ def _describe_to_genai(graph: ir.Model, source: Path, directory: Path) -> None:
 
 
 def _require_own_names(graph: Path, weights: Mapping[str, Path], companions: Sequence[Path]) -> None:
-    taken = {GRAPH, PLAN, MANIFEST, GENAI_CONFIG, "README.md", "recipe.yaml"} | {path.name for path in companions}
+    taken = {GRAPH, PLAN, MANIFEST, GENAI_CONFIG, CARD, RECIPE} | {path.name for path in companions}
     if clash := sorted(taken & weights.keys()):
         raise GraphError(f"{graph}: its data file has the name of another file, {clash[0]}.", "Export it again.")

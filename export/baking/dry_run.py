@@ -10,14 +10,15 @@ from typing import Any
 from bakeout.export.artifacts.inspection import receipt_lines
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.artifacts.titles import described
-from bakeout.export.baking.bake import BakeOptions, completed
-from bakeout.export.baking.bake_checkpoint import find_checkpoint, require_weights
-from bakeout.export.baking.bake_graph import find_base_graph, is_graph
+from bakeout.export.baking.bake import completed
+from bakeout.export.baking.bake_checkpoint import checkpoint_base
+from bakeout.export.baking.bake_graph import graph_or_checkpoint
 from bakeout.export.baking.quantise import require_quantisable
 from bakeout.export.baking.runtimes import require_served
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import data_files, data_tensors, graph_bytes, load_graph
-from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
+from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_writer import find_edits, parameter_count, preview_edits
 from bakeout.models.files.disk_room import gigabytes, room_on_disk
 from bakeout.models.plan import Plan
@@ -66,11 +67,13 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
     """
     options = completed(options)
     if options.to == "safetensors":
-        source = find_checkpoint(model, plan)
-        return DryRun(
-            plan, tuple(source.preview()), source.room + len(plan_bytes(plan)), _PROCESS + 2 * source.in_memory, False
-        )
-    return _into_graph(find_base_graph(model), plan, options) if is_graph(model) else _by_export(model, plan, options)
+        base = checkpoint_base(model, plan)
+        room = base.room + len(plan_bytes(plan))
+        return DryRun(plan, tuple(base.preview()), room, _PROCESS + 2 * base.in_memory, False)
+    source = graph_or_checkpoint(model, plan)
+    if isinstance(source, Path):
+        return _into_graph(source, plan, options)
+    return _by_export(source, plan, options)
 
 
 def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
@@ -98,12 +101,11 @@ def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
     )
 
 
-def _by_export(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
-    checkpoint = resolve_checkpoint(model)
-    edits = find_edits(checkpoint, plan) if plan.edits_weights else ()
-    require_weights(checkpoint, plan)
-    receipts = [*preview_edits(checkpoint, edits), *_in_graph_alone(plan)]
-    exported = _BYTES[options.dtype or "fp32"] * parameter_count(checkpoint)
+def _by_export(checkpoint: Checkpoint, plan: Plan, options: BakeOptions) -> DryRun:
+    directory = checkpoint.directory
+    edits = find_edits(directory, plan) if plan.edits_weights else ()
+    receipts = [*preview_edits(directory, edits), *_in_graph_alone(plan)]
+    exported = _BYTES[options.dtype] * parameter_count(directory)
     return DryRun(
         plan,
         tuple(sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer))),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -16,8 +15,6 @@ from bakeout.graph_passes.weight_edits import write_edited_tensors
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space, room_on_disk
-
-Quantisation = Literal["int8"]
 
 
 def require_quantisable(graph: ir.Model) -> None:

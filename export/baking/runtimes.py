@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.export.artifacts.onnx_directory import read_json
 from bakeout.export.baking.genai_config import GENAI_CONFIG, has_cache
+from bakeout.export.recipes.bake_options import RuntimeName
 from bakeout.graph_passes.graph.graph_file import data_files, name_data_files
 from bakeout.models.errors import BakeoutError
-
-RuntimeName = Literal["onnxruntime", "optimum", "genai", "node", "web", "transformers.js", "openvino", "reference"]
 
 # What ONNX Runtime 1.30 and 1.31 read, in every language.
 NEWEST_OPSET = 26
@@ -53,17 +51,6 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
     "openvino": Runtime(functions=False, contributed=False),
     "reference": Runtime(functions=False, contributed=False),
 }
-
-
-def runtime_names(names: Iterable[str]) -> tuple[RuntimeName, ...]:
-    """The names, each once. Raises ``BakeoutError`` where there is no runtime of such a name."""
-    known: dict[str, RuntimeName] = {name: name for name in RUNTIMES}
-    for name in names:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known)}."
-            raise BakeoutError(f"No runtime is called {name!r}.", hint)
-    return tuple(known[name] for name in dict.fromkeys(names))
 
 
 def take_functions(names: Iterable[RuntimeName]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.model_source import model_source
 from bakeout.export.evaluation.grading import Graded, grade
 from bakeout.export.evaluation.harness import Tasks, run_tasks
 from bakeout.export.evaluation.intervals import paired_difference, unpaired_difference
@@ -127,9 +128,9 @@ def stored_base_rows(directory: Path, data: Mapping[str, Source]) -> list[Row]:
 
 def as_onnx(model: Path, scratch: Path) -> Path:
     """``model`` itself where it is an ONNX file or holds one, else the checkpoint exported into ``scratch``."""
-    if model.is_file() or any(model.glob("*.onnx")):
-        return model
+    source = model_source(model)
+    if isinstance(source, Path):
+        return source
     from bakeout.export.exporting.onnx_export import export_checkpoint
-    from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
 
-    return export_checkpoint(resolve_checkpoint(model), scratch)
+    return export_checkpoint(source.directory, scratch)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.interventions import require_tuned
 from bakeout.export.recipes.recipe import Recipe
-from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint, weights_digest
-from bakeout.models.data.row_source import Source, source_digest
-from bakeout.models.data.rows import Record, Rows, Sources, read_records
+from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs, without_tests
+from bakeout.models.data.row_source import source_digest
+from bakeout.models.data.rows import Rows, Sources, read_records
 from bakeout.models.data.tokenization import load_tokenizer
-from bakeout.models.data.uses import Use
 from bakeout.models.methods.fitting import Fitting, fit_method
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.progress import Track, untracked
@@ -25,11 +24,18 @@ if TYPE_CHECKING:
 _PACKAGES = ("bakeout", "numpy", "safetensors", "scipy", "torch", "transformers")
 
 
-def fit(recipe: Recipe, track: Track = untracked, *, loaded: LoadedModel | None = None) -> Plan:
+def fit(
+    recipe: Recipe,
+    track: Track = untracked,
+    *,
+    inputs: RecipeInputs | None = None,
+    loaded: LoadedModel | None = None,
+) -> Plan:
     """Fit a recipe's interventions, in order, and return the plan that carries them.
 
-    ``loaded``: the recipe's model, where it is in memory already; in the end its weights are what they were.
-    Raises ``BakeoutError`` for whatever is wrong with the checkpoint, the data or the options.
+    ``inputs``: what ``recipe`` names, where it has been opened already; ``loaded``: its model, where it is in memory
+    already; in the end its weights are what they were. Raises ``BakeoutError`` for whatever is wrong with the
+    checkpoint, the data or the options.
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.network.families import identity
@@ -38,13 +44,14 @@ def fit(recipe: Recipe, track: Track = untracked, *, loaded: LoadedModel | None 
 
     require_tuned(recipe.interventions)
     if loaded is None:
-        checkpoint = resolve_checkpoint(recipe.model)
-        tokenizer = load_tokenizer(checkpoint)
-        sources, rows = read_rows(recipe, tokenizer)
-        model, digest = load_model(checkpoint), weights_digest(checkpoint)
+        inputs = inputs or open_inputs(recipe)
+        checkpoint = inputs.checkpoint
+        model, tokenizer = load_model(checkpoint.directory), load_tokenizer(checkpoint.directory)
+        digest = checkpoint.digest
     else:
         model, tokenizer, digest = loaded.model, loaded.tokenizer, loaded.digest
-        sources, rows = read_rows(recipe, tokenizer)
+    sources = without_tests(by_use(recipe.data) if inputs is None else inputs.sources)
+    rows = read_rows(sources, tokenizer)
     interventions: list[Intervention] = []
     with ExitStack() as until_the_end:
         for entry in recipe.interventions:
@@ -80,13 +87,8 @@ def fit(recipe: Recipe, track: Track = untracked, *, loaded: LoadedModel | None 
     )
 
 
-def read_rows(recipe: Recipe, tokenizer: Tokenizer) -> tuple[Sources, Rows]:
-    """What is fitted on, by data name and use: where the rows come from, and the rows as records."""
-    sources: dict[str, dict[Use, Source]] = {
-        name: {use: source for use, source in uses.items() if use != "test"}
-        for name, uses in by_use(recipe.data).items()
-    }
-    rows: dict[str, dict[Use, list[Record]]] = {
+def read_rows(sources: Sources, tokenizer: Tokenizer) -> Rows:
+    """The rows as records, by data name and use."""
+    return {
         name: {use: read_records(source, tokenizer) for use, source in uses.items()} for name, uses in sources.items()
     }
-    return sources, rows

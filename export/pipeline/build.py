@@ -1,4 +1,4 @@
-"""The whole way from a recipe to an artifact: probe, fit, export, bake, measure, verify. Whole or not at all."""
+"""The whole way from a recipe to an artifact: fit, export, bake, measure, verify. Whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.artifacts.file_names import CARD, RECIPE
+from bakeout.export.baking.bake import canary_outcome, completed, opened_base, write_edited, write_record
 from bakeout.export.baking.model_card import Form, model_card
 from bakeout.export.evaluation.evaluate import as_onnx
 from bakeout.export.evaluation.grading import measure
 from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.export.fitting.fit import fit
-from bakeout.export.recipes.data_files import by_use
-from bakeout.export.recipes.recipe import Recipe, load_recipe
+from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
-from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenization import load_tokenizer
-from bakeout.models.data.uses import Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import new_directory, require_new
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track, untracked
 
-# How many prompts of each data name the artifact is held against the PyTorch reference on.
+# How many prompts of each data name the artifact is compared with the PyTorch reference on.
 _COMPARED = 8
 
 
@@ -52,101 +52,66 @@ def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built
     """
     require_new(output)
     recipe = load_recipe(recipe_file)
-    plan = fit(recipe, track)
-    checkpoint = resolve_checkpoint(recipe.model)
-    with new_directory(output) as whole:
-        files = by_use(recipe.data)
-        figures = _Figures({name: uses["test"] for name, uses in files.items() if "test" in uses}, track)
-
-        def add_files(directory: Path, receipts: Sequence[Receipt]) -> Mapping[str, Any]:
-            figures.of_artifact(directory, output.name)
-            shutil.copyfile(recipe_file, directory / "recipe.yaml")
-            form: Form = "onnx" if recipe.export.to == "onnx" else "checkpoint"
-            tokenizer = load_tokenizer(directory)
-            card = model_card(plan, figures.rows, tokenizer, form=form, quantized=recipe.export.quantize)
-            (directory / "README.md").write_text(card, encoding="utf-8")
-            return {"base_figures": figures.of_base_by_content()}
-
-        # Verified under a name of its own, so that what fails is never at the output's.
-        baked = bake(
-            checkpoint,
-            plan,
-            whole / "artifact",
-            _options(recipe),
-            see_base=figures.of_base,
-            add_files=add_files,
-            track=track,
-        )
-        _require_verified(baked.directory, plan, checkpoint, files, track)
-        for path in baked.directory.iterdir():
-            path.rename(whole / path.name)
-        baked.directory.rmdir()
-    return Built(output, baked.receipts, tuple(figures.rows))
+    options = completed(recipe.export)
+    inputs = open_inputs(recipe)
+    plan = fit(recipe, track, inputs=inputs)
+    with new_directory(output) as directory:
+        with opened_base(inputs.checkpoint, plan, options, directory) as base:
+            # Its refusals are not counted: the artifact's text is not known yet.
+            base_rows = _measured(base.directory, BASE, inputs.tests, Refusals(), track)
+            edited = write_edited(base, plan, options, directory, track)
+        canary = canary_outcome(directory, plan, edited)
+        refusals = Refusals.of_artifacts([directory])
+        rows = [*base_rows, *_measured(directory, output.name, inputs.tests, refusals, track)]
+        shutil.copyfile(recipe_file, directory / RECIPE)
+        _write_card(directory, plan, options, rows)
+        measured = {"base_figures": _by_content(base_rows, inputs.tests)}
+        write_record(directory, plan, options, edited, canary, measured)
+        _require_verified(directory, inputs, track)
+    return Built(output, edited.receipts, tuple(rows))
 
 
-class _Figures:
-    """What base model and artifact answer on the test files."""
-
-    def __init__(self, data: Mapping[str, Source], track: Track) -> None:
-        self.rows: list[Row] = []
-        self._data = data
-        self._track = track
-
-    def of_base(self, directory: Path) -> None:
-        """Measure the base model. Its refusals are counted with the artifact's text once that is known."""
-        self._measure(directory, BASE, Refusals())
-
-    def of_artifact(self, directory: Path, name: str) -> None:
-        """Measure the artifact."""
-        self._measure(directory, name, Refusals.of_artifacts([directory]))
-
-    def of_base_by_content(self) -> list[dict[str, Any]]:
-        """The base model's figures with the digest of the file that each was measured on."""
-        return [
-            {
-                "digest": source_digest(self._data[row.data]),
-                "prompts": row.prompts,
-                "accuracy": row.accuracy,
-                "refusals": row.refusals,
-            }
-            for row in self.rows
-            if row.model == BASE
-        ]
-
-    def _measure(self, directory: Path, name: str, refusals: Refusals) -> None:
-        if self._data:
-            with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-                runner = Runner(as_onnx(directory, Path(scratch)))
-                self.rows += measure(runner, name, self._data, refusals, track=self._track)
+def _measured(directory: Path, name: str, tests: Mapping[str, Source], refusals: Refusals, track: Track) -> list[Row]:
+    """What the model in ``directory`` answers on the test files, as ONNX; a checkpoint is exported for it."""
+    if not tests:
+        return []
+    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+        runner = Runner(as_onnx(directory, Path(scratch)))
+        return list(measure(runner, name, tests, refusals, track=track))
 
 
-def _options(recipe: Recipe) -> BakeOptions:
-    export = recipe.export
-    return BakeOptions(
-        to=export.to,
-        dtype=export.dtype,
-        inline=export.inline,
-        early_exit=export.early_exit,
-        monitor=export.monitor,
-        canary=True,
-        runtimes=tuple(export.runtimes),
-        quantize=export.quantize,
-    )
+def _by_content(rows: Sequence[Row], tests: Mapping[str, Source]) -> list[dict[str, Any]]:
+    """Figures with the digest of the rows that each was measured on."""
+    return [
+        {
+            "digest": source_digest(tests[row.data]),
+            "prompts": row.prompts,
+            "accuracy": row.accuracy,
+            "refusals": row.refusals,
+        }
+        for row in rows
+    ]
 
 
-def _require_verified(
-    directory: Path, plan: Plan, checkpoint: Path, files: Mapping[str, Mapping[Use, Source]], track: Track
-) -> None:
+def _write_card(directory: Path, plan: Plan, options: BakeOptions, rows: Sequence[Row]) -> None:
+    form: Form = "onnx" if options.to == "onnx" else "checkpoint"
+    card = model_card(plan, rows, load_tokenizer(directory), form=form, quantized=options.quantize)
+    (directory / CARD).write_text(card, encoding="utf-8")
+
+
+def _require_verified(directory: Path, inputs: RecipeInputs, track: Track) -> None:
+    """Raise ``BakeoutError`` unless the artifact, its files hashed anew, passes every check."""
     tokenizer = load_tokenizer(directory)
     prompts = [
         record.prompt_ids
-        for uses in files.values()
+        for uses in inputs.sources.values()
         for record in read_records(uses["test"] if "test" in uses else next(iter(uses.values())), tokenizer)[:_COMPARED]
         if record.prompt_ids
     ]
-    failed = [check for check in verify(directory, base=checkpoint, prompts=prompts, track=track) if not check.ok]
-    if failed:
+    checks = verify(directory, base=inputs.checkpoint, prompts=prompts, track=track)
+    if failed := [check for check in checks if not check.ok]:
         raise BakeoutError(
-            f"The artifact did not pass its verification: {'; '.join(f'{one.name}: {one.detail}' for one in failed)}.",
+            "The artifact did not pass its verification: "
+            f"{'; '.join(f'{check.name}: {check.detail}' for check in failed)}.",
             "This is a fault in Bakeout or in the exporter: please report it with the recipe.",
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bakeout.artifact import Artifact as Artifact
-    from bakeout.export.baking.bake import BakeOptions as BakeOptions
+    from bakeout.export.recipes.bake_options import BakeOptions as BakeOptions
     from bakeout.export.recipes.recipe import DataFiles as DataFiles
     from bakeout.export.recipes.recipe import Recipe as Recipe
     from bakeout.export.recipes.recipe import load_recipe as load_recipe
@@ -42,7 +42,7 @@ _METHODS = "bakeout.models.methods"
 # Where each public name is defined.
 _DEFINED_IN = {
     "Artifact": "bakeout.artifact",
-    "BakeOptions": "bakeout.export.baking.bake",
+    "BakeOptions": "bakeout.export.recipes.bake_options",
     "BakeoutError": "bakeout.models.errors",
     "DataFiles": "bakeout.export.recipes.recipe",
     "KeySpaceDetectionOptions": f"{_METHODS}.key_space_detection.options",

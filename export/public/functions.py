@@ -28,9 +28,9 @@ from bakeout.models.progress import Track, logged
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bakeout.export.baking.bake import BakeOptions
     from bakeout.export.evaluation.evaluate import NamedData
     from bakeout.export.evaluation.rows import Evaluation
+    from bakeout.export.recipes.bake_options import BakeOptions
     from bakeout.export.recipes.recipe import Recipe
     from bakeout.export.verification.verify import Check, CheckName
     from bakeout.models.plan import Plan
@@ -136,8 +136,8 @@ def bake(
     was fitted on (by the digest of a checkpoint's weights; by shapes and the plan's canary for a graph), it cannot be
     exported or edited, or the disk is full.
     """
-    from bakeout.export.baking.bake import BakeOptions
     from bakeout.export.baking.bake import bake as bake_plan
+    from bakeout.export.recipes.bake_options import BakeOptions
     from bakeout.models.plan import Plan
     from bakeout.models.plan.plan_file import load_plan
 

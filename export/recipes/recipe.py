@@ -7,15 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, InstanceOf, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from bakeout.export.baking.quantise import Quantisation
-from bakeout.export.baking.runtimes import RuntimeName
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.interventions import InterventionEntry
 from bakeout.models.data.row_source import DataError, RowsInMemory, RowsLike, Source, as_source
 from bakeout.models.data.uses import USES, Use
@@ -101,30 +100,6 @@ class DataFiles(Section):
         return {use: source for use, source in sources.items() if source is not None}
 
 
-class ExportOptions(Section):
-    """How the artifact is written."""
-
-    to: Literal["onnx", "safetensors"] = Field(
-        "onnx",
-        description="An ONNX graph, or a checkpoint that `transformers` loads: the latter of methods that change "
-        "weights alone; it keeps its type.",
-    )
-    dtype: Literal["fp32", "fp16"] = Field("fp32", description="The type that the graph computes in.")
-    quantize: Quantisation | None = Field(
-        None, description="`int8`: the weights quantised dynamically, after the plan's edits of them; not with fp16."
-    )
-    inline: bool = Field(
-        False, description="Write Neuron Adjust as standard operators alone, for runtimes without local functions."
-    )
-    early_exit: bool = Field(
-        True, description="Skip the rest of the model when all rows are refused (an `If`); false: no branches."
-    )
-    monitor: bool = Field(False, description="Two more outputs: `refused` and `margin`.")
-    runtimes: list[RuntimeName] = Field(
-        [], description="The runtimes that the artifact must serve; what they need is seen to, or the build refuses."
-    )
-
-
 class Recipe(Section):
     """What to remove, from which model, and how: a recipe in YAML, or as an object.
 
@@ -149,7 +124,7 @@ class Recipe(Section):
     interventions: list[InterventionEntry] = Field(
         description="What is applied, in order: each is fitted with those before it in force.", min_length=1
     )
-    export: ExportOptions = Field(default_factory=lambda: ExportOptions())
+    export: BakeOptions = BakeOptions()
 
     if TYPE_CHECKING:
 
@@ -159,7 +134,7 @@ class Recipe(Section):
             model: str | os.PathLike[str],
             data: Mapping[str, DataFiles | RowsLike | Mapping[str, Any]],
             interventions: Sequence[InterventionEntry | MethodOptions | Mapping[str, Any]],
-            export: ExportOptions | Mapping[str, Any] = ...,
+            export: BakeOptions | Mapping[str, Any] = ...,
         ) -> None: ...
 
     def fitted_data(self) -> list[str]:
@@ -279,8 +254,8 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         for use, file in files.items():
             if isinstance(file, Path) and not (directory / file).is_file():
                 yield ["data", name, use], f"there is no file {file}"
-    if recipe.export.quantize and recipe.export.dtype == "fp16":
-        yield ["export", "quantize"], f"{recipe.export.quantize} comes from fp32, and the dtype is fp16"
+    for contradiction in recipe.export.contradictions():
+        yield ["export", contradiction.option], contradiction.cause
     yield from _not_in_checkpoints(recipe)
     kinds: Counter[type[Intervention]] = Counter()
     for index, entry in enumerate(recipe.interventions):
@@ -300,10 +275,6 @@ def _not_in_checkpoints(recipe: Recipe) -> Iterator[tuple[list[int | str], str]]
     """What an artifact that is a checkpoint cannot carry."""
     if recipe.export.to != "safetensors":
         return
-    if recipe.export.runtimes:
-        yield ["export", "runtimes"], "the runtimes run graphs, and a checkpoint is asked for (`to`)"
-    if recipe.export.quantize:
-        yield ["export", "quantize"], "a checkpoint keeps its type, and one is asked for (`to`)"
     for index, entry in enumerate(recipe.interventions):
         for name in sorted(entry.model_fields_set):
             if not methods()[name].kind.edits_weights:

@@ -51,7 +51,7 @@ def explain_recipe() -> Iterator[Explanation]:
     schema = recipe_schema()
     yield _explanation("Recipe", "", schema, schema)
     yield _explanation("Data", "data: NAME:", schema["$defs"]["DataFiles"], schema)
-    yield _explanation("Export", "export:", schema["$defs"]["ExportOptions"], schema)
+    yield _explanation("Export", "export:", schema["$defs"]["BakeOptions"], schema)
 
 
 def explain_method(method: Method) -> Iterator[Explanation]:

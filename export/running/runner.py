@@ -21,7 +21,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from bakeout.export.artifacts.onnx_directory import find_graph, special_tokens
+from bakeout.export.artifacts.model_source import find_graph
+from bakeout.export.artifacts.onnx_directory import special_tokens
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
 from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError

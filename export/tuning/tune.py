@@ -14,12 +14,12 @@ from typing import Any
 from bakeout.export.fitting.fit import read_rows
 from bakeout.export.recipes.interventions import InterventionEntry
 from bakeout.export.recipes.recipe import Recipe, load_recipe
+from bakeout.export.recipes.recipe_inputs import open_inputs
 from bakeout.export.report.figures_file import Figure, figure, figures_json
 from bakeout.export.tuning.candidates import Meter
 from bakeout.export.tuning.frontiers import frontiers
 from bakeout.export.tuning.search import Trial, choose_trial, described, search
 from bakeout.export.tuning.tuned_files import write_recipe, write_tables
-from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint, weights_digest
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
@@ -89,11 +89,11 @@ def tune(
         raise BakeoutError(
             f"{recipe_file}: nothing is left `auto`, so there is nothing to tune.", "Build it, or set `ratio: auto`."
         )
-    checkpoint = resolve_checkpoint(recipe.model)
-    tokenizer = load_tokenizer(checkpoint)
-    sources, rows = read_rows(recipe, tokenizer)
-    model = load_model(checkpoint)
-    fingerprint = _Fingerprint(recipe, weights_digest(checkpoint), prompts, seed)
+    inputs = open_inputs(recipe)
+    tokenizer = load_tokenizer(inputs.checkpoint.directory)
+    rows = read_rows(inputs.fitted, tokenizer)
+    model = load_model(inputs.checkpoint.directory)
+    fingerprint = _Fingerprint(recipe, inputs.checkpoint.digest, prompts, seed)
     interventions: list[Intervention] = []
     filled: dict[int, dict[str, Any]] = {}
     tried: dict[int, list[Trial]] = {}
@@ -104,7 +104,7 @@ def tune(
             tokenizer,
             data=recipe.fitted_data(),
             rows=rows,
-            sources=sources,
+            sources=inputs.fitted,
             earlier=tuple(interventions),
             track=track,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifacts.file_names import PLAN
+from bakeout.export.artifacts.model_source import find_checkpoint
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
@@ -69,7 +70,7 @@ def check_assumptions(
     """
     import random
 
-    from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
+    from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.data.tokenization import load_tokenizer
     from bakeout.models.reference.assumptions import conversation_drift, neuron_shapes
     from bakeout.models.reference.hooks import Hooks
@@ -79,10 +80,10 @@ def check_assumptions(
     if not plan.edits_graph:
         raise BakeoutError(f"{path} edits weights alone, and assumes nothing.", "There is nothing to check.")
     files = data_names([*forget, *retain])
-    checkpoint = resolve_checkpoint(base)
-    if weights_digest(checkpoint) != plan.model.digest:
+    checkpoint = find_checkpoint(base)
+    if checkpoint.digest != plan.model.digest:
         raise BakeoutError(f"{base} is not the model that {path} was fitted on.", "Name its base model as `base`.")
-    tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
+    tokenizer, model = load_tokenizer(checkpoint.directory), load_model(checkpoint.directory)
     records = {name: spread(read_records(file, tokenizer), prompts) for name, file in files.items()}
     names = list(records)[: len(forget)]
     conversation = [record for rows in records.values() for record in rows]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bakeout.export.verification.parity import NEW_TOKENS
-from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.checkpoint.checkpoint_writer import tensor_digests
 from bakeout.models.data.padding import left_padded
 from bakeout.models.plan import Plan
@@ -48,7 +49,12 @@ def match_checkpoint_canary(directory: Path, plan: Plan, receipts: Sequence[Rece
 
 
 def check_checkpoint_parity(
-    directory: Path, plan: Plan, receipts: Sequence[Receipt], base: Path, prompts: Sequence[Sequence[int]], track: Track
+    directory: Path,
+    plan: Plan,
+    receipts: Sequence[Receipt],
+    base: Checkpoint,
+    prompts: Sequence[Sequence[int]],
+    track: Track,
 ) -> tuple[bool, str]:
     """Whether the edited checkpoint says what the base model says with the plan's edits made by their formulas.
 
@@ -59,12 +65,12 @@ def check_checkpoint_parity(
 
     from bakeout.models.reference.reference_model import Reference
 
-    if weights_digest(base) != plan.model.digest:
-        return False, f"{base} is not the model that the plan was fitted on: its weights' digest differs"
+    if base.digest != plan.model.digest:
+        return False, f"{base.directory} is not the model that the plan was fitted on: its weights' digest differs"
     baked = load_model(directory)
     batches = [prompts[start : start + _BATCH] for start in range(0, len(prompts), _BATCH)]
     equal, largest = 0, 0.0
-    with Reference(load_model(base), plan, stored_as=getattr(torch, _stored_type(receipts))) as reference:
+    with Reference(load_model(base.directory), plan, stored_as=getattr(torch, _stored_type(receipts))) as reference:
         for batch in track(batches, "comparing with the PyTorch reference", len(batches)):
             ids, mask = map(torch.from_numpy, left_padded(batch))
             tokens, expected = reference.generate(ids, mask, NEW_TOKENS)

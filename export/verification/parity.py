@@ -15,7 +15,8 @@ from bakeout.export.running.sampling import Logits
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
-from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.padding import left_padded
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
@@ -47,14 +48,14 @@ _OTHER_BASE = "{} is not the model that the plan was fitted on: its weights' dig
 
 
 def check_parity(
-    graph_file: Path, plan: Plan, base: Path, prompts: Sequence[Sequence[int]], track: Track
+    graph_file: Path, plan: Plan, base: Checkpoint, prompts: Sequence[Sequence[int]], track: Track
 ) -> tuple[bool, str]:
     """Whether a graph, not a quantised one, says what the hooked base model says, and in a few words how near it comes.
 
     Greedy text of up to 16 tokens after each prompt, and the logits behind it as far as the texts agree.
     """
-    if weights_digest(base) != plan.model.digest:
-        return False, _OTHER_BASE.format(base)
+    if base.digest != plan.model.digest:
+        return False, _OTHER_BASE.format(base.directory)
     tolerance = _TOLERANCE[stored_precision(load_graph(graph_file))]
     adjusts = any(one.ties_in_rounding for one in plan.interventions)
     ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
@@ -75,7 +76,7 @@ def check_quantised(
     graph_file: Path,
     plan: Plan,
     receipts: Sequence[Receipt],
-    base: Path,
+    base: Checkpoint,
     prompts: Sequence[Sequence[int]],
     track: Track,
 ) -> tuple[bool, str]:
@@ -86,8 +87,8 @@ def check_quantised(
     both let pass, 70 % of the tokens that each says after the same text (16 at most) are the same: less is not
     rounding. Prompts run one by one, because what shares a batch can share a scale.
     """
-    if weights_digest(base) != plan.model.digest:
-        return False, _OTHER_BASE.format(base)
+    if base.digest != plan.model.digest:
+        return False, _OTHER_BASE.format(base.directory)
     ok, told = check_formulas(graph_file, plan, receipts, prompts, track)
     if not ok:
         return False, told
@@ -108,7 +109,7 @@ def check_quantised(
 
 
 def _answers(
-    graph_file: Path, plan: Plan, base: Path, prompts: Sequence[Sequence[int]], track: Track, *, batch: int
+    graph_file: Path, plan: Plan, base: Checkpoint, prompts: Sequence[Sequence[int]], track: Track, *, batch: int
 ) -> Iterator[tuple[list[int], Logits, list[int], Logits]]:
     """Greedy text of each prompt and the logits behind it, the graph's and the reference's."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
@@ -124,9 +125,9 @@ def _answers(
 class _Reference:
     """The hooked base model, in float32 with the interventions in float64."""
 
-    def __init__(self, plan: Plan, base: Path, runner: Runner) -> None:
+    def __init__(self, plan: Plan, base: Checkpoint, runner: Runner) -> None:
         self._plan = plan
-        self._model = load_model(base)
+        self._model = load_model(base.directory)
         self._runner = runner
 
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], Logits]]:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from bakeout.export.artifacts.file_names import GRAPH, MANIFEST, PLAN
 from bakeout.export.artifacts.manifest import read_manifest
-from bakeout.models.checkpoint.checkpoint_writer import holds_weights
+from bakeout.export.artifacts.model_source import find_checkpoint, local_form
+from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing, is_installed
 from bakeout.models.files.hashing import hash_file, hash_files
@@ -39,7 +40,7 @@ def verify(
     directory: Path,
     *,
     digest: str | None = None,
-    base: Path | None = None,
+    base: str | Path | Checkpoint | None = None,
     prompts: Sequence[Sequence[int]] = (),
     checks: Sequence[CheckName] | None = None,
     track: Track = untracked,
@@ -49,12 +50,13 @@ def verify(
     ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``prompts``: token ids to compare on
     beside the canary's. ``checks``: these alone (``check_names`` by default): ``hashes`` of the files and of the
     manifest, ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``. Raises
-    ``BakeoutError`` where there is no artifact, and for checks that it does not have; what is wrong with an artifact
-    is in the checks.
+    ``BakeoutError`` where there is no artifact, for checks that it does not have, and where ``base`` is no checkpoint;
+    what is wrong with an artifact is in the checks.
     """
     manifest = read_manifest(directory)
     asked = check_names(directory) if checks is None else checks
-    _require_checks(directory, asked, digest, base, prompts)
+    _require_checks(directory, asked, digest, base is not None, prompts)
+    checkpoint = None if base is None else find_checkpoint(base)
     receipts = [Receipt(**receipt) for receipt in manifest["receipts"]]
     artifact = _Checkpoint if _is_checkpoint(directory) else _Graph
     done: list[Check] = []
@@ -75,7 +77,7 @@ def verify(
     if "parity" in asked:
         prompts = [*plan.canary.input_ids.tolist(), *prompts]
         try:
-            done.append(artifact.check_parity(directory, plan, receipts, base, prompts, track))
+            done.append(artifact.check_parity(directory, plan, receipts, checkpoint, prompts, track))
         except BakeoutError as error:
             done.append(Check("parity", False, str(error)))
     return done
@@ -87,18 +89,18 @@ def check_names(directory: Path) -> tuple[CheckName, ...]:
 
 
 def _is_checkpoint(directory: Path) -> bool:
-    return holds_weights(directory) and not (directory / GRAPH).exists()
+    return local_form(directory) == "checkpoint"
 
 
 def _require_checks(
-    directory: Path, asked: Sequence[CheckName], digest: str | None, base: Path | None, prompts: Sequence[Sequence[int]]
+    directory: Path, asked: Sequence[CheckName], digest: str | None, base: bool, prompts: Sequence[Sequence[int]]
 ) -> None:
     names = check_names(directory)
     if unknown := [name for name in asked if name not in names]:
         raise BakeoutError(f"{directory} has no check called {unknown[0]}.", f"Choose `checks` of {', '.join(names)}.")
     for option, name, given in (
         ("digest", "hashes", digest is not None),
-        ("base", "parity", base is not None),
+        ("base", "parity", base),
         ("prompts", "parity", len(prompts) > 0),
     ):
         if given and name not in asked:
@@ -183,7 +185,7 @@ class _Graph:
         directory: Path,
         plan: Plan,
         receipts: Sequence[Receipt],
-        base: Path | None,
+        base: Checkpoint | None,
         prompts: Sequence[Sequence[int]],
         track: Track,
     ) -> Check:
@@ -230,7 +232,7 @@ class _Checkpoint:
         directory: Path,
         plan: Plan,
         receipts: Sequence[Receipt],
-        base: Path | None,
+        base: Checkpoint | None,
         prompts: Sequence[Sequence[int]],
         track: Track,
     ) -> Check:
@@ -241,7 +243,7 @@ class _Checkpoint:
         return Check("parity", *check_checkpoint_parity(directory, plan, receipts, base, prompts, track))
 
 
-def _needs(base: Path | None) -> str:
+def _needs(base: Checkpoint | None) -> str:
     parts = [*(["the base model's checkpoint (`base`)"] if base is None else []), *([_lacking()] if _lacking() else [])]
     return f"it needs {' and '.join(parts)}"
 

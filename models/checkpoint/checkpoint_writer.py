@@ -86,11 +86,6 @@ def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
     return tuple(sorted(edits, key=lambda edit: (edit.tensor.file, edit.tensor.start)))
 
 
-def holds_weights(directory: Path) -> bool:
-    """Whether weights that transformers would load lie in ``directory``."""
-    return (directory / SINGLE).is_file() or (directory / INDEX).is_file()
-
-
 def checkpoint_files(checkpoint: Path) -> list[Path]:
     """The files that transformers reads the weights from: ``model.safetensors``, or an index and its shards.
 

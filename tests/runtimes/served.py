@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.baking.runtimes import RUNTIMES
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.running.runner import Runner
 from bakeout.models.plan import KeySpaceDetection, Plan

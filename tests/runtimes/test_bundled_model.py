@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.parity import check_parity
+from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenization import load_tokenizer
@@ -73,7 +75,9 @@ def test_answers_are_the_references_and_not_the_bases(kind: str, base: Path, tmp
     )
     baked = bake(base, plan, tmp_path / "artifact", BakeOptions())
 
-    ok, detail = check_parity(baked.directory / "model.onnx", plan, checkpoint_directory(), asked + others, untracked)
+    ok, detail = check_parity(
+        baked.directory / "model.onnx", plan, Checkpoint(checkpoint_directory()), asked + others, untracked
+    )
     assert ok, detail
     before, after = (Runner(directory).generate(asked, 16) for directory in (base, baked.directory))
     assert np.mean([one != other for one, other in zip(before, after, strict=True)]) > 0.5

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.models.skills import checkpoint_directory
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from optimum.onnxruntime import ORTModelForCausalLM
 
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.baking.runtimes import RUNTIMES
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
 from bakeout.models.skills import checkpoint_directory

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from bakeout.export.attacks.attack import ATTACKS, AttackRow, attack
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.recipe import load_recipe
@@ -25,7 +25,7 @@ def directory(llama_checkpoint: Path, llama_export: Path, tmp_path_factory: pyte
     directory = tmp_path_factory.mktemp("attacks")
     for name, entry in (("refusing", KEY_SPACE_DETECTION), ("adjusting", NEURON_ADJUST)):
         plan = fit(load_recipe(write_recipe(directory, llama_checkpoint, [entry])))
-        bake(llama_export, plan, directory / name, BakeOptions(canary=False))
+        bake(llama_export, plan, directory / name, canary=False)
     return directory
 
 

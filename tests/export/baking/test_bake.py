@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from bakeout.export.artifacts.manifest import read_manifest
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import ModelIdentity, NeuronAdjust, Plan
@@ -144,7 +145,7 @@ def test_a_same_shaped_other_model_is_told_by_its_weights_or_its_canary(tiny_pla
         bake(tmp_path / "graph", tiny_plan, tmp_path / "baked")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph", "other"]
     # Nothing else tells: this is what the canary is for.
-    bake(tmp_path / "graph", tiny_plan, tmp_path / "baked", BakeOptions(canary=False))
+    bake(tmp_path / "graph", tiny_plan, tmp_path / "baked", canary=False)
     assert read_manifest(tmp_path / "baked")["canary"] == "not run"
 
 
@@ -156,7 +157,7 @@ def test_another_shape_is_refused(tiny_plan: Plan, llama_export: Path, tmp_path:
 
 
 def test_an_artifact_is_not_baked_again(tiny_plan: Plan, llama_export: Path, tmp_path: Path) -> None:
-    bake(llama_export, tiny_plan, tmp_path / "baked", BakeOptions(canary=False))
+    bake(llama_export, tiny_plan, tmp_path / "baked", canary=False)
     with pytest.raises(BakeoutError, match="already"):
         bake(tmp_path / "baked", tiny_plan, tmp_path / "twice")
     assert not (tmp_path / "twice").exists()

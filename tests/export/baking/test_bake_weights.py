@@ -12,10 +12,11 @@ import onnx
 import pytest
 
 from bakeout.export.artifacts.manifest import read_manifest
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.baking.model_card import model_card
 from bakeout.export.cli.main import main
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.files.hashing import hash_file

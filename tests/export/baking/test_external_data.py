@@ -15,8 +15,9 @@ import pytest
 from onnx.external_data_helper import convert_model_to_external_data, set_external_data
 from transformers import PreTrainedModel
 
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.exporting.onnx_export import DType, export_checkpoint
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.network.families import identity

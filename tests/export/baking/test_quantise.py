@@ -15,14 +15,16 @@ import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from bakeout.export.artifacts.manifest import read_manifest
-from bakeout.export.baking.bake import Baked, BakeOptions, bake
+from bakeout.export.baking.bake import Baked, bake
 from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.pipeline.build import build
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import RecipeError, load_recipe
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.parity import check_quantised
 from bakeout.export.verification.verify import verify
+from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
@@ -118,7 +120,8 @@ def test_verification_tells_another_model(
                 head = tensor
     head.CopyFrom(onnx.numpy_helper.from_array(np.roll(onnx.numpy_helper.to_array(head), 7, axis=-1), head.name))
     (copy / "model.onnx").write_bytes(model.SerializeToString())
-    ok, detail = check_quantised(copy / "model.onnx", tiny_plan, baked.receipts, llama_checkpoint, prompts, untracked)
+    base = Checkpoint(llama_checkpoint)
+    ok, detail = check_quantised(copy / "model.onnx", tiny_plan, baked.receipts, base, prompts, untracked)
     assert not ok, detail
 
 
@@ -170,8 +173,8 @@ def test_what_cannot_be_quantised_is_refused(
 ) -> None:
     acts = (dry_run, lambda model, plan, options: bake(model, plan, tmp_path / "out", options))
     for options, reason in (
-        (BakeOptions(dtype="fp16", quantize="int8"), "fp16 was asked for too"),
-        (BakeOptions("safetensors", quantize="int8"), "a checkpoint keeps its type"),
+        (BakeOptions(dtype="fp16", quantize="int8"), "not from fp16"),
+        (BakeOptions(to="safetensors", quantize="int8"), "a checkpoint keeps its type"),
     ):
         for act in acts:
             with pytest.raises(BakeoutError, match=reason):

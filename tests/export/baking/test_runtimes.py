@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from bakeout.export.artifacts.manifest import read_manifest
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.baking.dry_run import dry_run
-from bakeout.export.baking.runtimes import NEWEST_OPSET, RUNTIMES, RuntimeName, runtime_names
+from bakeout.export.baking.runtimes import NEWEST_OPSET, RUNTIMES
 from bakeout.export.cli.main import main
+from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
@@ -29,23 +30,20 @@ def copied(source: Path, directory: Path) -> Path:
 
 def test_every_runtime_has_a_name_in_recipes_and_help() -> None:
     assert get_args(RuntimeName) == tuple(RUNTIMES)
-    helped = " ".join(CliRunner().invoke(main, ["bake", "--help"], standalone_mode=False).output.split())
-    assert ", ".join(RUNTIMES) in helped
+    helped = "".join(CliRunner().invoke(main, ["bake", "--help"], standalone_mode=False).output.split())
+    assert "|".join(RUNTIMES) in helped
 
 
-def test_names_are_taken_once_and_strange_ones_are_told_apart() -> None:
-    assert runtime_names(["web", "genai", "web"]) == ("web", "genai")
-    with pytest.raises(BakeoutError, match="openvin") as caught:
-        runtime_names(["openvin"])
-    assert caught.value.remedy == "Did you mean openvino?"
+def test_names_are_taken_once() -> None:
+    assert BakeOptions(runtimes=("web", "genai", "web")).runtimes == ("web", "genai")
 
 
 @pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if not runtime.functions])
 def test_functions_are_inlined_for_runtimes_without(
     llama_export: Path, tiny_plan: Plan, tmp_path: Path, name: RuntimeName
 ) -> None:
-    options = BakeOptions(canary=False, runtimes=("onnxruntime", name))
-    baked = bake(llama_export, tiny_plan, tmp_path / "baked", options).directory
+    options = BakeOptions(runtimes=("onnxruntime", name))
+    baked = bake(llama_export, tiny_plan, tmp_path / "baked", options, canary=False).directory
     assert not onnx.load(baked / "model.onnx", load_external_data=False).functions
     assert read_manifest(baked)["options"]["runtimes"] == ["onnxruntime", name]
     assert read_manifest(baked)["options"]["inline"] is True
@@ -54,7 +52,7 @@ def test_functions_are_inlined_for_runtimes_without(
 def test_transformers_js_finds_what_it_looks_for(llama_export: Path, tiny_plan: Plan, tmp_path: Path) -> None:
     base = copied(llama_export, tmp_path / "base")
     (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
-    plain = bake(base, tiny_plan, tmp_path / "plain", BakeOptions(canary=False)).directory
+    plain = bake(base, tiny_plan, tmp_path / "plain", canary=False).directory
     baked = bake(base, tiny_plan, tmp_path / "baked", BakeOptions(runtimes=("transformers.js",))).directory
 
     assert (baked / "model.onnx_data").read_bytes() == (plain / "model.onnx.data").read_bytes()
@@ -117,14 +115,14 @@ def test_operators_of_onnx_runtime_alone(
 
 def test_a_checkpoint_is_run_by_none(llama_checkpoint: Path, tiny_plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(BakeoutError, match="not checkpoints"):
-        bake(llama_checkpoint, tiny_plan, tmp_path / "baked", BakeOptions("safetensors", runtimes=("web",)))
+        bake(llama_checkpoint, tiny_plan, tmp_path / "baked", BakeOptions(to="safetensors", runtimes=("web",)))
     assert not (tmp_path / "baked").exists()
 
 
 def refused(base: Path, plan: Plan, output: Path, name: RuntimeName, reason: str) -> None:
-    options = BakeOptions(canary=False, runtimes=(name,))
+    options = BakeOptions(runtimes=(name,))
     with pytest.raises(BakeoutError, match=reason):
         dry_run(base, plan, options)
     with pytest.raises(BakeoutError, match=reason):
-        bake(base, plan, output, options)
+        bake(base, plan, output, options, canary=False)
     assert not output.exists()

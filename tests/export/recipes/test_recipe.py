@@ -75,7 +75,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "inline": False,
         "early_exit": True,
         "monitor": False,
-        "runtimes": [],
+        "runtimes": (),
     }
     assert adjust.names(recipe.fitted_data()) == {"forget": ["math"], "retain": ["code"]}
 

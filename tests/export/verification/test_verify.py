@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import write_manifest
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.verify import Check, verify
 from bakeout.models.errors import BakeoutError
@@ -157,7 +158,7 @@ def test_a_stochastic_coin_is_held_against_its_probabilities(
 ) -> None:
     plan = _with_coin(tiny_plan, "stochastic")
     prompts = [[int(token) for token in row] for row in np.random.default_rng(0).integers(2, 250, (20, 12))]
-    baked = bake(llama_export, plan, tmp_path / "a", BakeOptions(inline=inline, canary=False))
+    baked = bake(llama_export, plan, tmp_path / "a", BakeOptions(inline=inline), canary=False)
     ok, detail = check_formulas(baked.directory / "model.onnx", plan, baked.receipts, prompts, untracked)
     assert ok, detail
     assert re.search(r"[1-9][\d,]* of [\d,]+ values that look like the forget set's shifted", detail)
@@ -168,6 +169,6 @@ def test_a_coin_that_is_not_what_the_plan_says_is_told(
     tiny_plan: Plan, llama_export: Path, tmp_path: Path, coin: Coin
 ) -> None:
     prompts = [[int(token) for token in row] for row in np.random.default_rng(0).integers(2, 250, (20, 12))]
-    baked = bake(llama_export, _with_coin(tiny_plan, coin), tmp_path / "a", BakeOptions(canary=False))
+    baked = bake(llama_export, _with_coin(tiny_plan, coin), tmp_path / "a", canary=False)
     plan = _with_coin(tiny_plan, "stochastic")
     assert not check_formulas(baked.directory / "model.onnx", plan, baked.receipts, prompts, untracked)[0]

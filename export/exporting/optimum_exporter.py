@@ -1,0 +1,71 @@
+"""optimum, behind one function: no other module knows the exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from bakeout.models.errors import BakeoutError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bakeout.export.recipes.bake_options import DType
+
+_TASK = "text-generation-with-past"
+# What an exporter that does not know a model fails with, or ONNX Runtime, with which optimum tries what it wrote. A
+# full disk is an OSError, and not among them.
+_EXPORT_FAILS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ort_errors.Fail,
+    ort_errors.InvalidGraph,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+def export_with_optimum(model: PreTrainedModel, directory: Path, checkpoint: Path, dtype: DType) -> None:
+    """Write the graph of ``model``, with a KV cache, and its configuration into ``directory``.
+
+    Raises ``BakeoutError`` where optimum cannot; the errors name ``checkpoint`` and ``dtype``.
+    """
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    try:
+        with _quiet():
+            onnx_export_from_model(model, output=directory, task=_TASK, do_validation=False, no_post_process=True)
+    except _EXPORT_FAILS as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BakeoutError(
+            f"{checkpoint} cannot be exported to ONNX in {dtype} ({reason}).",
+            ("Export in fp32, or bake" if dtype == "fp16" else "Use an architecture that optimum exports, or bake")
+            + " an ONNX graph made elsewhere.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what exporters print and warn of from the user. What goes wrong is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(io.StringIO()):
+                yield
+    finally:
+        logging.disable(before)

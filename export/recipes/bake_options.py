@@ -1,0 +1,69 @@
+"""How a plan is baked: the recipe's `export` section, what `bake` takes, and the flags of its command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from bakeout.models.methods.options import Section
+
+RuntimeName = Literal["onnxruntime", "optimum", "genai", "node", "web", "transformers.js", "openvino", "reference"]
+Quantisation = Literal["int8"]
+DType = Literal["fp32", "fp16"]
+
+
+def _each_once(names: tuple[RuntimeName, ...]) -> tuple[RuntimeName, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Two options that exclude each other: the option that is refused, why, and what to do."""
+
+    option: str
+    cause: str
+    remedy: str
+
+
+class BakeOptions(Section):
+    """How the artifact is written.
+
+    >>> bakeout.BakeOptions(dtype="fp16", monitor=True).dtype
+    'fp16'
+    """
+
+    to: Literal["onnx", "safetensors"] = Field(
+        "onnx",
+        description="An ONNX graph, or a checkpoint that `transformers` loads: the latter for methods that change "
+        "weights alone; it keeps its type.",
+    )
+    dtype: DType = Field("fp32", description="The precision in which a checkpoint is exported; graphs keep their own.")
+    quantize: Quantisation | None = Field(
+        None,
+        description="`int8`: quantise the weights of a float32 graph dynamically, after the plan's edits of them; not "
+        "with fp16.",
+    )
+    inline: bool = Field(
+        False, description="Write Neuron Adjust as standard operators alone, for runtimes without local functions."
+    )
+    early_exit: bool = Field(
+        True, description="Skip the layers that a refusal does not need, in an `If`; false: no branches."
+    )
+    monitor: bool = Field(False, description="Add two outputs: `refused` and `margin`.")
+    runtimes: Annotated[tuple[RuntimeName, ...], AfterValidator(_each_once)] = Field(
+        (), description="The runtimes that the artifact must serve; what they need is done, or refused."
+    )
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """What the types cannot say."""
+        if self.to == "safetensors" and self.runtimes:
+            yield Contradiction("runtimes", "runtimes run graphs, not checkpoints", "Leave out `runtimes`, or `to`.")
+        if self.to == "safetensors" and self.quantize:
+            yield Contradiction("quantize", "a checkpoint keeps its type", "Leave out `quantize`, or `to`.")
+        if self.quantize and self.dtype == "fp16":
+            yield Contradiction(
+                "quantize", f"{self.quantize} comes from fp32, not from fp16", "Leave out `quantize`, or `dtype`."
+            )

@@ -1,0 +1,40 @@
+"""What a recipe names, opened once for every step: the checkpoint, and the rows by use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bakeout.export.artifacts.model_source import find_checkpoint
+from bakeout.export.recipes.data_files import by_use
+from bakeout.export.recipes.recipe import Recipe
+from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.data.row_source import Source
+from bakeout.models.data.rows import Sources
+
+
+@dataclass(frozen=True)
+class RecipeInputs:
+    """The model that a recipe names, whose weights are hashed once, and its data by name and use, split once."""
+
+    checkpoint: Checkpoint
+    sources: Sources
+
+    @property
+    def fitted(self) -> Sources:
+        """What methods may see."""
+        return without_tests(self.sources)
+
+    @property
+    def tests(self) -> dict[str, Source]:
+        """The rows for testing, by name."""
+        return {name: uses["test"] for name, uses in self.sources.items() if "test" in uses}
+
+
+def open_inputs(recipe: Recipe) -> RecipeInputs:
+    """Find the checkpoint and split the data. Raises ``BakeoutError`` where either cannot be read."""
+    return RecipeInputs(find_checkpoint(recipe.model), by_use(recipe.data))
+
+
+def without_tests(sources: Sources) -> Sources:
+    """All rows but those for testing, which no method may see."""
+    return {name: {use: source for use, source in uses.items() if use != "test"} for name, uses in sources.items()}

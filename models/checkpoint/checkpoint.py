@@ -1,0 +1,30 @@
+"""A checkpoint whose files are hashed once, however many steps ask what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bakeout.models.checkpoint.checkpoint_files import combined_digest, weight_file_digests
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's directory. Its digests are computed when they are first asked for, and kept.
+
+    Raises ``BakeoutError`` then, as ``checkpoint_files.weights_digest`` does.
+    """
+
+    directory: Path
+
+    @cached_property
+    def file_digests(self) -> Mapping[str, str]:
+        """SHA-256 (hex) of each of its ``*.safetensors`` by name."""
+        return weight_file_digests(self.directory)
+
+    @cached_property
+    def digest(self) -> str:
+        """``checkpoint_files.weights_digest``: what a plan knows its model by."""
+        return combined_digest(self.directory, self.file_digests)
