@@ -20,7 +20,7 @@ from tests.recipe_files import write_recipe, write_rows
 
 ROOT = Path(__file__).parents[1]
 # What the extras bring, themselves or through what they need.
-ABSENT = sorted({*EXTRAS, "accelerate", "datasets", "evaluate", "pandas", "sklearn"})
+ABSENT = sorted({*EXTRAS, "datasets", "evaluate", "pandas", "sklearn"})
 COMMAND = (
     f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))\n"
     "from bakeout.export.cli.main import main; main(prog_name='bakeout')"
