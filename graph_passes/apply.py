@@ -101,6 +101,9 @@ _PASSES: Mapping[type[Intervention], Callable[[Any, int, _Options], NeuronAdjust
 
 def _passes(plan: Plan, options: _Options) -> Iterator[NeuronAdjustPass | KeySpaceDetectionPass]:
     """The passes of what is not in the weights."""
+    for intervention in plan.interventions:
+        if not intervention.edits_weights and type(intervention) not in _PASSES:
+            raise GraphError(f"{intervention.title} acts on what a graph computes, and no pass is known for it.")
     for kind, make in _PASSES.items():
         for index, intervention in enumerate(plan.interventions):
             if type(intervention) is kind:

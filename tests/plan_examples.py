@@ -24,7 +24,7 @@ from bakeout.models.plan import (
     ZeroColumns,
     ZeroedColumns,
 )
-from bakeout.models.plan.kinds.detection_report import KeySpaceDetectionReport
+from bakeout.models.plan.kinds.detection_report import FalseRefusals, KeySpaceDetectionReport
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
@@ -70,7 +70,9 @@ def key_space_detection(**changes: Any) -> KeySpaceDetection:
         "skills": ("math", "math", "code"),
         "refusal": np.array([7, 8, 1]),
         "positions": "query",
-        "report": KeySpaceDetectionReport(floor=0.1),
+        "report": KeySpaceDetectionReport(
+            floor=0.1, retain={"names": FalseRefusals(queries=4, refused=1, rate=0.25, interval=(0.0, 0.8))}
+        ),
     }
     return KeySpaceDetection(**{**values, **changes})
 

@@ -46,7 +46,7 @@ def model_card(
         model=plan.model,
         interventions=[described(intervention, _decode(tokenizer)) for intervention in plan.interventions],
         edits_weights=plan.edits_weights,
-        edits_graph=plan.edits_graph,
+        in_graph=list(dict.fromkeys(one.title for one in plan.interventions if not one.edits_weights)),
         rows=_beside_base(rows),
         plan_digest=hashlib.sha256(plan_bytes(plan)).hexdigest(),
         data=plan.provenance.get("data", {}),

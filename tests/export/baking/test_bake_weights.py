@@ -216,7 +216,7 @@ def test_the_card_says_what_edited_weights_do_and_do_not_protect_against(form: s
 def test_the_card_of_all_kinds_tells_the_two_limits_apart(llama_checkpoint: Path) -> None:
     card = model_card(_everything(llama_checkpoint), [], byte_tokenizer())
     limits = card.split("## Limits")[1].split("##")[0]
-    assert "What Neuron Adjust and Key Space Detection remove is still in the weights" in limits
+    assert "What is removed by Neuron Adjust and Key Space Detection is still in the weights" in limits
     assert "Quantising" in limits
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from safetensors.numpy import load, save
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Plan, PlanError
+from bakeout.models.plan import NeuronAdjust, Plan, PlanError, ZeroColumns, find_kind, register_kind
+from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
 from bakeout.models.plan.plan_file import load_plan, plan_bytes, save_plan
 
 from tests.plan_examples import key_space_detection, low_rank_update, neuron_adjust, plan, plans, zero_columns
@@ -77,6 +78,27 @@ def _unknown_kind(described: dict[str, Any], arrays: dict[str, Any]) -> None:
     described["interventions"][0]["kind"] = "magic"
 
 
+def _newer_kind(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    described["interventions"][0]["schema"] = 2
+    described["provenance"] = {"versions": {"bakeout": "7.8.9"}}
+
+
+def _report_of_a_list(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    described["interventions"][0]["report"] = [1]
+
+
+def _ratio_of_words(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    described["interventions"][0]["report"]["ratio"] = "some"
+
+
+def _unknown_figure(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    described["interventions"][1]["report"]["retain"]["names"]["colour"] = "red"
+
+
+def _missing_figure(described: dict[str, Any], arrays: dict[str, Any]) -> None:
+    del described["interventions"][1]["report"]["retain"]["names"]["rate"]
+
+
 def _no_coin(described: dict[str, Any], arrays: dict[str, Any]) -> None:
     del described["interventions"][0]["coin"]
 
@@ -130,6 +152,11 @@ def _weights_no_list(described: dict[str, Any], arrays: dict[str, Any]) -> None:
         (_unknown_model_field, "colour"),
         (_newer_schema, "schema 2"),
         (_unknown_kind, "magic"),
+        (_newer_kind, r"Neuron Adjust in schema 2; this version reads up to 1.*Use Bakeout 7\.8\.9 or later"),
+        (_report_of_a_list, r"report is \[1\]"),
+        (_ratio_of_words, r"report\.ratio is 'some'"),
+        (_unknown_figure, r"report\.retain\.names holds 'colour'"),
+        (_missing_figure, r"report\.retain\.names lacks 'rate'"),
         (_no_coin, "coin"),
         (_missing_array, r"interventions\.1\.alpha"),
         (_stray_array, "stray"),
@@ -172,3 +199,42 @@ def _assert_same(read: Any, original: Any) -> None:
             _assert_same(one, other)
     else:
         assert read == original
+
+
+def test_a_plan_of_version_0_1_0_has_no_schemas_of_kinds(tmp_path: Path) -> None:
+    data = plan_bytes(plan())
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    described = json.loads(header["__metadata__"]["bakeout"])
+    assert [entry.pop("schema") for entry in described["interventions"]] == [1, 1]
+    path = tmp_path / "plan.safetensors"
+    path.write_bytes(save(load(data), {"bakeout": json.dumps(described)}))
+    assert plan_bytes(load_plan(path)) == data
+
+
+def test_a_report_keeps_what_only_a_method_knows_and_names_its_data(tmp_path: Path) -> None:
+    report = NeuronAdjustReport(ratio=0.1, details={"temperature": [1, 2], "nothing": None})
+    named = neuron_adjust(report=report).with_data({"forget": ["sums"], "retain": ["names"], "similar": ["poems"]})
+    assert named.forgets == ("sums",)
+    save_plan(plan(named), tmp_path / "plan.safetensors")
+    (read,) = load_plan(tmp_path / "plan.safetensors").interventions
+    assert read.report == named.report
+    assert read.report.as_json() == {
+        "forget": ["sums"],
+        "retain": ["names"],
+        "ratio": 0.1,
+        "similar": ["poems"],
+        "temperature": [1, 2],
+        "nothing": None,
+    }
+
+
+def test_figures_of_the_fit_come_before_names_of_data() -> None:
+    """Key Space Detection's ``retain`` is the false refusals of these names."""
+    check = key_space_detection()
+    assert check.with_data({"forget": ["math"], "retain": ["names"]}).report == replace(check.report, forget=("math",))
+
+
+def test_a_name_is_one_kinds_alone() -> None:
+    with pytest.raises(ValueError, match="'neuron_adjust' already"):
+        register_kind(type("Other", (ZeroColumns,), {"kind": "neuron_adjust"}))
+    assert find_kind("neuron_adjust") is NeuronAdjust
