@@ -13,6 +13,7 @@ from scipy.stats import betabinom
 from bakeout.export.report.figures_file import Figure, figure
 from bakeout.models.methods.key_space_detection.detection import conformal_quantile, fit_key_space_detection
 from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.structure import choose_structure
 from bakeout.models.network.generation import end_tokens
@@ -61,6 +62,7 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
         cubes="auto",
         floor="auto",
         epsilon="auto",
+        seed=0,
         right=right,
         calibration_queries=len(calibration[0]),
     )
@@ -69,10 +71,7 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
         {skill: keys(skill, "probing")},
         {skill: calibration},
         {name: keys(name, "calibration") for name in others},
-        layers=chosen.layers,
-        cubes=chosen.cubes,
-        floor=chosen.floor,
-        epsilon=chosen.epsilon,
+        KeySpaceDetectionOptions(forget=skill).with_structure(chosen),
         refusal=refusal_tokens(REFUSAL, bench.tokenizer),
     )
     row: dict[str, Any] = {
@@ -109,10 +108,13 @@ def _check(bench: Bench, keys: Keys, skill: str) -> KeySpaceDetection:
         {skill: keys(skill, "probing")},
         {},
         {},
-        layers=chosen["layers"],
-        cubes=chosen["cubes"],
-        floor=chosen["floor"],
-        alpha=row["alpha"],
+        KeySpaceDetectionOptions(
+            forget=skill,
+            layers=chosen["layers"],
+            cubes=chosen["cubes"],
+            floor=chosen["floor"],
+            alpha=row["alpha"],
+        ),
         refusal=refusal_tokens(REFUSAL, bench.tokenizer),
     )
 

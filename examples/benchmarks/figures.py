@@ -41,8 +41,10 @@ from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.network.families import identity
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention, KeySpaceDetection, Plan
@@ -89,10 +91,7 @@ class Probed:
             {skill: self.keys(skill, "probing")},
             {},
             {},
-            layers=layers,
-            cubes=cubes,
-            floor=floor,
-            alpha=alpha,
+            KeySpaceDetectionOptions(forget=skill, layers=list(layers), cubes=cubes, floor=floor, alpha=alpha),
             refusal=refusal_tokens(REFUSAL, self.tokenizer),
         )
 
@@ -181,7 +180,8 @@ def adjust(skill: str, method: str, ratio: float, probed: Probed) -> Interventio
     retained = [record for name in SKILLS if name != skill for record in records[name]]
     forget, retain = (probe_neurons(probed.model, chosen, batch_size=64) for chosen in (records[skill], retained))
     selection, coin = method.partition("(")[2].rstrip(")").split(", ")
-    return fit_neuron_adjust(forget, retain, ratio=ratio, selection=selection, coin=coin)  # type: ignore[arg-type]
+    options = NeuronAdjustOptions(forget=skill, ratio=ratio, selection=selection, coin=coin)
+    return fit_neuron_adjust(forget, retain, options)
 
 
 def latency(one: Intervention, skill: str, probed: Probed, base: Path, pairs: int) -> tuple[float, float | None]:

@@ -28,8 +28,10 @@ from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.plan.plan_file import load_plan, save_plan
@@ -56,9 +58,7 @@ def key_space_detection(bench: Bench) -> Intervention:
         {FORGOTTEN: keys["probing"]},
         {FORGOTTEN: keys["calibration"]},
         {},
-        layers=[0],
-        cubes=32,
-        floor=1.0,
+        KeySpaceDetectionOptions(forget=FORGOTTEN, layers=[0], cubes=32, floor=1.0),
         refusal=refusal_tokens(REFUSAL, bench.tokenizer),
     )
 
@@ -67,8 +67,11 @@ def neuron_adjust(bench: Bench) -> Intervention:
     """Math at beta 30 %, with the coin ``threshold``."""
     forget = bench.records(FORGOTTEN, "probing")
     retain = [one for skill in SKILLS if skill != FORGOTTEN for one in bench.records(skill, "probing")]
-    statistics = (probe_neurons(bench.model, records, batch_size=64) for records in (forget, retain))
-    return fit_neuron_adjust(*statistics, ratio=0.3, coin="threshold")
+    options = NeuronAdjustOptions(forget=FORGOTTEN, ratio=0.3)
+    forget_statistics, retain_statistics = (
+        probe_neurons(bench.model, records, batch_size=64) for records in (forget, retain)
+    )
+    return fit_neuron_adjust(forget_statistics, retain_statistics, options)
 
 
 INTERVENTIONS = {"Key Space Detection": key_space_detection, "Neuron Adjust, β 30 %": neuron_adjust}

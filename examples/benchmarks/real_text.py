@@ -23,6 +23,7 @@ from bakeout.export.report import plots
 from bakeout.export.report.figures_file import Depth, Inside, figures_json
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.plan import KeySpaceDetection
 
@@ -151,7 +152,11 @@ def figures(model: LlamaForCausalLM, tokenizer: Tokenizer, rows: dict[str, list[
 
 def _cube(probe: dict[int, Any], calibration: dict[int, Any], layer: int) -> KeySpaceDetection:
     return fit_key_space_detection(
-        {FORGOTTEN: probe}, {FORGOTTEN: calibration}, {}, layers=[layer], epsilon=EPSILON, refusal=[1, 0]
+        {FORGOTTEN: probe},
+        {FORGOTTEN: calibration},
+        {},
+        KeySpaceDetectionOptions(forget=FORGOTTEN, layers=[layer], epsilon=EPSILON),
+        refusal=[1, 0],
     )
 
 

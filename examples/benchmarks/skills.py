@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from bench import Bench
 from numpy.typing import NDArray
 
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Structure
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
-from bakeout.models.methods.neuron_adjust.options import Selection
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions, Selection
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.skills import checkpoint_directory
@@ -48,16 +49,6 @@ LEFT, LOST = 0.02, 0.01
 LayerKeys = dict[int, Any]
 
 
-@dataclass(frozen=True)
-class Structure:
-    """What is chosen on the selection split."""
-
-    layers: tuple[int, ...]
-    cubes: int
-    floor: float
-    epsilon: float
-
-
 DEFAULTS = Structure(layers=(max(LAYERS),), cubes=1, floor=0.1, epsilon=0.005)
 
 
@@ -73,7 +64,11 @@ def choose_structure(
     best: tuple[Any, Structure] | None = None
     for layers, cubes, floor in itertools.product(LAYER_SETS, CUBES, FLOORS):
         check = fit_key_space_detection(
-            {skill: keys[skill]["probing"]}, {}, {}, layers=layers, cubes=cubes, floor=floor, refusal=refusal, alpha=1.0
+            {skill: keys[skill]["probing"]},
+            {},
+            {},
+            KeySpaceDetectionOptions(forget=skill, layers=list(layers), cubes=cubes, floor=floor, alpha=1.0),
+            refusal=refusal,
         )
         margins = {name: nearest(check, keys[name]["selection"]) for name in SKILLS}
         for epsilon in EPSILONS:
@@ -118,11 +113,8 @@ def key_space_detection(bench: Bench) -> None:
                 {skill: keys[skill]["probing"]},
                 {skill: keys[skill]["calibration"]},
                 {other: keys[other]["calibration"] for other in SKILLS if other != skill},
-                layers=structure.layers,
-                cubes=structure.cubes,
-                floor=structure.floor,
+                KeySpaceDetectionOptions(forget=skill).with_structure(structure),
                 refusal=refusal,
-                epsilon=structure.epsilon,
             )
             row: dict[str, Any] = asdict(structure)
             row["alpha"] = float(check.alpha[0])
@@ -138,9 +130,8 @@ def one_cube(skill: str, layer: int, keys: Mapping[str, Mapping[str, LayerKeys]]
         {skill: keys[skill]["probing"]},
         {skill: keys[skill]["calibration"]},
         {name: keys[name]["selection"] for name in SKILLS},
-        layers=[layer],
+        KeySpaceDetectionOptions(forget=skill, layers=[layer], epsilon=DEFAULTS.epsilon),
         refusal=refusal,
-        epsilon=DEFAULTS.epsilon,
     )
     return {"alpha": float(check.alpha[0])} | {
         name: row["rate"] for name, row in check.report.as_json()["retain"].items()
@@ -162,9 +153,7 @@ def neuron_adjust(bench: Bench, coin: str) -> None:
                 adjust = fit_neuron_adjust(
                     statistics[skill],
                     retain,
-                    ratio=ratio,
-                    selection=selection,
-                    coin=coin,  # type: ignore[arg-type]
+                    NeuronAdjustOptions(forget=skill, ratio=ratio, selection=selection, coin=coin),
                 )
                 prompts = [record.prompt_ids for record in records[skill]]
                 row = bench.artifact_accuracies(adjust, prompts)

@@ -15,8 +15,10 @@ from bakeout.export.verification.parity import check_parity
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention
 from bakeout.models.progress import untracked
@@ -102,9 +104,7 @@ def _detection(bench: Bench, earlier: Sequence[Intervention]) -> Intervention:
             {DETECTED: keys(DETECTED, "probing")},
             {DETECTED: keys(DETECTED, "calibration")},
             {},
-            layers=[LAYER],
-            cubes=CUBES,
-            floor=FLOOR,
+            KeySpaceDetectionOptions(forget=DETECTED, layers=[LAYER], cubes=CUBES, floor=FLOOR),
             refusal=refusal_tokens(REFUSAL, bench.tokenizer),
         )
 
@@ -114,4 +114,5 @@ def _adjustment(bench: Bench, earlier: Sequence[Intervention]) -> Intervention:
     retained: list[Record] = [record for skill in SKILLS if skill != ADJUSTED for record in records[skill]]
     with Hooks(bench.model, earlier):
         forget, retain = (probe_neurons(bench.model, one, batch_size=64) for one in (records[ADJUSTED], retained))
-    return fit_neuron_adjust(forget, retain, ratio=RATIO, selection="standardised", coin="threshold", seed=0)
+    options = NeuronAdjustOptions(forget=ADJUSTED, ratio=RATIO, selection="standardised")
+    return fit_neuron_adjust(forget, retain, options)

@@ -18,8 +18,10 @@ from bakeout.models.checkpoint.checkpoint_files import load_model, weights_diges
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenization import load_tokenizer
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.network.families import identity
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention, Plan
@@ -55,10 +57,15 @@ def intervention(kind: str, model: Any, scratch: Path) -> Intervention:
         }
         refusal = refusal_tokens(REFUSAL, load_tokenizer(checkpoint_directory()))
         return fit_key_space_detection(
-            {"math": keys["probing"]}, {"math": keys["calibration"]}, {}, layers=[0], cubes=4, refusal=refusal
+            {"math": keys["probing"]},
+            {"math": keys["calibration"]},
+            {},
+            KeySpaceDetectionOptions(forget="math", layers=[0], cubes=4),
+            refusal=refusal,
         )
     statistics = probe_neurons(model, forget), probe_neurons(model, retain)
-    return fit_neuron_adjust(*statistics, ratio=0.2, coin=kind)  # type: ignore[arg-type]
+    options = NeuronAdjustOptions(forget="math", ratio=0.2, coin=kind)
+    return fit_neuron_adjust(*statistics, options)
 
 
 @pytest.mark.parametrize("kind", ["threshold", "expected", "key_space_detection"])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,8 +13,8 @@ from scipy.stats import binomtest
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
-from bakeout.models.methods.key_space_detection.options import TimesLargest
-from bakeout.models.plan import Floats, KeySpaceDetection, Positions
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, TimesLargest
+from bakeout.models.plan import Floats, KeySpaceDetection
 from bakeout.models.plan.kinds.detection_report import (
     FalseRefusals,
     FormCoverage,
@@ -30,38 +29,31 @@ def fit_key_space_detection(
     probe: Mapping[str, LayerKeys],
     calibration: Mapping[str, LayerKeys],
     retain: Mapping[str, LayerKeys],
+    options: KeySpaceDetectionOptions,
     *,
-    layers: Sequence[int],
     refusal: ArrayLike,
-    cubes: int = 1,
-    alpha: float | Literal["auto"] | TimesLargest = "auto",
-    epsilon: float = 0.005,
-    positions: Positions = "query",
-    floor: float = 0.1,
-    seed: int = 0,
     variants: Mapping[str, Mapping[str, LayerKeys]] | None = None,
 ) -> KeySpaceDetection:
-    """Fit up to ``cubes`` cubes per skill around its probe keys, and one alpha per skill.
+    """Fit up to `cubes` cubes per skill around its probe keys, and one alpha per skill.
 
     ``probe``, ``calibration`` and ``retain`` map a name to key vectors per layer, [queries, F] each, of the queries'
     last tokens. Several layers are fitted jointly, their keys concatenated (our reading; the paper uses one layer).
     Clusters are k-means on keys standardised by the skill's deviation; empty clusters leave fewer cubes. A deviation
-    is the cluster's (n - 1), at least ``floor`` times the skill's in that dimension, and at least 0.001 times the
+    is the cluster's (n - 1), at least `floor` times the skill's in that dimension, and at least 0.001 times the
     median of its layer's non-zero ones.
 
-    ``alpha`` ``auto``: the split-conformal quantile, at level 1 - ``epsilon``, of the calibration queries' margins to
+    `alpha: auto` is the split-conformal quantile, at level 1 - `epsilon`, of the calibration queries' margins to
     the nearest of the skill's cubes: a fresh query that is exchangeable with them is refused with at least that
     probability, provided that they chose nothing else. ``variants``, calibration queries of a skill in another form,
-    by its name, are held likewise: alpha is the largest of all forms' quantiles. ``TimesLargest`` is what the authors'
+    by its name, are held likewise: alpha is the largest of all forms' quantiles. `times_largest` is what the authors'
     code does, and promises nothing. The report carries alpha, and for each name in ``retain`` the false refusals with
     a Clopper-Pearson 95 % interval.
 
-    Raises ``BakeoutError`` for too few probe or calibration queries, keys that are not finite or do not fit together,
-    and options out of range.
+    ``options`` leave nothing of the structure to be chosen. Raises ``BakeoutError`` for too few probe or calibration
+    queries, and for keys that are not finite or do not fit together.
     """
-    layers = tuple(sorted(set(layers)))
-    variants = variants or {}
-    _require_options(layers, cubes, alpha, epsilon, floor)
+    structure, alpha, variants = options.structure, options.alpha, variants or {}
+    layers, epsilon = structure.layers, structure.epsilon
     if not probe:
         raise BakeoutError("Key Space Detection: there is no skill to refuse.", "Name forget data.")
     if unknown := sorted(set(calibration) - set(probe)):
@@ -76,8 +68,8 @@ def fit_key_space_detection(
     centres, deviations = [], []
     sizes, floored = {}, {}
     for skill, keys in probe_keys.items():
-        clusters = cluster(keys, skill, layers=len(layers), count=cubes, seed=seed)
-        fitted = clusters.cubes(floor)
+        clusters = cluster(keys, skill, layers=len(layers), count=structure.cubes, seed=options.seed)
+        fitted = clusters.cubes(structure.floor)
         centres.append(fitted.centre)
         deviations.append(fitted.deviation)
         skills += [skill] * len(clusters.sizes)
@@ -89,7 +81,7 @@ def fit_key_space_detection(
         alpha=np.ones(len(skills)),
         skills=tuple(skills),
         refusal=np.asarray(refusal, dtype=np.int64),
-        positions=positions,
+        positions=options.positions,
     )
     alphas, coverage = {}, {}
     for skill in probe:
@@ -129,9 +121,9 @@ def fit_key_space_detection(
         )
     check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
     report = KeySpaceDetectionReport(
-        floor=floor,
+        floor=structure.floor,
         dead_floor=DEAD_FLOOR,
-        seed=seed,
+        seed=options.seed,
         skills=coverage,
         retain={name: _false_refusals(check, keys, name) for name, keys in retain.items()},
     )
@@ -199,23 +191,3 @@ def _require_dimension(keys: Floats, dimension: int, what: str) -> None:
             f"Key Space Detection: the keys of the {what} have {keys.shape[1]} numbers, not {dimension}.",
             "Probe all queries on one model.",
         )
-
-
-def _require_options(
-    layers: Sequence[int], cubes: int, alpha: float | Literal["auto"] | TimesLargest, epsilon: float, floor: float
-) -> None:
-    if not layers:
-        raise BakeoutError("Key Space Detection: no layer is named.", "Name at least one layer.")
-    if cubes < 1:
-        raise BakeoutError(f"Key Space Detection: {cubes} cubes per skill.", "Choose at least 1.")
-    number = alpha.times_largest if isinstance(alpha, TimesLargest) else alpha
-    if number != "auto" and not (isinstance(number, (int, float)) and 0 < number < math.inf):
-        raise BakeoutError(
-            f"Key Space Detection: alpha is {number!r}, neither a positive number nor 'auto'.", "Choose 'auto'."
-        )
-    if not 0 < epsilon < 1:
-        raise BakeoutError(
-            f"Key Space Detection: epsilon {epsilon} is not between 0 and 1.", "Choose a share such as 0.005."
-        )
-    if not 0 <= floor < math.inf:
-        raise BakeoutError(f"Key Space Detection: the floor {floor} is not a share.", "Choose one such as 0.1.")

@@ -18,7 +18,7 @@ from bakeout.models.methods.key_space_detection.detection import fit_key_space_d
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.queries import fresh_queries, query_keys
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
-from bakeout.models.methods.key_space_detection.structure import Choice, Structure, choose_structure, layer_sets
+from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.network.generation import end_tokens
@@ -56,8 +56,11 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         layers = [count - 1] if options.layers == "last" else sorted(set(options.layers))
     probe = {name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers) for name in forget}
     choice = _choice(options, fitting, probe, retain, layers, widening) if options.is_chosen else None
-    structure = _given(options, layers) if choice is None else choice.chosen.structure
-    layers = list(structure.layers)
+    if choice is None:
+        settled = options.model_copy(update={"layers": layers})
+    else:
+        settled = options.with_structure(choice.chosen.structure)
+    layers = list(settled.structure.layers)
     calibrated = [name for name in forget if "calibration" in fitting.rows[name]]
     # False refusals are best counted on queries that no other choice was made on.
     counted = {name: fitting.rows[name].get("calibration") or fresh_queries(fitting, name) for name in retain}
@@ -65,14 +68,8 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         probe,
         {name: query_keys(fitting, name, fitting.rows[name]["calibration"], layers) for name in calibrated},
         {name: query_keys(fitting, name, queries, layers) for name, queries in counted.items()},
-        layers=layers,
-        cubes=structure.cubes,
-        alpha=options.alpha,
-        epsilon=structure.epsilon,
+        settled,
         refusal=refusal,
-        positions=options.positions,
-        floor=structure.floor,
-        seed=options.seed,
         variants={
             name: {
                 kind: query_keys(fitting, f"{name}, {kind}", records, layers)
@@ -160,11 +157,3 @@ def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[
             track=fitting.track_of([name]),
         ).right
     return correct
-
-
-def _given(options: KeySpaceDetectionOptions, layers: Sequence[int]) -> Structure:
-    """The structure of options that leave nothing to be chosen."""
-    assert options.cubes != "auto"
-    assert options.floor != "auto"
-    assert options.epsilon != "auto"
-    return Structure(tuple(layers), options.cubes, options.floor, options.epsilon)

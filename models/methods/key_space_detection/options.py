@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -18,6 +19,26 @@ class TimesLargest(Section):
     """The authors' alpha: so many times the largest margin among the skill's probe queries."""
 
     times_largest: PositiveFloat = Field(description="The factor, the authors' m.")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is chosen."""
+
+    layers: tuple[int, ...]
+    cubes: int
+    floor: float
+    epsilon: float
+
+    @property
+    def depth(self) -> int:
+        """The layer whose key vector is the last to be tested: where a refusal can leave the model."""
+        return self.layers[-1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """What is tested: so many layers and cubes."""
+        return len(self.layers), self.cubes
 
 
 class KeySpaceDetectionOptions(MethodOptions):
@@ -72,3 +93,14 @@ class KeySpaceDetectionOptions(MethodOptions):
     def is_chosen(self) -> bool:
         """Whether anything of the structure is left to be chosen on the selection queries."""
         return "auto" in (self.layers, self.cubes, self.floor, self.epsilon)
+
+    @property
+    def structure(self) -> Structure:
+        """The structure, where nothing of it is left to be chosen."""
+        if isinstance(self.layers, str) or self.cubes == "auto" or self.floor == "auto" or self.epsilon == "auto":
+            raise ValueError("the structure has yet to be chosen")
+        return Structure(tuple(sorted(set(self.layers))), self.cubes, self.floor, self.epsilon)
+
+    def with_structure(self, structure: Structure) -> Self:
+        """The same options, with nothing of the structure left to be chosen."""
+        return self.model_copy(update={**asdict(structure), "layers": list(structure.layers)})

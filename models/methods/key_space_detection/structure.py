@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import Clusters, Cubes, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.detection import least_queries
+from bakeout.models.methods.key_space_detection.options import Structure
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc
 from bakeout.models.plan import Floats
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
@@ -34,26 +35,6 @@ LEFT, LOST = 0.02, 0.01
 _ROWS = 64
 
 Right = Mapping[str, NDArray[np.bool_]]
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What is chosen."""
-
-    layers: tuple[int, ...]
-    cubes: int
-    floor: float
-    epsilon: float
-
-    @property
-    def depth(self) -> int:
-        """The layer whose key vector is the last to be tested: where a refusal can leave the model."""
-        return self.layers[-1]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """What is tested: so many layers and cubes."""
-        return len(self.layers), self.cubes
 
 
 @dataclass(frozen=True)
@@ -139,12 +120,12 @@ def choose_structure(
     selection: Mapping[str, LayerKeys],
     *,
     layers: Literal["auto"] | Sequence[int],
-    cubes: Literal["auto"] | int | Sequence[int] = "auto",
-    floor: Literal["auto"] | float = "auto",
-    epsilon: Literal["auto"] | float = 0.005,
+    cubes: Literal["auto"] | int | Sequence[int],
+    floor: Literal["auto"] | float,
+    epsilon: Literal["auto"] | float,
+    seed: int,
     right: Right | None = None,
     calibration_queries: int | None = None,
-    seed: int = 0,
     track: Track = untracked,
 ) -> Choice:
     """Choose the shallowest structure that separates as well as the best, within the best one's confidence interval.

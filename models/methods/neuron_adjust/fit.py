@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
-from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions, Selection
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.methods.search_space import Settings, tuned
 from bakeout.models.network.probing import probe_neurons
 from bakeout.models.network.statistics import NeuronStatistics
-from bakeout.models.plan import AdjustedLayer, Coin, Floats, NeuronAdjust
+from bakeout.models.plan import AdjustedLayer, Floats, NeuronAdjust
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
 
 _RESOLUTION = np.finfo(np.float32)
@@ -22,7 +21,7 @@ _RESOLUTION = np.finfo(np.float32)
 
 def fit(options: NeuronAdjustOptions, fitting: Fitting) -> NeuronAdjust:
     """Probe the data to forget and to keep, and fit."""
-    return _fitted(options, *_probed(options, fitting))
+    return fit_neuron_adjust(*_probed(options, fitting), options)
 
 
 def fitter(options: NeuronAdjustOptions, fitting: Fitting) -> Callable[[Settings], NeuronAdjust]:
@@ -33,7 +32,7 @@ def fitter(options: NeuronAdjustOptions, fitting: Fitting) -> Callable[[Settings
         candidate = options.model_copy(update=dict(settings))
         if candidate.tokens not in probed:
             probed[candidate.tokens] = _probed(candidate, fitting)
-        return _fitted(candidate, *probed[candidate.tokens])
+        return fit_neuron_adjust(*probed[candidate.tokens], candidate)
 
     return fit_settings
 
@@ -41,28 +40,19 @@ def fitter(options: NeuronAdjustOptions, fitting: Fitting) -> Callable[[Settings
 def fit_neuron_adjust(
     forget: NeuronStatistics,
     retain: NeuronStatistics,
-    *,
-    ratio: float,
-    selection: Selection = "difference",
-    coin: Coin = "threshold",
-    seed: int = 0,
+    options: NeuronAdjustOptions,
 ) -> NeuronAdjust:
-    """Select the top ``ratio`` of all neurons, pooled over layers, and keep their Gaussians.
+    """Select the top `ratio` of all neurons, pooled over layers, and keep their Gaussians.
 
-    The score of a neuron is mean_f - mean_r, signed, as in the authors' code (``difference``), or that divided by
-    the pooled deviation sqrt((deviation_f^2 + deviation_r^2) / 2) (``standardised``, our reading). Equal scores go to
+    The score of a neuron is mean_f - mean_r, signed, as in the authors' code (`difference`), or that divided by
+    the pooled deviation sqrt((deviation_f^2 + deviation_r^2) / 2) (`standardised`, our reading). Equal scores go to
     the lower layer, then the lower neuron. A dead neuron, whose deviation on either set is below what float32 can
     resolve, has no density and is never selected. At least one neuron is.
 
-    Raises ``BakeoutError`` for a ratio outside (0, 1], for statistics of different models, of fewer than two tokens
+    Raises ``BakeoutError`` for statistics of different models, of fewer than two tokens
     or with NaN or infinite values, and when every neuron is dead.
     """
-    if not 0 < ratio <= 1:
-        raise BakeoutError(f"Neuron Adjust: the ratio {ratio} is not in (0, 1].", "Choose a share such as 0.03.")
-    if selection not in get_args(Selection):
-        raise BakeoutError(
-            f"Neuron Adjust: no selection is called {selection!r}.", f"Choose {' or '.join(get_args(Selection))}."
-        )
+    ratio = tuned(options.ratio)
     _require_comparable(forget, retain)
     forget_deviation = forget.moments.deviation
     retain_deviation = retain.moments.deviation
@@ -71,7 +61,7 @@ def fit_neuron_adjust(
         raise BakeoutError("Neuron Adjust: no neuron's pre-activation varies.", "Probe more, and different, texts.")
 
     score = forget.moments.mean - retain.moments.mean
-    if selection == "standardised":
+    if options.selection == "standardised":
         pooled = np.sqrt((np.square(forget_deviation) + np.square(retain_deviation)) / 2)
         score = np.divide(score, pooled, out=np.zeros_like(score), where=alive)
     score = np.where(alive, score, -np.inf)
@@ -95,15 +85,15 @@ def fit_neuron_adjust(
             )
     report = NeuronAdjustReport(
         ratio=ratio,
-        selection=selection,
-        coin=coin,
+        selection=options.selection,
+        coin=options.coin,
         neurons=wanted,
         neurons_per_layer={str(layer.layer): len(layer.neurons) for layer in layers},
         dead_neurons=int((~alive).sum()),
         forget_tokens=forget.tokens,
         retain_tokens=retain.tokens,
     )
-    return NeuronAdjust(coin=coin, layers=tuple(layers), seed=seed, report=report)
+    return NeuronAdjust(coin=options.coin, layers=tuple(layers), seed=options.seed, report=report)
 
 
 def _probed(options: NeuronAdjustOptions, fitting: Fitting) -> tuple[NeuronStatistics, NeuronStatistics]:
@@ -120,12 +110,6 @@ def _probed(options: NeuronAdjustOptions, fitting: Fitting) -> tuple[NeuronStati
         for role in ("forget", "retain")
     )
     return forget, retain
-
-
-def _fitted(options: NeuronAdjustOptions, forget: NeuronStatistics, retain: NeuronStatistics) -> NeuronAdjust:
-    return fit_neuron_adjust(
-        forget, retain, ratio=tuned(options.ratio), selection=options.selection, coin=options.coin, seed=options.seed
-    )
 
 
 def _require_comparable(forget: NeuronStatistics, retain: NeuronStatistics) -> None:

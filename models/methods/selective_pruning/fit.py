@@ -39,11 +39,9 @@ def fit_selective_pruning(forget: KeyMagnitudes, retain: KeyMagnitudes, *, ratio
     1e-8, as in the authors' code. Equal scores go to the lower layer, then the lower neuron. At least one neuron is
     cut off. A neuron that is silent on the forget set does no work there and is not one of them: its score is 0.
 
-    The authors' ratios are 0.015 (arithmetic) and 0.0001 (code). Raises ``BakeoutError`` for a ratio outside (0, 1],
-    for statistics of different models or with NaN or infinite values, and when every neuron is silent.
+    The authors' ratios are 0.015 (arithmetic) and 0.0001 (code). Raises ``BakeoutError`` for statistics of different
+    models or with NaN or infinite values, and when every neuron is silent.
     """
-    if not 0 < ratio <= 1:
-        raise BakeoutError(f"Selective Pruning: the ratio {ratio} is not in (0, 1].", "Choose a share such as 0.015.")
     _require_comparable(forget, retain)
     score = forget.mean / (retain.mean + SILENT)
     active = int((score > 0).sum())

@@ -14,6 +14,7 @@ from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.network.probing import probe_neurons
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.reference.assumptions import conversation_drift, gaussian_gap, gaussian_overlap, neuron_shapes
@@ -49,7 +50,7 @@ def test_the_gap_is_kolmogorov_s_and_smirnov_s() -> None:
 def adjust(llama_checkpoint: Path) -> NeuronAdjust:
     model = load_model(llama_checkpoint)
     forget, retain = (probe_neurons(model, _records(subject)) for subject in ("sums", "names"))
-    return fit_neuron_adjust(forget, retain, ratio=0.1)
+    return fit_neuron_adjust(forget, retain, NeuronAdjustOptions(forget=["forget"], ratio=0.1))
 
 
 def test_every_selected_neuron_is_looked_at(llama_checkpoint: Path, adjust: NeuronAdjust) -> None:
@@ -65,7 +66,7 @@ def test_every_selected_neuron_is_looked_at(llama_checkpoint: Path, adjust: Neur
 def test_neurons_that_look_the_same_on_both_sets_are_warned_of(llama_checkpoint: Path) -> None:
     model = load_model(llama_checkpoint)
     forget, retain = (probe_neurons(model, _records("names", use)) for use in ("probe", "calibration"))
-    alike = fit_neuron_adjust(forget, retain, ratio=0.1)
+    alike = fit_neuron_adjust(forget, retain, NeuronAdjustOptions(forget=["forget"], ratio=0.1))
     shapes = neuron_shapes(model, alike, _records("names"), _records("names", "calibration"))
     assert any("look much the same on both sets" in warning for warning in shapes.warnings)
 

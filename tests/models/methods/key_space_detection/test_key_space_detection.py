@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.plan import KeySpaceDetection
 
 WIDTH = 6
@@ -41,14 +43,17 @@ def _refused(check: KeySpaceDetection, keys: Mapping[int, np.ndarray]) -> np.nda
 
 
 def _fit(**changes: Any) -> KeySpaceDetection:
-    values: dict[str, Any] = {
+    """``changes``: of the data, or of the options."""
+    data: dict[str, Any] = {
         "probe": {"math": _keys(100, 1)},
         "calibration": {"math": _keys(300, 2)},
         "retain": {},
-        "layers": (1, 3),
         "refusal": REFUSAL,
+        "variants": {},
     }
-    return fit_key_space_detection(**{**values, **changes})
+    given = {name: changes.pop(name) for name in data if name in changes}
+    options = KeySpaceDetectionOptions(**{"forget": ["math"], "layers": [1, 3], **changes})
+    return fit_key_space_detection(**{**data, **given}, options=options)
 
 
 def test_one_cube_is_the_paper_s() -> None:
@@ -213,23 +218,12 @@ def test_units_do_not_matter(seed: int, cubes: int, scale: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"layers": []}, "no layer"),
         ({"layers": [2]}, "no keys of layer 2"),
         ({"probe": {}}, "no skill"),
         ({"probe": {"math": _keys(1, 1)}}, "1 probe queries of math are too few"),
         ({"cubes": 101}, "too few for 101 cubes"),
-        ({"cubes": 0}, "0 cubes"),
         ({"calibration": {}}, "calibration queries of math have no keys"),
         ({"calibration": {"math": _keys(300, 2), "code": _keys(300, 2)}}, "for code, which is not probed"),
-        ({"alpha": 0.0}, "alpha is 0.0"),
-        ({"alpha": -1.0}, "alpha is -1.0"),
-        ({"alpha": float("nan")}, "alpha is nan"),
-        ({"alpha": float("inf")}, "alpha is inf"),
-        ({"alpha": "some"}, "alpha is 'some'"),
-        ({"epsilon": 0.0}, "epsilon"),
-        ({"epsilon": 1.0}, "epsilon"),
-        ({"floor": -0.1}, "floor"),
-        ({"floor": float("nan")}, "floor"),
         ({"retain": {"code": {1: np.zeros((0, WIDTH)), 3: np.zeros((0, WIDTH))}}}, "queries of code have shapes"),
         ({"probe": {"math": {1: np.zeros((4, WIDTH)), 3: np.zeros((5, WIDTH))}}}, "have shapes"),
         ({"probe": {"math": {1: np.zeros((4, WIDTH)), 3: np.zeros((4, WIDTH))}}}, "do not vary"),
@@ -242,6 +236,34 @@ def test_units_do_not_matter(seed: int, cubes: int, scale: float) -> None:
 def test_what_cannot_be_fitted_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(BakeoutError, match=says):
         _fit(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": []},
+        {"cubes": 0},
+        {"alpha": 0.0},
+        {"alpha": -1.0},
+        {"alpha": float("nan")},
+        {"alpha": float("inf")},
+        {"alpha": "some"},
+        {"alpha": {"times_largest": 0}},
+        {"epsilon": 0.0},
+        {"epsilon": 1.0},
+        {"floor": -0.1},
+        {"floor": float("nan")},
+    ],
+)
+def test_options_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        _fit(**changes)
+
+
+@pytest.mark.parametrize("open_option", ["layers", "cubes", "floor", "epsilon"])
+def test_a_structure_is_chosen_before_it_is_fitted(open_option: str) -> None:
+    with pytest.raises(ValueError, match="yet to be chosen"):
+        _fit(**{open_option: "auto"})
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

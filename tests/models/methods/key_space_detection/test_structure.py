@@ -11,11 +11,11 @@ import pytest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import Cubes
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Structure
 from bakeout.models.methods.key_space_detection.separation import Share, auroc
 from bakeout.models.methods.key_space_detection.structure import (
     Candidate,
     Choice,
-    Structure,
     choose,
     choose_structure,
     layer_sets,
@@ -31,6 +31,10 @@ def _keys(count: int, seed: int, centre: dict[int, float]) -> Keys:
     return {layer: (at + generator.normal(size=(count, WIDTH))).astype(np.float32) for layer, at in centre.items()}
 
 
+def _choose(**settings: Any) -> Choice:
+    return choose_structure(**{"floor": "auto", "epsilon": 0.005, "seed": 0, **settings})
+
+
 def _data(separated: dict[int, float]) -> dict[str, Any]:
     """Math lies around 0 in every layer, poems as far away as ``separated`` says."""
     here = dict.fromkeys(separated, 0.0)
@@ -43,14 +47,14 @@ def _data(separated: dict[int, float]) -> dict[str, Any]:
 
 
 def test_of_layers_that_separate_alike_the_shallowest_is_taken() -> None:
-    choice = choose_structure(**_data({0: 0.0, 1: 12.0, 2: 12.0, 3: 30.0}))
+    choice = _choose(**_data({0: 0.0, 1: 12.0, 2: 12.0, 3: 30.0}))
     assert choice.chosen.structure.layers == (1,)
     assert choice.chosen.error <= 0.5
     assert choice.chosen.worst_auroc.value == 1.0
 
 
 def test_a_layer_that_separates_less_is_not_taken_for_being_shallow() -> None:
-    choice = choose_structure(**_data({0: 0.5, 1: 1.0, 2: 12.0}))
+    choice = _choose(**_data({0: 0.5, 1: 1.0, 2: 12.0}))
     assert choice.chosen.structure.layers == (2,)
 
 
@@ -60,7 +64,7 @@ def test_layers_are_taken_jointly_where_no_single_one_separates() -> None:
     poems = data["selection"]["poems"]
     poems[0][:150] += 12
     poems[1][150:] += 12
-    choice = choose_structure(**data)
+    choice = _choose(**data)
     assert choice.chosen.structure.layers == (0, 1)
     assert choice.chosen.refused["poems"].count == 0
 
@@ -70,8 +74,8 @@ def test_cubes_are_taken_where_one_covers_too_much() -> None:
     for keys in (data["probe"]["math"], data["selection"]["math"]):
         keys[0][::2] += 20
         keys[0][1::2] -= 20
-    one = choose_structure(**data)
-    several = choose_structure(**{**data, "cubes": "auto"})
+    one = _choose(**data)
+    several = _choose(**{**data, "cubes": "auto"})
     assert one.chosen.refused["poems"].count == 300
     assert several.chosen.structure.cubes == 2
     assert several.chosen.refused["poems"].count == 0
@@ -81,14 +85,14 @@ def test_queries_that_the_model_answers_wrongly_cost_nothing() -> None:
     data = _data({0: 0.0, 1: 12.0})
     data["selection"]["poems"][0][:60] += 12
     right = {"poems": np.arange(300) < 60}
-    assert choose_structure(**data).chosen.structure.layers == (1,)
-    assert choose_structure(**data, right=right).chosen.structure.layers == (0,)
+    assert _choose(**data).chosen.structure.layers == (1,)
+    assert _choose(**data, right=right).chosen.structure.layers == (0,)
 
 
 def test_the_worst_of_several_retain_names_counts() -> None:
     data = _data({0: 12.0, 1: 12.0})
     data["selection"]["songs"] = _keys(300, 4, {0: 0.0, 1: 12.0})
-    choice = choose_structure(**data)
+    choice = _choose(**data)
     assert choice.chosen.structure.layers == (1,)
     shallow = next(one for one in choice.candidates if one.structure.layers == (0,))
     assert shallow.worst_auroc == shallow.auroc["songs"]
@@ -99,37 +103,34 @@ def test_several_skills_have_one_structure_and_their_own_alphas() -> None:
     data = _data({0: 12.0})
     data["probe"]["code"] = _keys(200, 5, {0: -20.0})
     data["selection"]["code"] = _keys(300, 6, {0: -20.0})
-    choice = choose_structure(**data)
+    choice = _choose(**data)
     assert set(choice.chosen.alpha) == {"math", "code"}
     assert set(choice.chosen.refused) == {"poems"}
 
 
 def test_a_given_option_is_kept_and_auto_epsilon_is_one_that_can_be_guaranteed() -> None:
     data = {**_data({0: 12.0, 1: 12.0}), "layers": [1], "floor": 0.7}
-    assert choose_structure(**data, epsilon=0.02).chosen.structure == Structure((1,), 1, 0.7, 0.02)
-    assert choose_structure(**data, epsilon="auto").chosen.structure.epsilon == 0.005
-    assert choose_structure(**data, epsilon="auto", calibration_queries=99).chosen.structure.epsilon == 0.01
-    assert choose_structure(**data, epsilon="auto", calibration_queries=5).chosen.structure.epsilon == 0.03
+    assert _choose(**data, epsilon=0.02).chosen.structure == Structure((1,), 1, 0.7, 0.02)
+    assert _choose(**data, epsilon="auto").chosen.structure.epsilon == 0.005
+    assert _choose(**data, epsilon="auto", calibration_queries=99).chosen.structure.epsilon == 0.01
+    assert _choose(**data, epsilon="auto", calibration_queries=5).chosen.structure.epsilon == 0.03
 
 
 def test_the_choice_does_at_fitting_what_it_said() -> None:
     data = _data({0: 2.0, 1: 3.0})
-    chosen = choose_structure(**data, floor=0.1).chosen
+    chosen = _choose(**data, floor=0.1).chosen
     check = fit_key_space_detection(
         data["probe"],
         {},
         {"poems": data["selection"]["poems"]},
-        layers=chosen.structure.layers,
-        cubes=chosen.structure.cubes,
-        floor=chosen.structure.floor,
-        alpha=chosen.alpha["math"],
+        KeySpaceDetectionOptions(forget=["math"], alpha=chosen.alpha["math"]).with_structure(chosen.structure),
         refusal=[3, 1],
     )
     assert check.report.as_json()["retain"]["poems"]["refused"] == chosen.refused["poems"].count
 
 
 def test_the_same_queries_give_the_same_choice_and_it_is_json() -> None:
-    one, other = (choose_structure(**{**_data({0: 3.0, 1: 4.0}), "cubes": "auto"}, seed=3) for _ in range(2))
+    one, other = (_choose(**{**_data({0: 3.0, 1: 4.0}), "cubes": "auto"}, seed=3) for _ in range(2))
     assert json.dumps(one.figures().as_json()) == json.dumps(other.figures().as_json())
     assert isinstance(one, Choice)
 
@@ -184,8 +185,8 @@ def test_the_rule() -> None:
 def test_what_cannot_be_chosen_is_refused() -> None:
     data = _data({0: 12.0})
     with pytest.raises(BakeoutError, match="nothing to retain"):
-        choose_structure(**{**data, "selection": {"math": data["selection"]["math"]}})
+        _choose(**{**data, "selection": {"math": data["selection"]["math"]}})
     with pytest.raises(BakeoutError, match="math has no queries to choose by"):
-        choose_structure(**{**data, "selection": {"poems": data["selection"]["poems"]}})
+        _choose(**{**data, "selection": {"poems": data["selection"]["poems"]}})
     with pytest.raises(BakeoutError, match="no keys of layer 7"):
-        choose_structure(**{**data, "layers": [7]})
+        _choose(**{**data, "layers": [7]})

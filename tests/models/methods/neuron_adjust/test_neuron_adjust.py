@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
-from bakeout.models.methods.neuron_adjust.options import Selection
+from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions, Selection
 from bakeout.models.network.statistics import Moments, NeuronStatistics
 from bakeout.models.plan import NeuronAdjust
 
@@ -29,6 +31,10 @@ def _changed(statistics: NeuronStatistics, **changes: object) -> NeuronStatistic
     return NeuronStatistics(replace(statistics.moments, **changes))  # type: ignore[arg-type]
 
 
+def _fit(forget: NeuronStatistics, retain: NeuronStatistics, **options: Any) -> NeuronAdjust:
+    return fit_neuron_adjust(forget, retain, NeuronAdjustOptions(forget=["forget"], **options))
+
+
 def _selected(fitted: NeuronAdjust) -> set[tuple[int, int]]:
     return {(layer.layer, int(neuron)) for layer in fitted.layers for neuron in layer.neurons}
 
@@ -36,7 +42,7 @@ def _selected(fitted: NeuronAdjust) -> set[tuple[int, int]]:
 @given(st.integers(0, 2**32 - 1), st.floats(0.001, 1), st.sampled_from(SELECTIONS))
 def test_the_selected_neurons_score_highest_of_all_layers(seed: int, ratio: float, selection: Selection) -> None:
     forget, retain = _statistics(seed), _statistics(seed + 1)
-    fitted = fit_neuron_adjust(forget, retain, ratio=ratio, selection=selection)
+    fitted = _fit(forget, retain, ratio=ratio, selection=selection)
     score = forget.moments.mean - retain.moments.mean
     if selection == "standardised":
         variances = (forget.moments.m2 + retain.moments.m2) / (TOKENS - 1)
@@ -51,7 +57,7 @@ def test_the_selected_neurons_score_highest_of_all_layers(seed: int, ratio: floa
 @given(st.integers(0, 2**32 - 1))
 def test_the_gaussians_are_the_statistics(seed: int) -> None:
     forget, retain = _statistics(seed), _statistics(seed + 1)
-    for layer in fit_neuron_adjust(forget, retain, ratio=0.5).layers:
+    for layer in _fit(forget, retain, ratio=0.5).layers:
         at = (layer.layer, layer.neurons)
         np.testing.assert_array_equal(layer.forget_mean, forget.moments.mean[at])
         np.testing.assert_array_equal(layer.retain_mean, retain.moments.mean[at])
@@ -66,8 +72,8 @@ def test_renumbering_the_neurons_renumbers_the_selection(seed: int, selection: S
     def renumbered(statistics: NeuronStatistics) -> NeuronStatistics:
         return _changed(statistics, mean=statistics.moments.mean[:, order], m2=statistics.moments.m2[:, order])
 
-    before = _selected(fit_neuron_adjust(forget, retain, ratio=0.3, selection=selection))
-    after = _selected(fit_neuron_adjust(renumbered(forget), renumbered(retain), ratio=0.3, selection=selection))
+    before = _selected(_fit(forget, retain, ratio=0.3, selection=selection))
+    after = _selected(_fit(renumbered(forget), renumbered(retain), ratio=0.3, selection=selection))
     assert {(layer, order[neuron]) for layer, neuron in after} == before
 
 
@@ -79,16 +85,14 @@ def test_units_do_not_matter(seed: int, scale: float, shift: float, selection: S
         moments = statistics.moments
         return _changed(statistics, mean=scale * moments.mean + shift, m2=scale**2 * moments.m2)
 
-    before = fit_neuron_adjust(forget, retain, ratio=0.3, selection=selection)
-    assert _selected(fit_neuron_adjust(converted(forget), converted(retain), ratio=0.3, selection=selection)) == (
-        _selected(before)
-    )
+    before = _fit(forget, retain, ratio=0.3, selection=selection)
+    assert _selected(_fit(converted(forget), converted(retain), ratio=0.3, selection=selection)) == (_selected(before))
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 1), st.floats(0.01, 1))
 def test_a_larger_ratio_selects_more_of_the_same(seed: int, one: float, other: float) -> None:
     forget, retain = _statistics(seed), _statistics(seed + 1)
-    fewer, more = (_selected(fit_neuron_adjust(forget, retain, ratio=r)) for r in sorted((one, other)))
+    fewer, more = (_selected(_fit(forget, retain, ratio=r)) for r in sorted((one, other)))
     assert fewer <= more
 
 
@@ -99,7 +103,7 @@ def test_equal_scores_go_to_the_lower_layer_and_neuron() -> None:
     retain = NeuronStatistics(Moments(TOKENS, np.zeros_like(mean), np.ones_like(mean)))
     best = [(int(layer), int(neuron)) for layer, neuron in np.argwhere(mean == 2)]
     assert len(best) > 500
-    assert _selected(fit_neuron_adjust(forget, retain, ratio=500 / 2000)) == set(best[:500])
+    assert _selected(_fit(forget, retain, ratio=500 / 2000)) == set(best[:500])
 
 
 @pytest.mark.parametrize("dead_set", ["forget", "retain"])
@@ -112,14 +116,14 @@ def test_dead_neurons_are_never_selected(dead_set: str, selection: Selection) ->
     mean[0, 3], m2[0, 3] = 0.0, 0.0
     mean[1, 4], m2[1, 4] = constant.mean[0], max(constant.m2[0], 1e-30)
     statistics[dead_set] = _changed(statistics[dead_set], mean=mean, m2=m2)
-    fitted = fit_neuron_adjust(statistics["forget"], statistics["retain"], ratio=1.0, selection=selection)
+    fitted = _fit(statistics["forget"], statistics["retain"], ratio=1.0, selection=selection)
     assert len(_selected(fitted)) == LAYERS * WIDTH - 2
     assert not _selected(fitted) & {(0, 3), (1, 4)}
     assert fitted.report.as_json()["dead_neurons"] == 2
 
 
 def test_the_report_says_what_was_fitted() -> None:
-    fitted = fit_neuron_adjust(_statistics(1), _statistics(2), ratio=0.2, coin="stochastic", seed=9)
+    fitted = _fit(_statistics(1), _statistics(2), ratio=0.2, coin="stochastic", seed=9)
     assert (fitted.coin, fitted.seed) == ("stochastic", 9)
     expected = {"ratio": 0.2, "selection": "difference", "coin": "stochastic", "neurons": 6, "dead_neurons": 0}
     assert expected.items() <= fitted.report.as_json().items()
@@ -128,8 +132,8 @@ def test_the_report_says_what_was_fitted() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.1, float("nan")])
 def test_ratios_out_of_range_are_refused(ratio: float) -> None:
-    with pytest.raises(BakeoutError, match="ratio"):
-        fit_neuron_adjust(_statistics(1), _statistics(2), ratio=ratio)
+    with pytest.raises(ValidationError, match="ratio"):
+        _fit(_statistics(1), _statistics(2), ratio=ratio)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -141,18 +145,18 @@ def test_statistics_that_are_not_finite_are_refused(bad: float, array: str, side
     values[1, 2] = bad
     statistics[side] = _changed(statistics[side], **{array: values})
     with pytest.raises(BakeoutError, match=f"{side} set's statistics hold NaN"):
-        fit_neuron_adjust(statistics["forget"], statistics["retain"], ratio=0.1)
+        _fit(statistics["forget"], statistics["retain"], ratio=0.1)
 
 
 def test_other_statistics_that_cannot_be_fitted_are_refused() -> None:
     whole = _statistics(1)
     with pytest.raises(BakeoutError, match="at least 2 tokens"):
-        fit_neuron_adjust(whole, _changed(whole, count=1), ratio=0.1)
+        _fit(whole, _changed(whole, count=1), ratio=0.1)
     other = NeuronStatistics(Moments(TOKENS, np.zeros((2, WIDTH)), np.ones((2, WIDTH))))
     with pytest.raises(BakeoutError, match="shapes"):
-        fit_neuron_adjust(whole, other, ratio=0.1)
+        _fit(whole, other, ratio=0.1)
     dead = _changed(whole, m2=np.zeros((LAYERS, WIDTH)))
     with pytest.raises(BakeoutError, match="no neuron"):
-        fit_neuron_adjust(whole, dead, ratio=0.1)
-    with pytest.raises(BakeoutError, match="no selection"):
-        fit_neuron_adjust(whole, whole, ratio=0.1, selection="random")  # type: ignore[arg-type]
+        _fit(whole, dead, ratio=0.1)
+    with pytest.raises(ValidationError, match="selection"):
+        _fit(whole, whole, ratio=0.1, selection="random")

@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.selective_pruning.fit import fit_selective_pruning
+from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.network.probing import probe_key_magnitudes
 from bakeout.models.network.statistics import KeyMagnitudes
@@ -144,8 +146,8 @@ def test_a_pruned_model_is_one_whose_selected_keys_are_zero() -> None:
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.5, float("nan")])
 def test_a_ratio_outside_its_range_is_refused(ratio: float) -> None:
-    with pytest.raises(BakeoutError, match="ratio"):
-        fit_selective_pruning(_magnitudes(0), _magnitudes(1), ratio=ratio)
+    with pytest.raises(ValidationError, match="ratio"):
+        SelectivePruningOptions(forget=["forget"], ratio=ratio)
 
 
 def test_statistics_that_cannot_be_compared_are_refused() -> None:
