@@ -33,6 +33,7 @@ import argparse
 import ctypes
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -43,6 +44,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime

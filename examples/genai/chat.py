@@ -4,7 +4,10 @@ The artifact's own genai_config.json says all that genai must know.
 """
 
 import json
+import os
 import sys
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime_genai as genai
 

@@ -1,8 +1,11 @@
 """What an artifact answers, by ONNX Runtime and nothing of Bakeout: python answer.py ARTIFACT PROMPT..."""
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime

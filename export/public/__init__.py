@@ -9,8 +9,12 @@ the ``Track`` that a function is given.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# ONNX Runtime sends telemetry unless this is set before it is imported. Whoever wants it sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from bakeout.artifact import Artifact as Artifact
