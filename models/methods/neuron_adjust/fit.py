@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from bakeout.models.plan import AdjustedLayer, Floats, NeuronAdjust
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
 
 _RESOLUTION = np.finfo(np.float32)
+# Rows that a search probes at a time: it probes often, and larger batches are faster.
+_SEARCH_BATCH = 32
 
 
 def fit(options: NeuronAdjustOptions, fitting: Fitting) -> NeuronAdjust:
@@ -31,7 +34,7 @@ def fitter(options: NeuronAdjustOptions, fitting: Fitting) -> Callable[[Settings
     def fit_settings(settings: Settings) -> NeuronAdjust:
         candidate = options.model_copy(update=dict(settings))
         if candidate.tokens not in probed:
-            probed[candidate.tokens] = _probed(candidate, fitting)
+            probed[candidate.tokens] = _probed(candidate, replace(fitting, batch_size=_SEARCH_BATCH))
         return fit_neuron_adjust(*probed[candidate.tokens], candidate)
 
     return fit_settings
