@@ -44,10 +44,8 @@ class RidgeSystem:
     def solve(self, ridge: float) -> Floats:
         """The solution [hidden, F]; ``ridge`` is lambda as a share of the mean of KᵀK's diagonal, sum_i |h_i|² / F.
 
-        Raises ``BakeoutError`` for a ridge that is not positive, and where no row was added or all keys are 0.
+        Raises ``BakeoutError`` where no row was added or all keys are 0.
         """
-        if not ridge > 0:
-            raise BakeoutError(f"The ridge {ridge} is not positive.", "Choose a share such as 0.01.")
         if self._energy == 0:
             raise BakeoutError("The key vectors are all 0: no change of the weight moves them.", "Give other data.")
         damping = ridge * self._energy / self._width

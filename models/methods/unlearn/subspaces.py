@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bakeout.models.errors import BakeoutError
 from bakeout.models.network.probing import hooked, run_batches
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
@@ -54,10 +53,8 @@ def principal_directions(second_moment: Floats, energy: float) -> Floats:
     """The fewest eigenvectors of ``second_moment`` [d, d] that hold the share ``energy`` of its trace: [d, k], k >= 1.
 
     For a second moment XᵀX they are the leading right singular vectors of X; the energy is in squared norms. The
-    signs are fixed (the largest entry of each is positive). Raises ``BakeoutError`` for an energy outside (0, 1].
+    signs are fixed (the largest entry of each is positive).
     """
-    if not 0 < energy <= 1:
-        raise BakeoutError(f"The energy {energy} is not in (0, 1].", "Choose a share such as 0.99.")
     values, vectors = np.linalg.eigh(second_moment)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     held = np.cumsum(values)

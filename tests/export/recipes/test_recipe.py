@@ -183,3 +183,25 @@ def test_an_option_of_two_kinds_is_one_error(tmp_path: Path) -> None:
     cause = _refusal(tmp_path, GOOD + "      layers: first\n")
     assert "has an error" in cause
     assert "'last' or input should be a valid list" in cause
+
+
+REVEAL = """\
+  - reveal_and_release:
+      instructions: ["Ask me about code:"]
+      directory: revealed
+      reveal:
+        chat: true
+      release:
+        rank: 8
+"""
+
+
+def test_sections_of_a_method_are_read_and_their_paths_are_the_recipes(tmp_path: Path) -> None:
+    head = GOOD.partition("  - neuron_adjust")[0]
+    (entry,) = load_recipe(_written(tmp_path, head + REVEAL)).interventions
+    options = entry.options.model_dump()
+    assert (entry.method.title, options["directory"]) == ("Reveal-and-Release", tmp_path / "revealed")
+    assert (options["reveal"]["chat"], options["reveal"]["samples"], options["release"]["rank"]) == (True, 24, 8)
+    cause = _refusal(tmp_path, head + REVEAL.replace("chat:", "chatt:").replace("rank: 8", "rank: 0"))
+    assert "line 10: unknown key 'chatt' (did you mean 'chat'?)" in cause
+    assert "line 12: interventions.0.reveal_and_release.release.rank: input should be greater than 0" in cause

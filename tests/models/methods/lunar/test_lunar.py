@@ -124,8 +124,6 @@ def test_retain_rows_stay_and_forget_rows_arrive_as_the_ridge_vanishes() -> None
 def test_a_system_without_a_solution_is_refused() -> None:
     with pytest.raises(BakeoutError, match="all 0"):
         RidgeSystem(4, HIDDEN).solve(0.1)
-    with pytest.raises(BakeoutError, match="ridge"):
-        RidgeSystem(4, HIDDEN).solve(0.0)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 6), st.floats(0, 0.9))
