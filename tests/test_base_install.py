@@ -57,6 +57,17 @@ def test_it_bakes_what_the_whole_install_bakes(
     }
 
 
+def test_it_edits_a_checkpoint_whose_canary_needs_torch(tmp_path: Path) -> None:
+    fixtures = ROOT / "tests" / "fixtures" / "v0.1.0"
+    plan = fixtures / "plans" / "weight_methods.safetensors"
+    baked = _bakeout("bake", fixtures / "checkpoint", plan, "--to", "safetensors", "-o", "out", cwd=tmp_path)
+    assert baked.returncode == 0, baked.stderr
+    verified = _bakeout("verify", tmp_path / "out", "--checks", "hashes,tensors,canary")
+    states = [line.split(maxsplit=2) for line in verified.stdout.replace("NOT OK", "NOT-OK").splitlines()]
+    assert [state[:2] for state in states[:3]] == [["ok", "files"], ["ok", "tensors"], ["NOT-OK", "canary"]]
+    assert states[2][2] == "skipped: it needs torch (pip install 'bakeout[fit]')"
+
+
 def test_it_inspects_and_chats(artifact: Path, plan_file: Path) -> None:
     for path in (artifact, plan_file):
         shown = _bakeout("inspect", path)
