@@ -99,10 +99,12 @@ def receipt_lines(receipt: Mapping[str, Any]) -> Iterator[str]:
     count = kind.count_text(receipt["count"]) if kind else str(receipt["count"])
     yield f"  {receipt['intervention']}  layer {receipt['layer']:<3} {count:>14}  {receipt['tensor']}".rstrip()
     detail = receipt["detail"]
-    if "norm_before" in detail:
+    norms = [detail.get(f"norm_{when}") for when in ("before", "asked", "realised")]
+    if all(isinstance(norm, int | float) for norm in norms):
+        before, asked, realised = norms
         yield (
-            f"{'':29}{detail['role']}, {detail['dtype']}: norm {detail['norm_before']:.4g}, change asked "
-            f"{detail['norm_asked']:.4g}, realised {detail['norm_realised']:.4g}"
+            f"{'':29}{detail.get('role')}, {detail.get('dtype')}: norm {before:.4g}, change asked {asked:.4g}, "
+            f"realised {realised:.4g}"
         )
 
 

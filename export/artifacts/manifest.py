@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
+from bakeout.models.files.reading import parse_json, read_regular
+from bakeout.models.plan.arrays import PlanError
 from bakeout.models.plan.receipt import Receipt
 
 SCHEMA = 1
@@ -47,12 +48,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of an artifact, its ``files`` and ``receipts`` checked for form. Raises ``BakeoutError``."""
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(read_regular(path).decode("utf-8"))
     except FileNotFoundError:
         raise BakeoutError(
             f"{directory} holds no {MANIFEST}, so it is not an artifact.", "Name what `bakeout bake` or `build` wrote."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _malformed(path, str(error)) from None
     if not isinstance(manifest, dict) or "schema" not in manifest:
         raise _malformed(path, "no schema number")
@@ -64,11 +65,19 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_is_file_entry(name, entry) for name, entry in files.items()):
         raise _malformed(path, "`files` is not a table of digests and sizes")
-    receipts = manifest.get("receipts")
-    wanted = {field.name for field in fields(Receipt)}
-    if not isinstance(receipts, list) or not all(isinstance(one, dict) and one.keys() == wanted for one in receipts):
-        raise _malformed(path, "`receipts` is not a list of receipts")
+    try:
+        receipts_of(manifest)
+    except PlanError as error:
+        raise _malformed(path, error.cause) from None
     return manifest
+
+
+def receipts_of(manifest: Mapping[str, Any]) -> tuple[Receipt, ...]:
+    """The receipts in a manifest. Raises ``PlanError`` where something else is in their place."""
+    receipts = manifest.get("receipts")
+    if not isinstance(receipts, list):
+        raise PlanError("`receipts` is not a list of receipts")
+    return tuple(Receipt.from_json(receipt, f"receipts.{number}") for number, receipt in enumerate(receipts))
 
 
 def _is_file_entry(name: str, entry: Any) -> bool:
@@ -76,8 +85,9 @@ def _is_file_entry(name: str, entry: Any) -> bool:
     return (
         inside
         and isinstance(entry, dict)
-        and isinstance(entry.get("size"), int)
-        and re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256"))) is not None
+        and entry.keys() == {"sha256", "size"}
+        and type(entry["size"]) is int
+        and re.fullmatch(r"[0-9a-f]{64}", str(entry["sha256"])) is not None
     )
 
 

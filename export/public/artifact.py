@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifacts.file_names import MANIFEST, PLAN
-from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.manifest import read_manifest, receipts_of
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import load_plan
@@ -52,7 +52,7 @@ class Artifact:
     @property
     def receipts(self) -> tuple[Receipt, ...]:
         """A receipt for every edit: which layer's tensor was changed, and where it is now."""
-        return tuple(Receipt(**receipt) for receipt in self.manifest["receipts"])
+        return receipts_of(self.manifest)
 
     @property
     def digest(self) -> str:

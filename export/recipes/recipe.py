@@ -19,6 +19,7 @@ from bakeout.export.recipes.interventions import InterventionEntry
 from bakeout.models.data.row_source import DataError, RowsInMemory, RowsLike, Source, as_source
 from bakeout.models.data.uses import USES, Use
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import read_regular
 from bakeout.models.methods.options import MethodOptions, Section
 from bakeout.models.methods.registry import methods
 from bakeout.models.plan import Intervention
@@ -171,7 +172,7 @@ def require_consistent(recipe: Recipe) -> None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        written = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        written = YAML(typ="rt").load(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except UnicodeDecodeError:

@@ -39,7 +39,7 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
-_CANNOT_LOAD = (
+_CANNOT_RUN = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
@@ -146,7 +146,10 @@ class Runner:
             binding.bind_output(entry.present, self._device)
         for name in self._others:
             binding.bind_output(name, "cpu")
-        self.session.run_with_iobinding(binding)
+        try:
+            self.session.run_with_iobinding(binding)
+        except _CANNOT_RUN as error:
+            raise _cannot_run(self.path, error) from None
         values = binding.get_outputs()
         others = {name: value.numpy() for name, value in zip(self._others, values[len(self._cache) :], strict=True)}
         present = {entry.past: value for entry, value in zip(self._cache, values, strict=False)}
@@ -291,9 +294,13 @@ def _session(path: Path, threads: int | None, graph: bytes | None) -> onnxruntim
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         return onnxruntime.InferenceSession(graph or path, options, providers)
-    except _CANNOT_LOAD as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BakeoutError(f"{path} cannot be run ({reason}).", "Copy or export the model again.") from None
+    except _CANNOT_RUN as error:
+        raise _cannot_run(path, error) from None
+
+
+def _cannot_run(path: Path, error: Exception) -> BakeoutError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return BakeoutError(f"{path} cannot be run ({reason}).", "Copy or export the model again.")
 
 
 def _has_nvidia_driver() -> bool:

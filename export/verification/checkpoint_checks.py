@@ -12,7 +12,7 @@ from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.checkpoint.checkpoint_writer import tensor_digests
 from bakeout.models.data.padding import left_padded
-from bakeout.models.plan import Plan
+from bakeout.models.plan import Plan, PlanError
 from bakeout.models.plan.canary_check import CanaryMatch, compare_canary
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
@@ -102,4 +102,7 @@ def _logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, tokens: Tensor) -
 
 def _stored_type(receipts: Sequence[Receipt]) -> str:
     """The type that the edited weights are stored in, as NumPy and torch call it."""
-    return str(receipts[0].detail["dtype"])
+    name = str(receipts[0].detail.get("dtype"))
+    if name not in _CANARY:
+        raise PlanError(f"The receipts name no type that weights are stored in, but {name!r}.", "Bake again.")
+    return name

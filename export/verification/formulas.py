@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
+from bakeout.export.verification.graph_canary import by_neuron
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.graph.observe import ObservePass
 from bakeout.graph_passes.graph.precision import stored_precision
@@ -68,7 +69,7 @@ def check_formulas(
         for receipt in receipts:
             adjustment = plan.interventions[receipt.intervention].adjustment
             if adjustment is not None:
-                before, after = (seen[name].reshape(-1, plan.model.width) for name in _observed(receipt, plan))
+                before, after = (by_neuron(seen[name], plan) for name in _observed(receipt, plan))
                 layer = next(one for one in adjustment.layers if one.layer == receipt.layer)
                 if fault := _adjusted_wrongly(adjustment.coin, layer, before, after, tolerance, tally):
                     return False, f"layer {layer.layer}: {fault}"
@@ -137,7 +138,7 @@ def _adjusted_wrongly(
 def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> Floats:
     """The key vectors of one prompt's tokens, of all layers of intervention ``index``: float64 [tokens, ...]."""
     own = sorted((one for one in receipts if one.intervention == index), key=lambda receipt: receipt.layer)
-    keys = [seen[receipt.tensor].reshape(-1, plan.model.width).astype(np.float64) for receipt in own]
+    keys = [by_neuron(seen[receipt.tensor], plan).astype(np.float64) for receipt in own]
     return np.concatenate(keys, axis=1)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bakeout.export.artifacts.file_names import GRAPH, MANIFEST, PLAN
-from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.manifest import read_manifest, receipts_of
 from bakeout.export.artifacts.model_source import find_checkpoint, local_form
+from bakeout.export.verification.file_checks import compare_files, irregular_entries
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing, is_installed
-from bakeout.models.files.hashing import hash_file, hash_files
+from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
 from bakeout.models.plan.canary_check import CanaryMatch
 from bakeout.models.plan.plan_file import load_plan
@@ -57,11 +59,16 @@ def verify(
     asked = check_names(directory) if checks is None else checks
     _require_checks(directory, asked, digest, base is not None, prompts)
     checkpoint = None if base is None else find_checkpoint(base)
-    receipts = [Receipt(**receipt) for receipt in manifest["receipts"]]
+    receipts = receipts_of(manifest)
     artifact = _Checkpoint if _is_checkpoint(directory) else _Graph
     done: list[Check] = []
+    if irregular := irregular_entries(directory):
+        # Other libraries would follow a link, and wait for a FIFO.
+        detail = "; ".join(f"{name} is {what}" for name, what in irregular.items())
+        return [Check("files", False, detail), *(_skipped(name) for name in asked if name != "hashes")]
     if "hashes" in asked:
-        done += [*_digest_check(directory, digest), *_file_checks(directory, manifest, track)]
+        done += _digest_check(directory, digest)
+        done.append(Check("files", *compare_files(directory, manifest["files"], track)))
     if artifact.form in asked:
         done.append(artifact.check_form(directory, receipts))
         if not done[-1].ok:
@@ -72,6 +79,8 @@ def verify(
         plan = load_plan(directory / PLAN)
     except BakeoutError as error:
         return [*done, Check("plan", False, str(error)), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
+    if wrong := _not_owed(plan, receipts):
+        return [*done, Check("plan", False, wrong), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
     if "canary" in asked:
         done.append(_canary_check(artifact, directory, plan, receipts))
     if "parity" in asked:
@@ -110,31 +119,26 @@ def _require_checks(
             )
 
 
+def _not_owed(plan: Plan, receipts: Sequence[Receipt]) -> str:
+    """In what the receipts are not those that baking the plan gives; empty for nothing."""
+    given = Counter((one.intervention, one.kind, one.layer, one.count) for one in receipts)
+    owed = Counter(
+        (index, one.kind, part.layer, part.count) for index, one in enumerate(plan.interventions) for part in one.parts
+    )
+    differing = sorted((given - owed) + (owed - given))
+    if not differing:
+        return ""
+    index, kind, layer, count = differing[0]
+    whose = "the plan's alone" if owed[differing[0]] > given[differing[0]] else "the receipts' alone"
+    return f"plan and receipts differ: {kind} (intervention {index}) in layer {layer} with count {count} is {whose}"
+
+
 def _digest_check(directory: Path, digest: str | None) -> Iterator[Check]:
     if digest is None:
         return
     found = hash_file(directory / MANIFEST)
     ok = found == digest.strip().lower()
     yield Check("digest", ok, f"{MANIFEST} has sha256 {found}" + ("" if ok else ", not the one supplied"))
-
-
-def _file_checks(directory: Path, manifest: dict[str, Any], track: Track) -> Iterator[Check]:
-    """The manifest's files, and no others, with the content they were written with."""
-    listed = manifest["files"]
-    present = {
-        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file() or path.is_symlink()
-    }
-    missing = sorted(listed.keys() - present)
-    extra = sorted(present - listed.keys() - {MANIFEST})
-    both = sorted(listed.keys() & present)
-    digests = track(hash_files([directory / name for name in both]), "hashing the files", len(both))
-    changed = [name for name, digest in zip(both, digests, strict=True) if digest != listed[name]["sha256"]]
-    problems = [
-        f"{what}: {', '.join(names)}"
-        for what, names in (("missing", missing), ("not in the manifest", extra), ("changed", changed))
-        if names
-    ]
-    yield Check("files", not problems, "; ".join(problems) or f"{len(listed)} files as in {MANIFEST}")
 
 
 def _canary_check(

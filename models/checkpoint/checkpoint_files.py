@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
+from bakeout.models.files.reading import parse_json, read_regular, require_no_devices
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     directory = Path(name)
     if not directory.is_dir():
         directory = _snapshot(str(name))
+    require_no_devices(directory)
     if not (directory / "config.json").is_file():
         raise BakeoutError(
             f"{directory} holds no config.json, so it is not a checkpoint.",
@@ -120,7 +121,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The checkpoint's ``config.json``. Raises ``BakeoutError`` where it cannot be read."""
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_regular(path).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise BakeoutError(f"{path} cannot be read ({_first_line(error)}).", "Copy the checkpoint again.") from None
     if not isinstance(config, dict):

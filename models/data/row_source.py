@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import open_regular, read_regular
 
 
 class DataError(BakeoutError):
@@ -58,7 +59,7 @@ def source_digest(source: Source) -> str:
     if isinstance(source, RowsInMemory):
         return hashlib.sha256(_content(source)).hexdigest()
     try:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(source, error) from None
@@ -73,7 +74,7 @@ def _content(source: Source) -> bytes:
     if isinstance(source, RowsInMemory):
         return b"".join(line + b"\n" for line in source.lines)
     try:
-        return source.read_bytes()
+        return read_regular(source)
     except OSError as error:
         raise _unreadable(source, error) from None
 

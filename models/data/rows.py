@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from bakeout.models.data.row_source import DataError, Source, source_lines, source_name
 from bakeout.models.data.uses import Use
+from bakeout.models.files.reading import parse_json
 
 if TYPE_CHECKING:
     from bakeout.models.data.tokenization import Tokenizer
@@ -62,7 +63,7 @@ def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The objects of a source, each with the words that say where it stands. Raises ``DataError``."""
     for where, line in source_lines(source):
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = parse_json(line.decode("utf-8"))
         except ValueError as error:
             raise DataError(f"{where}: not JSON ({error}).", "Put one JSON object on each line, in UTF-8.") from None
         if not isinstance(row, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tokenizers import AddedToken
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing
+from bakeout.models.files.reading import parse_json, read_regular
 
 # A special token: as a string, where no file says how it is matched in a text.
 Special: TypeAlias = "AddedToken | str"
@@ -97,7 +97,7 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
 def read_object(path: Path) -> dict[str, Any]:
     """A file's JSON object; an empty one where there is no such file. Raises ``BakeoutError`` for a damaged one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path).decode("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bakeout.models.files.reading import open_regular
+
 _AT_ONCE = 4
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's content."""
-    with path.open("rb") as file:
+    """SHA-256 (hex) of a regular file's content."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

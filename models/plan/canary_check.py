@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bakeout.models.plan import Floats, Intervention
+from bakeout.models.plan import Floats, Intervention, PlanError
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class CanaryMatch:
 def compare_canary(expected: Floats, measured: Floats, intervention: Intervention, tolerance: float) -> CanaryMatch:
     """Hold what was measured against the plan's values for ``intervention``: both float64 [sequences, values].
 
-    ``tolerance`` depends on the dtype the model runs in. Raises ``ValueError`` where the shapes differ.
+    ``tolerance`` depends on the dtype the model runs in. Raises ``PlanError`` where the shapes differ.
     """
     if measured.shape != expected.shape:
-        raise ValueError(f"the canary has shape {expected.shape}, and {measured.shape} was measured")
+        raise PlanError(f"The canary has shape {expected.shape}, and {measured.shape} was measured.")
     unit = np.broadcast_to(intervention.canary_unit(expected), expected.shape)
     comparable = ~np.isnan(expected)
     compared = int(comparable.sum())

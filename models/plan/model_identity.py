@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bakeout.models.plan.arrays import PlanError
+from bakeout.models.plan.kinds.report import Figures
 
 # The linear layers of an FFL. "gate" makes the pre-activation, in an ungated FFL too; "up" only gated FFLs have.
 Role = Literal["gate", "up", "down"]
 
 
 @dataclass(frozen=True)
-class ModelIdentity:
+class ModelIdentity(Figures):
     """What a plan knows of the model it was fitted on.
 
     ``width`` is F, the number of neurons of one FFL; ``digest`` the SHA-256 of the checkpoint's weights

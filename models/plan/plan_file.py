@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.files.writing import write_file
 from bakeout.models.plan.arrays import PlanError
 from bakeout.models.plan.kinds.intervention import Intervention
@@ -68,11 +69,11 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         arrays = load_tensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header["__metadata__"][_KEY]
-        described = json.loads(text)
+        described = parse_json(text)
     except OSError as error:
         raise PlanError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except (SafetensorError, ValueError) as error:
@@ -105,7 +106,7 @@ def _plan(described: Mapping[str, Any], arrays: Arrays) -> Plan:
             raise PlanError(f"{prefix}{name} is {array.dtype}, not {np.dtype(dtype)}.")
         return array
 
-    identity = ModelIdentity(**described["model"])
+    identity = ModelIdentity.from_json(described["model"], "model")
     interventions = []
     for index, entry in enumerate(described["interventions"]):
         kind = _kind(entry, described)
@@ -115,7 +116,7 @@ def _plan(described: Mapping[str, Any], arrays: Arrays) -> Plan:
     canary = Canary(take("canary.input_ids", np.int64), expected)
     if left:
         raise PlanError(f"The plan holds arrays that nothing refers to: {', '.join(sorted(left))}.")
-    return Plan(identity, tuple(interventions), canary, described["provenance"])
+    return Plan(identity, tuple(interventions), canary, _provenance(described))
 
 
 def _kind(entry: Mapping[str, Any], described: Mapping[str, Any]) -> type[Intervention]:
@@ -133,7 +134,18 @@ def _kind(entry: Mapping[str, Any], described: Mapping[str, Any]) -> type[Interv
     return kind
 
 
+def _provenance(described: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where the plan came from, whose ``versions`` and ``data`` are tables."""
+    provenance = described["provenance"]
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("versions", {}), dict):
+        raise PlanError("The plan's provenance is no table.")
+    data = provenance.get("data", {})
+    if not isinstance(data, dict) or not all(isinstance(uses, dict) for uses in data.values()):
+        raise PlanError("The plan's data are no table of digests.")
+    return provenance
+
+
 def _reader(described: Mapping[str, Any]) -> str:
     """What can read a plan that this version cannot: the version that wrote it."""
-    wrote = described["provenance"].get("versions", {}).get("bakeout")
+    wrote = _provenance(described).get("versions", {}).get("bakeout")
     return f"Use Bakeout {wrote} or later, with the packages it was fitted with." if wrote else "Use a newer Bakeout."

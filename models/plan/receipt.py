@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+from bakeout.models.plan.kinds.report import Figures
 
 
 @dataclass(frozen=True)
-class Receipt:
+class Receipt(Figures):
     """One edit of one layer, node or tensor.
 
     ``intervention`` is its index in the plan; ``node`` and ``tensor`` name what was matched (for Neuron Adjust the
@@ -26,7 +28,3 @@ class Receipt:
     before: str
     after: str
     detail: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The receipt as it stands in the manifest and in ``--json``."""
-        return asdict(self)

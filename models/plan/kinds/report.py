@@ -116,6 +116,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return hint.from_json(value, where)
     if hint is Any or (origin is Literal and value in arguments):
         return value
-    if hint in (int, float, str) and isinstance(value, (int, float) if hint is float else hint):
+    if hint is bool and isinstance(value, bool):
+        return value
+    is_number = hint in (int, float) and not isinstance(value, bool)
+    if (is_number or hint is str) and isinstance(value, (int, float) if hint is float else hint):
         return value
     raise PlanError(f"{where} is {value!r}.", "Fit the plan again, or take this figure out.")

@@ -1,0 +1,57 @@
+"""Files as they are read: regular ones alone, since a FIFO never ends and a device has no end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from bakeout.models.errors import BakeoutError
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, or what links to one, opened for reading. Raises ``OSError`` for all else, and never waits."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a directory" if stat.S_ISDIR(mode) else "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file. Raises ``OSError`` for all else."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def require_no_devices(directory: Path) -> None:
+    """Raise ``BakeoutError`` where something in ``directory`` would be read for ever: a FIFO, a socket, a device.
+
+    For directories whose files other libraries open. Links that lead nowhere are those libraries' to refuse.
+    """
+    for path in sorted(directory.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BakeoutError(f"{path} is not a regular file.", "Copy the model again.")
+
+
+def parse_json(text: bytes | str) -> Any:
+    """A JSON document. Raises ``ValueError``, and nothing else, for what is none.
+
+    That is what nests too deeply, too, and what holds half of a surrogate pair: no file can hold it as text.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+    if _may_hold_surrogates(text):
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _may_hold_surrogates(text: bytes | str) -> bool:
+    return (b"\\ud" in text.lower()) if isinstance(text, bytes) else ("\\ud" in text.lower() or not text.isascii())
