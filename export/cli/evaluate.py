@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("--tasks", help="Tasks of lm-evaluation-harness, as in gsm8k,mmlu.")
 @click.option("--task-directory", type=PATH, help="Directory with the YAML files of more tasks.")
+@click.option("--task-code", is_flag=True, help="Let these tasks run the Python functions that they name.")
 @click.option("--few-shot", type=click.IntRange(0), help="Examples before each question; by default the task's number.")
 @click.option("--limit", type=click.IntRange(1), help="Ask at most this many questions of each task.")
 @click.option("--chat-template", is_flag=True, help="Put tasks' prompts through the tokenizer's chat template.")
@@ -36,6 +37,7 @@ def evaluate(
     texts: tuple[Path, ...],
     tasks: str | None,
     task_directory: Path | None,
+    task_code: bool,
     few_shot: int | None,
     limit: int | None,
     chat_template: bool,
@@ -57,7 +59,7 @@ def evaluate(
     """
     if not data and not texts and not tasks:
         raise click.UsageError("Missing option '--data', '--text' or '--tasks'.")
-    if not tasks and (task_directory or few_shot is not None or limit or chat_template):
+    if not tasks and (task_directory or task_code or few_shot is not None or limit or chat_template):
         raise click.UsageError("Missing option '--tasks': the other options about tasks have no effect without it.")
     from bakeout.export.evaluation.csv_table import write_csv
     from bakeout.export.evaluation.evaluate import evaluate
@@ -66,7 +68,7 @@ def evaluate(
 
     if table is not None:
         require_new(table)
-    chosen = Tasks(_names(tasks), task_directory, few_shot, limit, chat_template) if tasks else None
+    chosen = Tasks(_names(tasks), task_directory, few_shot, limit, chat_template, task_code) if tasks else None
     with progress() as track:
         evaluation = evaluate(
             directories, data, texts=texts, tasks=chosen, base=base, batch_size=batch_size, track=track

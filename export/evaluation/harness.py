@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bakeout.export.evaluation.rows import TaskRow
+from bakeout.export.evaluation.task_files import require_no_code
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import missing_extra
 from bakeout.models.progress import Track, untracked
@@ -24,7 +25,8 @@ class Tasks:
 
     ``names``: of tasks, groups or tags; ``directory``: where more tasks' YAML files lie; ``few_shot``: so many examples
     before each question (None: as the task says); ``limit``: only so many questions of each task; ``chat``: put prompts
-    through the tokenizer's chat template, one turn for each example.
+    through the tokenizer's chat template, one turn for each example; ``code``: whether tasks in ``directory`` may name
+    Python functions, which then run.
     """
 
     names: tuple[str, ...]
@@ -32,6 +34,7 @@ class Tasks:
     few_shot: int | None = None
     limit: int | None = None
     chat: bool = False
+    code: bool = False
 
 
 def run_tasks(
@@ -48,6 +51,9 @@ def run_tasks(
         raise (missing_extra(error, "A task of lm-evaluation-harness") or error) from None
     from bakeout.export.evaluation.harness_model import HarnessModel
 
+    if tasks.directory is not None and not tasks.code:
+        require_no_code(tasks.directory)
+    _sandbox_templates()
     manager = _manager(tasks.directory, tasks.names)
     results = simple_evaluate(
         model=HarnessModel(runner, batch_size=batch_size, track=track, description=model),
@@ -60,6 +66,18 @@ def run_tasks(
         log_samples=False,
     )
     return [row for name, metrics in results["results"].items() for row in _rows(model, name, metrics)]
+
+
+def _sandbox_templates() -> None:
+    """Let the harness render tasks' templates in Jinja's sandbox: its own environment lets them call anything."""
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if not isinstance(utils.env, SandboxedEnvironment):
+        sandbox = SandboxedEnvironment(loader=utils.env.loader, undefined=utils.env.undefined)
+        sandbox.filters = utils.env.filters
+        sandbox.keep_trailing_newline = utils.env.keep_trailing_newline
+        utils.env = sandbox
 
 
 @cache
