@@ -9,6 +9,7 @@ from pathlib import Path
 from bakeout.export.artifacts.model_source import model_source, require_unbaked
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.baking.genai_config import GENAI_CONFIG
+from bakeout.export.baking.tokenizer_config import limit_tokenizer
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_writer import (
     AT_ONCE,
@@ -100,6 +101,7 @@ def write_edited_checkpoint(
     receipts, digests = write_checkpoint(base.directory, base.edits, directory, copy_by_kernel, track)
     for path in base.companions:
         copy_by_kernel(path, directory / path.name)
+    limit_tokenizer(directory)
     return receipts, base.unchanged | digests
 
 

@@ -17,6 +17,7 @@ from bakeout.export.baking.bake_checkpoint import require_weights
 from bakeout.export.baking.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.baking.runtimes import describe_to, name_data_for, require_served
+from bakeout.export.baking.tokenizer_config import limit_tokenizer
 from bakeout.export.recipes.bake_options import BakeOptions, DType
 from bakeout.graph_passes.apply import apply_plan, edit_weights
 from bakeout.graph_passes.errors import GraphError
@@ -106,6 +107,7 @@ def write_baked_graph(
     for path in companions:
         if path.name != GENAI_CONFIG:
             copy_by_kernel(path, directory / path.name)
+    limit_tokenizer(directory, {str(value.name) for value in graph.graph.inputs})
     _describe_to_genai(graph, base.directory, directory)
     describe_to(options.runtimes, graph, directory)
     return receipts
