@@ -20,7 +20,7 @@ from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.rows import Record, read_records
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.network.families import identity
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.reference.canary import measure_canary

@@ -38,7 +38,7 @@ from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record, read_records
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions

@@ -15,7 +15,7 @@ from bakeout.models.plan import Decode, Plan
 from bakeout.models.plan.plan_file import plan_bytes
 
 if TYPE_CHECKING:
-    from bakeout.models.data.tokenization import Tokenizer
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 Form = Literal["onnx", "checkpoint"]
 

@@ -56,6 +56,6 @@ def verify(
 
 def _prompts(directory: Path, path: Path) -> list[list[int]]:
     from bakeout.models.data.rows import read_records
-    from bakeout.models.data.tokenization import load_tokenizer
+    from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
     return [record.prompt_ids for record in read_records(path, load_tokenizer(directory)) if record.prompt_ids]

@@ -13,7 +13,7 @@ from bakeout.export.running.refusals import Refusals, answer_text
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import DataError, Source, source_name
 from bakeout.models.data.rows import Record, read_records
-from bakeout.models.data.tokenization import Tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.progress import Track, untracked
 
 

@@ -12,14 +12,14 @@ from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs, without_tests
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.rows import Rows, Sources, read_records
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.methods.fitting import Fitting, fit_method
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
     from bakeout.models.checkpoint.loaded_model import LoadedModel
-    from bakeout.models.data.tokenization import Tokenizer
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 _PACKAGES = ("bakeout", "numpy", "safetensors", "scipy", "torch", "transformers")
 

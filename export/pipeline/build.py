@@ -24,7 +24,7 @@ from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.rows import read_records
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import new_directory, require_new
 from bakeout.models.plan import Plan

@@ -95,7 +95,7 @@ def _fit_in_memory(
     from bakeout.export.fitting.fit import fit as fit_recipe
     from bakeout.models.checkpoint.checkpoint_files import weights_digest
     from bakeout.models.checkpoint.loaded_model import LoadedModel, as_checkpoint, local_checkpoint, require_float32
-    from bakeout.models.data.tokenization import load_tokenizer
+    from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
     with as_checkpoint(model, tokenizer, recipe.model) as checkpoint:
         require_float32(model)

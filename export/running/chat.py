@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
-from bakeout.models.data.tokenization import Tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 
 Message = dict[str, str]

@@ -10,7 +10,7 @@ import numpy as np
 
 from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.running.sampling import Logits
-from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import load_plan
 

@@ -28,7 +28,7 @@ from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
-    from bakeout.models.data.tokenization import Tokenizer
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 # Keys and values so far, by the name of the input that takes them; they stay where the provider computes.
 Cache = Mapping[str, onnxruntime.OrtValue]
@@ -121,7 +121,7 @@ class Runner:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that lies beside the graph."""
-        from bakeout.models.data.tokenization import load_tokenizer
+        from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
         return load_tokenizer(self.directory)
 

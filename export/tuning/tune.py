@@ -21,7 +21,7 @@ from bakeout.export.tuning.frontiers import frontiers
 from bakeout.export.tuning.search import Trial, choose_trial, described, search
 from bakeout.export.tuning.tuned_files import write_recipe, write_tables
 from bakeout.models.data.row_source import source_digest
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import require_new, write_file
 from bakeout.models.methods.fitting import Fitting, candidate_fitter, fit_method, method_figures

@@ -71,7 +71,7 @@ def check_assumptions(
     import random
 
     from bakeout.models.checkpoint.checkpoint_files import load_model
-    from bakeout.models.data.tokenization import load_tokenizer
+    from bakeout.models.data.tokenizers.tokenization import load_tokenizer
     from bakeout.models.reference.assumptions import conversation_drift, neuron_shapes
     from bakeout.models.reference.hooks import Hooks
     from bakeout.models.reference.weight_edits import apply_weight_edit

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bakeout.models.data.tokenization import Tokenizer
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)

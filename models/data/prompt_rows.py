@@ -11,7 +11,7 @@ from bakeout.models.data.rows import Record, json_rows, to_record
 from bakeout.models.data.variants import Kind, Prompt, Use, variants
 
 if TYPE_CHECKING:
-    from bakeout.models.data.tokenization import Tokenizer
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bakeout.models.data.uses import Use
 from bakeout.models.files.reading import parse_json
 
 if TYPE_CHECKING:
-    from bakeout.models.data.tokenization import Tokenizer
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 _FORMS = ("prompt", "text", "messages")
 

@@ -19,7 +19,7 @@ from bakeout.models.progress import Item, Track, untracked
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from bakeout.models.data.tokenization import Tokenizer
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from bakeout.models.data.padding import left_padded
-from bakeout.models.data.tokenization import Tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.progress import Track, untracked
 
 

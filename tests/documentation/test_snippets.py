@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from bakeout.export.cli.main import main
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.models.data.rows import to_record
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.skills import checkpoint_directory
 
 from tests.documentation.blocks import Block, Command, blocks, commands

@@ -16,7 +16,7 @@ from bakeout.export.verification.parity import check_parity
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.rows import Record, read_records
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens

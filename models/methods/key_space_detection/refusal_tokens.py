@@ -10,7 +10,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Integers
 
 if TYPE_CHECKING:
-    from bakeout.models.data.tokenization import Tokenizer
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 
 def refusal_tokens(refusal: str, tokenizer: Tokenizer) -> Integers:

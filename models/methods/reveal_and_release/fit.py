@@ -8,7 +8,7 @@ from dataclasses import asdict
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
-from bakeout.models.data.tokenization import Tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.lora_modules import summed

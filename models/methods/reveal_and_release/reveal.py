@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from bakeout.models.data.tokenization import Tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
 from bakeout.models.methods.reveal_and_release.options import RevealOptions
 from bakeout.models.methods.reveal_and_release.scorers import Scorer, mean_hidden_states

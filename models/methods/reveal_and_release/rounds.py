@@ -10,7 +10,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record, read_records
-from bakeout.models.data.tokenization import Tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lora_modules import Module, summed
 from bakeout.models.methods.reveal_and_release import METHOD

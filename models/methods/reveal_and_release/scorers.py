@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
-from bakeout.models.data.tokenization import Tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 
 # How much a question and the model's own answer look like what is to be forgotten: 0 (not at all) to 1.

@@ -26,7 +26,7 @@ from bakeout.export.verification.parity import check_quantised
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.progress import untracked

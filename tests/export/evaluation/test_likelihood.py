@@ -15,7 +15,7 @@ from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.row_source import DataError
 from bakeout.models.data.rows import read_records
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.plan import Plan
 
 from tests.recipe_files import rows, write_rows

@@ -16,7 +16,7 @@ from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.models.data.rows import read_records
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.methods.registry import methods
 
 RECIPES = Path(__file__).parents[3] / "examples" / "recipes"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bakeout.export.running.chat import Chat, pieces, prompt_tokens
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 
 

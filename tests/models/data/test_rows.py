@@ -167,7 +167,7 @@ def test_reading_data_does_not_load_torch(llama_checkpoint: Path, tmp_path: Path
     path = _write(tmp_path / "data.jsonl", {"prompt": "a", "response": "b"})
     program = (
         "import sys; from pathlib import Path; from bakeout.models.data.rows import read_records\n"
-        "from bakeout.models.data.tokenization import load_tokenizer; assert 'torch' not in sys.modules\n"
+        "from bakeout.models.data.tokenizers.tokenization import load_tokenizer; assert 'torch' not in sys.modules\n"
         "sys.modules['torch'] = None\n"
         f"read_records(Path({str(path)!r}), load_tokenizer(Path({str(llama_checkpoint)!r})))"
     )

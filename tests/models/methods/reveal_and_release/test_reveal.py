@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import read_records
-from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.methods.reveal_and_release.options import RevealOptions
 from bakeout.models.methods.reveal_and_release.reveal import (
     Revealed,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record, read_records
-from bakeout.models.data.tokenization import Tokenizer, load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.scorers import matching, mean_hidden_states, novelty
 from bakeout.models.skills import checkpoint_directory

@@ -24,7 +24,7 @@ from transformers import (
     Qwen2TokenizerFast,
 )
 
-from bakeout.models.data.json_tokenizer import JsonTokenizer
+from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer
 from bakeout.models.errors import BakeoutError
 
 CORPUS = [

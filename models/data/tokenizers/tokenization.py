@@ -54,7 +54,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises ``BakeoutError`` where there is none, and for one that needs transformers where it is missing.
     """
     if not is_installed("transformers"):
-        from bakeout.models.data.json_tokenizer import JsonTokenizer
+        from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer
 
         return JsonTokenizer(directory)
     from transformers import AutoTokenizer

@@ -14,9 +14,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
-from bakeout.models.data.chat_template import ChatTemplate
-from bakeout.models.data.tokenization import Message
-from bakeout.models.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from bakeout.models.data.tokenizers.chat_template import ChatTemplate
+from bakeout.models.data.tokenizers.tokenization import Message
+from bakeout.models.data.tokenizers.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing
 

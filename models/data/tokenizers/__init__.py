@@ -1,0 +1,1 @@
+"""Tokenizers: those of transformers, and our own reader of their files."""
