@@ -91,7 +91,7 @@ def check_assumptions(
     queries = {name: [record for record in rows if record.prompt_ids] for name, rows in records.items()}
     queries = {name: rows for name, rows in queries.items() if rows}
     reach = lengths or _lengths(model.config.max_position_embeddings, queries, conversation)
-    found = []
+    checked = []
     earlier: list[Intervention] = []
     for index, one in enumerate(plan.interventions):
         with Hooks(model, earlier):
@@ -106,10 +106,10 @@ def check_assumptions(
                 drift = conversation_drift(
                     model, one, queries, conversation, forget=names, lengths=reach, batch_size=_BATCH, track=track
                 )
-                found.append(Checked(index, one.kind, shapes, drift))
+                checked.append(Checked(index, one.kind, shapes, drift))
         earlier.append(one)
         apply_weight_edit(model, one)
-    return found
+    return checked
 
 
 def _lengths(context: int, queries: Mapping[str, Sequence[Record]], conversation: Sequence[Record]) -> list[int]:

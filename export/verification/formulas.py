@@ -34,7 +34,7 @@ Values = Mapping[str, NDArray[Any]]
 class Tally:
     """What was held against the formulas so far.
 
-    ``looks_forgotten``: values that the forget set is likelier to give; ``shifted`` of them, and how many the
+    ``looks_forgotten``: values whose density in the forget set is the higher; ``shifted`` of them, and how many the
     probabilities of a stochastic coin add up to, with their ``variance``. ``refused`` of ``asked`` prompts; ``near`` of
     them were too near to a cube's face to tell.
     """
@@ -71,22 +71,22 @@ def check_formulas(
             if adjustment is not None:
                 before, after = (by_neuron(seen[name], plan) for name in _observed(receipt, plan))
                 layer = next(one for one in adjustment.layers if one.layer == receipt.layer)
-                if fault := _adjusted_wrongly(adjustment.coin, layer, before, after, tolerance, tally):
+                if fault := _fault_of_adjustment(adjustment.coin, layer, before, after, tolerance, tally):
                     return False, f"layer {layer.layer}: {fault}"
         for index, intervention in enumerate(plan.interventions):
             if (check := intervention.check) is not None:
-                fault = _decided_wrongly(
+                fault = _fault_of_decision(
                     check, _keys(plan, index, receipts, seen), is_refused(step.logits[0, -1]), tally
-                ) or _said_wrongly(check, shipped, prompt)
+                ) or _fault_of_refusal(check, shipped, prompt)
                 if fault:
                     return False, f"prompt {tally.asked} of {len(prompts)}: {fault}"
     draws = plan.is_stochastic
     if draws and abs(tally.shifted - tally.expected) > _STANDARD_ERRORS * math.sqrt(tally.variance) + 1:
         return False, f"{tally.shifted:,} values are shifted, {tally.expected:,.0f} expected"
-    return True, _told(tally, draws)
+    return True, _summary(tally, draws)
 
 
-def _told(tally: Tally, draws: bool) -> str:
+def _summary(tally: Tally, draws: bool) -> str:
     told = []
     if tally.looks_forgotten:
         told.append(
@@ -108,7 +108,7 @@ def _observed(receipt: Receipt, plan: Plan) -> list[str]:
     return read + ([adjusted_value(receipt)] if intervention.adjustment is not None else [])
 
 
-def _adjusted_wrongly(
+def _fault_of_adjustment(
     coin: Coin, layer: AdjustedLayer, before: NDArray[Any], after: NDArray[Any], tolerance: float, tally: Tally
 ) -> str | None:
     """What is wrong with a layer's values [tokens, F] after the adjustment, if anything."""
@@ -124,9 +124,9 @@ def _adjusted_wrongly(
     if not (is_left | is_moved).all():
         return "a value is neither left alone nor shifted as the formula says"
     if (~is_left & (log_odds < -_TIE)).any():
-        return "a value is shifted although the retain set is likelier"
+        return "a value is shifted although its density in the retain set is the higher"
     if coin != "stochastic" and (~is_moved & (log_odds > _TIE)).any():
-        return "a value is left alone although the forget set is likelier"
+        return "a value is left alone although its density in the forget set is the higher"
     is_nearer = np.abs(became - moved) < np.abs(became - was)
     tally.looks_forgotten += int((log_odds > 0).sum())
     tally.shifted += int((is_nearer & (log_odds > 0)).sum())
@@ -142,7 +142,7 @@ def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> 
     return np.concatenate(keys, axis=1)
 
 
-def _decided_wrongly(check: Check, keys: Floats, is_refused: bool, tally: Tally) -> str | None:
+def _fault_of_decision(check: Check, keys: Floats, is_refused: bool, tally: Tally) -> str | None:
     """What is wrong with the decision over a prompt whose tokens have these keys, if anything."""
     tested = keys if check.positions == "every" else keys[-1:]
     # How far outside of the nearest cube: relative to its alpha, below 0 inside.
@@ -156,7 +156,7 @@ def _decided_wrongly(check: Check, keys: Floats, is_refused: bool, tally: Tally)
     return None
 
 
-def _said_wrongly(check: Check, shipped: Runner, prompt: Sequence[int]) -> str | None:
+def _fault_of_refusal(check: Check, shipped: Runner, prompt: Sequence[int]) -> str | None:
     """What is wrong with the text of a refusal, if anything."""
     ((said, logits),) = shipped.generate_with_logits([prompt], len(check.refusal), batch_size=1)
     if is_refused(logits[0]) and said != check.refusal.tolist():

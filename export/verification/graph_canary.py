@@ -46,7 +46,7 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
     for match in matches:
         if not match.ok and not match.skipped:
             raise PlanError(
-                f"The canary died: on the plan's token sequences this model's {match.kind} values are "
+                f"The canary does not match: on the plan's token sequences this model's {match.kind} values are "
                 f"{match.distance:.2g} away from the fitted ones (at most {match.tolerance:g} is rounding).",
                 "Bake the plan into the model it was fitted on, or fit one for this model.",
             )

@@ -46,7 +46,7 @@ def compare_canary(expected: Floats, measured: Floats, intervention: Interventio
     compared = int(comparable.sum())
     if compared == 0:
         return CanaryMatch(intervention.kind, float("nan"), 0, tolerance)
-    found = measured[comparable]
-    finite = bool(np.all(np.isfinite(found)))
-    distance = float(np.mean(np.abs(found - expected[comparable]) / unit[comparable])) if finite else float("inf")
+    values = measured[comparable]
+    finite = bool(np.all(np.isfinite(values)))
+    distance = float(np.mean(np.abs(values - expected[comparable]) / unit[comparable])) if finite else float("inf")
     return CanaryMatch(intervention.kind, distance, compared, tolerance)

@@ -54,7 +54,7 @@ class Plan:
             raise PlanError("The plan holds no intervention.")
         if len(self.canary.expected) != len(self.interventions):
             raise PlanError("The canary does not have one entry per intervention.")
-        alone = Counter(one.title for one in self.interventions if one.at_most_one)
+        alone = Counter(intervention.title for intervention in self.interventions if intervention.at_most_one)
         for title, count in alone.items():
             if count > 1:
                 raise PlanError(f"The plan holds {count} of {title}.", "Fit one that does what all of them do.")
@@ -76,33 +76,35 @@ class Plan:
     @property
     def edits_weights(self) -> bool:
         """Whether an intervention changes weights."""
-        return any(one.edits_weights for one in self.interventions)
+        return any(intervention.edits_weights for intervention in self.interventions)
 
     @property
     def edits_graph(self) -> bool:
         """Whether an intervention acts on what the model computes, which no weight can express."""
-        return not all(one.edits_weights for one in self.interventions)
+        return not all(intervention.edits_weights for intervention in self.interventions)
 
     @property
     def is_stochastic(self) -> bool:
         """Whether an intervention draws: then two runs give different tokens."""
-        return any(one.is_stochastic for one in self.interventions)
+        return any(intervention.is_stochastic for intervention in self.interventions)
 
     @property
     def check(self) -> Check | None:
         """The check of the intervention that refuses, if one does."""
-        return next((one.check for one in self.interventions if one.check is not None), None)
+        return next((intervention.check for intervention in self.interventions if intervention.check is not None), None)
 
     def at_positions(self, positions: Positions) -> Plan:
         """The same plan, its check testing other positions."""
-        return replace(self, interventions=tuple(one.at_positions(positions) for one in self.interventions))
+        return replace(
+            self, interventions=tuple(intervention.at_positions(positions) for intervention in self.interventions)
+        )
 
     @property
     def forgets(self) -> tuple[str, ...]:
         """The names of the data that the interventions were fitted to forget, each once."""
-        return tuple(dict.fromkeys(name for one in self.interventions for name in one.forgets))
+        return tuple(dict.fromkeys(name for intervention in self.interventions for name in intervention.forgets))
 
     @property
     def learns(self) -> tuple[str, ...]:
         """The names of the data that the interventions were fitted to teach, each once."""
-        return tuple(dict.fromkeys(name for one in self.interventions for name in one.learns))
+        return tuple(dict.fromkeys(name for intervention in self.interventions for name in intervention.learns))

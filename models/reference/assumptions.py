@@ -1,4 +1,4 @@
-"""What the methods take for granted, checked on a model and its data: where it does not hold, they stand on sand."""
+"""What the methods assume, checked on a model and its data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bakeout.models.reference.hooks import watch
 FAR_FROM_GAUSSIAN = 0.15
 MUCH_OVERLAP = 0.8
 FAR_DRIFT = 0.5
-# Of tokens that are probed, at most so many are kept to be sorted.
+# How many of the probed tokens are kept to be sorted.
 _TOKENS = 4000
 
 
@@ -36,7 +36,7 @@ class NeuronShape:
 
     ``forget_gap``, ``retain_gap``: the largest gap between the empirical distribution function and that of the
     Gaussian in the plan (Kolmogorov-Smirnov). ``overlap``: the area under both Gaussians (1: the same one). A neuron is
-    shifted where the forget Gaussian is the likelier; ``shifted_forget`` and ``shifted_retain`` are the shares of
+    shifted where the forget Gaussian's density is the higher; ``shifted_forget`` and ``shifted_retain`` are the shares of
     tokens of either kind for which it is.
     """
 
@@ -134,8 +134,8 @@ def neuron_shapes(
                     moments["forget"][1],
                     moments["retain"][1],
                     gaussian_overlap(*gaussians["forget"], *gaussians["retain"]),
-                    _likelier(values["forget"], gaussians["forget"], gaussians["retain"]),
-                    _likelier(values["retain"], gaussians["forget"], gaussians["retain"]),
+                    _share_shifted(values["forget"], gaussians["forget"], gaussians["retain"]),
+                    _share_shifted(values["retain"], gaussians["forget"], gaussians["retain"]),
                 )
             )
             column += 1
@@ -157,7 +157,7 @@ def conversation_drift(
     """How an intervention sees the same ``queries`` alone and behind ever longer mixed conversations.
 
     ``conversation`` are answered rows of all skills; before a query stand as many of them, from a place that differs
-    from query to query, as make up one of ``lengths`` tokens, parted by ``separator``. Of ``forget`` names what is not
+    from query to query, as make up one of ``lengths`` tokens, with ``separator`` between them. Of ``forget`` names what is not
     refused any more is a warning, of the others what is refused now; and means that wander.
 
     Raises ``BakeoutError`` for a conversation of rows without tokens.
@@ -332,7 +332,7 @@ def _shape(values: Floats) -> tuple[float, float]:
     return float((standard**3).mean()), float((standard**4).mean() - 3)
 
 
-def _likelier(values: Floats, forget: tuple[float, float], retain: tuple[float, float]) -> float:
+def _share_shifted(values: Floats, forget: tuple[float, float], retain: tuple[float, float]) -> float:
     return float((norm.logpdf(values, *forget) > norm.logpdf(values, *retain)).mean())
 
 

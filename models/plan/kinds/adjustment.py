@@ -62,7 +62,7 @@ class AdjustedLayer:
 
 
 class Adjustment:
-    """Neurons, by layer (ascending), whose pre-activations are shifted where the forget set's Gaussian is likelier."""
+    """Neurons, by layer (ascending), whose pre-activations are shifted where the forget set's density is the higher."""
 
     coin: Coin
     layers: tuple[AdjustedLayer, ...]

@@ -12,7 +12,7 @@ from bakeout.models.plan.arrays import Floats, Integers
 
 Positions = Literal["query", "step", "every"]
 
-# The latch stores how much of the refusal has been said in eight bits.
+# The latch stores how many of the refusal's tokens are written in eight bits.
 LONGEST_REFUSAL = 255
 
 

@@ -21,7 +21,7 @@ class Figures:
 
     def as_json(self) -> dict[str, Any]:
         """JSON, with the fields' names as keys."""
-        values = {one.name: (one.default, getattr(self, one.name)) for one in fields(self)}
+        values = {own.name: (own.default, getattr(self, own.name)) for own in fields(self)}
         return {
             name: _as_json(value)
             for name, (default, value) in values.items()
@@ -34,10 +34,10 @@ class Figures:
         if not isinstance(json, Mapping):
             raise PlanError(f"{where} is {json!r}, not a table of figures.")
         hints = get_type_hints(cls)
-        known = {one.name: hints[one.name] for one in fields(cls)}
+        known = {own.name: hints[own.name] for own in fields(cls)}
         if unknown := sorted(set(json) - set(known)):
             raise PlanError(f"{where} holds {unknown[0]!r}, which is none of its figures.")
-        needed = [one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING]
+        needed = [own.name for own in fields(cls) if own.default is MISSING and own.default_factory is MISSING]
         if missing := [name for name in needed if name not in json]:
             raise PlanError(f"{where} lacks {missing[0]!r}.")
         return cls(**{name: _read(known[name], value, f"{where}.{name}") for name, value in json.items()})
@@ -66,7 +66,7 @@ class FitReport(Figures):
         """The report that ``as_json`` gave. Keys that the kind does not know are details."""
         if not isinstance(json, Mapping):
             raise PlanError(f"{where} is {json!r}, not a table of figures.")
-        names = {one.name for one in fields(cls)} - {"details"}
+        names = {own.name for own in fields(cls)} - {"details"}
         own = {name: value for name, value in json.items() if name in names}
         details = {name: value for name, value in json.items() if name not in names}
         return super().from_json({**own, "details": details}, where)
@@ -96,9 +96,9 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Figures):
         return value.as_json()
     if isinstance(value, Mapping):
-        return {name: _as_json(one) for name, one in value.items()}
+        return {name: _as_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_as_json(one) for one in value]
+        return [_as_json(item) for item in value]
     return value
 
 
@@ -106,12 +106,12 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the type ``hint``: what a field of figures can hold."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        present = [one for one in arguments if one is not NoneType]
+        present = [argument for argument in arguments if argument is not NoneType]
         return None if value is None else _read(present[0], value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_read(arguments[0], one, where) for one in value)
+        return tuple(_read(arguments[0], item, where) for item in value)
     if origin is Mapping and isinstance(value, Mapping):
-        return {name: _read(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
+        return {name: _read(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
     if isinstance(hint, type) and issubclass(hint, Figures):
         return hint.from_json(value, where)
     if hint is Any or (origin is Literal and value in arguments):
