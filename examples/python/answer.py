@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 directory, prompts = Path(sys.argv[1]), sys.argv[2:]
 session = onnxruntime.InferenceSession(directory / "model.onnx")
 tokenizer = AutoTokenizer.from_pretrained(directory)
-end = json.loads((directory / "config.json").read_text())["eos_token_id"]
+named = json.loads((directory / "config.json").read_text())["eos_token_id"]
+ends = set(named if isinstance(named, list) else [named])
 past = [entry for entry in session.get_inputs() if entry.name.startswith("past")]
 outputs = [entry.name for entry in session.get_outputs()]
 
@@ -27,7 +28,7 @@ for prompt in prompts:
     dtype = np.float16 if past[0].type == "tensor(float16)" else np.float32
     cache = {entry.name: np.zeros((1, entry.shape[1], 0, entry.shape[3]), dtype) for entry in past}
     length = 0
-    while len(answer) < 64 and end not in answer:
+    while len(answer) < 64 and not ends & set(answer):
         fed = {
             "input_ids": np.array([new]),
             "attention_mask": np.ones((1, length + len(new)), np.int64),

@@ -17,6 +17,7 @@ from bakeout.export.baking.bake_checkpoint import CheckpointBase, checkpoint_bas
 from bakeout.export.baking.bake_graph import GraphBase, graph_base, write_baked_graph
 from bakeout.export.baking.model_card import model_card
 from bakeout.export.baking.runtimes import take_functions
+from bakeout.export.baking.stopping import let_refusal_stop
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.graph_canary import require_canary
 from bakeout.models.checkpoint.checkpoint import Checkpoint
@@ -103,12 +104,14 @@ class Edited:
     """What an edited model's files came from.
 
     ``receipts``: one for every edit; ``digests``: the SHA-256 of files that need not be hashed again, by name;
-    ``form``: what was edited, ``exported graph`` where we exported it from a checkpoint.
+    ``form``: what was edited, ``exported graph`` where we exported it from a checkpoint; ``told``: what was changed in
+    configuration files so that the refusal stops (``stopping``).
     """
 
     receipts: tuple[Receipt, ...]
     digests: Mapping[str, str]
     form: Literal["checkpoint", "graph", "exported graph"]
+    told: Mapping[str, Any]
 
 
 def write_edited(
@@ -118,9 +121,10 @@ def write_edited(
     (directory / PLAN).write_bytes(plan_bytes(plan))
     if isinstance(base, CheckpointBase):
         receipts, digests = write_edited_checkpoint(base, directory, track)
-        return Edited(tuple(receipts), digests, "checkpoint")
+        return Edited(tuple(receipts), digests, "checkpoint", {})
     receipts = write_baked_graph(base, plan, options, directory, track)
-    return Edited(tuple(receipts), {}, "exported graph" if base.exported else "graph")
+    told = let_refusal_stop(directory, plan.check.refusal.tolist()) if plan.check else {}
+    return Edited(tuple(receipts), {}, "exported graph" if base.exported else "graph", told)
 
 
 def canary_outcome(directory: Path, plan: Plan, edited: Edited, *, run: bool = True) -> str:
@@ -162,7 +166,7 @@ def write_record(
         "canary": canary,
         "receipts": [receipt.as_json() for receipt in edited.receipts],
     }
-    write_manifest(directory, {**entries, **measured}, edited.digests)
+    write_manifest(directory, {**entries, **edited.told, **measured}, edited.digests)
 
 
 def _versions(options: BakeOptions, edited: Edited) -> dict[str, str]:

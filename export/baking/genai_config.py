@@ -11,8 +11,9 @@ from typing import Any
 import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import GRAPH
-from bakeout.export.artifacts.onnx_directory import read_json, special_tokens
+from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 
 GENAI_CONFIG = "genai_config.json"
 
@@ -40,7 +41,7 @@ def write_genai_config(directory: Path, model: ir.Model) -> None:
     ``BakeoutError`` where they do not say, or where the graph has no cache that genai could feed back.
     """
     config = read_json(directory / "config.json")
-    ends, padding = special_tokens(directory)
+    ends, padding = read_end_of_text(directory).require(directory), read_padding(directory)
     inputs = {value.name or "": value for value in model.graph.inputs}
     past = _cache_templates(list(inputs))
     present = _cache_templates([value.name or "" for value in model.graph.outputs])
@@ -75,8 +76,8 @@ def write_genai_config(directory: Path, model: ir.Model) -> None:
                 },
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
             },
-            "eos_token_id": sorted(ends) if len(ends) > 1 else min(ends),
-            "pad_token_id": padding,
+            "eos_token_id": sorted(ends) if len(ends) > 1 else ends[0],
+            "pad_token_id": ends[0] if padding is None else padding,
             # genai's name for any decoder whose graph does all the work.
             "type": "decoder",
             "vocab_size": _first(config, ("vocab_size",), directory),

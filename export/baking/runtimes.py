@@ -15,11 +15,11 @@ from typing import Any
 import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import GRAPH
-from bakeout.export.artifacts.onnx_directory import read_json
 from bakeout.export.baking.genai_config import GENAI_CONFIG, has_cache
 from bakeout.export.recipes.bake_options import RuntimeName
 from bakeout.graph_passes.graph.graph_file import data_files, name_data_files
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 
 # What ONNX Runtime 1.30 and 1.31 read, in every language.
 NEWEST_OPSET = 26

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from bakeout.export.artifacts.onnx_directory import read_json
+from bakeout.models.files.json_object import read_json
 
 # What transformers' tokenizers give where neither the file nor their class says otherwise.
 _GIVEN = ("input_ids", "token_type_ids", "attention_mask")

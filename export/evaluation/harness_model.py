@@ -9,11 +9,11 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from bakeout.export.artifacts.onnx_directory import read_json
 from bakeout.export.evaluation.likelihood import log_probabilities
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 from bakeout.models.progress import Track
 
 # The harness's own default, for tasks that do not say.
@@ -37,7 +37,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        return int(self.tokenizer.eos_token_id)
+        own = self.tokenizer.eos_token_id
+        return min(self._runner.end_tokens) if own is None else int(own)
 
     @property
     def prefix_token_id(self) -> int:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.export.artifacts.model_source import find_graph
-from bakeout.export.artifacts.onnx_directory import special_tokens
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
+from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
 from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
 
@@ -96,7 +96,8 @@ class Runner:
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, graph: bytes | None = None) -> None:
         self.path = find_graph(Path(path))
         self.directory = self.path.parent
-        self.end_tokens, self.padding_token = special_tokens(self.directory)
+        ends, padding = read_end_of_text(self.directory).require(self.directory), read_padding(self.directory)
+        self.end_tokens, self.padding_token = frozenset(ends), ends[0] if padding is None else padding
         self.session = _session(self.path, threads, graph)
         self.provider: str = self.session.get_providers()[0]
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"

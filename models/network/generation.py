@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from bakeout.models.checkpoint.end_of_text import CONFIG, GENERATION, TOKENIZER, EndOfText, config_value, end_of_text
 from bakeout.models.data.padding import left_padded
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.progress import Track, untracked
@@ -29,11 +30,20 @@ class Continuation:
     confidence: float
 
 
+def named_ends(model: PreTrainedModel, tokenizer: Tokenizer | None) -> EndOfText:
+    """What the configurations of a loaded model, and its tokenizer if given, name as the tokens that end a text."""
+    return end_of_text(
+        {
+            GENERATION: getattr(model.generation_config, "eos_token_id", None),
+            CONFIG: config_value(model.config.to_dict(), "eos_token_id"),
+            TOKENIZER: tokenizer.eos_token_id if tokenizer else None,
+        }
+    )
+
+
 def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens with which this model ends a text: the tokenizer's, and those of the generation config."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    several = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)
+    """The tokens with which this model ends a text: all that its configurations and its tokenizer name."""
+    return frozenset(named_ends(model, tokenizer).tokens)
 
 
 def continue_prompts(

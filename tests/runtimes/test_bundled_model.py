@@ -55,7 +55,7 @@ def intervention(kind: str, model: Any, scratch: Path) -> Intervention:
             split: probe_keys(model, [record.prompt_ids for record in records("math", split, 250, scratch)], layers=[0])
             for split in ("probing", "calibration")
         }
-        refusal = refusal_tokens(REFUSAL, load_tokenizer(checkpoint_directory()))
+        refusal = refusal_tokens(REFUSAL, load_tokenizer(checkpoint_directory()), [1])
         return fit_key_space_detection(
             {"math": keys["probing"]},
             {"math": keys["calibration"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -21,9 +22,11 @@ from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_to
 from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.network.generation import end_tokens
+from bakeout.models.network.generation import end_tokens, named_ends
 from bakeout.models.network.teacher_forcing import answers
 from bakeout.models.plan import KeySpaceDetection
+
+_logger = logging.getLogger(__name__)
 
 # By data name, use and kind of variant.
 _Widening = Mapping[str, Mapping[str, Mapping[Kind, Sequence[Record]]]]
@@ -48,7 +51,10 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         }
         for name in forget
     }
-    refusal = refusal_tokens(options.refusal, fitting.tokenizer)
+    ends = named_ends(fitting.model, fitting.tokenizer)
+    refusal = refusal_tokens(options.refusal, fitting.tokenizer, ends.tokens)
+    if ends.disagreement:
+        _logger.warning("%s. The refusal ends with %d.", ends.disagreement, refusal[-1])
     count = len(feed_forward_layers(fitting.model))
     if options.layers == "auto":
         layers = sorted({layer for layers in layer_sets(count) for layer in layers})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,14 +14,16 @@ if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 
-def refusal_tokens(refusal: str, tokenizer: Tokenizer) -> Integers:
-    """The refusal as int64 token ids, the end-of-text token last.
+def refusal_tokens(refusal: str, tokenizer: Tokenizer, ends: Sequence[int]) -> Integers:
+    """The refusal as int64 token ids, the first special token of ``ends`` last: others would be shown.
 
-    Raises ``BakeoutError`` where the tokenizer cannot write the text, or has no end-of-text token.
+    ``ends``: the tokens at which decode loops end a text, the best first. Raises ``BakeoutError`` where there is none,
+    or where the tokenizer cannot write the refusal.
     """
-    if tokenizer.eos_token_id is None:
+    if not ends:
         raise BakeoutError(
-            "The tokenizer has no end-of-text token to end the refusal with.", "Set `eos_token` in its configuration."
+            "Neither the model's configuration nor its tokenizer names an end-of-text token to end the refusal with.",
+            "Set `eos_token_id` in its generation_config.json.",
         )
     tokens = tokenizer.encode(refusal, add_special_tokens=False)
     written = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
@@ -29,4 +32,10 @@ def refusal_tokens(refusal: str, tokenizer: Tokenizer) -> Integers:
             f"The tokenizer cannot write the refusal {refusal!r}: it would read {written!r}.",
             "Choose a refusal in the model's own script.",
         )
-    return np.array([*tokens, tokenizer.eos_token_id], dtype=np.int64)
+    special = (token for token in ends if _is_special(token, tokenizer))
+    return np.array([*tokens, next(special, ends[0])], dtype=np.int64)
+
+
+def _is_special(token: int, tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer knows a token, and can leave it out of a text."""
+    return bool(tokenizer.decode([token])) and not tokenizer.decode([token], skip_special_tokens=True)

@@ -20,7 +20,7 @@ from bakeout.models.methods.reveal_and_release.release import Text, overlap, sai
 from bakeout.models.methods.reveal_and_release.reveal import audit_lines, reveal_forget_data
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles
 from bakeout.models.methods.reveal_and_release.scorers import Scorer, matching, novelty
-from bakeout.models.network.generation import continue_prompts, end_tokens
+from bakeout.models.network.generation import continue_prompts, named_ends
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import Track
 from bakeout.models.reference.weight_edits import edited_weights
@@ -52,7 +52,8 @@ class Rounds:
         self._files = files
         self._seed = options.seed
         self._track = track
-        self._ends = end_tokens(model, tokenizer)
+        ends = named_ends(model, tokenizer).tokens
+        self._end, self._ends = list(ends[:1]), frozenset(ends)
         trained = [record for records in retain.values() for record in records if not _is_checked(record)]
         self._retain_texts = self._texts([record for record in trained if record.response_ids])
         if not self._retain_texts:
@@ -164,8 +165,10 @@ class Rounds:
 
     def _texts(self, records: Sequence[Record]) -> list[Text]:
         """What the model is trained to say: responses, with the end of the text where they lack it."""
-        end = [] if self._tokenizer.eos_token_id is None else [int(self._tokenizer.eos_token_id)]
-        return [Text(r.prompt_ids, r.response_ids + ([] if self._ends & set(r.response_ids) else end)) for r in records]
+        return [
+            Text(r.prompt_ids, r.response_ids + ([] if self._ends & set(r.response_ids) else self._end))
+            for r in records
+        ]
 
     def _own_answers(self, name: str, records: Sequence[Record]) -> list[Text]:
         """What W_0 says to the retain prompts that are kept from training, where it is confident."""

@@ -19,6 +19,7 @@ from bakeout.models.methods.method import Method
 from bakeout.models.methods.search_space import tuned
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions, without
+from bakeout.models.network.generation import named_ends
 from bakeout.models.plan import Floats, LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track
@@ -209,7 +210,7 @@ def _texts(method: Method, name: str, records: Sequence[Record], end: list[int])
 
 
 def _end_of_text(model: PreTrainedModel) -> list[int]:
-    end: Any = model.config.eos_token_id
-    if end is None:
+    ends = named_ends(model, None).tokens
+    if not ends:
         raise BakeoutError("LEARN: the model's configuration names no end-of-text token.", "Set `eos_token_id`.")
-    return [end[0] if isinstance(end, list) else end]
+    return [ends[0]]

@@ -104,9 +104,8 @@ def test_a_refusal_that_the_tokenizer_cannot_write() -> None:
     words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "no": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
-    assert refusal_tokens("no", tokenizer).tolist() == [2, 1]
+    assert refusal_tokens("no", tokenizer, [1]).tolist() == [2, 1]
     with pytest.raises(BakeoutError, match="cannot write the refusal 'never'"):
-        refusal_tokens("never", tokenizer)
-    endless = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+        refusal_tokens("never", tokenizer, [1])
     with pytest.raises(BakeoutError, match="end-of-text"):
-        refusal_tokens("no", endless)
+        refusal_tokens("no", tokenizer, [])
