@@ -16,8 +16,8 @@ from onnx.external_data_helper import convert_model_to_external_data, set_extern
 from transformers import PreTrainedModel
 
 from bakeout.export.baking.bake import bake
-from bakeout.export.exporting.onnx_export import DType, export_checkpoint
-from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import BakeOptions, DType
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.network.families import identity
