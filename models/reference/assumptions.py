@@ -36,8 +36,8 @@ class NeuronShape:
 
     ``forget_gap``, ``retain_gap``: the largest gap between the empirical distribution function and that of the
     Gaussian in the plan (Kolmogorov-Smirnov). ``overlap``: the area under both Gaussians (1: the same one). A neuron is
-    shifted where the forget Gaussian's density is the higher; ``shifted_forget`` and ``shifted_retain`` are the shares of
-    tokens of either kind for which it is.
+    shifted where the forget Gaussian's density is the higher; ``shifted_forget`` and ``shifted_retain`` are the shares
+    of tokens of either kind for which it is.
     """
 
     layer: int
@@ -55,7 +55,7 @@ class NeuronShape:
 
 @dataclass(frozen=True)
 class Shapes:
-    """All selected neurons, and what to be wary of."""
+    """All selected neurons, and warnings about them."""
 
     neurons: tuple[NeuronShape, ...]
     warnings: tuple[str, ...]
@@ -84,7 +84,7 @@ class DriftRow:
 
 @dataclass(frozen=True)
 class Drift:
-    """How margins and distributions move with a conversation's length, and what to be wary of."""
+    """How margins and distributions move with a conversation's length, and warnings about them."""
 
     rows: tuple[DriftRow, ...]
     warnings: tuple[str, ...]
@@ -156,9 +156,9 @@ def conversation_drift(
 ) -> Drift:
     """How an intervention sees the same ``queries`` alone and behind ever longer mixed conversations.
 
-    ``conversation`` are answered rows of all skills; before a query stand as many of them, from a place that differs
-    from query to query, as make up one of ``lengths`` tokens, with ``separator`` between them. Of ``forget`` names what is not
-    refused any more is a warning, of the others what is refused now; and means that wander.
+    ``conversation`` are answered rows of all skills. Before a query stand as many of them, from a place that differs
+    from query to query, as reach one of ``lengths`` in tokens, with ``separator`` between them. Warnings are queries of
+    ``forget`` that are refused less often than alone, others that are refused more often, and means that move far.
 
     Raises ``BakeoutError`` for a conversation of rows without tokens.
     """

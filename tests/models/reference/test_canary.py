@@ -8,7 +8,7 @@ import torch
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.plan import AdjustedLayer, Coin, Intervention, KeySpaceDetection, NeuronAdjust
+from bakeout.models.plan import AdjustedLayer, Coin, Intervention, KeySpaceDetection, NeuronAdjust, PlanError
 from bakeout.models.plan.canary_check import compare_canary
 from bakeout.models.reference.canary import measure_canary
 
@@ -122,5 +122,5 @@ def test_a_model_that_computes_no_number_is_infinitely_far(broken: float) -> Non
 
 
 def test_shapes_must_agree() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 2\), and \(1, 3\)"):
+    with pytest.raises(PlanError, match=r"\(1, 2\), and \(1, 3\)"):
         compare_canary(np.zeros((1, 2)), np.zeros((1, 3)), _cubes(0), 0.1)
