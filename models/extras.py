@@ -16,6 +16,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "optimum": "fit",
         "optuna": "tune",
         "peft": "fit",
+        "pyarrow": "parquet",
         "scipy": "fit",
         "torch": "fit",
         "transformers": "fit",

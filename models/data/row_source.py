@@ -1,14 +1,16 @@
-"""Where rows come from: a JSONL file, or memory. Both are read as lines of JSON, so that both are checked alike."""
+"""Where rows come from: a file, or memory. All are read as lines of JSON, so that all are checked alike."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bakeout.models.data.table_files import TABLES, table_rows
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import open_regular, read_regular
 
@@ -19,13 +21,17 @@ class DataError(BakeoutError):
 
 @dataclass(frozen=True)
 class RowsInMemory:
-    """Rows that lie in no file of their own, as ``lines`` of JSON in UTF-8. ``name`` says in errors what they are."""
+    """Rows that lie in no file of their own, as ``lines`` of JSON in UTF-8. ``name`` says in errors what they are.
+
+    ``places``: for rows that were taken out of files, where each stands.
+    """
 
     name: str
     lines: tuple[bytes, ...]
+    places: tuple[str, ...] = ()
 
 
-# A JSONL file, or rows in memory.
+# A file, or rows in memory.
 Source = Path | RowsInMemory
 # What a caller may give for one.
 RowsLike = Path | str | Iterable[Mapping[str, Any]] | RowsInMemory
@@ -47,17 +53,31 @@ def as_source(rows: RowsLike, name: str = "rows") -> Source:
 
 
 def source_lines(source: Source) -> Iterator[tuple[str, bytes]]:
-    """The lines that are not blank, each with the words that say where it stands. Raises ``DataError``."""
-    unit = "line" if isinstance(source, Path) else "row"
-    for number, line in enumerate(_content(source).split(b"\n"), start=1):
-        if line.strip():
-            yield f"{source_name(source)}, {unit} {number}", line
+    """The rows as lines of JSON, each with the words that say where it stands. Blank lines are left out.
+
+    A file is a table where its name ends in .csv, .tsv or .parquet, an array where it begins with ``[``, and JSON lines
+    otherwise; it may begin with a byte order mark. Raises ``DataError``.
+    """
+    if isinstance(source, RowsInMemory):
+        places = source.places or [f"{source.name}, row {number}" for number in range(1, len(source.lines) + 1)]
+        yield from zip(places, source.lines, strict=True)
+    elif source.suffix.lower() in TABLES:
+        yield from _table_lines(source)
+    else:
+        content = _text(source)
+        if content.lstrip().startswith(b"["):
+            yield from _array_lines(source, content)
+            return
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            # Files with a mark of their own may have been put together.
+            if (unmarked := line.removeprefix(BOM_UTF8)).strip():
+                yield f"{source}, line {number}", unmarked
 
 
 def source_digest(source: Source) -> str:
     """SHA-256, in hex, of a file or of the file that rows in memory would make. Raises ``DataError``."""
     if isinstance(source, RowsInMemory):
-        return hashlib.sha256(_content(source)).hexdigest()
+        return hashlib.sha256(b"".join(line + b"\n" for line in source.lines)).hexdigest()
     try:
         with open_regular(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -70,22 +90,65 @@ def source_name(source: Source) -> str:
     return source.name if isinstance(source, RowsInMemory) else str(source)
 
 
-def _content(source: Source) -> bytes:
-    if isinstance(source, RowsInMemory):
-        return b"".join(line + b"\n" for line in source.lines)
+def require_text(text: str, where: str) -> None:
+    """Raise ``DataError`` for half of a surrogate pair, as JavaScript cuts an emoji: no tokenizer encodes it."""
     try:
-        return read_regular(source)
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise DataError(
+            f"{where}: the text holds half of a surrogate pair ({half}).", "Write the character whole, or remove it."
+        ) from None
+
+
+def _table_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    ending = path.suffix.lower()
+    content = _content(path) if ending == ".parquet" else _text(path)
+    try:
+        for place, row in table_rows(content, ending):
+            # Columns that are not read may hold dates or images.
+            yield f"{path}, {place}", json.dumps(row, default=str).encode()
+    except ValueError as error:
+        raise DataError(f"{path}: not a table ({error}).", "Write the file anew, with a header, in UTF-8.") from None
+
+
+def _array_lines(path: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a JSON array ({error}).", "Write the file anew, in UTF-8.") from None
+    for number, row in enumerate(rows, start=1):
+        # Escaped, since half of a surrogate pair is told where the row is read.
+        yield f"{path}, row {number}", json.dumps(row).encode()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(path)
     except OSError as error:
-        raise _unreadable(source, error) from None
+        raise _unreadable(path, error) from None
+
+
+def _text(path: Path) -> bytes:
+    """A file's text in UTF-8, without its byte order mark."""
+    content = _content(path)
+    if not content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return content.removeprefix(BOM_UTF8)
+    try:
+        return content.decode("utf-16").encode()
+    except ValueError as error:
+        raise DataError(f"{path}: not UTF-16 ({error}).", "Write the file anew, in UTF-8.") from None
 
 
 def _line(row: Any, where: str) -> bytes:
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: a {type(row).__name__}, not a mapping.", "Give each row as a dict.")
     try:
-        return json.dumps(dict(row), ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(row), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}).", "Give each row as a dict of texts.") from None
+    require_text(text, where)
+    return text.encode()
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from bakeout.models.data.row_source import DataError, Source, source_lines, source_name
+from bakeout.models.data.row_source import DataError, Source, require_text, source_lines, source_name
 from bakeout.models.data.uses import Use
-from bakeout.models.files.reading import parse_json
 
 if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
@@ -63,11 +62,12 @@ def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The objects of a source, each with the words that say where it stands. Raises ``DataError``."""
     for where, line in source_lines(source):
         try:
-            row = parse_json(line.decode("utf-8"))
-        except ValueError as error:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({error}).", "Put one JSON object on each line, in UTF-8.") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: a {type(row).__name__}, not a JSON object.", "Put one JSON object on each line.")
+        require_text(json.dumps(row, ensure_ascii=False), where)
         yield where, row
 
 
