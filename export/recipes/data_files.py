@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from bakeout.export.recipes.recipe import DataFiles
+from bakeout.models.data.row_layouts import Column, with_columns
 from bakeout.models.data.row_source import DataError, RowsInMemory, Source, source_lines, source_name
+from bakeout.models.data.rows import json_rows
 from bakeout.models.data.uses import Use
 
 # Percentages of the rows that serve for everything.
@@ -22,27 +25,38 @@ def by_use(data: Mapping[str, DataFiles]) -> dict[str, dict[Use, Source]]:
     Raises ``DataError`` where a file cannot be read, or there are too few rows for every part to get one.
     """
     return {
-        name: {use: _named(source, f"{name} ({use})") for use, source in files.by_use().items()}
+        name: {use: _read(source, f"{name} ({use})", files.columns) for use, source in files.by_use().items()}
         if files.file is None
-        else _split(_named(files.file, name))
+        else _split(_read(files.file, name, files.columns))
         for name, files in data.items()
     }
 
 
-def _named(source: Source, name: str) -> Source:
-    return source if isinstance(source, Path) else replace(source, name=name)
+def _read(source: Source, name: str, columns: Mapping[Column, str] | None) -> Source:
+    """The rows under the name of their data, and with the columns of that; a file without such stays a file."""
+    named = source if isinstance(source, Path) else replace(source, name=name)
+    if not columns:
+        return named
+    rows = [(where, with_columns(row, columns, where)) for where, row in json_rows(named)]
+    lines = tuple(json.dumps(row, ensure_ascii=False).encode() for _, row in rows)
+    return RowsInMemory(source_name(named), lines, tuple(where for where, _ in rows))
 
 
 def _split(source: Source) -> dict[Use, Source]:
-    rows: dict[Use, list[bytes]] = {use: [] for use in SHARES}
-    for _, line in source_lines(source):
-        rows[_use_of(line.strip())].append(line)
+    rows: dict[Use, list[tuple[str, bytes]]] = {use: [] for use in SHARES}
+    for where, line in source_lines(source):
+        rows[_use_of(line.strip())].append((where, line))
     if not all(rows.values()):
         raise DataError(
             f"{source_name(source)}: too few rows to split into {', '.join(SHARES)}.",
             "Give more rows, or some for each use.",
         )
-    return {use: RowsInMemory(f"{source_name(source)} ({use})", tuple(lines)) for use, lines in rows.items()}
+    return {
+        use: RowsInMemory(
+            f"{source_name(source)} ({use})", tuple(line for _, line in part), tuple(where for where, _ in part)
+        )
+        for use, part in rows.items()
+    }
 
 
 def _use_of(row: bytes) -> Use:

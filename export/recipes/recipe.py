@@ -16,6 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.interventions import InterventionEntry
+from bakeout.models.data.row_layouts import Column
 from bakeout.models.data.row_source import DataError, RowsInMemory, RowsLike, Source, as_source
 from bakeout.models.data.uses import USES, Use
 from bakeout.models.errors import BakeoutError
@@ -78,6 +79,12 @@ class DataFiles(Section):
         default=None, description="What `build` evaluates the base model and the artifact on."
     )
 
+    columns: dict[Column, str] | None = Field(
+        default=None,
+        description="For rows with keys of their own: the key that each of `prompt`, `response`, `text`, `messages`, "
+        "`paraphrases` and `translations` is read from.",
+    )
+
     if TYPE_CHECKING:
 
         def __init__(
@@ -88,6 +95,7 @@ class DataFiles(Section):
             selection: RowsLike | None = None,
             calibration: RowsLike | None = None,
             test: RowsLike | None = None,
+            columns: Mapping[str, str] | None = None,
         ) -> None: ...
 
     def named(self) -> dict[str, Source]:
@@ -306,7 +314,7 @@ def _names(recipe: Recipe, options: MethodOptions, where: list[int | str]) -> It
 def _resolved(recipe: Recipe, directory: Path) -> Recipe:
     """The recipe with its files and directories, and a model that is a directory beside it, as absolute paths."""
     data = {
-        name: DataFiles(**{use: _resolved_source(file, directory) for use, file in files.named().items()})
+        name: files.model_copy(update={use: _resolved_source(file, directory) for use, file in files.named().items()})
         for name, files in recipe.data.items()
     }
     local = directory / recipe.model

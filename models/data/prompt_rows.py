@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bakeout.models.data.row_layouts import in_known_layout
 from bakeout.models.data.row_source import DataError, Source
 from bakeout.models.data.rows import Record, json_rows, to_record
 from bakeout.models.data.variants import Kind, Prompt, Use, variants
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A row as it stands in its file, and what it asks. ``where`` is for errors."""
+    """A row of a file in a layout of ``rows``, and what it asks. ``where`` is for errors."""
 
     where: str
     row: Mapping[str, Any]
@@ -46,7 +47,8 @@ def read_prompt_rows(source: Source, tokenizer: Tokenizer) -> list[PromptRow]:
     ``paraphrases`` or ``translations`` are no lists of strings.
     """
     found = []
-    for where, row in json_rows(source):
+    for where, written in json_rows(source):
+        row = in_known_layout(written, where)
         record = to_record(row, tokenizer, where)
         if "messages" in row:
             place = _question_place(row["messages"])

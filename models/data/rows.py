@@ -1,4 +1,4 @@
-"""Data files: JSON lines to token ids, read exactly as the model will be served. Needs no torch."""
+"""Data files: rows to token ids, read exactly as the model will be served. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from bakeout.models.data.row_layouts import FORMS, in_known_layout
 from bakeout.models.data.row_source import DataError, Source, require_text, source_lines, source_name
 from bakeout.models.data.uses import Use
 
 if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
-
-_FORMS = ("prompt", "text", "messages")
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,13 @@ Sources = Mapping[str, Mapping[Use, Source]]
 
 
 def read_records(source: Source, tokenizer: Tokenizer) -> list[Record]:
-    """The rows of a JSONL file, or rows in memory.
+    """The rows of a file, or rows in memory.
 
     A row is ``{"prompt": …, "response": …}`` (the response may be absent), ``{"text": …}`` (no prompt; everything is
     response), or ``{"messages": [{"role": …, "content": …}, …]}``: the tokenizer's chat template renders the
     conversation before the last assistant message, with its generation prompt, as the prompt, and what the template
-    adds for that message as the response. Other keys are ignored, and so are blank lines.
+    adds for that message as the response. Layouts of other projects are read as ``row_layouts`` says. Other keys are
+    ignored, and so are blank lines.
 
     Raises ``DataError``, naming file and line, for anything else, and for a file without rows.
     """
@@ -73,7 +73,8 @@ def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def to_record(row: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> Record:
     """One row as ``read_records`` reads it; ``where`` is for errors."""
-    present = [name for name in _FORMS if name in row]
+    row = in_known_layout(row, where)
+    present = [name for name in FORMS if name in row]
     if len(present) != 1:
         raise DataError(
             f"{where}: the row has {' and '.join(present) or 'neither prompt, text nor messages'}.",

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from bakeout.export.recipes.data_files import by_use
+from bakeout.export.recipes.recipe import DataFiles
+from bakeout.models.data.prompt_rows import read_prompt_rows
 from bakeout.models.data.row_source import DataError, source_lines
 from bakeout.models.data.rows import Record, read_records
 
@@ -116,3 +119,68 @@ def test_half_of_an_emoji_is_named_by_its_row(tmp_path: Path, name: str) -> None
     path.write_text("\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows))
     with pytest.raises(DataError, match=rf"{name}, (line|row) 2: .*half of a surrogate pair \(U\+D83D\)"):
         read_records(path, byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("row", "same"),
+    [
+        ({"question": "ab", "answer": " c"}, {"prompt": "ab", "response": " c"}),
+        ({"question": "ab"}, {"prompt": "ab"}),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+            {"messages": [{"role": "user", "content": "a\nb"}]},
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]},
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
+        ),
+        (
+            {"system": "be brief", "conversations": [{"from": "user", "value": "hi"}]},
+            {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]},
+        ),
+        (
+            {"conversations": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+            {"messages": [{"role": "user", "content": "hi"}]},
+        ),
+    ],
+)
+def test_rows_of_other_projects_are_read(tmp_path: Path, row: Any, same: Any) -> None:
+    tokenizer = byte_tokenizer()
+    theirs, ours = (_jsonl(tmp_path / name, line) for name, line in (("theirs.jsonl", row), ("ours.jsonl", same)))
+    assert read_records(theirs, tokenizer) == read_records(ours, tokenizer)
+    assert read_prompt_rows(theirs, tokenizer)[0].prompt == read_prompt_rows(ours, tokenizer)[0].prompt
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, r"no text \(image_url\)"),
+        ({"conversations": [{"from": "human"}]}, "messages is not a list"),
+        ({"conversations": [{"from": 7, "value": "a"}]}, "messages is not a list"),
+        ({"conversations": 7}, "neither prompt, text nor messages"),
+        ({"question": ["a"]}, "prompt is"),
+    ],
+)
+def test_rows_of_no_known_layout_are_named(tmp_path: Path, row: Any, says: str) -> None:
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: .*{says}"):
+        read_records(_jsonl(tmp_path / "rows.jsonl", {"prompt": "fine"}, row), byte_tokenizer())
+
+
+def test_a_recipe_names_the_columns_of_other_rows(tmp_path: Path) -> None:
+    rows = [{"instruction": f"row {number}", "output": " c", "id": number} for number in range(60)]
+    path = _jsonl(tmp_path / "rows.jsonl", *rows)
+    data = {"x": DataFiles(probe=path, columns={"prompt": "instruction", "response": "output"})}
+    records = read_records(by_use(data)["x"]["probe"], byte_tokenizer())
+    assert [(record.prompt, record.response) for record in records] == [(f"row {number}", " c") for number in range(60)]
+    whole = DataFiles(file=path, columns={"prompt": "instruction", "response": "missing"})
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: the row has no 'missing'"):
+        by_use({"x": whole})
+
+
+def test_a_row_of_a_split_file_is_named_by_its_line(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"row {number}"} for number in range(60)]
+    rows[41] = {"prompt": ""}
+    sources = by_use({"x": DataFiles(file=_jsonl(tmp_path / "rows.jsonl", *rows))})["x"]
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 42: the row has no tokens"):
+        for source in sources.values():
+            read_records(source, byte_tokenizer())

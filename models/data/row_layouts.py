@@ -1,0 +1,66 @@
+"""Layouts of rows that other projects write, as those that are read here: prompt and response, text, or messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from bakeout.models.data.row_source import DataError
+
+FORMS = ("prompt", "text", "messages")
+# What is read of a row.
+Column = Literal["prompt", "response", "text", "messages", "paraphrases", "translations"]
+# What ShareGPT's `from` calls the roles.
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A row in one of ``FORMS``, where it has one of the other layouts; other keys stay as they are.
+
+    ``question`` and ``answer`` (TOFU) are ``prompt`` and ``response``; ``conversations`` (ShareGPT: ``from`` and
+    ``value``, with or without ``system``) are ``messages``; a ``content`` that is a list of text parts is those texts,
+    each on a line of its own. Raises ``DataError`` for parts that are no text.
+    """
+    if any(form in row for form in FORMS):
+        messages = row.get("messages")
+        return {**row, "messages": [_message(one, where) for one in messages]} if isinstance(messages, list) else row
+    if "question" in row:
+        renamed = {"question": "prompt", "answer": "response"}
+        return {renamed.get(key, key): value for key, value in row.items()}
+    if "conversations" in row and isinstance(row["conversations"], list):
+        messages = [_message(_from_share_gpt(turn), where) for turn in row["conversations"]]
+        if row.get("system"):
+            messages.insert(0, {"role": "system", "content": row["system"]})
+        return {**{key: value for key, value in row.items() if key != "conversations"}, "messages": messages}
+    return row
+
+
+def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: str) -> Mapping[str, Any]:
+    """The row of a file with keys of its own: each of ``columns`` from the key it names. Raises ``DataError``."""
+    if missing := [key for key in columns.values() if key not in row]:
+        raise DataError(f"{where}: the row has no {missing[0]!r}.", f"Correct `columns`: the row has {', '.join(row)}.")
+    return {column: row[key] for column, key in columns.items()}
+
+
+def _from_share_gpt(turn: Any) -> Any:
+    if not isinstance(turn, dict) or "from" not in turn:
+        return turn
+    role = turn["from"]
+    return {"role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": turn.get("value")}
+
+
+def _message(message: Any, where: str) -> Any:
+    """The message with its parts as one text. What is no message is left to who reads it."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    return {**message, "content": "\n".join(_text_of(part, where) for part in message["content"])}
+
+
+def _text_of(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and part.get("type", "text") in _TEXT_PARTS and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
+    raise DataError(f"{where}: a content has a part that is no text ({kind}).", "Give texts alone.")
