@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from bakeout.export.artifacts.inspection import inspect, lines
-from bakeout.export.baking.bake import BakeOptions, bake
+from bakeout.export.baking.bake import bake
 from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.baking.dry_run import lines as dry_run_lines
 from bakeout.export.baking.model_card import model_card
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.report.page import report
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
