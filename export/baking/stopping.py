@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.baking.decoding_bans import find_bans
+from bakeout.export.artifacts.decoding_bans import find_bans
 from bakeout.models.checkpoint.end_of_text import (
     CONFIG,
     GENAI,

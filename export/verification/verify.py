@@ -87,6 +87,8 @@ def verify(
         prompts = [*plan.canary.input_ids.tolist(), *prompts]
         try:
             done.append(artifact.check_parity(directory, plan, receipts, checkpoint, prompts, track))
+            if plan.check and done[-1].ok:
+                done[-1] = _with_refusals(done[-1], directory, plan.check.refusal.tolist(), prompts)
         except BakeoutError as error:
             done.append(Check("parity", False, str(error)))
     return done
@@ -117,6 +119,14 @@ def _require_checks(
                 f"`{option}` is for the check {name}, which `checks` leaves out.",
                 f"Leave it out, or add {name}.",
             )
+
+
+def _with_refusals(parity: Check, directory: Path, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> Check:
+    """Parity, and the refusals of its prompts said to their end."""
+    from bakeout.export.verification.refusals_said import check_refusals
+
+    ok, told = check_refusals(directory / GRAPH, refusal, prompts)
+    return Check(parity.name, ok, f"{parity.detail}; {told}")
 
 
 def _not_owed(plan: Plan, receipts: Sequence[Receipt]) -> str:

@@ -18,6 +18,8 @@ from bakeout.export.baking.bake import bake
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.running.runner import Runner
+from bakeout.export.verification.refusals_said import check_refusals
+from bakeout.export.verification.verify import verify
 from bakeout.models.plan import Plan
 
 from tests.recipe_files import KEY_SPACE_DETECTION, rows, write_recipe
@@ -273,3 +275,21 @@ def test_each_ban_is_lifted(llama_onnx: Path, plan: Plan, tmp_path: Path, ban: s
     (told,) = json.loads((artifact / "bakeout.json").read_text())["decoding"]
     assert told.startswith(f"generation_config.json: {ban} was {BANS[ban]}, ")
     require_stops(artifact, plan)
+
+
+def test_verify_says_refusals_to_their_end(
+    llama_onnx: Path, llama_checkpoint: Path, plan: Plan, tmp_path: Path
+) -> None:
+    artifact = bake(llama_onnx, plan, tmp_path / "artifact").directory
+    prompts = [refused_prompt(artifact, plan), refused_prompt(artifact, plan)]
+    (parity,) = verify(artifact, base=llama_checkpoint, prompts=prompts, checks=["parity"])
+    assert parity.ok
+    assert "refused prompts got the whole refusal, which then stopped" in parity.detail
+    assert plan.check
+    refusal = plan.check.refusal.tolist()
+    assert check_refusals(artifact / "model.onnx", refusal, [[40, 41]]) == (True, "no prompt was refused")
+    edit(artifact / GENERATION, eos_token_id=OTHER, min_length=40)
+    (parity,) = verify(artifact, base=llama_checkpoint, prompts=prompts, checks=["parity"])
+    assert not parity.ok
+    assert "generation_config.json does not name 1, which ends the refusal" in parity.detail
+    assert "generation_config.json: min_length is 40, which garbles the refusal" in parity.detail

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bakeout.export.baking.decoding_bans import find_bans
+from bakeout.export.artifacts.decoding_bans import find_bans
 from bakeout.models.errors import BakeoutError
 
 REFUSAL = [10, 11, 10, 12, 1]

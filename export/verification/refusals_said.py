@@ -1,0 +1,44 @@
+"""Whether an artifact says its refusal whole and then stops, in a decode loop that reads what every loop reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bakeout.export.artifacts.decoding_bans import find_bans
+from bakeout.export.running.refusals import is_refused
+from bakeout.export.running.runner import Runner
+from bakeout.models.checkpoint.end_of_text import CONFIG, GENAI, GENERATION, read_end_of_text
+from bakeout.models.files.json_object import read_json
+
+# How many tokens more than the refusal's a loop is given to stop by itself.
+_MORE = 8
+
+
+def check_refusals(graph_file: Path, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[bool, str]:
+    """Whether every one of ``prompts`` that a graph refuses gets ``refusal`` and no token more; and that in words.
+
+    Neither may a file beside the graph end texts with other tokens, nor forbid the refusal's. Raises ``BakeoutError``
+    where the graph cannot be run.
+    """
+    if problems := list(_obstacles(graph_file.parent, refusal)):
+        return False, "; ".join(problems)
+    runner = Runner(graph_file)
+    begun = runner.generate_with_logits(prompts, 1)
+    refused = [prompt for prompt, (_, logits) in zip(prompts, begun, strict=True) if is_refused(logits[0])]
+    if not refused:
+        return True, "no prompt was refused"
+    answers = runner.generate(refused, len(refusal) + _MORE)
+    whole = sum(answer == list(refusal) for answer in answers)
+    return whole == len(refused), f"{whole} of {len(refused)} refused prompts got the whole refusal, which then stopped"
+
+
+def _obstacles(directory: Path, refusal: Sequence[int]) -> Iterator[str]:
+    for name, tokens in read_end_of_text(directory).named.items():
+        if name in (GENERATION, CONFIG, GENAI) and refusal[-1] not in tokens:
+            yield f"{name} does not name {refusal[-1]}, which ends the refusal, as a token that ends a text"
+    for name in (GENERATION, CONFIG, GENAI):
+        settings = read_json(directory / name)
+        settings = settings.get("search", {}) if name == GENAI else settings
+        for ban in find_bans(settings, refusal, name):
+            yield f"{name}: {ban.name} is {ban.value}, which garbles the refusal"
