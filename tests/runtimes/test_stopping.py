@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 from bakeout.export.baking.bake import bake
 from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.refusals_said import check_refusals
@@ -23,6 +25,7 @@ from bakeout.export.verification.verify import verify
 from bakeout.models.plan import Plan
 
 from tests.recipe_files import KEY_SPACE_DETECTION, rows, write_recipe
+from tests.runtimes.javascript import installed
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
 TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
@@ -293,3 +296,24 @@ def test_verify_says_refusals_to_their_end(
     assert not parity.ok
     assert "generation_config.json does not name 1, which ends the refusal" in parity.detail
     assert "generation_config.json: min_length is 40, which garbles the refusal" in parity.detail
+
+
+@pytest.mark.parametrize("disagree", [_tokenizer_names_another, _both_configurations_name_another])
+def test_in_node(llama_checkpoint: Path, tmp_path: Path, disagree: Callable[[Path], None]) -> None:
+    example = installed("node")
+    checkpoint = shutil.copytree(llama_checkpoint, tmp_path / "model")
+    # The rows are asked as they are.
+    (checkpoint / "chat_template.jinja").write_text("{% for one in messages %}{{ one['content'] }}{% endfor %}")
+    disagree(checkpoint)
+    plan = fitted(tmp_path, checkpoint)
+    options = BakeOptions(runtimes=("node", "transformers.js"))
+    artifact = bake(checkpoint, plan, tmp_path / "artifact", options).directory
+    prompt = AutoTokenizer.from_pretrained(artifact).decode(refused_prompt(artifact, plan))
+    assert plan.check
+    for script in ("answer.mjs", "transformers.mjs"):
+        done = subprocess.run(
+            ["node", script, "--json", artifact, prompt], cwd=example, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert (said["tokens"], said["answer"]) == (plan.check.refusal.tolist(), TEXT)
