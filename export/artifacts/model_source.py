@@ -2,75 +2,86 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
-from bakeout.export.artifacts.file_names import GRAPH, MANIFEST
+from bakeout.export.artifacts.file_names import MANIFEST, PLAN
+from bakeout.export.artifacts.onnx_layout import choose_graph, graph_files, graphs_in
 from bakeout.models.checkpoint.checkpoint import Checkpoint
-from bakeout.models.checkpoint.checkpoint_files import resolve_checkpoint
+from bakeout.models.checkpoint.checkpoint_files import CHECKPOINT_FILES, local_directory, resolve_checkpoint
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 from bakeout.models.files.writing import disk_errors
 
 Form = Literal["graph", "checkpoint", "adapter", "adapted checkpoint", "gguf", "weights file", "nothing"]
 
+_LOG = logging.getLogger(__name__)
 _MERGE = "merge the adapter (peft: merge_and_unload, then save_pretrained) and name the result"
 _GGUF = b"GGUF"
+_ADAPTER = "adapter_config.json"
 
 
-def model_source(model: str | Path | Checkpoint) -> Path | Checkpoint:
+def model_source(model: str | Path | Checkpoint, variant: str | None = None) -> Path | Checkpoint:
     """What ``model``, a path or hub id, is: the file of an ONNX graph, or a checkpoint. Only names and a few bytes are
     read.
 
-    Raises ``BakeoutError`` for what holds no model, and for what Bakeout does not read: an adapter, GGUF, a single
-    file of weights.
+    A directory that holds both is the checkpoint, which a log line says; ``variant`` chooses among its graphs, as
+    ``choose_graph``. Raises ``BakeoutError`` for what holds no model, and for what Bakeout does not read: an adapter,
+    GGUF, a single file of weights.
     """
+    path = model.directory if isinstance(model, Checkpoint) else _local(model, variant)
+    if variant is not None:
+        return _variant(path, variant)
     if isinstance(model, Checkpoint):
         return model
-    path, form = Path(model), local_form(Path(model))
-    if form == "nothing" and path.suffix not in (".onnx", ".gguf"):
-        path = resolve_checkpoint(model)
-        form = local_form(path)
+    form = local_form(path)
     if form == "graph":
-        return _only_graph(path)
+        return path if path.is_file() else choose_graph(path)
     if form == "checkpoint":
+        if graphs := graphs_in(path):
+            _LOG.info("%s is taken as a checkpoint; to take the graph in it, name %s.", path, graphs[0])
         return Checkpoint(resolve_checkpoint(path))
-    raise _refusal(model, form)
+    raise _refusal(model, path, form)
 
 
 def local_form(path: Path) -> Form:
     """What lies at ``path``, by names and first bytes alone.
 
-    A directory with an ONNX file is a graph, whatever lies beside; a directory that is none of the others counts as a
-    checkpoint, an incomplete one perhaps.
+    A directory with a configuration and safetensors is a checkpoint, whatever ONNX files lie in it too, and with an
+    adapter beside them an adapted one; one with ONNX files, its own or in its folder ``onnx``, is a graph; a directory
+    that is none of the others counts as a checkpoint, an incomplete one perhaps.
     """
     if path.is_file():
         return _file_form(path)
     if not path.is_dir():
         return "nothing"
-    if any(path.glob("*.onnx")):
+    adapted = (path / _ADAPTER).is_file()
+    if (path / "config.json").is_file() and _has_weights(path):
+        return "adapted checkpoint" if adapted else "checkpoint"
+    if graphs_in(path):
         return "graph"
-    has_model = (path / "config.json").is_file()
-    if (path / "adapter_config.json").is_file():
-        return "adapted checkpoint" if has_model else "adapter"
-    if any(path.glob("*.gguf")) and not any(path.glob("*.safetensors")):
-        return "gguf"
-    return "checkpoint"
+    if adapted:
+        return "adapter"
+    return "gguf" if any(path.glob("*.gguf")) else "checkpoint"
 
 
 def find_graph(model: str | Path) -> Path:
-    """The decoder's ONNX file: ``model`` itself, the directory's ``model.onnx``, or its only ``*.onnx``.
+    """The decoder's ONNX file: ``model`` itself, or that of a directory, as ``choose_graph``.
 
     Raises ``BakeoutError`` for everything else, by name.
     """
     path = Path(model)
     form = local_form(path)
-    if form == "graph":
-        return _only_graph(path)
+    if form == "graph" and path.is_file():
+        return path
+    if form == "graph" or (form == "checkpoint" and graphs_in(path)):
+        return choose_graph(path)
     if form == "checkpoint":
         raise BakeoutError(
             f"{path} holds no ONNX graph.", "Name an artifact or an ONNX directory; `bake` makes one of a checkpoint."
         )
-    raise _refusal(model, form)
+    raise _refusal(model, path, form)
 
 
 def find_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
@@ -100,25 +111,38 @@ def _file_form(path: Path) -> Form:
     return "weights file" if path.suffix in (".safetensors", ".bin", ".pt", ".pth") else "graph"
 
 
-def _only_graph(path: Path) -> Path:
-    if path.is_file():
+def _local(model: str | Path, variant: str | None) -> Path:
+    """``model`` itself, or what the hub has of this id: a checkpoint or, failing that or by variant, a graph."""
+    path = Path(model)
+    if path.exists() or path.suffix in (".onnx", ".gguf"):
         return path
-    if (path / GRAPH).is_file():
-        return path / GRAPH
-    graphs = sorted(path.glob("*.onnx"))
-    if len(graphs) != 1:
-        raise BakeoutError(
-            f"{path} does not hold one ONNX graph (found: {', '.join(graph.name for graph in graphs)}).",
-            "Name the file itself.",
-        )
-    return graphs[0]
+    path = local_directory(model, CHECKPOINT_FILES)
+    if variant is not None or not (_has_weights(path) or graphs_in(path)):
+        path = local_directory(model, (*CHECKPOINT_FILES, *graph_files(variant)))
+    return path
 
 
-def _refusal(model: str | Path, form: Form) -> BakeoutError:
+def _variant(path: Path, variant: str) -> Path:
+    if not path.is_dir():
+        raise BakeoutError(f"{path} is not a directory with variants of a graph.", "Leave out `variant`.")
+    return choose_graph(path, variant)
+
+
+def _has_weights(directory: Path) -> bool:
+    """Whether there are weights of a model: a plan is safetensors too, and so is an adapter."""
+    others = (PLAN, "adapter_model.safetensors")
+    return any(path.name not in others for path in directory.glob("*.safetensors"))
+
+
+def _refusal(model: str | Path, path: Path, form: Form) -> BakeoutError:
+    base = read_json(path / _ADAPTER).get("base_model_name_or_path") or "a model that it does not name"
     cause, remedy = {
-        "adapter": (f"{model} is an adapter alone, without the model that it adapts.", f"First {_MERGE}."),
+        "adapter": (
+            f"{model} is an adapter alone, of {base}, and holds no model.",
+            f"Load {base} with it, {_MERGE}.",
+        ),
         "adapted checkpoint": (
-            f"{model} is a checkpoint with an adapter beside it, and transformers would load both.",
+            f"{model} is a checkpoint with an adapter beside it, of {base}, and transformers would load both.",
             f"First {_MERGE}, or move adapter_config.json out of the directory.",
         ),
         "gguf": (f"{model} is GGUF, which is not read.", "Name the model's safetensors checkpoint or an ONNX graph."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# What travels with a model's weights: configuration, tokenizer, licence.
+# What travels with a model's weights: configuration, whatever a tokenizer of transformers reads, licence.
 _COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -12,9 +12,20 @@ _COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
+    "vocab*",
+    "*vocab.json",
+    "merges*",
+    "*.model",
+    "*.spm",
+    "*.codes",
+    "*.tiktoken",
+    "*.tokenizer",
+    "dict.txt",
+    "byte_maps.json",
+    "emoji.json",
+    "normalizer.json",
+    "word_*.json",
+    "*processor_config.json",
     "chat_template*",
     "LICENSE*",
     "NOTICE*",

@@ -18,6 +18,7 @@ from bakeout.export.baking.bake_graph import GraphBase, graph_base, write_baked_
 from bakeout.export.baking.model_card import model_card
 from bakeout.export.baking.runtimes import take_functions
 from bakeout.export.baking.stopping import let_refusal_stop
+from bakeout.export.baking.tokenizer_config import require_same_tokenizer
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.graph_canary import require_canary
 from bakeout.models.checkpoint.checkpoint import Checkpoint
@@ -95,7 +96,7 @@ def opened_base(
     if options.to == "safetensors":
         yield checkpoint_base(model, plan)
     else:
-        with graph_base(model, plan, options.dtype, directory) as base:
+        with graph_base(model, plan, options, directory) as base:
             yield base
 
 
@@ -121,8 +122,10 @@ def write_edited(
     (directory / PLAN).write_bytes(plan_bytes(plan))
     if isinstance(base, CheckpointBase):
         receipts, digests = write_edited_checkpoint(base, directory, track)
+        require_same_tokenizer(base.directory, directory)
         return Edited(tuple(receipts), digests, "checkpoint", {})
     receipts = write_baked_graph(base, plan, options, directory, track)
+    require_same_tokenizer(base.directory, directory)
     told = let_refusal_stop(directory, plan.check.refusal.tolist()) if plan.check else {}
     return Edited(tuple(receipts), {}, "exported graph" if base.exported else "graph", told)
 

@@ -38,6 +38,11 @@ class CheckpointBase:
     digests: Mapping[str, str]
 
     @property
+    def model(self) -> Path:
+        """What can be exported and run."""
+        return self.directory
+
+    @property
     def room(self) -> int:
         """The bytes that the artifact takes up, but for its few small files."""
         return sum(room_on_disk(path) for path in (*self.weights, *self.companions))

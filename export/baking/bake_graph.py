@@ -13,12 +13,14 @@ import onnx_ir as ir
 from bakeout.export.artifacts.file_names import CARD, GRAPH, MANIFEST, PLAN, RECIPE
 from bakeout.export.artifacts.model_source import model_source, require_unbaked
 from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.baking.bake_checkpoint import require_weights
 from bakeout.export.baking.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.baking.runtimes import describe_to, name_data_for, require_served
 from bakeout.export.baking.tokenizer_config import limit_tokenizer
-from bakeout.export.recipes.bake_options import BakeOptions, DType
+from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.running.overflow import require_finite
 from bakeout.graph_passes.apply import apply_plan, edit_weights
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_graph
@@ -39,32 +41,41 @@ class GraphBase:
     exported: bool
 
     @property
+    def model(self) -> Path:
+        """What can be run."""
+        return self.graph
+
+    @property
     def directory(self) -> Path:
-        """Where the graph lies, its data and companion files beside it."""
-        return self.graph.parent
+        """Where the graph's configuration and tokenizer lie: beside it, or above it."""
+        return home_of(self.graph)
 
 
 @contextmanager
-def graph_base(model: str | Path | Checkpoint, plan: Plan, dtype: DType, directory: Path) -> Iterator[GraphBase]:
+def graph_base(
+    model: str | Path | Checkpoint, plan: Plan, options: BakeOptions, directory: Path
+) -> Iterator[GraphBase]:
     """The graph of ``model``, exported into a scratch directory within ``directory`` where it is a checkpoint."""
-    source = graph_or_checkpoint(model, plan)
+    source = graph_or_checkpoint(model, plan, options.variant)
+    prompts = plan.canary.input_ids.tolist()
     if isinstance(source, Path):
+        require_finite(source, prompts)
         yield GraphBase(source, exported=False)
         return
     from bakeout.export.exporting.onnx_export import export_checkpoint
 
     with tempfile.TemporaryDirectory(prefix=".export.", dir=directory) as scratch:
-        yield GraphBase(export_checkpoint(source.directory, Path(scratch), dtype), exported=True)
+        yield GraphBase(export_checkpoint(source.directory, Path(scratch), options.dtype, prompts), exported=True)
 
 
-def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan) -> Path | Checkpoint:
-    """The graph's file that ``model`` is, or the checkpoint to export.
+def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan, variant: str | None = None) -> Path | Checkpoint:
+    """The graph's file that ``model`` is, or the checkpoint to export; with ``variant`` the graph of this name in it.
 
     Raises ``BakeoutError`` for a graph that a plan is baked into, and for another checkpoint than the plan's.
     """
-    source = model_source(model)
+    source = model_source(model, variant)
     if isinstance(source, Path):
-        require_unbaked(source.parent)
+        require_unbaked(home_of(source))
     else:
         require_weights(source, plan)
     return source

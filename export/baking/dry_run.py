@@ -9,6 +9,7 @@ from typing import Any
 
 from bakeout.export.artifacts.inspection import receipt_lines
 from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.artifacts.titles import described
 from bakeout.export.baking.bake import completed
 from bakeout.export.baking.bake_checkpoint import checkpoint_base
@@ -70,7 +71,7 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
         base = checkpoint_base(model, plan)
         room = base.room + len(plan_bytes(plan))
         return DryRun(plan, tuple(base.preview()), room, _PROCESS + 2 * base.in_memory, False)
-    source = graph_or_checkpoint(model, plan)
+    source = graph_or_checkpoint(model, plan, options.variant)
     if isinstance(source, Path):
         return _into_graph(source, plan, options)
     return _by_export(source, plan, options)
@@ -79,7 +80,7 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
 def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
     graph = load_graph(path)
     receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
-    companions = companion_files(path.parent)
+    companions = companion_files(home_of(path))
     require_served(options.runtimes, graph, {one.name for one in companions})
     content = len(graph_bytes(graph))
     weights = sum(room_on_disk(one) for one in data_files(graph).values())

@@ -1,15 +1,28 @@
-"""``tokenizer_config.json`` of an artifact: the tokenizer gives what the model takes, and nothing else."""
+"""The tokenizer of an artifact: it gives what the base model's gives, and no input that the model does not take."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
+
+_LOG = logging.getLogger(__name__)
 
 # What transformers' tokenizers give where neither the file nor their class says otherwise.
 _GIVEN = ("input_ids", "token_type_ids", "attention_mask")
+
+# Words, numbers, code, spaces, accents, scripts with and without spaces, a joined emoji.
+_SAMPLES = (
+    "Now, fish and house in German?",
+    "What is 12 + 345,67?\n\n    return x_1 == 'y'\t# done",
+    "  Größe, naïve, Ελλάδα, Россия, שלום, العربية",
+    "東京の天気は。 안녕하세요 สวัสดี हिन्दी 👩‍👩‍👧 \u00a0½",
+)
 
 
 def limit_tokenizer(directory: Path, taken: Collection[str] = ("input_ids", "attention_mask")) -> None:
@@ -26,3 +39,28 @@ def limit_tokenizer(directory: Path, taken: Collection[str] = ("input_ids", "att
     if names and names != given:
         content = {**config, "model_input_names": names}
         path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def require_same_tokenizer(base: Path, directory: Path) -> None:
+    """Raise ``BakeoutError`` unless the tokenizer in ``directory`` gives for some texts what that in ``base`` gives.
+
+    Where that in ``base`` cannot be loaded, on this machine or at all, there is nothing to compare.
+    """
+    try:
+        expected = load_tokenizer(base)
+    except BakeoutError as error:
+        _LOG.info("The artifact's tokenizer is not compared with the base model's: %s", error.cause)
+        return
+    try:
+        tokenizer = load_tokenizer(directory)
+    except BakeoutError as error:
+        raise BakeoutError(
+            f"The base model's tokenizer can be loaded, and the artifact's cannot: {error.cause}",
+            "A file that it needs has a name that is not known: save it with save_pretrained, and bake that.",
+        ) from None
+    for text in _SAMPLES:
+        if tokenizer.encode(text) != expected.encode(text):
+            raise BakeoutError(
+                f"The artifact's tokenizer gives other tokens than the base model's, for {text!r}.",
+                "A file that it needs has a name that is not known: save it with save_pretrained, and bake that.",
+            )

@@ -37,7 +37,8 @@ def _flag(name: str, field: FieldInfo) -> click.Option:
     if field.annotation is bool:
         declaration = f"{flag}/--no-{flag[2:]}" if default else flag
         return click.Option([declaration], is_flag=True, default=default, help=text)
-    choices = click.Choice(list(_choices(field.annotation)))
+    names = list(_choices(field.annotation))
+    choices = click.Choice(names) if names else click.STRING
     if get_origin(field.annotation) is tuple:
         return click.Option([flag.removesuffix("s"), name], type=choices, multiple=True, help=f"{text} Repeatable.")
     return click.Option([flag], type=choices, default=default, show_default=default is not None, help=text)

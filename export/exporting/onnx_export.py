@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from bakeout.export.artifacts.file_names import DATA, GRAPH
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.exporting.optimum_exporter import export_with_optimum
 from bakeout.export.exporting.tied_weights import tie_weights
+from bakeout.export.running.overflow import overflow
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.files.copying import copy_by_kernel
@@ -20,20 +22,26 @@ from bakeout.models.files.disk_room import require_space
 from bakeout.models.files.writing import disk_errors
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from bakeout.export.recipes.bake_options import DType
 
 _BYTES = {"fp32": 4, "fp16": 2}
 _MASKED = -30000.0
 
 
-def export_checkpoint(checkpoint: Path, directory: Path, dtype: DType = "fp32") -> Path:
+def export_checkpoint(
+    checkpoint: Path, directory: Path, dtype: DType = "fp32", tried_on: Sequence[Sequence[int]] = ()
+) -> Path:
     """Export ``checkpoint`` into ``directory`` and return the path of ``model.onnx``.
 
     The weights lie in ``model.onnx.data``; the checkpoint's configuration and tokenizer files are copied beside. The
     graph has a KV cache, and holds no path and no doc string: the same checkpoint gives the same bytes anywhere.
-    ``fp16`` is a graph that computes in float16 wherever the model does.
+    ``fp16`` is a graph that computes in float16 wherever the model does; ``tried_on``: token ids on which it is tried
+    whether the model can do that.
 
-    Raises ``BakeoutError`` for a checkpoint that cannot be loaded or that optimum cannot export, and for a full disk.
+    Raises ``BakeoutError`` for a checkpoint that cannot be loaded or that optimum cannot export, for one that overflows
+    in float16, and for a full disk.
     """
     import torch
 
@@ -41,6 +49,7 @@ def export_checkpoint(checkpoint: Path, directory: Path, dtype: DType = "fp32") 
     if dtype == "fp16":
         # The default attention's mask is float32 in a trace, and would make everything behind it float32.
         model.set_attn_implementation("eager")
+        _require_finite(model, tried_on)
     # Once as torch writes it, tied weights apart, once more with the weights in one file.
     require_space(directory, 2 * _BYTES[dtype] * sum(weight.numel() for weight in model.state_dict().values()))
     with disk_errors(directory), tempfile.TemporaryDirectory(prefix=".export.", dir=directory) as scratch:
@@ -55,6 +64,16 @@ def export_checkpoint(checkpoint: Path, directory: Path, dtype: DType = "fp32") 
         for name, path in companions.items():
             copy_by_kernel(path, directory / name)
     return directory / GRAPH
+
+
+def _require_finite(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    # By torch, which keeps every value in float16: ONNX Runtime's CPU kernels take some in float32, and a GPU's do not.
+    import torch
+
+    with torch.inference_mode():
+        for prompt in prompts:
+            if not torch.isfinite(model(input_ids=torch.tensor([list(prompt)])).logits).all():
+                raise overflow()
 
 
 def _bound_mask(graph: ir.Model) -> None:

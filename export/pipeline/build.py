@@ -58,7 +58,7 @@ def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built
     with new_directory(output) as directory:
         with opened_base(inputs.checkpoint, plan, options, directory) as base:
             # Its refusals are not counted: the artifact's text is not known yet.
-            base_rows = _measured(base.directory, BASE, inputs.tests, Refusals(), track)
+            base_rows = _measured(base.model, BASE, inputs.tests, Refusals(), track)
             edited = write_edited(base, plan, options, directory, track)
         canary = canary_outcome(directory, plan, edited)
         refusals = Refusals.of_artifacts([directory])
@@ -71,12 +71,12 @@ def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built
     return Built(output, edited.receipts, tuple(rows))
 
 
-def _measured(directory: Path, name: str, tests: Mapping[str, Source], refusals: Refusals, track: Track) -> list[Row]:
-    """What the model in ``directory`` answers on the test files, as ONNX; a checkpoint is exported for it."""
+def _measured(model: Path, name: str, tests: Mapping[str, Source], refusals: Refusals, track: Track) -> list[Row]:
+    """What ``model``, a directory or a graph's file, answers on the test files, as ONNX: exported where it has none."""
     if not tests:
         return []
     with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-        runner = Runner(as_onnx(directory, Path(scratch)))
+        runner = Runner(as_onnx(model, Path(scratch)))
         return list(measure(runner, name, tests, refusals, track=track))
 
 

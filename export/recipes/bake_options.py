@@ -41,6 +41,11 @@ class BakeOptions(Section):
         "weights alone; it keeps its type.",
     )
     dtype: DType = Field("fp32", description="The precision in which a checkpoint is exported; graphs keep their own.")
+    variant: str | None = Field(
+        None,
+        description="Bake into one of the graphs that the model's directory or repository holds: `q4` for "
+        "`onnx/model_q4.onnx`, `fp32` for `onnx/model.onnx`.",
+    )
     quantize: Quantisation | None = Field(
         None,
         description="`int8`: quantise the weights of a float32 graph dynamically, after the plan's edits of them; not "
@@ -63,6 +68,8 @@ class BakeOptions(Section):
             yield Contradiction("runtimes", "runtimes run graphs, not checkpoints", "Leave out `runtimes`, or `to`.")
         if self.to == "safetensors" and self.quantize:
             yield Contradiction("quantize", "a checkpoint keeps its type", "Leave out `quantize`, or `to`.")
+        if self.to == "safetensors" and self.variant:
+            yield Contradiction("variant", "a checkpoint has one form", "Leave out `variant`, or `to`.")
         if self.quantize and self.dtype == "fp16":
             yield Contradiction(
                 "quantize", f"{self.quantize} comes from fp32, not from fp16", "Leave out `quantize`, or `dtype`."

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.export.artifacts.model_source import find_graph
+from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
+from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
 from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
@@ -39,6 +41,7 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
+_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "cache_position", *LOGITS_TO_KEEP)
 _CANNOT_RUN = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -77,10 +80,11 @@ class _CacheEntry:
 class Runner:
     """An ONNX decoder in an ONNX Runtime session: any directory or file with optimum's inputs and outputs.
 
-    Inputs ``input_ids``, ``attention_mask``, ``position_ids`` where the graph takes them, and past keys and values
-    where it has a cache; outputs ``logits`` and the present ones. CUDA is used where ONNX Runtime has it;
-    ``provider`` names the execution provider that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in
-    place of the file's content: an edited copy, whose data files are those beside ``path``.
+    Inputs ``input_ids``, ``attention_mask``, ``position_ids`` where the graph takes them (``token_type_ids``,
+    ``cache_position`` and ``num_logits_to_keep`` likewise), and past keys and values where it has a cache; outputs
+    ``logits`` and the present ones. CUDA is used where ONNX Runtime has it; ``provider`` names the execution provider
+    that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in place of the file's content: an edited
+    copy, whose data files are those beside ``path``.
 
     >>> runner = bakeout.Runner("unlearned")
     >>> runner.answer("Now, fish and house in German?")
@@ -95,7 +99,7 @@ class Runner:
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, graph: bytes | None = None) -> None:
         self.path = find_graph(Path(path))
-        self.directory = self.path.parent
+        self.directory = home_of(self.path)
         ends, padding = read_end_of_text(self.directory).require(self.directory), read_padding(self.directory)
         self.end_tokens, self.padding_token = frozenset(ends), ends[0] if padding is None else padding
         self.session = _session(self.path, threads, graph)
@@ -105,13 +109,11 @@ class Runner:
         outputs = {value.name: value for value in self.session.get_outputs()}
         self._cache = _cache_entries(inputs, outputs, self.path)
         past = {entry.past for entry in self._cache}
-        self._fed = {name: _TYPES[value.type] for name, value in inputs.items() if name not in past}
+        fed = {name: value for name, value in inputs.items() if name not in past}
+        _require_known(fed, self.path)
+        self._fed = {name: _TYPES[value.type] for name, value in fed.items()}
+        self._ranks = {name: len(value.shape) for name, value in fed.items()}
         self._others = [name for name in outputs if name not in {entry.present for entry in self._cache}]
-        if not {"input_ids"} <= self._fed.keys() <= {"input_ids", "attention_mask", "position_ids"}:
-            raise BakeoutError(
-                f"{self.path} takes {', '.join(self._fed)}: not what a decoder of text takes.",
-                "Export a text decoder with optimum, for the task text-generation-with-past.",
-            )
         if "logits" not in outputs:
             raise BakeoutError(f"{self.path} gives no logits.", "Export the model with its language-model head.")
         # Without position_ids a graph may count padding as positions, or take it to lie on the right.
@@ -138,10 +140,20 @@ class Runner:
         the step before, or None at the start of a text.
         """
         positions = np.maximum(attention_mask.cumsum(axis=1) - 1, 0)[:, -input_ids.shape[1] :]
-        fed = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+        new, total = input_ids.shape[1], attention_mask.shape[1]
+        fed = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": positions,
+            "token_type_ids": np.zeros_like(input_ids),
+            "cache_position": np.arange(total - new, total),
+            # Of all tokens.
+            **dict.fromkeys(LOGITS_TO_KEEP, np.array(0)),
+        }
         binding = self.session.io_binding()
         for name, dtype in self._fed.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(fed[name], dtype))
+            value = fed[name] if fed[name].ndim else fed[name].reshape([1] * self._ranks[name])
+            binding.bind_cpu_input(name, np.ascontiguousarray(value, dtype).reshape(value.shape))
         for entry in self._cache:
             binding.bind_ortvalue_input(entry.past, cache[entry.past] if cache else self._empty(entry, len(input_ids)))
             binding.bind_output(entry.present, self._device)
@@ -299,6 +311,21 @@ def _session(path: Path, threads: int | None, graph: bytes | None) -> onnxruntim
         raise _cannot_run(path, error) from None
 
 
+def _require_known(inputs: Mapping[str, Any], path: Path) -> None:
+    """Raise ``BakeoutError`` unless ``inputs``, those beside the cache, are what ``Runner.step`` feeds."""
+    if MERGED in inputs:
+        raise BakeoutError(
+            f"{path} is a merged decoder (its input {MERGED} chooses between two graphs), which is not run.",
+            "Use `decoder_with_past_model.onnx` or `model.onnx` of the same export.",
+        )
+    unknown = [name for name, value in inputs.items() if name not in _INPUTS or value.type not in _TYPES]
+    if unknown or "input_ids" not in inputs:
+        raise BakeoutError(
+            f"{path} takes {', '.join(unknown or inputs)}: not what a decoder of text takes.",
+            "Export a text decoder with optimum, for the task text-generation-with-past.",
+        )
+
+
 def _cannot_run(path: Path, error: Exception) -> BakeoutError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return BakeoutError(f"{path} cannot be run ({reason}).", "Copy or export the model again.")
@@ -328,6 +355,8 @@ def _cache_entries(inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: 
                 "known heads and head size.",
                 "Export the model with optimum.",
             )
+        if value.type not in _TYPES:
+            raise BakeoutError(f"{path}: the cache {value.name} is a {value.type}.", "Export it in fp32 or fp16.")
         entries.append(_CacheEntry(value.name, name, value.shape[1], value.shape[3], _TYPES[value.type]))
     if past:
         missing = ", ".join(value.name for value in past.values())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.graph_passes.graph.linear import Linear, as_linear, constant_size
 
 # fmt: off
@@ -67,7 +68,11 @@ class KeyValue:
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """What a decoder graph is made of. ``past`` and ``present`` are empty where the graph has no KV cache."""
+    """What a decoder graph is made of.
+
+    ``past`` and ``present`` are empty where the graph has no KV cache. ``logits_to_keep``: the input that says of how
+    many last tokens it gives logits (0: of all), where it has one.
+    """
 
     layers: tuple[FeedForwardLayer, ...]
     input_ids: ir.Value
@@ -76,6 +81,7 @@ class Anatomy:
     past: tuple[KeyValue, ...]
     present: tuple[KeyValue, ...]
     logits: ir.Value
+    logits_to_keep: ir.Value | None = None
 
     @property
     def width(self) -> int:
@@ -101,6 +107,11 @@ def read_anatomy(model: ir.Model) -> Anatomy:
     ``attention_mask`` or ``logits`` is missing.
     """
     graph = model.graph
+    if any(value.name == MERGED for value in graph.inputs):
+        raise GraphError(
+            f"It is a merged decoder (its input {MERGED} chooses between two graphs), which is not read.",
+            "Use `decoder_with_past_model.onnx` or `model.onnx` of the same export.",
+        )
     if mixtures := sum((node.domain, node.op_type) in _MIXTURES for node in graph):
         raise GraphError(
             f"The feed-forward layers are mixtures of experts, inside {mixtures} operators that hide their neurons.",
@@ -133,6 +144,7 @@ def read_anatomy(model: ir.Model) -> Anatomy:
         past=past,
         present=present,
         logits=_named(graph.outputs, "logits"),
+        logits_to_keep=next((value for value in graph.inputs if value.name in LOGITS_TO_KEEP), None),
     )
 
 

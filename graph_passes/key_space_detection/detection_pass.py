@@ -15,7 +15,7 @@ from onnx_ir.passes.common import (
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
-from bakeout.graph_passes.graph.graph_builder import GraphBuilder
+from bakeout.graph_passes.graph.graph_builder import END, GraphBuilder
 from bakeout.graph_passes.graph.graph_file import graph_digest
 from bakeout.graph_passes.key_space_detection.cubes import Cubes
 from bakeout.graph_passes.key_space_detection.early_exit import part
@@ -221,8 +221,9 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         logits = anatomy.logits
 
         def select(build: GraphBuilder) -> tuple[ir.Value]:
-            said = refusal_logits(build, self.intervention.refusal, matched, _vocabulary(anatomy), _dtype(logits))
-            return (build("Where", build("Unsqueeze", verdict.refused, [2]), said, logits),)
+            said = self._refusal_logits(build, anatomy, matched)
+            refused = _kept(build, anatomy, verdict.refused)
+            return (build("Where", build("Unsqueeze", refused, [2]), said, logits),)
 
         def keep(build: GraphBuilder) -> tuple[ir.Value]:
             return (build("Identity", logits),)
@@ -230,6 +231,10 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         (output,) = build.choose(verdict.any_refused, select, keep, ["logits"]) if self.early_exit else select(build)
         _take_over(graph, logits, output)
         graph.extend(build.nodes)
+
+    def _refusal_logits(self, build: GraphBuilder, anatomy: Anatomy, matched: ir.Value) -> ir.Value:
+        kept = _kept(build, anatomy, matched)
+        return refusal_logits(build, self.intervention.refusal, kept, _vocabulary(anatomy), _dtype(anatomy.logits))
 
     def _report(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, margin: ir.Value, window: Window) -> None:
         build = GraphBuilder(graph, f"{PREFIX}.monitor")
@@ -266,9 +271,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         last = len(anatomy.layers) - 1
 
         def refuse(build: GraphBuilder) -> list[ir.Value]:
-            outputs = [
-                refusal_logits(build, self.intervention.refusal, matched, _vocabulary(anatomy), _dtype(anatomy.logits))
-            ]
+            outputs = [self._refusal_logits(build, anatomy, matched)]
             for layer in skipped_layers:
                 outputs.append(cache.extended(build, anatomy.past[layer].key, window))
                 if layer < last:
@@ -295,6 +298,14 @@ def _share_subexpressions(model: ir.Model) -> None:
 def _any(build: GraphBuilder, condition: ir.Value, name: str) -> ir.Value:
     number = build("Cast", condition, to=ir.DataType.INT64)
     return build("Greater", build("ReduceMax", number, keepdims=0), 0, name=name)
+
+
+def _kept(build: GraphBuilder, anatomy: Anatomy, value: ir.Value) -> ir.Value:
+    """Of a ``value`` [B, W] (or [B, 1]) the last positions, those for which the graph gives logits."""
+    if anatomy.logits_to_keep is None:
+        return value
+    count = build("Reshape", build.cast(anatomy.logits_to_keep, ir.DataType.INT64), [1])
+    return build("Slice", value, build("Neg", count), [END], [1])
 
 
 def _take_over(graph: ir.Graph, before: ir.Value, after: ir.Value) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +14,26 @@ from safetensors import SafetensorError, safe_open
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
+from bakeout.models.files.json_object import read_json
 from bakeout.models.files.reading import parse_json, read_regular, require_no_devices
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+_INDEX = "model.safetensors.index.json"
 # What a causal language model needs of its repository: neither pickles nor other frameworks' weights.
-_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+CHECKPOINT_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.jinja",
+    "*.model",
+    "*.spm",
+    "*.codes",
+    "*.tiktoken",
+    "*.tokenizer",
+)
 
 
 def resolve_checkpoint(name: str | Path) -> Path:
@@ -27,9 +42,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     A hub id is looked up in the local cache and, unless ``HF_HUB_OFFLINE`` is set, on the hub. Raises
     ``BakeoutError`` when there is no such checkpoint.
     """
-    directory = Path(name)
-    if not directory.is_dir():
-        directory = _snapshot(str(name))
+    directory = local_directory(name, CHECKPOINT_FILES)
     require_no_devices(directory)
     if not (directory / "config.json").is_file():
         raise BakeoutError(
@@ -37,6 +50,15 @@ def resolve_checkpoint(name: str | Path) -> Path:
             "Give the directory that save_pretrained wrote.",
         )
     return directory
+
+
+def local_directory(name: str | Path, patterns: Sequence[str]) -> Path:
+    """``name`` itself, or the local snapshot of the hub id ``name``, of which files like ``patterns`` are fetched.
+
+    Raises ``BakeoutError`` where it is neither, or cannot be fetched.
+    """
+    directory = Path(name)
+    return directory if directory.is_dir() else _snapshot(str(name), patterns)
 
 
 def weights_digest(directory: Path) -> str:
@@ -73,14 +95,15 @@ def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrai
     if "quantization_config" in read_config(directory):
         raise BakeoutError(f"{directory} holds quantised weights.", "Use the unquantised checkpoint.")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _readable(directory) as readable:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                readable,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BakeoutError(
             f"{directory} cannot be loaded ({_first_line(error)}).",
@@ -88,6 +111,7 @@ def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrai
         ) from None
     model: PreTrainedModel
     model, loading = loaded
+    model.config.name_or_path = str(directory)
     if missing := sorted(loading["missing_keys"]):
         raise BakeoutError(
             f"{directory} lacks {len(missing)} of the model's weights, among them {missing[0]}.",
@@ -95,6 +119,21 @@ def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrai
         )
     model.train(False)
     return model
+
+
+@contextmanager
+def _readable(directory: Path) -> Iterator[Path]:
+    """``directory``, or links to its files with an index that has ``metadata``, which transformers asks for."""
+    index = read_json(directory / _INDEX)
+    if not index or isinstance(index.get("metadata"), dict):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+        for path in directory.iterdir():
+            if path.is_file() and path.name != _INDEX:
+                (Path(scratch) / path.name).symlink_to(path.resolve())
+        (Path(scratch) / _INDEX).write_text(json.dumps({**index, "metadata": {}}), encoding="utf-8")
+        yield Path(scratch)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -129,12 +168,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except HFValidationError:
         raise BakeoutError(
             f"There is no directory {name}, and it is not a hub id.", "Give a checkpoint's directory or hub id."

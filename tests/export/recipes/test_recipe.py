@@ -71,6 +71,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
     assert recipe.export.model_dump() == {
         "to": "onnx",
         "dtype": "fp32",
+        "variant": None,
         "quantize": None,
         "inline": False,
         "early_exit": True,

@@ -1,0 +1,100 @@
+"""The layouts of exporters and model hubs: where graphs lie, which of several is meant, where its companions lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bakeout.export.artifacts.file_names import GRAPH
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
+
+# The folder of graphs in public repositories: configuration and tokenizer lie above it.
+SUBFOLDER = "onnx"
+
+_CONFIGS = ("config.json", "genai_config.json")
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken")
+# What transformers.js calls the variant without suffix, and the one whose files are named otherwise.
+_PLAIN, _SUFFIXES = "fp32", {"fp32": "", "q8": "_quantized"}
+_STEMS = ("model", "decoder_with_past_model")
+# optimum's older exports: the first computes no cache's continuation, and the second holds both under an `If`.
+_HALVES = ("decoder_model", "decoder_model_merged")
+
+
+def graphs_in(directory: Path) -> list[Path]:
+    """The ONNX files of a directory, or of its folder ``onnx`` where it has none itself, in order of name."""
+    return sorted(directory.glob("*.onnx")) or sorted((directory / SUBFOLDER).glob("*.onnx"))
+
+
+def choose_graph(directory: Path, variant: str | None = None) -> Path:
+    """The decoder among the graphs of ``directory``: what ``genai_config.json`` names, ``model.onnx``, or the only one.
+
+    ``variant``: the one of this name, ``q4`` for ``model_q4.onnx``; ``fp32`` is ``model.onnx``. Raises ``BakeoutError``
+    where there is none, or several and nothing tells which.
+    """
+    graphs = graphs_in(directory)
+    if variant is not None:
+        return _variant(directory, graphs, variant)
+    if named := _named_by_genai(directory):
+        return named
+    by_name = {graph.name: graph for graph in graphs}
+    whole = [graph for graph in graphs if graph.stem not in _HALVES]
+    if GRAPH in by_name:
+        return by_name[GRAPH]
+    if len(graphs) == 1:
+        return graphs[0]
+    if len(whole) == 1:
+        return whole[0]
+    raise BakeoutError(
+        f"{directory} does not hold one ONNX graph (found: {', '.join(by_name) or 'none'}).",
+        "Name the file itself, or its `variant` (q4 for model_q4.onnx).",
+    )
+
+
+def graph_files(variant: str | None = None) -> list[str]:
+    """The names, below a repository, that ``choose_graph`` may take without looking, and those of their data files."""
+    suffix = _suffix(variant or _PLAIN)
+    names = [f"{folder}{stem}{suffix}.onnx" for folder in ("", f"{SUBFOLDER}/") for stem in _STEMS]
+    return [pattern for name in names for pattern in (name, f"{name}_data*", f"{name}.data")]
+
+
+def home_of(graph: Path) -> Path:
+    """Where the configuration and tokenizer of a graph lie: in its directory or, as on model hubs, in the one above."""
+    own = graph.parent
+    # Links are not followed: the hub's cache holds files by them.
+    above = Path(os.path.abspath(own)).parent  # noqa: PTH100
+    if not _holds(above, _CONFIGS):
+        return own
+    if _holds(own, _CONFIGS) and (_holds(own, _TOKENIZERS) or not _holds(above, _TOKENIZERS)):
+        return own
+    return above
+
+
+def _variant(directory: Path, graphs: list[Path], variant: str) -> Path:
+    names = [f"{stem}{_suffix(variant)}.onnx" for stem in _STEMS]
+    for graph in graphs:
+        if graph.name in names:
+            return graph
+    there = ", ".join(graph.name for graph in graphs) or "no ONNX file"
+    raise BakeoutError(f"{directory} has no {names[0]} (found: {there}).", "Choose `variant` of what is there.")
+
+
+def _suffix(variant: str) -> str:
+    return _SUFFIXES.get(variant, f"_{variant}")
+
+
+def _named_by_genai(directory: Path) -> Path | None:
+    model = read_json(directory / "genai_config.json").get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    name = decoder.get("filename") if isinstance(decoder, dict) else None
+    if not isinstance(name, str):
+        return None
+    if not (directory / name).is_file():
+        raise BakeoutError(
+            f"{directory / 'genai_config.json'} names {name}, which is not there.", "Copy the model again."
+        )
+    return directory / name
+
+
+def _holds(directory: Path, patterns: tuple[str, ...]) -> bool:
+    return any(path.is_file() for pattern in patterns for path in directory.glob(pattern))

@@ -1,0 +1,30 @@
+"""Whether a model that was trained in another type can be computed in float16, whose largest number is 65504."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bakeout.export.running.runner import Runner
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.graph_passes.graph.precision import stored_precision
+from bakeout.models.errors import BakeoutError
+
+
+def require_finite(graph_file: Path, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ``BakeoutError`` where a float16 graph gives anything but finite logits on ``prompts``, token ids."""
+    if not prompts or stored_precision(load_graph(graph_file)) != "float16":
+        return
+    for _, logits in Runner(graph_file).each_logits(prompts):
+        if not np.isfinite(logits).all():
+            raise overflow()
+
+
+def overflow() -> BakeoutError:
+    """The error of a model that cannot be computed in float16."""
+    return BakeoutError(
+        "The model overflows in fp16: some of what it computes is beyond 65504, and its logits are no numbers.",
+        "Export it in fp32 (`dtype: fp32`).",
+    )
