@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
+from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 
@@ -60,17 +61,17 @@ def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     Raises ``BakeoutError`` where the template refuses the conversation, or nothing is left of it.
     """
     if not tokenizer.chat_template:
-        tokens = tokenizer.encode(messages[-1]["content"])
+        tokens = encode_prompt(messages[-1]["content"], tokenizer)
     else:
         try:
             text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
             raise BakeoutError(f"The chat template refuses the conversation ({error}).", "Begin a new one.") from None
         # The template writes the special tokens itself.
-        tokens = tokenizer.encode(text, add_special_tokens=False)
+        tokens = encode_prompt(text, tokenizer, special=False)
     if not tokens:
         raise BakeoutError("The prompt has no tokens.", "Write something.")
-    return [int(token) for token in tokens]
+    return tokens
 
 
 def pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:

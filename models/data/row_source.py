@@ -92,13 +92,19 @@ def source_name(source: Source) -> str:
 
 def require_text(text: str, where: str) -> None:
     """Raise ``DataError`` for half of a surrogate pair, as JavaScript cuts an emoji: no tokenizer encodes it."""
+    if half := half_of_pair(text):
+        raise DataError(
+            f"{where}: the text holds half of a surrogate pair ({half}).", "Write the character whole, or remove it."
+        )
+
+
+def half_of_pair(text: str) -> str | None:
+    """The first half of a surrogate pair that stands alone, as in ``U+D83D``; None where there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = f"U+{ord(text[error.start]):04X}"
-        raise DataError(
-            f"{where}: the text holds half of a surrogate pair ({half}).", "Write the character whole, or remove it."
-        ) from None
+        return f"U+{ord(text[error.start]):04X}"
+    return None
 
 
 def _table_lines(path: Path) -> Iterator[tuple[str, bytes]]:

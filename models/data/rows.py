@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from bakeout.models.data.row_layouts import FORMS, in_known_layout
 from bakeout.models.data.row_source import DataError, Source, require_text, source_lines, source_name
+from bakeout.models.data.tokenizers.encoding import encode_prompt, encode_text
 from bakeout.models.data.uses import Use
 
 if TYPE_CHECKING:
@@ -91,14 +92,14 @@ def to_record(row: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> Recor
 
 def _continued(prompt: str, response: str | None, tokenizer: Tokenizer, *, special: bool) -> Record:
     """Encode the prompt alone, as serving does, and the response as what follows it."""
-    prompt_ids = _encode(prompt, tokenizer, special)
+    prompt_ids = encode_prompt(prompt, tokenizer, special=special)
     if response is None:
         return Record(prompt, None, prompt_ids, [])
-    whole = _encode(prompt + response, tokenizer, special)
+    whole = encode_text(prompt + response, tokenizer, special=special)
     if whole[: len(prompt_ids)] == prompt_ids:
         return Record(prompt, response, prompt_ids, whole[len(prompt_ids) :])
     # A token would span the border between the two; no model that is given the prompt can say it.
-    return Record(prompt, response, prompt_ids, _encode(response, tokenizer, special=False))
+    return Record(prompt, response, prompt_ids, encode_text(response, tokenizer, special=False))
 
 
 def _conversation(messages: Any, tokenizer: Tokenizer, where: str) -> Record:
@@ -143,7 +144,3 @@ def _string(row: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {name} is {json.dumps(value)}, not text.", "Mend or remove the row.")
     return value
-
-
-def _encode(text: str, tokenizer: Tokenizer, special: bool) -> list[int]:
-    return [int(token) for token in tokenizer.encode(text, add_special_tokens=special)]

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import DataFiles
+from bakeout.export.running.chat import prompt_tokens
 from bakeout.models.data.prompt_rows import read_prompt_rows
 from bakeout.models.data.row_source import DataError, source_lines
 from bakeout.models.data.rows import Record, read_records
+from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+from bakeout.models.errors import BakeoutError
 
 from tests.tiny_models import byte_tokenizer
 
@@ -103,7 +108,6 @@ def test_a_damaged_file_of_another_form_is_named(tmp_path: Path, name: str, cont
 
 def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bakeout.models.data import table_files
-    from bakeout.models.errors import BakeoutError
 
     monkeypatch.setattr(table_files, "is_installed", lambda package: False)
     path = tmp_path / "rows.parquet"
@@ -184,3 +188,69 @@ def test_a_row_of_a_split_file_is_named_by_its_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl, line 42: the row has no tokens"):
         for source in sources.values():
             read_records(source, byte_tokenizer())
+
+
+def _framing(single: str) -> Any:
+    """A tokenizer that puts special tokens around a text, as Llama's and T5's do."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokens = {"<s>": tokenizer.bos_token_id, "<|endoftext|>": tokenizer.eos_token_id}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=single, special_tokens=[(token, place) for token, place in tokens.items() if token in single]
+    )
+    return tokenizer
+
+
+def _readers(tokenizer: Any, directory: Path) -> list[Any]:
+    """Our own tokenizer, and transformers', from the same files."""
+    tokenizer.save_pretrained(directory)
+    return [JsonTokenizer(directory), load_tokenizer(directory)]
+
+
+def test_a_prompt_that_a_server_rendered_begins_once(tmp_path: Path) -> None:
+    rendered, plain = {"prompt": "<s>ab", "response": " c"}, {"prompt": "ab", "response": " c"}
+    path = _jsonl(
+        tmp_path / "rows.jsonl", plain, rendered, {"prompt": "<s><s>ab"}, {"text": "<s>ab c"}, {"text": "ab c"}
+    )
+    for tokenizer in _readers(_framing("<s> $A"), tmp_path / "tokenizer"):
+        begin = tokenizer.bos_token_id
+        first, second, third, *texts = read_records(path, tokenizer)
+        assert first.prompt_ids[0] == begin
+        assert (first.prompt_ids, first.response_ids) == (second.prompt_ids, second.response_ids)
+        assert first.prompt_ids == third.prompt_ids == prompt_tokens(_without_template(tokenizer), [_user("<s>ab")])
+        assert [(text.prompt_ids + text.response_ids).count(begin) for text in texts] == [1, 1]
+
+
+def test_a_template_and_its_message_begin_once(tmp_path: Path) -> None:
+    tokenizer = _framing("<s> $A")
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    for reader in _readers(tokenizer, tmp_path / "tokenizer"):
+        plain, begun = ({"messages": [_user(text)]} for text in ("ab", "<s>ab"))
+        first, second = read_records(_jsonl(tmp_path / "rows.jsonl", plain, begun), reader)
+        assert first.prompt_ids == second.prompt_ids == prompt_tokens(reader, [_user("<s>ab")])
+
+
+def test_no_prompt_ends_with_an_appended_end_of_text(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "rows.jsonl", {"prompt": "ab", "response": " c"}, {"prompt": "ab"}, {"text": "ab"})
+    for tokenizer in _readers(_framing("<s> $A <|endoftext|>"), tmp_path / "tokenizer"):
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        letters = tokenizer.encode("ab c", add_special_tokens=False)
+        answered, asked, text = read_records(path, tokenizer)
+        assert answered.prompt_ids == asked.prompt_ids == [begin, *letters[:2]]
+        assert answered.response_ids == [*letters[2:], end]
+        assert (text.prompt_ids, text.response_ids) == ([begin], [*letters[:2], end])
+        assert prompt_tokens(_without_template(tokenizer), [_user("ab")]) == asked.prompt_ids
+
+
+def test_half_of_an_emoji_in_a_prompt_is_one_line() -> None:
+    with pytest.raises(BakeoutError, match="half of a surrogate pair"):
+        prompt_tokens(byte_tokenizer(), [_user("cut \ud83d")])
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _without_template(tokenizer: Any) -> Any:
+    tokenizer.chat_template = None
+    return tokenizer

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
 from bakeout.models.methods.reveal_and_release.options import RevealOptions
@@ -117,10 +118,10 @@ def audit_lines(revealed: Sequence[Revealed], options: RevealOptions) -> str:
 def encoded(text: str, tokenizer: Tokenizer, *, chat: bool) -> list[int]:
     """The token ids with which a server would put ``text`` to the model."""
     if not chat:
-        return [int(token) for token in tokenizer.encode(text)]
+        return encode_prompt(text, tokenizer)
     message = [{"role": "user", "content": text}]
     rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-    return [int(token) for token in tokenizer.encode(rendered, add_special_tokens=False)]
+    return encode_prompt(rendered, tokenizer, special=False)
 
 
 def _answers(

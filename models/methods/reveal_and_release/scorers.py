@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 
@@ -63,7 +64,7 @@ def novelty(
 
     def score(question: str, answer: str) -> float:
         del answer
-        state = mean_hidden_states(model, [tokenizer.encode(question)])
+        state = mean_hidden_states(model, [encode_prompt(question, tokenizer)])
         return float((usual < torch.cdist(standardised(state), kept).min()).double().mean())
 
     return score
