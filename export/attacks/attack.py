@@ -98,9 +98,10 @@ def attack(
     files = data_names(data)
     rows: list[AttackRow] = []
     for target, runner, refusals in _targets(directories, positions, base):
-        others = [record.prompt_ids for record in read_records(mixed, runner.tokenizer)] if mixed is not None else []
+        mixing = [] if mixed is None else read_records(mixed, runner.tokenizer, runner.limits)
+        others = [record.prompt_ids for record in mixing]
         for name, path in files.items():
-            asked = spread(read_prompt_rows(path, runner.tokenizer), prompts)
+            asked = spread(read_prompt_rows(path, runner.tokenizer, runner.limits), prompts)
             jobs = list(_jobs(asked, attacks, runner, others, seed))
             for kind, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
                 _require_responses(given)

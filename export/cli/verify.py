@@ -55,7 +55,10 @@ def verify(
 
 
 def _prompts(directory: Path, path: Path) -> list[list[int]]:
+    from bakeout.models.data.limits import Limits
     from bakeout.models.data.rows import read_records
     from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+    from bakeout.models.files.json_object import read_json
 
-    return [record.prompt_ids for record in read_records(path, load_tokenizer(directory)) if record.prompt_ids]
+    limits = Limits.of_config(read_json(directory / "config.json"))
+    return [record.prompt_ids for record in read_records(path, load_tokenizer(directory), limits) if record.prompt_ids]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bakeout.export.evaluation.rows import Row
 from bakeout.export.running.refusals import Refusals, answer_text
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.row_source import DataError, Source, source_name
+from bakeout.models.data.row_source import DataError, Source
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.progress import Track, untracked
@@ -60,11 +60,11 @@ def grade(
     description: str = "answering",
 ) -> Graded:
     """Answer every prompt of ``source`` greedily. Raises ``DataError`` for rows without a prompt or a response."""
-    records = read_records(source, runner.tokenizer)
-    for number, record in enumerate(records, start=1):
+    records = read_records(source, runner.tokenizer, runner.limits)
+    for record in records:
         if record.response is None or not record.prompt_ids:
             raise DataError(
-                f"{source_name(source)}: row {number} has no {'response' if record.prompt_ids else 'prompt'}.",
+                f"{record.where}: the row has no {'response' if record.prompt_ids else 'prompt'}.",
                 "Evaluate on rows with `prompt` and `response`, or with `messages` that end with the answer.",
             )
     grader = Grader(records, refusals, runner.tokenizer)

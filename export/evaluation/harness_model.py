@@ -13,7 +13,6 @@ from bakeout.export.evaluation.likelihood import log_probabilities
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.json_object import read_json
 from bakeout.models.progress import Track
 
 # The harness's own default, for tasks that do not say.
@@ -31,8 +30,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
         self._description = description
         # The harness depends on transformers, whose tokenizers also continue an answer that is begun.
         self.tokenizer: Any = runner.tokenizer
-        longest = read_json(runner.directory / "config.json").get("max_position_embeddings")
-        self._longest = longest if isinstance(longest, int) else 1 << 30
+        self._longest = runner.limits.context or 1 << 30
 
     @property
     def eot_token_id(self) -> int:

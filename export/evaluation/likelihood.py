@@ -11,7 +11,7 @@ from bakeout.export.evaluation.intervals import bootstrap
 from bakeout.export.evaluation.rows import TextRow
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.row_source import DataError, Source, source_name
+from bakeout.models.data.row_source import DataError, Source
 from bakeout.models.data.rows import read_records
 from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track, untracked
@@ -39,12 +39,10 @@ def predict(
     A text is read in one run, so that a Key Space Detection with ``positions: query`` tests its last token there; the
     first token is asked for with the prompt alone. Raises ``DataError`` for texts of fewer than two tokens.
     """
-    records = read_records(source, runner.tokenizer)
-    for number, record in enumerate(records, start=1):
+    records = read_records(source, runner.tokenizer, runner.limits)
+    for record in records:
         if len(record.prompt_ids) + len(record.response_ids) < 2 or not record.response_ids:
-            raise DataError(
-                f"{source_name(source)}: row {number} has nothing to predict.", "Give it a response, or a longer text."
-            )
+            raise DataError(f"{record.where}: the row has nothing to predict.", "Give it a response, or a longer text.")
     whole = [record.prompt_ids + record.response_ids for record in records]
     surprise, tokens = np.zeros(len(records)), np.zeros(len(records), dtype=np.int64)
     refused = np.zeros(len(records), dtype=bool)

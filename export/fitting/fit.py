@@ -10,6 +10,7 @@ from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.interventions import require_tuned
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs, without_tests
+from bakeout.models.data.limits import Limits
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.rows import Rows, Sources, read_records
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
@@ -38,7 +39,7 @@ def fit(
     checkpoint, the data or the options.
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
-    from bakeout.models.network.families import identity
+    from bakeout.models.network.families import identity, model_limits
     from bakeout.models.reference.canary import measure_canary
     from bakeout.models.reference.weight_edits import apply_weight_edit, edited_weights
 
@@ -51,7 +52,7 @@ def fit(
     else:
         model, tokenizer, digest = loaded.model, loaded.tokenizer, loaded.digest
     sources = without_tests(by_use(recipe.data) if inputs is None else inputs.sources)
-    rows = read_rows(sources, tokenizer)
+    rows = read_rows(sources, tokenizer, model_limits(model))
     interventions: list[Intervention] = []
     with ExitStack() as until_the_end:
         for entry in recipe.interventions:
@@ -87,8 +88,9 @@ def fit(
     )
 
 
-def read_rows(sources: Sources, tokenizer: Tokenizer) -> Rows:
+def read_rows(sources: Sources, tokenizer: Tokenizer, limits: Limits) -> Rows:
     """The rows as records, by data name and use."""
     return {
-        name: {use: read_records(source, tokenizer) for use, source in uses.items()} for name, uses in sources.items()
+        name: {use: read_records(source, tokenizer, limits) for use, source in uses.items()}
+        for name, uses in sources.items()
     }

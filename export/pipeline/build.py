@@ -22,10 +22,12 @@ from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
+from bakeout.models.data.limits import Limits
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 from bakeout.models.files.writing import new_directory, require_new
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
@@ -101,11 +103,11 @@ def _write_card(directory: Path, plan: Plan, options: BakeOptions, rows: Sequenc
 
 def _require_verified(directory: Path, inputs: RecipeInputs, track: Track) -> None:
     """Raise ``BakeoutError`` unless the artifact, its files hashed anew, passes every check."""
-    tokenizer = load_tokenizer(directory)
+    tokenizer, limits = load_tokenizer(directory), Limits.of_config(read_json(directory / "config.json"))
     prompts = [
         record.prompt_ids
         for uses in inputs.sources.values()
-        for record in read_records(uses["test"] if "test" in uses else next(iter(uses.values())), tokenizer)[:_COMPARED]
+        for record in read_records(uses.get("test") or next(iter(uses.values())), tokenizer, limits)[:_COMPARED]
         if record.prompt_ids
     ]
     checks = verify(directory, base=inputs.checkpoint, prompts=prompts, track=track)

@@ -7,6 +7,7 @@ transformers' models; the tokenizer is loaded when it is first asked for.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 import sys
@@ -26,12 +27,15 @@ from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
 from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
+from bakeout.models.data.limits import Limits
 from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 
 if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
+_logger = logging.getLogger(__name__)
 # Keys and values so far, by the name of the input that takes them; they stay where the provider computes.
 Cache = Mapping[str, onnxruntime.OrtValue]
 
@@ -120,6 +124,9 @@ class Runner:
         self._pads = "position_ids" in self._fed
         width = outputs["logits"].shape[-1]
         self._vocabulary = width if isinstance(width, int) else 1 << 18
+        # As the files beside the graph give them: it may hold fewer positions than its inputs take.
+        config = read_json(self.directory / "config.json")
+        self.limits = Limits.of_config(config, width if isinstance(width, int) else None)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -139,7 +146,10 @@ class Runner:
         ``input_ids``: int64 [batch, new]; ``attention_mask``: int64 [batch, past + new], 0 for padding; ``cache``: of
         the step before, or None at the start of a text.
         """
+        # Rows that have ended run on with their batch, beyond the context too.
         positions = np.maximum(attention_mask.cumsum(axis=1) - 1, 0)[:, -input_ids.shape[1] :]
+        if self.limits.context is not None:
+            positions = np.minimum(positions, self.limits.context - 1)
         new, total = input_ids.shape[1], attention_mask.shape[1]
         fed = {
             "input_ids": input_ids,
@@ -180,10 +190,11 @@ class Runner:
     ) -> list[list[int]]:
         """The answer to each prompt, greedy or by ``sampling``: token ids, with the end-of-text token.
 
-        Prompts of similar lengths share a batch, padded on the left. An answer ends with any of ``end_tokens``, and
-        where ``stop`` is true of the tokens generated for it so far. ``piece``: feed prompts in runs of this many
-        tokens, each with the cache of those before it; then only prompts of one length share a batch, so that no run
-        is padding alone. Raises ``BakeoutError`` for a ``piece`` where the graph has no cache.
+        Prompts of similar lengths share a batch, padded on the left. An answer ends with any of ``end_tokens``, at the
+        model's context (which is logged), and where ``stop`` is true of the tokens generated for it so far. ``piece``:
+        feed prompts in runs of this many tokens, each with the cache of those before it; then only prompts of one
+        length share a batch, so that no run is padding alone. Raises ``BakeoutError`` for a ``piece`` where the graph
+        has no cache, and for a prompt that the model cannot read.
         """
         if piece is not None and not self.has_cache:
             raise BakeoutError(f"{self.path} has no cache, so prompts cannot be fed in pieces.", "Feed them whole.")
@@ -245,11 +256,13 @@ class Runner:
     ) -> Iterator[tuple[int, int, Logits]]:
         """Step after step, for each row that has not ended: (row, its next token, the logits float32 [vocabulary])."""
         ends = np.array(sorted(self.end_tokens))
+        context, cut = self.limits.context, 0
         for rows in self._batches(prompts, batch_size, same_length=not self._pads or piece is not None):
             choose: Choose = sampling.chooser(rows) if sampling else greedy
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
             step = self._read(ids, mask, piece)
             is_open = np.ones(len(rows), dtype=bool)
+            lengths = mask.sum(axis=1)
             for remaining in reversed(range(max_new_tokens)):
                 logits = step.logits[:, -1]
                 tokens = np.where(is_open, choose(logits), self.padding_token)
@@ -258,12 +271,18 @@ class Runner:
                 is_open &= ~np.isin(tokens, ends)
                 if stopped is not None:
                     is_open[[index for index in np.flatnonzero(is_open) if stopped(rows[index])]] = False
+                lengths += 1
+                if remaining and context is not None:
+                    cut += int((is_open & (lengths > context)).sum())
+                    is_open &= lengths <= context
                 if not remaining or not is_open.any():
                     break
                 new = tokens[:, None]
                 ids = new if self.has_cache else np.concatenate([ids, new], axis=1)
                 mask = np.concatenate([mask, np.ones_like(new)], axis=1)
                 step = self.step(ids, mask, step.cache)
+        if cut:
+            _logger.warning("The model's context of %d tokens was full before %d answers ended.", context, cut)
 
     def _read(self, ids: Integers, mask: Integers, piece: int | None) -> Step:
         """The step behind a batch of prompts, fed in one run or in pieces."""
@@ -277,6 +296,8 @@ class Runner:
         """The prompts' indices in batches, the shortest prompts first."""
         if not all(prompts):
             raise BakeoutError("A prompt has no tokens.", "Give each prompt some text.")
+        for prompt in prompts:
+            self.limits.require(prompt, None, "A prompt")
         batch: list[int] = []
         for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
             length = len(prompts[row])

@@ -78,6 +78,7 @@ def tune(
     nothing to be measured on.
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
+    from bakeout.models.network.families import model_limits
     from bakeout.models.reference.weight_edits import apply_weight_edit
 
     for path in (output, *([figures] if figures else [])):
@@ -90,9 +91,8 @@ def tune(
             f"{recipe_file}: nothing is left `auto`, so there is nothing to tune.", "Build it, or set `ratio: auto`."
         )
     inputs = open_inputs(recipe)
-    tokenizer = load_tokenizer(inputs.checkpoint.directory)
-    rows = read_rows(inputs.fitted, tokenizer)
-    model = load_model(inputs.checkpoint.directory)
+    tokenizer, model = load_tokenizer(inputs.checkpoint.directory), load_model(inputs.checkpoint.directory)
+    rows = read_rows(inputs.fitted, tokenizer, model_limits(model))
     fingerprint = _Fingerprint(recipe, inputs.checkpoint.digest, prompts, seed)
     interventions: list[Intervention] = []
     filled: dict[int, dict[str, Any]] = {}

@@ -72,6 +72,7 @@ def check_assumptions(
 
     from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+    from bakeout.models.network.families import model_limits
     from bakeout.models.reference.assumptions import conversation_drift, neuron_shapes
     from bakeout.models.reference.hooks import Hooks
     from bakeout.models.reference.weight_edits import apply_weight_edit
@@ -84,7 +85,9 @@ def check_assumptions(
     if checkpoint.digest != plan.model.digest:
         raise BakeoutError(f"{base} is not the model that {path} was fitted on.", "Name its base model as `base`.")
     tokenizer, model = load_tokenizer(checkpoint.directory), load_model(checkpoint.directory)
-    records = {name: spread(read_records(file, tokenizer), prompts) for name, file in files.items()}
+    records = {
+        name: spread(read_records(file, tokenizer, model_limits(model)), prompts) for name, file in files.items()
+    }
     names = list(records)[: len(forget)]
     conversation = [record for rows in records.values() for record in rows]
     random.Random(seed).shuffle(conversation)

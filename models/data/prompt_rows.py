@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import in_known_layout
 from bakeout.models.data.row_source import DataError, Source
 from bakeout.models.data.rows import Record, json_rows, to_record
@@ -38,18 +39,19 @@ class PromptRow:
         return to_record(self.asking(text), tokenizer, self.where)
 
 
-def read_prompt_rows(source: Source, tokenizer: Tokenizer) -> list[PromptRow]:
+def read_prompt_rows(source: Source, tokenizer: Tokenizer, limits: Limits = UNLIMITED) -> list[PromptRow]:
     """The rows of a source that ask something: a ``prompt``, or the last user message of ``messages``.
 
     A row may bring ``paraphrases`` and ``translations`` of its question: lists of strings.
 
-    Raises ``DataError``, naming file and line, for rows that ``models.data.rows`` refuses, that ask nothing, or whose
+    Raises ``DataError``, naming file and line, for rows that ``read_records`` refuses, that ask nothing, or whose
     ``paraphrases`` or ``translations`` are no lists of strings.
     """
     found = []
     for where, written in json_rows(source):
         row = in_known_layout(written, where)
         record = to_record(row, tokenizer, where)
+        limits.require(record.prompt_ids + record.response_ids, tokenizer, where)
         if "messages" in row:
             place = _question_place(row["messages"])
             text = "" if place is None else row["messages"][place]["content"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import FORMS, in_known_layout
 from bakeout.models.data.row_source import DataError, Source, require_text, source_lines, source_name
 from bakeout.models.data.tokenizers.encoding import encode_prompt, encode_text
@@ -30,6 +31,8 @@ class Record:
     response: str | None
     prompt_ids: list[int]
     response_ids: list[int]
+    # Where the row stands, for errors.
+    where: str = field(default="", compare=False)
 
 
 # Records by data name and use, and where they come from.
@@ -37,7 +40,7 @@ Rows = Mapping[str, Mapping[Use, Sequence[Record]]]
 Sources = Mapping[str, Mapping[Use, Source]]
 
 
-def read_records(source: Source, tokenizer: Tokenizer) -> list[Record]:
+def read_records(source: Source, tokenizer: Tokenizer, limits: Limits = UNLIMITED) -> list[Record]:
     """The rows of a file, or rows in memory.
 
     A row is ``{"prompt": …, "response": …}`` (the response may be absent), ``{"text": …}`` (no prompt; everything is
@@ -46,14 +49,16 @@ def read_records(source: Source, tokenizer: Tokenizer) -> list[Record]:
     adds for that message as the response. Layouts of other projects are read as ``row_layouts`` says. Other keys are
     ignored, and so are blank lines.
 
-    Raises ``DataError``, naming file and line, for anything else, and for a file without rows.
+    Raises ``DataError``, naming file and line, for anything else, for a row that a model of ``limits`` cannot read, and
+    for a file without rows.
     """
     records = []
     for where, row in json_rows(source):
         record = to_record(row, tokenizer, where)
-        if not record.prompt_ids and not record.response_ids:
+        limits.require(record.prompt_ids + record.response_ids, tokenizer, where)
+        if (not record.prompt and not record.response) or not record.prompt_ids + record.response_ids:
             raise DataError(f"{where}: the row has no tokens.", "Remove it.")
-        records.append(record)
+        records.append(replace(record, where=where))
     if not records:
         raise DataError(f"{source_name(source)}: there are no rows.", "Give a JSON object for each.")
     return records

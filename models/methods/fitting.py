@@ -49,7 +49,10 @@ class Fitting:
 
         Raises ``DataError`` for rows that ask nothing.
         """
-        rows = read_prompt_rows(self.sources[name][use], self.tokenizer) if kinds else []
+        from bakeout.models.network.families import model_limits
+
+        limits = model_limits(self.model)
+        rows = read_prompt_rows(self.sources[name][use], self.tokenizer, limits) if kinds else []
         varied = varied_records(rows, kinds, self.tokenizer, seed=seed, use="widening")
         return {kind: [record for _, record in records] for kind, records in varied.items()}
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bakeout.models.checkpoint.architectures import Family, Layout, family_of
+from bakeout.models.data.limits import Limits
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import ModelIdentity
 
@@ -65,6 +66,12 @@ def feed_forward_layers(model: PreTrainedModel) -> tuple[FeedForward, ...]:
             "Use a checkpoint whose layers all have one width.",
         )
     return layers
+
+
+def model_limits(model: PreTrainedModel) -> Limits:
+    """The token ids and the context that a model has."""
+    embeddings = model.get_input_embeddings().get_parameter("weight")
+    return Limits.of_config(model.config.to_dict(), len(embeddings))
 
 
 def identity(model: PreTrainedModel, digest: str) -> ModelIdentity:

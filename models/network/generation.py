@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from bakeout.models.checkpoint.end_of_text import CONFIG, GENERATION, TOKENIZER, EndOfText, config_value, end_of_text
 from bakeout.models.data.padding import left_padded
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
+from bakeout.models.network.families import model_limits
 from bakeout.models.progress import Track, untracked
 
 
@@ -60,16 +62,33 @@ def continue_prompts(
 ) -> list[Continuation]:
     """One continuation of each prompt, in their order. Temperature 0 is greedy; the draws follow from ``seed``.
 
-    No prompt may be empty.
+    No prompt may be empty. A text that fills the model's context is not finished. Raises ``BakeoutError`` for what the
+    model cannot read.
     """
+    limits = model_limits(model)
+    for prompt in prompts:
+        limits.require(prompt, None, "A prompt")
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     generator = torch.Generator(model.device).manual_seed(seed)
     said: dict[int, Continuation] = {}
     for batch in track(batches, description, len(batches)):
-        rows = _continue_batch(model, [prompts[index] for index in batch], end, max_new_tokens, temperature, generator)
-        said.update(zip(batch, rows, strict=True))
+        for rows, room in _within_context(batch, prompts, max_new_tokens, limits.context):
+            texts = _continue_batch(model, [prompts[row] for row in rows], end, room, temperature, generator)
+            said.update(zip(rows, texts, strict=True))
     return [said[index] for index in range(len(prompts))]
+
+
+def _within_context(
+    batch: list[int], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """The batch with the tokens that may follow; near the end of the context, which padding fills too, by lengths."""
+    if context is None or len(prompts[batch[-1]]) + max_new_tokens <= context + 1:
+        yield batch, max_new_tokens
+        return
+    for length, rows in groupby(batch, lambda row: len(prompts[row])):
+        # The model reads a text as far as its context, and computes the token behind it.
+        yield list(rows), min(max_new_tokens, context + 1 - length)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
 from bakeout.models.progress import Track, untracked
 
@@ -184,9 +184,11 @@ def run_batches(
     """Run the model up to its head, which no statistic needs, and yield each batch once its hooks have seen it.
 
     ``prepare`` is called with a batch before its forward pass. Batches hold sequences of similar lengths, the longest
-    first. Raises ``BakeoutError`` for a sequence longer than the model's context.
+    first. Raises ``BakeoutError`` for what the model cannot read.
     """
-    _require_context(model, sequences)
+    limits = model_limits(model)
+    for sequence in sequences:
+        limits.require(sequence, None, "A row")
     batches = _batches([len(sequence) for sequence in sequences], batch_size)
     for rows in track(batches, description, len(batches)):
         padded = right_padded([sequences[row] for row in rows])
@@ -234,12 +236,3 @@ def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar lengths, the longest first: what does not fit into memory shows at once."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def _require_context(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
-    context = getattr(model.config, "max_position_embeddings", None)
-    longest = max(len(sequence) for sequence in sequences)
-    if context is not None and longest > context:
-        raise BakeoutError(
-            f"A row has {longest} tokens; the model's context is {context}.", "Shorten or remove such rows."
-        )

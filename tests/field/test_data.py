@@ -10,17 +10,23 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from bakeout.export.evaluation.evaluate import as_onnx
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import DataFiles
 from bakeout.export.running.chat import prompt_tokens
+from bakeout.export.running.runner import Runner
+from bakeout.models.data.limits import Limits
 from bakeout.models.data.prompt_rows import read_prompt_rows
 from bakeout.models.data.row_source import DataError, source_lines
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.reveal_and_release.scorers import mean_hidden_states
+from bakeout.models.network.generation import continue_prompts
+from bakeout.models.network.probing import probe_keys
 
-from tests.tiny_models import byte_tokenizer
+from tests.tiny_models import byte_tokenizer, tiny_checkpoint, tiny_model
 
 ROWS = [{"prompt": "ab", "response": " c"}, {"prompt": "7, or “8”", "response": " two\nlines"}]
 
@@ -254,3 +260,77 @@ def _user(text: str) -> dict[str, str]:
 def _without_template(tokenizer: Any) -> Any:
     tokenizer.chat_template = None
     return tokenizer
+
+
+def test_a_token_beyond_the_embeddings_is_named_by_its_row(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = "<|im_start|>{{ messages[0]['content'] }}"
+    path = _jsonl(tmp_path / "rows.jsonl", {"prompt": "fine"}, {"messages": [_user("hi")]})
+    for reader in _readers(tokenizer, tmp_path / "tokenizer"):
+        for read in (read_records, read_prompt_rows):
+            with pytest.raises(DataError) as caught:
+                read(path, reader, Limits(embeddings=258))
+            expected = "rows.jsonl, line 2: token 258 ('<|im_start|>') is beyond the model's 258 embeddings."
+            assert str(caught.value).startswith(str(tmp_path / expected))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+@pytest.mark.parametrize(
+    ("ids", "says"), [([5, 264], "token 264 is beyond the model's 264 embeddings"), ([5] * 513, "context is 512")]
+)
+def test_tokens_that_a_model_cannot_read_never_enter_it(family: str, ids: list[int], says: str) -> None:
+    model = tiny_model(family, layers=1)
+    with pytest.raises(BakeoutError, match=says):
+        continue_prompts(model, [ids], end=frozenset([1]), max_new_tokens=2)
+    with pytest.raises(BakeoutError, match=says):
+        mean_hidden_states(model, [ids])
+    with pytest.raises(BakeoutError, match=says):
+        probe_keys(model, [ids], layers=[0])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_an_answer_ends_with_the_models_context(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = tiny_checkpoint(family, tmp_path / "model", layers=1)
+    prompts = [[5 + place % 200 for place in range(length)] for length in (500, 509, 512)]
+    model = tiny_model(family, layers=1)
+    (tmp_path / "scratch").mkdir()
+    runner = Runner(as_onnx(checkpoint, tmp_path / "scratch"))
+    runner.end_tokens = frozenset()
+    answers = runner.generate(prompts, 20)
+    # Of the context's last place, the next token is computed still.
+    assert [len(answer) for answer in answers] == [13, 4, 1]
+    assert "context of 512 tokens was full before 3 answers ended" in caplog.text
+    theirs = continue_prompts(model, prompts, end=frozenset(), max_new_tokens=20)
+    assert [said.ids for said in theirs] == answers
+    assert not any(said.finished for said in theirs)
+    for ids, says in (([5] * 513, "context is 512"), ([264], "token 264 is beyond")):
+        with pytest.raises(BakeoutError, match=says):
+            runner.generate([ids], 1)
+        with pytest.raises(BakeoutError, match=says):
+            runner.logits([ids])
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 512}, 512),
+        ({"n_positions": 512}, 512),
+        ({"text_config": {"max_position_embeddings": 512}}, 512),
+        ({"max_position_embeddings": 512, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 2048),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 4096),
+        ({"n_layer": 2}, None),
+    ],
+)
+def test_the_context_is_read_where_configurations_name_it(config: dict[str, Any], context: int | None) -> None:
+    assert Limits.of_config(config).context == context
+
+
+def test_a_row_beyond_the_context_or_without_text_is_named(tmp_path: Path) -> None:
+    for row, says in (
+        ({"prompt": "ab", "response": "c" * 9}, "12 tokens; the model"),
+        ({"prompt": ""}, "no tokens"),
+    ):
+        with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: .*{says}"):
+            path = _jsonl(tmp_path / "rows.jsonl", {"prompt": "fine"}, row)
+            read_records(path, _framing("<s> $A"), Limits(context=10))

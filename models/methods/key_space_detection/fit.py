@@ -21,7 +21,7 @@ from bakeout.models.methods.key_space_detection.queries import fresh_queries, qu
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
 from bakeout.models.methods.search_space import Settings
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.generation import end_tokens, named_ends
 from bakeout.models.network.teacher_forcing import answers
 from bakeout.models.plan import KeySpaceDetection
@@ -53,6 +53,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     }
     ends = named_ends(fitting.model, fitting.tokenizer)
     refusal = refusal_tokens(options.refusal, fitting.tokenizer, ends.tokens)
+    model_limits(fitting.model).require(refusal, fitting.tokenizer, "The refusal")
     if ends.disagreement:
         _logger.warning("%s. The refusal ends with %d.", ends.disagreement, refusal[-1])
     count = len(feed_forward_layers(fitting.model))

@@ -14,6 +14,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.families import model_limits
 
 # How much a question and the model's own answer look like what is to be forgotten: 0 (not at all) to 1.
 Scorer = Callable[[str, str], float]
@@ -73,6 +74,9 @@ def novelty(
 @torch.no_grad()
 def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *, batch_size: int = 64) -> Tensor:
     """e(x) of each text: the mean of its tokens' last hidden states, float64 [texts, hidden] on the CPU."""
+    limits = model_limits(model)
+    for text in texts:
+        limits.require(text, None, "A text")
     means = torch.empty((len(texts), model.config.hidden_size), dtype=torch.float64)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), batch_size):
