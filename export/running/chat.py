@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
+from bakeout.models.data.tokenizers.chat_template import render_chat
 from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
@@ -64,7 +65,7 @@ def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
         tokens = encode_prompt(messages[-1]["content"], tokenizer)
     else:
         try:
-            text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+            text = render_chat(tokenizer, messages, generation=True)
         except TemplateError as error:
             raise BakeoutError(f"The chat template refuses the conversation ({error}).", "Begin a new one.") from None
         # The template writes the special tokens itself.

@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import FORMS, in_known_layout
 from bakeout.models.data.row_source import DataError, Source, require_text, source_lines, source_name
+from bakeout.models.data.tokenizers.chat_template import render_chat
 from bakeout.models.data.tokenizers.encoding import encode_prompt, encode_text
 from bakeout.models.data.uses import Use
 
@@ -118,6 +119,8 @@ def _conversation(messages: Any, tokenizer: Tokenizer, where: str) -> Record:
             "Give rows with `prompt` and `response`, or the tokenizer of the chat model.",
         )
     answered = messages[-1]["role"] == "assistant"
+    if answered and len(messages) == 1:
+        raise DataError(f"{where}: the conversation is an answer alone.", "Put the user's message before it.")
     try:
         prompt = _rendered(tokenizer, messages[:-1] if answered else messages, generation=True)
         whole = _rendered(tokenizer, messages, generation=False) if answered else prompt
@@ -135,7 +138,7 @@ def _conversation(messages: Any, tokenizer: Tokenizer, where: str) -> Record:
 
 
 def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], *, generation: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+    return render_chat(tokenizer, messages, generation=generation)
 
 
 def _is_message(message: Any) -> bool:

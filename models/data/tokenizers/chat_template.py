@@ -1,17 +1,25 @@
-"""Chat templates, rendered in a sandbox like transformers' (4.57, ``utils/chat_template_utils.py``)."""
+"""Chat templates, rendered in a sandbox like transformers' (4.57, ``utils/chat_template_utils.py``), within bounds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jinja2 import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from bakeout.models.data.tokenizers.bounded_templates import BoundedEnvironment, bounded
+
+if TYPE_CHECKING:
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
+
+# What the expressions of a template raise: they are Python's, and can raise what any expression can.
+_WHATEVER = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 class ChatTemplate:
@@ -23,24 +31,47 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
+        environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
-        self._template = environment.from_string(source)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError:
+            raise
+        except _WHATEVER as error:
+            raise TemplateError(_reason(error)) from None
 
     def render(
         self, messages: Sequence[Mapping[str, str]], special_tokens: Mapping[str, Any], *, generation: bool
     ) -> str:
         """The chat as text; with ``generation``, as far as the beginning of the answer.
 
-        Raises ``jinja2.TemplateError`` where the template refuses the messages.
+        Raises ``jinja2.TemplateError`` where the template refuses the messages, cannot be rendered, or would do more
+        than any template needs to (``bounded_templates``).
         """
-        return self._template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=generation, **special_tokens
-        )
+        try:
+            with bounded():
+                return self._template.render(
+                    messages=messages, tools=None, documents=None, add_generation_prompt=generation, **special_tokens
+                )
+        except TemplateError:
+            raise
+        except _WHATEVER as error:
+            raise TemplateError(_reason(error)) from None
+
+
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, generation: bool) -> str:
+    """A chat as text by a tokenizer's own template, with its special tokens. Raises as ``ChatTemplate`` does."""
+    source: Any = tokenizer.chat_template
+    if isinstance(source, Mapping):
+        source = source.get("default")
+    return _template(str(source)).render(messages, tokenizer.special_tokens_map, generation=generation)
+
+
+@lru_cache(maxsize=8)
+def _template(source: str) -> ChatTemplate:
+    return ChatTemplate(source)
 
 
 class _Generation(Extension):
@@ -76,3 +107,7 @@ def _raise(message: str) -> NoReturn:
 
 def _now(form: str) -> str:
     return datetime.now().strftime(form)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

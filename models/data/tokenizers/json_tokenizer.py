@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
-from bakeout.models.data.tokenizers.chat_template import ChatTemplate
+from bakeout.models.data.tokenizers.chat_template import render_chat
 from bakeout.models.data.tokenizers.tokenization import Message
-from bakeout.models.data.tokenizers.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from bakeout.models.data.tokenizers.tokenizer_files import TokenizerFiles, damaged_files, read_tokenizer_files
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing
 
@@ -40,6 +39,10 @@ class JsonTokenizer:
     """
 
     def __init__(self, directory: Path) -> None:
+        with damaged_files(directory):
+            self._read(directory)
+
+    def _read(self, directory: Path) -> None:
         self._tokenizer = _read_tokenizer(directory)
         files = read_tokenizer_files(directory)
         self._special = {name: str(token) for name, token in files.special.items()}
@@ -69,6 +72,11 @@ class JsonTokenizer:
         """The id of the token that ends a text, or None."""
         return self._id("eos_token")
 
+    @property
+    def special_tokens_map(self) -> dict[str, Any]:
+        """The special tokens by name, for templates of chats."""
+        return self._special | ({"additional_special_tokens": self._more_special} if self._more_special else {})
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text, with the special tokens around it that the model was trained with."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
@@ -91,15 +99,8 @@ class JsonTokenizer:
         self, conversation: list[Message], *, tokenize: bool = True, add_generation_prompt: bool = False
     ) -> str | list[int]:
         """A chat as text (``tokenize=False``) or token ids. Raises ``jinja2.TemplateError`` where the template does."""
-        special = self._special | ({"additional_special_tokens": self._more_special} if self._more_special else {})
-        text = self._template.render(conversation, special, generation=add_generation_prompt)
+        text = render_chat(self, conversation, generation=add_generation_prompt)
         return self.encode(text, add_special_tokens=False) if tokenize else text
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        if self.chat_template is None:
-            raise ValueError("the tokenizer has no chat template")
-        return ChatTemplate(self.chat_template)
 
     def _id(self, name: str) -> int | None:
         return self._tokenizer.token_to_id(self._special[name]) if name in self._special else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import is_installed
@@ -29,6 +29,10 @@ class Tokenizer(Protocol):
     @property
     def chat_template(self) -> object:
         """The template of chats; empty or None where there is none."""
+
+    @property
+    def special_tokens_map(self) -> dict[str, Any]:
+        """The special tokens by name, for templates of chats."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text, with the special tokens around it that the model was trained with."""
@@ -60,9 +64,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        # Settings of odd types show when they are used.
+        tokenizer.decode(tokenizer.encode("a"), skip_special_tokens=True)
+        return tokenizer
     # The tokenizers library raises nothing narrower, and transformers whatever a file of odd types leads to.
     except Exception as error:  # noqa: BLE001
         raise BakeoutError(

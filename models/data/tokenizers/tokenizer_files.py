@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -66,6 +67,19 @@ class TokenizerFiles:
     special: Mapping[str, Special]
     more_special: Sequence[Special]
     chat_template: str | None
+
+
+@contextmanager
+def damaged_files(directory: Path) -> Iterator[None]:
+    """Raise as ``BakeoutError`` what files in ``directory`` lead to whose values are of other types than they must."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BakeoutError(
+            f"{directory}: the tokenizer's files are damaged ({type(error).__name__}: {reason}).",
+            "Copy the tokenizer again.",
+        ) from None
 
 
 def read_tokenizer_files(directory: Path) -> TokenizerFiles:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from bakeout.models.data.tokenizers.chat_template import render_chat
 from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
@@ -120,7 +121,7 @@ def encoded(text: str, tokenizer: Tokenizer, *, chat: bool) -> list[int]:
     if not chat:
         return encode_prompt(text, tokenizer)
     message = [{"role": "user", "content": text}]
-    rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    rendered = render_chat(tokenizer, message, generation=True)
     return encode_prompt(rendered, tokenizer, special=False)
 
 
