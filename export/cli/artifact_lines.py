@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from bakeout.export.cli.console import emit_json
+from bakeout.export.cli.console import emit_json, show
 
 if TYPE_CHECKING:
     from bakeout.models.plan.receipt import Receipt
@@ -25,8 +23,8 @@ def show_artifact(directory: Path, receipts: Sequence[Receipt], *, machine: bool
             {"directory": str(directory), "receipts": [receipt.as_json() for receipt in receipts], "digest": digest}
         )
         return
-    click.echo(f"{directory}: edits with a receipt: {len(receipts)}; {MANIFEST} has sha256 {digest}")
+    show(f"{directory}: edits with a receipt: {len(receipts)}; {MANIFEST} has sha256 {digest}")
     if (directory / GRAPH).is_file():
-        click.echo(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
+        show(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
     else:
-        click.echo(f"Next: bakeout verify {directory} --base MODEL, or bakeout inspect {directory}")
+        show(f"Next: bakeout verify {directory} --base MODEL, or bakeout inspect {directory}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bakeout.export.cli.console import emit_json, emit_table, progress
+from bakeout.export.cli.console import emit_json, emit_table, progress, show
 from bakeout.export.cli.options import PATH, json_output
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ def _print(checked: Sequence[Checked]) -> None:
             title=f"{name}: the same queries after longer and longer conversations",
         )
         for warning in intervention.warnings:
-            click.echo(f"WARNING: {warning}")
+            show(f"WARNING: {warning}")
         if not intervention.warnings:
-            click.echo("No warnings.")
+            show("No warnings.")
 
 
 def _neuron_cells(neuron: NeuronShape) -> list[str]:

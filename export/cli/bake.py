@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bakeout.export.cli.artifact_lines import show_artifact
-from bakeout.export.cli.console import emit_json, progress
+from bakeout.export.cli.console import emit_json, progress, show_lines
 from bakeout.export.cli.option_fields import FieldsCommand
 from bakeout.export.cli.options import PATH, json_output
 
@@ -48,7 +48,7 @@ def bake(
         if machine:
             emit_json(outlook.as_json())
         else:
-            click.echo("\n".join(lines(outlook)))
+            show_lines(lines(outlook))
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")

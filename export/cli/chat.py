@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bakeout.export.cli.console import emit_json, say
+from bakeout.export.cli.console import emit_json, say, show
 from bakeout.export.cli.options import PATH, json_output
 from bakeout.models.errors import BakeoutError
 
@@ -90,6 +90,6 @@ def _print_answer(pieces: Iterable[str]) -> None:
     begun = False
     for piece in pieces:
         # Many tokenizers begin an answer with a space.
-        click.echo(piece if begun else piece.lstrip(), nl=False)
+        show(piece if begun else piece.lstrip(), end="")
         begun = begun or bool(piece.strip())
-    click.echo()
+    show("")

@@ -64,12 +64,31 @@ class _Lines(logging.Handler):
 
 def say(line: str) -> None:
     """A line for people, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def show(text: str, *, end: str = "\n") -> None:
+    """A result for people, on standard output: a line or, with another ``end``, a part of one."""
+    print(printable(text), end=end, flush=True)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Results for people, on standard output, each of which stays one line whatever is in it."""
+    for line in lines:
+        show(line.replace("\n", "\\n"))
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal would obey, or could not show, as escapes: control characters, but for line ends.
+
+    Names come from files of others. A line end is kept, where a text has several lines.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def emit_json(content: Mapping[str, Any]) -> None:
     """The one object that ``--json`` prints."""
-    print(json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False, indent=2, allow_nan=False))
+    print(_json({"schema": SCHEMA, **content}, indent=2))
 
 
 def emit_table(
@@ -85,7 +104,7 @@ def emit_table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if figures and index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(" ".join(cell.split("\n")))) for cell in row))
     # Without a terminal there is no width to keep to. Cells are text: prompts may hold what looks like markup.
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, markup=False, highlight=False)
@@ -95,6 +114,12 @@ def emit_table(
 def error_line(cause: str, remedy: str, *, machine: bool) -> None:
     """An error on standard error: one line, or one JSON object."""
     if machine:
-        say(json.dumps({"error": cause, "remedy": remedy}, ensure_ascii=False))
+        say(_json({"error": cause, "remedy": remedy}))
     else:
         say(" ".join(f"error: {cause} {remedy}".split()))
+
+
+def _json(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON in which a terminal obeys nothing: what is not printable is escaped as JSON does."""
+    text = json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bakeout.export.cli.console import emit_json, emit_table, progress
+from bakeout.export.cli.console import emit_json, emit_table, progress, show
 from bakeout.export.cli.options import PATH, json_output
 
 if TYPE_CHECKING:
@@ -57,15 +57,15 @@ def print_demo(demo: Demo) -> None:
         title="Answers before and after",
         figures=False,
     )
-    click.echo(
+    show(
         f"Everything is in {demo.directory}: the artifacts (one a method), their recipes (*.yaml), the data, and the "
         "base model as ONNX."
     )
-    click.echo(
+    show(
         f"Open it in a browser: {demo.directory / REPORT}. What takes long to measure (trade-offs, depth, languages, "
         "latency) comes from figures made beforehand."
     )
-    click.echo(f"Talk to one:  bakeout chat --single-turn {demo.directory / next(iter(METHODS))}")
+    show(f"Talk to one:  bakeout chat --single-turn {demo.directory / next(iter(METHODS))}")
 
 
 def _cell(row: Row) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bakeout.export.cli.console import emit_json, progress
+from bakeout.export.cli.console import emit_json, progress, show
 from bakeout.export.cli.options import PATH, json_output
 
 
@@ -28,4 +28,4 @@ def fit(recipe: Path, output: Path, machine: bool) -> None:
     if machine:
         emit_json({"plan": str(output)})
     else:
-        click.echo(f"{output}: {output.stat().st_size:,} bytes. Next: bakeout bake MODEL {output} -o DIR")
+        show(f"{output}: {output.stat().st_size:,} bytes. Next: bakeout bake MODEL {output} -o DIR")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bakeout.export.cli.console import emit_json
+from bakeout.export.cli.console import emit_json, show_lines
 from bakeout.export.cli.options import PATH, json_output
 
 
@@ -21,4 +21,4 @@ def inspect(path: Path, machine: bool) -> None:
     if machine:
         emit_json(content.as_json())
     else:
-        click.echo("\n".join(lines(content)))
+        show_lines(lines(content))

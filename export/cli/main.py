@@ -60,8 +60,10 @@ class _Commands(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         machine = "--json" in arguments
         if threading.current_thread() is threading.main_thread():
-            # What stops a CI job: end as on an error, so that nothing half-written stays.
-            signal.signal(signal.SIGTERM, _terminated)
+            # What stops a CI job, or a closed terminal: end as on an error, so that nothing half-written stays.
+            for name in ("SIGTERM", "SIGHUP"):
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), _terminated)
         show_messages()
         options["standalone_mode"] = False
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bakeout.export.cli.console import emit_json
+from bakeout.export.cli.console import emit_json, show
 from bakeout.export.cli.options import PATH, directories, json_output
 
 
@@ -36,4 +36,4 @@ def report(
     if machine:
         emit_json({"report": str(output)})
     else:
-        click.echo(f"{output}: {output.stat().st_size:,} bytes. Open it in a browser.")
+        show(f"{output}: {output.stat().st_size:,} bytes. Open it in a browser.")

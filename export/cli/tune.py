@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bakeout.export.cli.console import emit_json, progress
+from bakeout.export.cli.console import emit_json, progress, show
 from bakeout.export.cli.options import PATH, json_output
 
 
@@ -73,5 +73,5 @@ def tune(
     if machine:
         emit_json(tuned.as_json())
     else:
-        click.echo(f"{output}: choices filled in: {len(tuned.filled)}; the trials are in {tuned.directory}")
-        click.echo(f"Next: bakeout build {output} -o DIR")
+        show(f"{output}: choices filled in: {len(tuned.filled)}; the trials are in {tuned.directory}")
+        show(f"Next: bakeout build {output} -o DIR")

@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from bakeout.export.cli.console import emit_json, progress
+from bakeout.export.cli.console import emit_json, progress, show
 from bakeout.export.cli.flags import with_flags
 from bakeout.export.cli.options import PATH, json_output
 
@@ -48,9 +48,9 @@ def verify(
     else:
         for check in done:
             detail = with_flags(check.detail, context.command.params)
-            click.echo(f"{'ok' if check.ok else 'NOT OK':<7} {check.name:<7} {detail}")
+            show(f"{'ok' if check.ok else 'NOT OK':<7} {check.name:<7} {detail}".replace("\n", "\\n"))
         for name in not_asked:
-            click.echo(f"{'-':<7} {name:<7} not asked for")
+            show(f"{'-':<7} {name:<7} not asked for")
     sys.exit(0 if ok else 1)
 
 
