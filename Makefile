@@ -1,4 +1,4 @@
-# make demo, make test, make test-all, make lint: each sets up .venv first, once, and again after a change of
+# make demo, make test, make test-all, make fuzz, make lint: each sets up .venv first, once, and again after a change of
 # pyproject.toml, of constraints.txt, or of which files the packages hold (a strict editable install links them singly).
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/py
 PACKAGES := $(shell grep --count == constraints.txt)
 PYTEST := $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4
 
-.PHONY: demo test test-all lint setup FORCE
+.PHONY: demo test test-all fuzz lint setup FORCE
 
 demo: setup
 	@$(BIN)/bakeout demo
@@ -19,6 +19,13 @@ test: setup
 
 test-all: setup
 	@$(PYTEST)
+
+# make fuzz INPUTS=50000 SEED=7
+INPUTS ?= 20000
+SEED ?= 0
+
+fuzz: setup
+	@$(BIN)/python -m tests.hostile.fuzz --inputs $(INPUTS) --seed $(SEED)
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

@@ -72,7 +72,10 @@ def _require_fit(model: ir.Model, plan: Plan) -> None:
             f"The graph is of opset {opset}; {OLDEST_OPSET} is the oldest that interventions can be baked into.",
             f"Export it with opset {OLDEST_OPSET} or later.",
         )
-    anatomy = read_anatomy(model)
+    try:
+        anatomy = read_anatomy(model)
+    except RecursionError:
+        raise GraphError("The graph contradicts itself (its nodes form a cycle).", "Export it again.") from None
     plan.model.require_shape(layers=len(anatomy.layers), width=anatomy.width, hidden=anatomy.hidden)
 
 

@@ -30,6 +30,12 @@ class RecipeError(BakeoutError):
     """A recipe that cannot be followed."""
 
 
+# What the YAML library lets through when it makes values of what it has read.
+_CONSTRUCTING = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_DEEPEST = 100
+_LONGEST = 1_000_000
+
+
 def _as_files(value: Any) -> Any:
     return value if isinstance(value, dict | DataFiles) else {"file": value}
 
@@ -180,7 +186,9 @@ def require_consistent(recipe: Recipe) -> None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        written = YAML(typ="rt").load(read_regular(path).decode("utf-8"))
+        text = read_regular(path).decode("utf-8")
+        _require_shallow(path, text)
+        written = YAML(typ="rt").load(text)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except UnicodeDecodeError:
@@ -188,11 +196,19 @@ def _read(path: Path) -> Mapping[str, Any]:
     except MarkedYAMLError as error:
         line = 0 if error.problem_mark is None else error.problem_mark.line + 1
         raise RecipeError(f"{path}, line {line}: not YAML ({error.problem}).", "Mend the line.") from None
-    except YAMLError as error:
-        raise RecipeError(f"{path}: not YAML ({str(error).splitlines()[0]}).", "Mend the file.") from None
+    except (YAMLError, *_CONSTRUCTING) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"{path}: not YAML ({reason}).", "Correct the file.") from None
     if not isinstance(written, dict):
         raise RecipeError(f"{path}: not a recipe.", "Begin with `model:`, `data:` and `interventions:`.")
     return written
+
+
+def _require_shallow(path: Path, text: str) -> None:
+    """Raise ``RecipeError`` for what the YAML library would take minutes to refuse."""
+    opened = sum(map(text.count, "[{")) - sum(map(text.count, "]}"))
+    if opened > _DEEPEST or "- " * _DEEPEST in text or len(text) > _LONGEST:
+        raise RecipeError(f"{path}: not a recipe (it nests too deeply, or is too long).", "Correct the file.")
 
 
 def _problems(error: ValidationError, written: Any) -> list[tuple[int, str]]:
@@ -242,12 +258,15 @@ def _line(written: Any, where: Sequence[int | str]) -> int:
     """The line, from 1, of the deepest part of a place that the file has."""
     line = 1
     for part in where:
-        if isinstance(written, dict) and part in written:
-            line = written.lc.data[part][0] + 1  # type: ignore[attr-defined]
-        elif isinstance(written, list) and isinstance(part, int) and part < len(written):
-            line = written.lc.data[part][0] + 1  # type: ignore[attr-defined]
+        if isinstance(written, dict):
+            is_there = part in written
         else:
+            is_there = isinstance(written, list) and isinstance(part, int) and part < len(written)
+        if not is_there:
             break
+        # What came in by a merge key (`<<:`) has no line of its own.
+        known = (getattr(getattr(written, "lc", None), "data", None) or {}).get(part)
+        line = line if known is None else known[0] + 1
         written = written[part]
     return line
 
@@ -261,7 +280,7 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         if not files:
             yield ["data", name], f"{name} has no file"
         for use, file in files.items():
-            if isinstance(file, Path) and not (directory / file).is_file():
+            if isinstance(file, Path) and not _is_file(directory / file):
                 yield ["data", name, use], f"there is no file {file}"
     for contradiction in recipe.export.contradictions():
         yield ["export", contradiction.option], contradiction.cause
@@ -278,6 +297,14 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
     for kind, count in kinds.items():
         if kind.at_most_one and count > 1:
             yield ["interventions"], f"{count} times {kind.title} (put their skills into one: `forget` takes a list)"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    # A name that is too long, or that holds a zero byte.
+    except (OSError, ValueError):
+        return False
 
 
 def _not_in_checkpoints(recipe: Recipe) -> Iterator[tuple[list[int | str], str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -20,6 +21,10 @@ from bakeout.models.files.writing import write_file
 
 # What protobuf writes into one file.
 _LARGEST_FILE = 2**31 - 1
+
+
+# What onnx_ir raises for a graph whose parts do not fit together.
+_CONTRADICTIONS = (ir.serde.SerdeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class DataTensor(ir.ExternalTensor):
@@ -45,9 +50,8 @@ def load_graph(path: Path) -> ir.Model:
         model = ir.load(path)
     except OSError as error:
         raise GraphError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
-    except (DecodeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise GraphError(f"{path}: not a whole ONNX file ({reason}).", "Copy or export it again.") from None
+    except (DecodeError, *_CONTRADICTIONS) as error:
+        raise GraphError(f"{path}: not a whole ONNX file ({_reason(error)}).", "Copy or export it again.") from None
     if len(model.graph) == 0:
         raise GraphError(f"{path}: not a whole ONNX file (it holds no node).", "Copy or export it again.")
     _require_data(model, path)
@@ -55,6 +59,15 @@ def load_graph(path: Path) -> ir.Model:
     _read_attributes(model, path)
     ClearMetadataAndDocStringPass()(model)
     return model
+
+
+@contextmanager
+def sound_graph() -> Iterator[None]:
+    """Raise as ``GraphError`` what onnx_ir raises, in this block, for a graph that contradicts itself."""
+    try:
+        yield
+    except _CONTRADICTIONS as error:
+        raise GraphError(f"The graph contradicts itself ({_reason(error)}).", "Copy or export it again.") from None
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
@@ -70,7 +83,8 @@ def save_graph(model: ir.Model, path: Path) -> None:
 
 def graph_bytes(model: ir.Model) -> bytes:
     """What ``save_graph`` writes. The same graph gives the same bytes."""
-    proto = ir.serde.serialize_model(model)
+    with sound_graph():
+        proto = ir.serde.serialize_model(model)
     names = {str(tensor.location): tensor.name_in_graph for tensor in data_tensors(model)}
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
@@ -101,12 +115,20 @@ def data_tensors(model: ir.Model) -> Iterator[DataTensor]:
 
 def graph_digest(model: ir.Model) -> str:
     """SHA-256 of the serialised graph. Of tensors in data files only name, type and shape count, not the bytes."""
-    proto = ir.serde.serialize_model(model)
+    with sound_graph():
+        proto = ir.serde.serialize_model(model)
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 del tensor.external_data[:]
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """The root of onnx_ir's errors, which show the whole graph before they come to it."""
+    while isinstance(error, ir.serde.SerdeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import parse_json, read_regular
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -14,8 +14,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_regular(path).decode("utf-8"))
+    except (OSError, ValueError) as error:
         raise BakeoutError(f"{path} cannot be read ({error}).", "Copy the model again.") from None
     if not isinstance(content, dict):
         raise BakeoutError(f"{path} is not a JSON object.", "Copy the model again.")

@@ -8,7 +8,7 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bakeout.models.errors import BakeoutError
 
@@ -39,18 +39,25 @@ def require_no_devices(directory: Path) -> None:
             raise BakeoutError(f"{path} is not a regular file.", "Copy the model again.")
 
 
-def parse_json(text: bytes | str) -> Any:
+def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
     """A JSON document. Raises ``ValueError``, and nothing else, for what is none.
 
-    That is what nests too deeply, too, and what holds half of a surrogate pair: no file can hold it as text.
+    That is what nests too deeply, too, and what holds half of a surrogate pair: no file can hold it as text. With
+    ``finite``, NaN and infinite numbers are refused, which JSON does not have but Python reads.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse_constant if finite else None)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
     if _may_hold_surrogates(text):
         json.dumps(content, ensure_ascii=False).encode()
+    if finite:
+        json.dumps(content, allow_nan=False)
     return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}")
 
 
 def _may_hold_surrogates(text: bytes | str) -> bool:

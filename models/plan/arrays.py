@@ -24,7 +24,7 @@ class PlanError(BakeoutError):
 
 def require_layer(layer: int, where: str) -> None:
     """Raise ``PlanError`` unless ``layer`` is an index."""
-    if not isinstance(layer, int) or layer < 0:
+    if type(layer) is not int or layer < 0:
         raise PlanError(f"{where}: layers are counted from 0.")
 
 

@@ -73,7 +73,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         arrays = load_tensors(data)
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header["__metadata__"][_KEY]
-        described = parse_json(text)
+        described = parse_json(text, finite=True)
     except OSError as error:
         raise PlanError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except (SafetensorError, ValueError) as error:
@@ -88,7 +88,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     except PlanError as error:
         cause = error.cause if str(path) in error.cause else f"{path}: {error.cause}"
         raise PlanError(cause, error.remedy) from None
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise PlanError(f"{path}: the plan lacks or garbles {error}.", "Fit the plan again.") from None
 
 

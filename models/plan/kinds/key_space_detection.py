@@ -8,7 +8,7 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
-from bakeout.models.plan.arrays import Array, Floats, Integers, PlanError, require_finite
+from bakeout.models.plan.arrays import Array, Floats, Integers, PlanError, require_finite, require_layer
 from bakeout.models.plan.kinds.check import LONGEST_REFUSAL, Check, Positions
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.detection_report import KeySpaceDetectionReport
@@ -44,6 +44,10 @@ class KeySpaceDetection(Intervention, Check):
         where = "Key Space Detection"
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
             raise PlanError(f"{where}: the layers are not ascending, or there is none.")
+        for layer in self.layers:
+            require_layer(layer, where)
+        if not all(isinstance(skill, str) for skill in self.skills):
+            raise PlanError(f"{where}: a skill's name is not text.")
         if self.positions not in get_args(Positions):
             raise PlanError(f"{where}: no positions are called {self.positions!r}.")
         if self.centre.ndim != 2 or 0 in self.centre.shape or self.centre.shape[1] % len(self.layers):

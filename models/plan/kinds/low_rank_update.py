@@ -76,6 +76,8 @@ class LowRankUpdate(WeightEdit):
     report: RetainReport = field(default_factory=RetainReport)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, str):
+            raise PlanError(f"Low-rank update: no method is called {self.method!r}.")
         weights = [(update.layer, update.role) for update in self.updates]
         if not weights or weights != sorted(set(weights)):
             raise PlanError("Low-rank update: the weights are not in ascending order, each once, or there is none.")

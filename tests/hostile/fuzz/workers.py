@@ -1,0 +1,154 @@
+"""Forked workers that run one case after another, and a watchdog that ends those that hang."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Of a processor's time: a busy machine is no hang. Whoever waits, spends none, and is ended later.
+SECONDS = 5.0
+_PATIENCE = 12
+_MEMORY = 6 << 30
+# What no loader has a reason to do: events of ``sys.addaudithook``.
+_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn", "socket.connect")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: ``read``, ``refused``, ``uncaught``, ``hung``, ``died`` or ``ran code``."""
+
+    case: Any
+    kind: str
+    detail: str = ""
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether it must not be."""
+        return self.kind not in ("read", "refused")
+
+
+def run_cases(run: Callable[[Any], tuple[str, str]], cases: Iterable[Any], workers: int) -> Iterator[Outcome]:
+    """``run(case)`` gives a kind and a detail; it runs in a process of its own that is forked from this one."""
+    waiting = iter(cases)
+    crew = [_Worker(run) for _ in range(workers)]
+    for worker in crew:
+        worker.start(next(waiting, None))
+    while busy := [worker for worker in crew if worker.case is not None]:
+        ready, _, _ = select.select([worker.results for worker in busy], [], [], 0.2)
+        for index, worker in enumerate(crew):
+            if worker.case is None:
+                continue
+            case, outcome = worker.case, None
+            if worker.results in ready:
+                outcome = worker.outcome()
+            elif worker.seconds() > SECONDS or time.monotonic() - worker.begun > _PATIENCE * SECONDS:
+                outcome = Outcome(case, "hung", f"more than {SECONDS:g} seconds")
+            if outcome is not None:
+                yield outcome
+                if outcome.kind in ("hung", "died"):
+                    worker.end()
+                    worker = crew[index] = _Worker(run)
+                worker.start(next(waiting, None))
+    for worker in crew:
+        worker.end()
+
+
+class _Worker:
+    def __init__(self, run: Callable[[Any], tuple[str, str]]) -> None:
+        self.case: Any = None
+        self.begun = self._spent = 0.0
+        asked, ask = os.pipe()
+        self.results, answer = os.pipe()
+        self._ask = ask
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._process = os.fork()
+        if self._process == 0:
+            os.close(ask)
+            os.close(self.results)
+            _serve(run, asked, answer)
+        os.close(asked)
+        os.close(answer)
+
+    def start(self, case: Any) -> None:
+        self.case, self.begun, self._spent = case, time.monotonic(), self._processor()
+        if case is not None:
+            _send(self._ask, case)
+
+    def seconds(self) -> float:
+        """The processor's time that the case has taken so far."""
+        return self._processor() - self._spent
+
+    def _processor(self) -> float:
+        try:
+            fields = Path(f"/proc/{self._process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return time.monotonic()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def outcome(self) -> Outcome:
+        answer = _receive(self.results)
+        if answer is None:
+            return Outcome(self.case, "died", "the process ended")
+        kind, detail = answer
+        return Outcome(self.case, kind, detail)
+
+    def end(self) -> None:
+        os.kill(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
+        os.close(self._ask)
+        os.close(self.results)
+
+
+def _serve(run: Callable[[Any], tuple[str, str]], asked: int, answer: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    ran: list[str] = []
+
+    def watch(event: str, arguments: Any) -> None:
+        if event in _FORBIDDEN:
+            ran.append(f"{event} {arguments!r}"[:200])
+            raise PermissionError(event)
+
+    sys.addaudithook(watch)
+    while (case := _receive(asked)) is not None:
+        kind, detail = run(case)
+        if ran:
+            kind, detail = "ran code", ran[0]
+            ran.clear()
+        _send(answer, (kind, detail))
+    os._exit(0)
+
+
+def _send(descriptor: int, content: Any) -> None:
+    data = pickle.dumps(content)
+    data = len(data).to_bytes(8, "little") + data
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _receive(descriptor: int) -> Any:
+    size = _read(descriptor, 8)
+    return None if size is None else pickle.loads(_read(descriptor, int.from_bytes(size, "little")) or b"N.")
+
+
+def _read(descriptor: int, size: int) -> bytes | None:
+    data = b""
+    while len(data) < size:
+        part = os.read(descriptor, size - len(data))
+        if not part:
+            return None
+        data += part
+    return data
