@@ -1,4 +1,4 @@
-"""From a recipe to a plan: probe the model, fit each intervention with those before it in force, measure a canary."""
+"""From a recipe to a plan: probe the model, fit each intervention with those before it in force, make a canary."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def fit(
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.network.families import identity, model_limits
-    from bakeout.models.reference.canary import measure_canary
+    from bakeout.models.reference.canary import synthesise_canary
+    from bakeout.models.reference.search_vocabulary import Vocabulary
     from bakeout.models.reference.weight_edits import apply_weight_edit, edited_weights
 
     require_tuned(recipe.interventions)
@@ -71,9 +72,8 @@ def fit(
                 apply_weight_edit(model, fitted)
             else:
                 until_the_end.enter_context(edited_weights(model, [fitted]))
-        first = next(iter(recipe.interventions[0].options.names(recipe.fitted_data()).values()))
-        prompts = [record.prompt_ids + record.response_ids for record in rows[first[0]]["probe"]]
-        canary = measure_canary(model, interventions, prompts)
+        vocabulary = Vocabulary.of_data(tokenizer, model.config.vocab_size, rows)
+        canary = synthesise_canary(model, interventions, vocabulary, track=track)
     return Plan(
         model=identity(model, digest),
         interventions=tuple(interventions),

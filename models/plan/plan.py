@@ -24,10 +24,16 @@ class Canary:
     ``input_ids``: int64 [sequences, tokens], no padding. ``expected``: per intervention float64 [sequences, values],
     with all interventions in force; what the values are, its kind says. Values downstream of a stochastic coin are NaN
     and are not compared.
+
+    ``refused``: which sequences the plan's check refuses, as prompts of their own, whichever positions it tests; None
+    where it has no check, where a coin decides, and in plans of Bakeout 0.1.0 and 0.2.0. ``uncovered``: the check's
+    regions that no sequence is known to lie in.
     """
 
     input_ids: Integers
     expected: tuple[Floats, ...]
+    refused: tuple[bool, ...] | None = None
+    uncovered: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +69,10 @@ class Plan:
         ids = self.canary.input_ids
         if ids.ndim != 2 or 0 in ids.shape or bool(np.any(ids < 0)) or bool(np.any(ids >= self.model.vocabulary)):
             raise PlanError("The canary's tokens are not in the model's vocabulary.")
+        if self.canary.refused is not None and (self.check is None or len(self.canary.refused) != len(ids)):
+            raise PlanError("The canary says of other sequences than its own that they are refused.")
+        if not set(self.canary.uncovered) <= set(range(len(self.check.alpha) if self.check else 0)):
+            raise PlanError("The canary names regions that the plan's check does not have.")
         for values in self.canary.expected:
             if values.ndim != 2 or len(values) != len(ids) or bool(np.any(np.isinf(values))):
                 raise PlanError("The canary's expected values are malformed.")

@@ -46,6 +46,7 @@ def plan_bytes(plan: Plan) -> bytes:
             "schema": SCHEMA,
             "model": asdict(plan.model),
             "interventions": described,
+            "canary": _canary_entry(plan.canary),
             "provenance": plan.provenance,
         },
         sort_keys=True,
@@ -97,6 +98,23 @@ def _entry(intervention: Intervention) -> dict[str, Any]:
     return own | intervention.settings()
 
 
+def _canary_entry(canary: Canary) -> dict[str, Any]:
+    """What of the canary is no array. Versions before 0.3.0 neither wrote nor read it."""
+    return {
+        "refused": None if canary.refused is None else list(canary.refused),
+        "uncovered": list(canary.uncovered),
+    }
+
+
+def _canary_outcome(entry: Mapping[str, Any]) -> dict[str, Any]:
+    refused, uncovered = entry.get("refused"), entry.get("uncovered", [])
+    if refused is not None and not (isinstance(refused, list) and all(isinstance(one, bool) for one in refused)):
+        raise PlanError("The canary does not say which of its sequences are refused.")
+    if not isinstance(uncovered, list) or not all(type(one) is int for one in uncovered):
+        raise PlanError("The canary does not say which regions it leaves out.")
+    return {"refused": None if refused is None else tuple(refused), "uncovered": tuple(uncovered)}
+
+
 def _plan(described: Mapping[str, Any], arrays: Arrays) -> Plan:
     left = dict(arrays)
 
@@ -113,7 +131,7 @@ def _plan(described: Mapping[str, Any], arrays: Arrays) -> Plan:
         own = partial(take, prefix=f"interventions.{index}.")
         interventions.append(kind.from_file(entry, own, kind.report_type.from_json(entry["report"])))
     expected = tuple(take(f"canary.expected.{index}", np.float64) for index in range(len(interventions)))
-    canary = Canary(take("canary.input_ids", np.int64), expected)
+    canary = Canary(take("canary.input_ids", np.int64), expected, **_canary_outcome(described.get("canary", {})))
     if left:
         raise PlanError(f"The plan holds arrays that nothing refers to: {', '.join(sorted(left))}.")
     return Plan(identity, tuple(interventions), canary, _provenance(described))

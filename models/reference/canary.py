@@ -1,8 +1,9 @@
-"""Measuring a plan's canary on the PyTorch model it was fitted on."""
+"""A plan's canary: synthesised, and measured on the PyTorch model that the plan was fitted on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,9 +13,54 @@ from transformers import PreTrainedModel
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
+from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.hooks import Hooks
+from bakeout.models.reference.search_vocabulary import Vocabulary
+from bakeout.models.reference.token_search import search_sequences
 
 SHORTEST = 4
+MOST_SEQUENCES = 32
+# Up to three sequences a region.
+_MOST_REGIONS = MOST_SEQUENCES // 3
+_RANDOM_SEQUENCES = 4
+
+
+def synthesise_canary(
+    model: PreTrainedModel,
+    interventions: Sequence[Intervention],
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    track: Track = untracked,
+) -> Canary:
+    """A canary of sequences that are nobody's: at most 32, inside and just outside of the check's regions.
+
+    Without a check, or where no region is reached, they are four random ones. Of more than ten regions ten are
+    sampled by ``seed``; those, and the ones that the search does not reach, are the canary's ``uncovered``. Apart from
+    the frame of ``vocabulary``, no sequence holds a run of its ``private`` tokens. As for ``measure_canary``, ``model``
+    carries the weight edits.
+    """
+    generator = np.random.default_rng(seed)
+    check = next((one.check for one in interventions if one.check is not None), None)
+    sequences: Integers = np.empty((0, 0), np.int64)
+    uncovered: list[int] = []
+    if check is not None:
+        regions = np.arange(len(check.alpha))
+        chosen = sorted(generator.permutation(regions)[:_MOST_REGIONS].tolist())
+        sequences, missed = search_sequences(model, interventions, vocabulary, chosen, seed=seed, track=track)
+        uncovered = [region for region in regions.tolist() if region not in chosen or region in missed]
+    if not len(sequences):
+        sequences = vocabulary.framed(vocabulary.random(_RANDOM_SEQUENCES, generator))
+    canary = Canary(sequences, canary_values(model, interventions, sequences), uncovered=tuple(uncovered))
+    return replace(canary, refused=_refused(interventions, canary))
+
+
+def _refused(interventions: Sequence[Intervention], canary: Canary) -> tuple[bool, ...] | None:
+    """Which sequences are refused: those whose last key lies inside, as their earlier ones are clear of all regions."""
+    for intervention, margins in zip(interventions, canary.expected, strict=True):
+        if intervention.check is not None and not np.isnan(margins).any():
+            return tuple(intervention.check.is_inside(margins).tolist())
+    return None
 
 
 def measure_canary(
@@ -24,6 +70,8 @@ def measure_canary(
     sequences: int = 4,
 ) -> Canary:
     """What ``model`` computes, with all ``interventions`` in force, on the first few prompts of four or more tokens.
+
+    For prompts that are nobody's secret: a plan carries them (``synthesise_canary`` is for all others).
 
     Weight edits are not made here: ``model`` carries them already, as it does while a plan is fitted. The prompts are
     cut to the shortest one's length, so that none needs padding. Raises ``BakeoutError`` where no prompt is long

@@ -36,6 +36,10 @@ class Check(ABC):
     def margins(self, keys: Floats) -> Floats:
         """How far keys are from the middle of every region: float [n, D] to float64 [n, regions]."""
 
+    @abstractmethod
+    def slope(self, keys: Floats, region: int) -> Floats:
+        """Where the margin to a region grows, for a search: float [n, D] to float64 [n, D], its gradient smoothed."""
+
     def is_inside(self, margins: Floats) -> NDArray[np.bool_]:
         """Which keys lie in a region, by their margins: float64 [n, regions] to bool [n]."""
         return np.asarray((margins <= self.alpha).any(axis=1))

@@ -15,6 +15,9 @@ from bakeout.models.plan.kinds.detection_report import KeySpaceDetectionReport
 from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention, Take
 from bakeout.models.plan.model_identity import ModelIdentity
 
+# By how much a term of a margin that is larger by alpha outweighs another in the slope: e to this power.
+_SHARPNESS = 20.0
+
 
 @dataclass(frozen=True, eq=False)
 class KeySpaceDetection(Intervention, Check):
@@ -115,6 +118,14 @@ class KeySpaceDetection(Intervention, Check):
         return np.stack(
             [np.abs((keys - c) / d).max(axis=1) for c, d in zip(self.centre, self.deviation, strict=True)], axis=1
         )
+
+    def slope(self, keys: Floats, region: int) -> Floats:
+        """The gradient of the margin with its largest term softened, so that all that are about as large count."""
+        from_centre = (np.asarray(keys, dtype=np.float64) - self.centre[region]) / self.deviation[region]
+        terms = _SHARPNESS * np.abs(from_centre) / self.alpha[region]
+        weights = np.exp(terms - terms.max(axis=1, keepdims=True))
+        slope: Floats = weights / weights.sum(axis=1, keepdims=True) * np.sign(from_centre) / self.deviation[region]
+        return slope
 
     def at_positions(self, positions: Positions) -> Self:
         """The same cubes, tested at other positions."""
