@@ -27,11 +27,17 @@ class Inspection:
     def as_json(self) -> dict[str, Any]:
         """Model, interventions, canary, provenance; files and receipts of an artifact."""
         artifact = {} if self.files is None else {"files": self.files, "receipts": list(self.receipts or ())}
-        sequences, tokens = self.plan.canary.input_ids.shape
+        canary = self.plan.canary
+        sequences, tokens = canary.input_ids.shape
         return {
             "model": asdict(self.plan.model),
             "interventions": [dict(one.json) for one in self.interventions],
-            "canary": {"sequences": sequences, "tokens": tokens},
+            "canary": {
+                "sequences": sequences,
+                "tokens": tokens,
+                "refused": None if canary.refused is None else sum(canary.refused),
+                "uncovered": list(canary.uncovered),
+            },
             "provenance": dict(self.plan.provenance),
             **artifact,
         }
@@ -63,7 +69,7 @@ def lines(inspection: Inspection) -> Iterator[str]:
         f"{model.hidden}, {model.vocabulary} tokens"
     )
     yield f"weights       sha256 {model.digest}"
-    yield f"canary        {sequences} sequences of {tokens} tokens"
+    yield f"canary        {sequences} sequences of {tokens} tokens" + _exercised(inspection.plan)
     for number, description in enumerate(inspection.interventions):
         yield ""
         yield from description_lines(number, description)
@@ -80,6 +86,15 @@ def lines(inspection: Inspection) -> Iterator[str]:
         yield f"files         {len(inspection.files)}"
         for name, file in sorted(inspection.files.items()):
             yield f"  {file['sha256'][:16]}…  {file['size']:>12,} bytes  {name}"
+
+
+def _exercised(plan: Plan) -> str:
+    """What of the check's regions the canary shows."""
+    canary, check = plan.canary, plan.check
+    refused = "" if canary.refused is None else f", {sum(canary.refused)} of them refused"
+    return refused + (
+        f"; {len(canary.uncovered)} of {len(check.alpha)} regions not covered" if check and canary.uncovered else ""
+    )
 
 
 def description_lines(number: int, description: Description) -> Iterator[str]:

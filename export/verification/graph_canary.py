@@ -29,15 +29,27 @@ def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> t
 
     ``receipts`` name the values to look at. Raises ``GraphError`` where the graph lacks one of them.
     """
-    model = load_graph(graph_file)
-    tolerance = _TOLERANCE[stored_precision(model)]
-    ObservePass([_observed(receipt) for receipt in receipts])(model)
-    ids = plan.canary.input_ids
-    seen = Runner(graph_file, graph=graph_bytes(model)).step(ids, np.ones_like(ids)).others
+    measured, precision = measure_graph(graph_file, plan, receipts)
     return tuple(
-        compare_canary(expected, _measured(plan, index, receipts, seen), plan.interventions[index], tolerance)
-        for index, expected in enumerate(plan.canary.expected)
+        compare_canary(expected, values, intervention, _TOLERANCE[precision])
+        for expected, values, intervention in zip(plan.canary.expected, measured, plan.interventions, strict=True)
     )
+
+
+def measure_graph(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[tuple[Floats, ...], Precision]:
+    """What ``Canary.expected`` holds, computed by a graph sequence by sequence, and the precision it computes in.
+
+    One by one, because what shares a batch with others can share a scale of quantised values with them.
+    """
+    model = load_graph(graph_file)
+    ObservePass([_observed(receipt) for receipt in receipts])(model)
+    runner = Runner(graph_file, graph=graph_bytes(model))
+    steps = [runner.step(ids[None], np.ones_like(ids[None])).others for ids in plan.canary.input_ids]
+    measured = tuple(
+        np.concatenate([_measured(plan, index, receipts, seen) for seen in steps])
+        for index in range(len(plan.interventions))
+    )
+    return measured, stored_precision(model)
 
 
 def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
@@ -54,17 +66,13 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
 
 
 def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping[str, NDArray[Any]]) -> Floats:
-    """One intervention's values at the last token, as ``Canary.expected`` has them: float64 [sequences, values]."""
+    """One intervention's values at a sequence's last token, as ``Canary.expected`` has them: float64 [1, values]."""
     intervention = plan.interventions[index]
     own = sorted((receipt for receipt in receipts if receipt.intervention == index), key=lambda receipt: receipt.layer)
-    rows = len(plan.canary.input_ids)
     # The receipts of a weight edit all name one value.
     layers = {_observed(receipt): receipt.layer for receipt in own}
     # Some graphs run their FFLs on [rows * tokens, F].
-    last = [
-        by_neuron(seen[name], plan).reshape(rows, -1, plan.model.width)[:, -1, intervention.watched(layer)]
-        for name, layer in layers.items()
-    ]
+    last = [by_neuron(seen[name], plan)[-1:, intervention.watched(layer)] for name, layer in layers.items()]
     return intervention.canary_values(np.concatenate(last, axis=1).astype(np.float64))
 
 

@@ -59,18 +59,33 @@ def check_parity(
     tolerance = _TOLERANCE[stored_precision(load_graph(graph_file))]
     adjusts = any(one.ties_in_rounding for one in plan.interventions)
     ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
-    equal, differences = 0, []
+    equal, refused, differences = 0, 0, []
     for said, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=_BATCH):
         equal += said == expected
+        refused += is_refused(logits[0]) and is_refused(expected_logits[0])
         steps = min(_agreed(said, expected) + 1, len(said), len(expected))
         differences.append(float(np.abs(logits[:steps] - expected_logits[:steps]).max()))
     # NaN is within no tolerance.
     beyond = sum(not difference <= tolerance.logits for difference in differences)
     ok = equal >= int(tolerance.prompts * len(prompts)) - ties and beyond <= ties
-    return ok, (
+    exercised, told = refusals_told(plan, refused, len(prompts))
+    return ok and exercised, (
         f"{equal} of {len(prompts)} prompts answered alike to the token, largest logit difference "
-        f"{max(differences):.1e}, in {beyond} prompts above {tolerance.logits:g} (at most {ties})"
+        f"{max(differences):.1e}, in {beyond} prompts above {tolerance.logits:g} (at most {ties}){told}"
     )
+
+
+def refusals_told(plan: Plan, refused: int, prompts: int) -> tuple[bool, str]:
+    """Whether so many refusals show that the plan's check refuses, and the words for it; none do not.
+
+    But a plan whose canary is not synthesised, as those of Bakeout 0.1.0 and 0.2.0, cannot be held to that.
+    """
+    if plan.check is None:
+        return True, ""
+    if refused:
+        return True, f"; {refused} of {prompts} prompts refused by both"
+    needed = "" if plan.canary.refused is None else ": give prompts that are to be refused"
+    return plan.canary.refused is None, f"; none of {prompts} prompts refused, so no refusal is proven{needed}"
 
 
 def check_quantised(
@@ -93,19 +108,21 @@ def check_quantised(
     ok, told = check_formulas(graph_file, plan, receipts, prompts, track)
     if not ok:
         return False, told
-    decided = steps = alike = 0
+    decided = steps = alike = both = 0
     for said, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=1):
         refused, expected_refused = is_refused(logits[0]), is_refused(expected_logits[0])
         decided += refused == expected_refused
+        both += refused and expected_refused
         if not refused and not expected_refused:
             agreed = _agreed(said, expected)
             alike += agreed
             steps += agreed + (said != expected)
     ok = decided >= int(_DECIDED_ALIKE * len(prompts)) and alike >= _SAID_ALIKE * steps
-    return ok, (
+    exercised, refusals = refusals_told(plan, both, len(prompts))
+    return ok and exercised, (
         f"quantised, held to the formulas by its own values: {told or 'none to look at'}; beside the unquantised "
         f"reference {decided} of {len(prompts)} prompts are refused or let pass alike, and {alike} of {steps} tokens "
-        "alike that both say after the same text"
+        f"alike that both say after the same text{refusals}"
     )
 
 

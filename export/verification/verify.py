@@ -79,7 +79,7 @@ def verify(
         plan = load_plan(directory / PLAN)
     except BakeoutError as error:
         return [*done, Check("plan", False, str(error)), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
-    if wrong := _not_owed(plan, receipts):
+    if wrong := plan.contradiction or _not_owed(plan, receipts):
         return [*done, Check("plan", False, wrong), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
     if "canary" in asked:
         done.append(_canary_check(artifact, directory, plan, receipts))
@@ -158,16 +158,19 @@ def _canary_check(
         return _skipped("canary", f"it needs {lacking}")
     try:
         matches = artifact.match_canary(directory, plan, receipts)
+        compared = [match for match in matches if not match.skipped]
+        if not compared:
+            return _skipped("canary", "all its values are downstream of a stochastic coin")
+        ok, decided = artifact.check_decisions(directory, plan, receipts)
     except BakeoutError as error:
         return Check("canary", False, str(error))
-    compared = [match for match in matches if not match.skipped]
-    if not compared:
-        return _skipped("canary", "all its values are downstream of a stochastic coin")
-    detail = "; ".join(
+    told = [
         f"{match.kind} {match.distance:.1e} away over {match.compared} values (at most {match.tolerance:g})"
         for match in compared
+    ]
+    return Check(
+        "canary", ok and all(match.ok for match in compared), "; ".join([*told, *([decided] if decided else [])])
     )
-    return Check("canary", all(match.ok for match in compared), detail)
 
 
 class _Graph:
@@ -193,6 +196,12 @@ class _Graph:
         from bakeout.export.verification.graph_canary import match_canary
 
         return match_canary(directory / GRAPH, plan, receipts)
+
+    @staticmethod
+    def check_decisions(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[bool, str]:
+        from bakeout.export.verification.decisions import check_decisions
+
+        return check_decisions(directory / GRAPH, plan, receipts)
 
     @staticmethod
     def check_parity(
@@ -240,6 +249,11 @@ class _Checkpoint:
         from bakeout.export.verification.checkpoint_checks import match_checkpoint_canary
 
         return match_checkpoint_canary(directory, plan, receipts)
+
+    @staticmethod
+    def check_decisions(_directory: Path, _plan: Plan, _receipts: Sequence[Receipt]) -> tuple[bool, str]:
+        # No weight refuses.
+        return True, ""
 
     @staticmethod
     def check_parity(

@@ -103,6 +103,20 @@ class Plan:
         """The check of the intervention that refuses, if one does."""
         return next((intervention.check for intervention in self.interventions if intervention.check is not None), None)
 
+    @property
+    def contradiction(self) -> str:
+        """In what the plan contradicts itself, as no fit leaves it; empty for nothing."""
+        for one, expected in zip(self.interventions, self.canary.expected, strict=True):
+            if one.contradiction:
+                return f"{one.title}: {one.contradiction}"
+            if one.check is not None and self.canary.refused is not None:
+                if expected.shape[1] != len(one.check.alpha):
+                    return f"{one.title}: the canary is of another number of regions"
+                if tuple(one.check.is_inside(expected)) != self.canary.refused:
+                    return f"{one.title}: with these alphas other sequences of the canary are refused than it says"
+        unknown = set(self.forgets) - set(self.provenance.get("data", self.forgets))
+        return f"it forgets {sorted(unknown)[0]}, and its provenance names no such data" if unknown else ""
+
     def at_positions(self, positions: Positions) -> Plan:
         """The same plan, its check testing other positions."""
         return replace(

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from bakeout.models.data.rows import Rows
-from bakeout.models.data.tokenization import Tokenizer
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.plan import Integers
 from bakeout.models.reference.ngrams import NGrams, common_frame
 

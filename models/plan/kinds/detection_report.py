@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from bakeout.models.plan.kinds.report import Figures, FitReport
+
+# Of shares and rates that were divided.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,16 @@ class SkillCoverage(Figures):
     guaranteed_coverage: float | None
     largest_margin: float | None = None
     variants: Mapping[str, FormCoverage] | None = None
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether an alpha that is the conformal quantile at level 1 - epsilon can have these figures."""
+        if self.epsilon is None or self.guaranteed_coverage is None:
+            return self.epsilon is self.guaranteed_coverage
+        queries, inside = self.calibration_queries, self.calibration_inside
+        rank = math.ceil((queries + 1) * (1 - Fraction(str(self.epsilon))))
+        is_held = rank <= queries and inside is not None and inside >= rank / queries - _ROUNDING
+        return is_held and abs(self.guaranteed_coverage + self.epsilon - 1) <= _ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +95,18 @@ class KeySpaceDetectionReport(FitReport):
     seed: int | None = None
     skills: Mapping[str, SkillCoverage] | None = None
     retain: Mapping[str, FalseRefusals] | None = None
+
+    @property
+    def contradiction(self) -> str:
+        """Which figures contradict others; empty for none."""
+        for skill, figures in (self.skills or {}).items():
+            if not figures.is_possible:
+                return f"the guarantee of {skill} does not follow from its calibration"
+        for name, counts in (self.retain or {}).items():
+            low, high = counts.interval
+            if abs(counts.rate * counts.queries - counts.refused) > _ROUNDING or not low <= counts.rate <= high:
+                return f"the false refusals of {name} are not those of its queries"
+        return ""
 
     def facts(self) -> list[tuple[str, str]]:
         """The figures in words."""

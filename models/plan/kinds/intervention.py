@@ -130,6 +130,11 @@ class Intervention(ABC):
         follow in the plan, and the key vector.
         """
 
+    @property
+    def contradiction(self) -> str:
+        """In what the report contradicts the arrays or itself; empty for nothing, which does not prove the report."""
+        return ""
+
     # For people
 
     @property

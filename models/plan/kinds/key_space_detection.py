@@ -148,6 +148,20 @@ class KeySpaceDetection(Intervention, Check):
         return self.layers[-1] >= coin[0]
 
     @property
+    def contradiction(self) -> str:
+        """Whether cubes and alphas are those of the report, and its figures can be of one calibration."""
+        skills = self.report.skills
+        if skills is not None and set(skills) != set(self.skills):
+            return f"cubes of {', '.join(self.forgets)}, and a report of {', '.join(skills)}"
+        for skill, figures in (skills or {}).items():
+            alphas = {float(alpha) for alpha, name in zip(self.alpha, self.skills, strict=True) if name == skill}
+            if alphas != {figures.alpha}:
+                return f"the alpha of {skill} is not the report's"
+            if self.skills.count(skill) != len(figures.cubes):
+                return f"the report tells of {counted(len(figures.cubes), 'cube')} of {skill}"
+        return self.report.contradiction
+
+    @property
     def forgets(self) -> tuple[str, ...]:
         """The skills, each once."""
         return tuple(dict.fromkeys(self.skills))
