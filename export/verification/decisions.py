@@ -32,7 +32,8 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
         return True, ""
     if plan.canary.refused is None:
         return True, "skipped: the canary of this plan is not synthesised, and no refusal is exercised"
-    measured, precision = measure_graph(graph_file, plan, receipts)
+    # One by one, as the decisions are asked for: the check's own layers are computed before any early exit.
+    measured, precision = measure_graph(graph_file, plan, receipts, batch_size=1)
     outside = check.nearness(measured[place]) - 1
     sequences, runner = plan.canary.input_ids.tolist(), Runner(graph_file)
     begun = runner.generate_with_logits(sequences, 1, batch_size=1)

@@ -29,24 +29,30 @@ def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> t
 
     ``receipts`` name the values to look at. Raises ``GraphError`` where the graph lacks one of them.
     """
-    measured, precision = measure_graph(graph_file, plan, receipts)
+    ids = plan.canary.input_ids
+    # Together: a graph that leaves early, once all rows are refused, computes no values of its later layers.
+    measured, precision = measure_graph(graph_file, plan, receipts, batch_size=len(ids))
     return tuple(
         compare_canary(expected, values, intervention, _TOLERANCE[precision])
         for expected, values, intervention in zip(plan.canary.expected, measured, plan.interventions, strict=True)
     )
 
 
-def measure_graph(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[tuple[Floats, ...], Precision]:
-    """What ``Canary.expected`` holds, computed by a graph sequence by sequence, and the precision it computes in.
+def measure_graph(
+    graph_file: Path, plan: Plan, receipts: Sequence[Receipt], *, batch_size: int
+) -> tuple[tuple[Floats, ...], Precision]:
+    """What ``Canary.expected`` holds, computed by a graph, and the precision it computes in.
 
-    One by one, because what shares a batch with others can share a scale of quantised values with them.
+    Rows that share a batch can share a scale of quantised values.
     """
     model = load_graph(graph_file)
     ObservePass([_observed(receipt) for receipt in receipts])(model)
     runner = Runner(graph_file, graph=graph_bytes(model))
-    steps = [runner.step(ids[None], np.ones_like(ids[None])).others for ids in plan.canary.input_ids]
+    ids = plan.canary.input_ids
+    batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    steps = [(len(rows), runner.step(rows, np.ones_like(rows)).others) for rows in batches]
     measured = tuple(
-        np.concatenate([_measured(plan, index, receipts, seen) for seen in steps])
+        np.concatenate([_measured(plan, index, receipts, rows, seen) for rows, seen in steps])
         for index in range(len(plan.interventions))
     )
     return measured, stored_precision(model)
@@ -65,14 +71,19 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
     return matches
 
 
-def _measured(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Mapping[str, NDArray[Any]]) -> Floats:
-    """One intervention's values at a sequence's last token, as ``Canary.expected`` has them: float64 [1, values]."""
+def _measured(
+    plan: Plan, index: int, receipts: Sequence[Receipt], rows: int, seen: Mapping[str, NDArray[Any]]
+) -> Floats:
+    """One intervention's values at the last token, as ``Canary.expected`` has them: float64 [rows, values]."""
     intervention = plan.interventions[index]
     own = sorted((receipt for receipt in receipts if receipt.intervention == index), key=lambda receipt: receipt.layer)
     # The receipts of a weight edit all name one value.
     layers = {_observed(receipt): receipt.layer for receipt in own}
     # Some graphs run their FFLs on [rows * tokens, F].
-    last = [by_neuron(seen[name], plan)[-1:, intervention.watched(layer)] for name, layer in layers.items()]
+    last = [
+        by_neuron(seen[name], plan).reshape(rows, -1, plan.model.width)[:, -1, intervention.watched(layer)]
+        for name, layer in layers.items()
+    ]
     return intervention.canary_values(np.concatenate(last, axis=1).astype(np.float64))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -51,16 +52,36 @@ def synthesise_canary(
         uncovered = [region for region in regions.tolist() if region not in chosen or region in missed]
     if not len(sequences):
         sequences = vocabulary.framed(vocabulary.random(_RANDOM_SEQUENCES, generator))
-    canary = Canary(sequences, canary_values(model, interventions, sequences), uncovered=tuple(uncovered))
-    return replace(canary, refused=_refused(interventions, canary))
+    expected = canary_values(model, interventions, sequences)
+    canary = Canary(sequences, expected, uncovered=tuple(uncovered))
+    for place, intervention in enumerate(interventions):
+        if intervention.check is not None and not np.isnan(expected[place]).any():
+            # Their last keys decide, as their earlier ones are clear of all regions.
+            refused = intervention.check.is_inside(expected[place])
+            last_layer = feed_forward_layers(model)[-1].layer
+            values = _before_refusal(interventions, place, expected, refused, last_layer)
+            return replace(canary, expected=values, refused=tuple(refused.tolist()))
+    return canary
 
 
-def _refused(interventions: Sequence[Intervention], canary: Canary) -> tuple[bool, ...] | None:
-    """Which sequences are refused: those whose last key lies inside, as their earlier ones are clear of all regions."""
-    for intervention, margins in zip(interventions, canary.expected, strict=True):
-        if intervention.check is not None and not np.isnan(margins).any():
-            return tuple(intervention.check.is_inside(margins).tolist())
-    return None
+def _before_refusal(
+    interventions: Sequence[Intervention],
+    place: int,
+    expected: Sequence[Floats],
+    refused: NDArray[np.bool_],
+    last_layer: int,
+) -> tuple[Floats, ...]:
+    """``expected`` without what a graph does not compute of refused sequences: values of layers behind the check's.
+
+    The check is the intervention at ``place``. Behind it a refused token's values hold the latch, or nothing at all.
+    """
+    deepest = interventions[place].parts[-1].layer
+    values = list(expected)
+    for other, intervention in enumerate(interventions):
+        if other != place:
+            behind = intervention.is_behind((deepest, len(interventions)), other, last_layer)
+            values[other] = np.where(refused[:, None] & behind, np.nan, expected[other])
+    return tuple(values)
 
 
 def measure_canary(

@@ -126,11 +126,15 @@ class _Search:
         return None
 
     def _beside(self, region: int, target: float, seen: list[_Tried]) -> Integers | None:
-        """Steps from what came nearest to the place beside the boundary; None where none comes near enough."""
+        """Steps from what came nearest to the place beside the boundary; None for none on that side of it.
+
+        Outside, whatever came nearest will do: where all that is refused runs alone, some graphs compute no further.
+        """
 
         def distance(tried: _Tried) -> Floats:
             nearest = tried.nearness[:, region]
             decides = (nearest == tried.nearness.min(axis=1)) & (tried.earlier > _CLEAR)
+            decides &= (nearest < 1) == (target < 1)
             return np.where(decides, np.abs(nearest - target), np.inf)
 
         for _ in range(_STEPS_TO_BOUNDARY):
@@ -140,7 +144,7 @@ class _Search:
             if not self._passes or not np.isfinite(away):
                 break
             self._tried(self._mutated(free), seen)
-        return free if abs(away) < BESIDE else None
+        return free if away < (BESIDE if target < 1 else np.inf) else None
 
     def _best(self, tried: _Tried, region: int) -> _Tried | None:
         if not len(tried.free):
