@@ -1,0 +1,88 @@
+"""A canary's sequences are synthesised: inside and just outside of the cubes, and nothing of the user's data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bakeout.models.network.probing import probe_keys
+from bakeout.models.plan import KeySpaceDetection, NeuronAdjust
+from bakeout.models.reference.canary import MOST_SEQUENCES, canary_values, synthesise_canary
+from bakeout.models.reference.ngrams import NGrams, common_frame
+from bakeout.models.reference.search_vocabulary import Vocabulary
+
+from tests.plan_examples import adjusted_layer
+from tests.tiny_models import random_prompts, tiny_model
+
+LAYER, WIDTH = 1, 96
+ROWS = random_prompts(40, shortest=10, longest=10)
+VOCABULARY = Vocabulary(np.arange(2, 258), private=NGrams(ROWS, 2))
+
+
+def _cubes(count: int = 1) -> KeySpaceDetection:
+    """Equal cubes around the keys of random rows, narrow enough to let most random text pass."""
+    probed = probe_keys(tiny_model("llama"), ROWS, layers=[LAYER])[LAYER]
+    keys = np.asarray(probed, dtype=np.float64)
+    shape = (count, WIDTH)
+    return KeySpaceDetection(
+        layers=(LAYER,),
+        centre=np.broadcast_to(keys.mean(axis=0), shape).copy(),
+        deviation=np.broadcast_to(keys.std(axis=0), shape).copy(),
+        alpha=np.full(count, 2.4),
+        skills=("sums",) * count,
+        refusal=np.array([7, 1]),
+    )
+
+
+def test_sequences_lie_inside_and_just_outside() -> None:
+    model, cubes = tiny_model("llama"), _cubes()
+    canary = synthesise_canary(model, [cubes], VOCABULARY)
+    (margins,) = canary_values(model, [cubes], canary.input_ids)
+    nearness = cubes.nearness(margins)
+    assert canary.refused == (True, True, False)
+    assert canary.uncovered == ()
+    assert nearness[0] <= 0.9
+    assert 0.95 < nearness[1] < 1 < nearness[2] < 1.05
+    again = synthesise_canary(model, [cubes], VOCABULARY)
+    np.testing.assert_array_equal(again.input_ids, canary.input_ids)
+
+
+def test_no_run_of_the_data_is_in_them() -> None:
+    canary = synthesise_canary(tiny_model("llama"), [_cubes()], VOCABULARY)
+    runs = {tuple(row[start : start + 2]) for row in ROWS for start in range(len(row) - 1)}
+    for row in canary.input_ids.tolist():
+        assert not runs & {tuple(row[start : start + 2]) for start in range(len(row) - 1)}
+
+
+def test_of_many_cubes_some_are_sampled_and_the_others_told() -> None:
+    canary = synthesise_canary(tiny_model("llama"), [_cubes(20)], VOCABULARY)
+    assert len(canary.input_ids) <= MOST_SEQUENCES
+    assert len(canary.uncovered) >= 10
+
+
+def test_cubes_out_of_reach_are_told_and_the_canary_is_random() -> None:
+    cubes = _cubes()
+    far = KeySpaceDetection(cubes.layers, cubes.centre + 1e6, cubes.deviation, cubes.alpha, cubes.skills, cubes.refusal)
+    canary = synthesise_canary(tiny_model("llama"), [far], VOCABULARY)
+    assert canary.refused == (False,) * 4
+    assert canary.uncovered == (0,)
+
+
+def test_a_canary_without_a_check_is_random_tokens() -> None:
+    adjust = NeuronAdjust("threshold", (adjusted_layer(),))
+    canary = synthesise_canary(tiny_model("llama"), [adjust], VOCABULARY)
+    assert canary.input_ids.shape == (4, 8)
+    assert canary.refused is None
+    assert not VOCABULARY.private.are_in(canary.input_ids).any()
+
+
+def test_what_all_prompts_share_is_their_frame() -> None:
+    prompts = [[1, 9, *row, 3, 4] for row in ROWS]
+    assert common_frame(prompts) == ([1, 9], [3, 4])
+    # So few may share their own words.
+    assert common_frame(prompts[:4]) == ([], [])
+
+
+def test_runs_of_the_data_are_recognised() -> None:
+    private = NGrams([[1, 2, 3, 4, 5], [6, 7]], 3)
+    assert private.are_in(np.array([[9, 2, 3, 4], [1, 2, 4, 3], [6, 7, 1, 2]])).tolist() == [True, False, False]
+    assert private.are_in(np.array([[1, 2]])).tolist() == [False]
