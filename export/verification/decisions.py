@@ -10,21 +10,20 @@ import numpy as np
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.graph_canary import measure_graph
+from bakeout.export.verification.refusals_said import check_refusals
 from bakeout.graph_passes.graph.precision import Precision
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 
 # Keys whose margin is this near to alpha, relative to it, may fall either way.
 _TIE: dict[Precision, float] = {"float32": 0.002, "float16": 0.02, "quantised": 0.02}
-# How many tokens more than the refusal's a row is given to stop by itself.
-_MORE = 8
 
 
 def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[bool, str]:
     """Whether the graph refuses as the plan's alphas decide over the keys that the graph itself computes.
 
-    That holds in every precision. The refused sequences are run in a decode loop until it stops, and must have said
-    the refusal and nothing else; the others must not begin it.
+    That holds in every precision. The refused sequences are also run in a decode loop until it stops
+    (``check_refusals``).
     """
     check = plan.check
     place = next((index for index, one in enumerate(plan.interventions) if one.check is not None), None)
@@ -43,10 +42,8 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
         sequence = int(np.flatnonzero(wrong)[0])
         answered = "refused, its key in no region" if refused[sequence] else "answered, its key in a region"
         return False, f"{int(wrong.sum())} of {len(wrong)} sequences decided wrongly: sequence {sequence} is {answered}"
-    refusal = check.refusal.tolist()
-    asked = [ids for ids, is_one in zip(sequences, refused, strict=True) if is_one]
-    whole = sum(answer == refusal for answer in runner.generate(asked, len(refusal) + _MORE))
-    told = f"{len(asked)} of {len(sequences)} sequences refused, {whole} of them to the refusal's end"
+    whole, said = check_refusals(graph_file, check.refusal.tolist(), sequences)
+    told = f"{int(refused.sum())} of {len(refused)} sequences refused; {said}"
     uncovered = len(plan.canary.uncovered)
     left = f"; {uncovered} of {len(check.alpha)} regions not covered" if uncovered else ""
-    return whole == len(asked), told + left
+    return whole, told + left

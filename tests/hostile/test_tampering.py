@@ -89,7 +89,7 @@ def test_an_artifact_as_it_was_baked_passes(artifact: Path, llama_checkpoint: Pa
     checks = verify(artifact, base=llama_checkpoint)
     assert not _failed(checks)
     told = {check.name: check.detail for check in checks}
-    assert "2 of 3 sequences refused, 2 of them to the refusal's end" in told["canary"]
+    assert "2 of 3 sequences refused; 2 of 2 refused prompts got the whole refusal" in told["canary"]
     assert "2 of 3 prompts refused by both" in told["parity"]
 
 
