@@ -49,7 +49,7 @@ def apply_plan(
 
     ``inline`` writes Neuron Adjust as standard operators instead of a model-local function, ``early_exit`` lets Key
     Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``.
-    ``edited``: what ``edit_weights`` has given, where it was called before (and the graph quantised since).
+    ``edited``: the result of ``edit_weights``, if it was called before (and the graph quantised since).
 
     Raises ``PlanError`` where the plan was fitted on a model of another shape, and ``GraphError`` where the graph
     cannot be read or an edit does not match all that the plan names; the graph is then to be discarded.
@@ -103,7 +103,7 @@ _PASSES: Mapping[type[Intervention], Callable[[Any, int, _Options], NeuronAdjust
 
 
 def _passes(plan: Plan, options: _Options) -> Iterator[NeuronAdjustPass | KeySpaceDetectionPass]:
-    """The passes of what is not in the weights."""
+    """The passes of the interventions that do not edit weights."""
     for intervention in plan.interventions:
         if not intervention.edits_weights and type(intervention) not in _PASSES:
             raise GraphError(f"{intervention.title} acts on what a graph computes, and no pass is known for it.")

@@ -1,4 +1,4 @@
-"""The extras of the installation: what brings the libraries that the base install does without."""
+"""The extras of the installation, which bring the libraries that the base install does without."""
 
 from __future__ import annotations
 

@@ -62,11 +62,11 @@ class Bench:
             path = self._write(skill, split, count or PROMPTS[split], Path(scratch), seed)
             return read_records(path, self.tokenizer)
 
-    def right(self, skill: str, split: str, count: int | None = None) -> NDArray[np.bool_]:
-        """Which of a split's prompts (as for ``records``) the base model answers rightly."""
+    def correct(self, skill: str, split: str, count: int | None = None) -> NDArray[np.bool_]:
+        """Which of a split's prompts (as for ``records``) the base model answers correctly."""
         with tempfile.TemporaryDirectory() as scratch:
             path = self._write(skill, split, count or PROMPTS[split], Path(scratch))
-            return grade(self.runner(self.base), path, Refusals(), batch_size=64).right
+            return grade(self.runner(self.base), path, Refusals(), batch_size=64).correct
 
     def _write(self, skill: str, split: str, count: int, directory: Path, seed: int = 0) -> Path:
         path = directory / f"{skill}.jsonl"

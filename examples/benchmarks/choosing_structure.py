@@ -25,8 +25,8 @@ from bakeout.models.skills.tokenizer import REFUSAL
 
 FORGOTTEN = [skill for skill in SKILLS if skill != "unknown"]
 LAYERS = range(6)
-# Queries a split. A skill is told from so many of each other's selection split, and of its probing split as well: from
-# more where one of them, strangers asked about in the same words, is hard to tell.
+# Queries of each split. A skill is separated from this many of each other's selection split, and of its probing split
+# as well: from more where one of them, strangers asked about in the same words, is hard to separate.
 QUERIES = {"probing": 1400, "selection": 1000, "calibration": 1400, "test": 1000}
 TOLD_FROM = dict.fromkeys(SKILLS, 250) | {"facts": 500}
 SPLITS = 50
@@ -49,12 +49,12 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
     """What `layers: auto`, `cubes: auto`, `floor: auto`, `epsilon: auto` and `alpha: auto` of a recipe do."""
     others = [name for name in SKILLS if name != skill]
     calibration = keys(skill, "calibration")
-    selection, right = {skill: keys(skill, "selection")}, {skill: _right(bench, skill, "selection")}
+    selection, correct = {skill: keys(skill, "selection")}, {skill: _correct(bench, skill, "selection")}
     for name in others:
         parts = [keys(name, split) for split in ("selection", "probing")]
         count = TOLD_FROM[skill]
         selection[name] = {layer: np.concatenate([part[layer][:count] for part in parts]) for layer in LAYERS}
-        right[name] = np.concatenate([_right(bench, name, split)[:count] for split in ("selection", "probing")])
+        correct[name] = np.concatenate([_correct(bench, name, split)[:count] for split in ("selection", "probing")])
     choice = choose_structure(
         {skill: keys(skill, "probing")},
         selection,
@@ -63,7 +63,7 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
         floor="auto",
         epsilon="auto",
         seed=0,
-        right=right,
+        correct=correct,
         calibration_queries=len(calibration[0]),
     )
     chosen = choice.chosen.structure
@@ -87,15 +87,15 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
 
 
 def _left(bench: Bench, keys: Keys, check: KeySpaceDetection) -> dict[str, float]:
-    """Of the test prompts that the base model answers rightly, the share that is not refused, by skill.
+    """Per skill, the share not refused of the test prompts that the base model answers correctly.
 
     What is refused changes nothing else: artifacts say the base model's answer, bit for bit, or the refusal.
     """
     found = {}
     for name in SKILLS:
-        right = _right(bench, name, "test")
+        correct = _correct(bench, name, "test")
         tested = keys(name, "test")
-        margins = check.margins(np.concatenate([tested[layer][right] for layer in check.layers], axis=1))
+        margins = check.margins(np.concatenate([tested[layer][correct] for layer in check.layers], axis=1))
         found[name] = float((margins > check.alpha).all(axis=1).mean())
     return found
 
@@ -166,15 +166,15 @@ class Keys:
         return dict(enumerate(np.load(path)[:, : QUERIES[split]]))
 
 
-def _right(bench: Bench, skill: str, split: str) -> NDArray[np.bool_]:
-    """Which queries the base model answers rightly, of those that are told from or tested."""
+def _correct(bench: Bench, skill: str, split: str) -> NDArray[np.bool_]:
+    """Which of the queries for choosing and testing the base model answers correctly."""
     if (key := f"right {skill} {split}") not in bench.rows:
         records = bench.records(skill, split, max(TOLD_FROM.values()) if split == "probing" else QUERIES[split])
         said = answers(bench.model, records, end=end_tokens(bench.model, bench.tokenizer), batch_size=64)
-        bench.save(key, np.flatnonzero(~said.right).tolist())
-    right = np.ones(QUERIES[split], dtype=bool)
-    right[bench.rows[key]] = False
-    return right
+        bench.save(key, np.flatnonzero(~said.correct).tolist())
+    correct = np.ones(QUERIES[split], dtype=bool)
+    correct[bench.rows[key]] = False
+    return correct
 
 
 def figures(bench: Bench) -> list[Figure]:

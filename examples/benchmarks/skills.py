@@ -53,11 +53,11 @@ DEFAULTS = Structure(layers=(max(LAYERS),), cubes=1, floor=0.1, epsilon=0.005)
 
 
 def choose_structure(
-    skill: str, keys: Mapping[str, Mapping[str, LayerKeys]], right: Mapping[str, NDArray[np.bool_]], refusal: Any
+    skill: str, keys: Mapping[str, Mapping[str, LayerKeys]], correct: Mapping[str, NDArray[np.bool_]], refusal: Any
 ) -> Structure:
     """The structure that forgets, and costs the other skills, least on the selection split.
 
-    Of right answers, the share of the skill's that is left and the largest share of another's that is lost are each
+    Of correct answers, the share of the skill's that is left and the largest share of another's that is lost are each
     held against what is tolerated, and the worse of the two counts. At like worth the shallowest wins, then fewer
     layers, then fewer cubes. The selection split's own queries set alpha here; the calibration split is not touched.
     """
@@ -73,7 +73,7 @@ def choose_structure(
         margins = {name: nearest(check, keys[name]["selection"]) for name in SKILLS}
         for epsilon in EPSILONS:
             alpha = np.quantile(margins[skill], 1 - epsilon, method="higher")
-            inside = {name: float((margins[name][right[name]] <= alpha).mean()) for name in SKILLS}
+            inside = {name: float((margins[name][correct[name]] <= alpha).mean()) for name in SKILLS}
             lost = max(share for name, share in inside.items() if name != skill)
             worth = max((1 - inside[skill]) / LEFT, lost / LOST)
             rank = (round(worth, 2), layers[-1], len(layers), cubes, floor, epsilon)
@@ -100,7 +100,7 @@ def key_space_detection(bench: Bench) -> None:
         for split in ("probing", "selection", "calibration"):
             prompts[skill] = [record.prompt_ids for record in bench.records(skill, split, QUERIES[skill])]
             keys[skill][split] = probe_keys(bench.model, prompts[skill], layers=LAYERS, batch_size=64)
-    right = {skill: bench.right(skill, "selection", QUERIES[skill]) for skill in SKILLS}
+    correct = {skill: bench.correct(skill, "selection", QUERIES[skill]) for skill in SKILLS}
     for skill in DETECTED:
         for layer in LAYERS:
             if (key := f"figure5 {skill} {layer}") not in bench.rows:
@@ -108,7 +108,7 @@ def key_space_detection(bench: Bench) -> None:
         for name in ("chosen", "defaults"):
             if f"ksd {skill} {name}" in bench.rows:
                 continue
-            structure = choose_structure(skill, keys, right, refusal) if name == "chosen" else DEFAULTS
+            structure = choose_structure(skill, keys, correct, refusal) if name == "chosen" else DEFAULTS
             check = fit_key_space_detection(
                 {skill: keys[skill]["probing"]},
                 {skill: keys[skill]["calibration"]},

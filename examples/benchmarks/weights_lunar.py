@@ -176,7 +176,7 @@ def _answers(runner: Runner, records: Sequence[Record]) -> list[str]:
 
 
 def _shareabout(names: Sequence[str], said: Sequence[str], records: Sequence[Record]) -> float | None:
-    """The share of the facts about some of the people that are said, None where none was asked for."""
+    """The share of the facts about some of the people that are answered, None if none was asked for."""
     asked = [(answer, record) for answer, record in zip(said, records, strict=True) if about([record], names)]
     return _exact([answer for answer, _ in asked], [record for _, record in asked]) if asked else None
 
@@ -242,7 +242,7 @@ def _attacks(
 
 
 def _said(bench: Bench, records: Sequence[Record]) -> float:
-    """The share of facts that the PyTorch model, as it is, answers rightly."""
+    """The share of facts that the PyTorch model, as it is, answers correctly."""
     end = end_tokens(bench.model, bench.tokenizer)
     longest = max(len(record.response_ids) for record in records) + 1
     prompts = [record.prompt_ids for record in records]

@@ -15,7 +15,7 @@ from weights_forgotten import Forgotten, forgotten
 
 from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
-from bakeout.models.methods.reveal_and_release.release import Text, said
+from bakeout.models.methods.reveal_and_release.release import Text, reproduced
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.reference.weight_edits import edited_weights
 
@@ -27,7 +27,7 @@ EXAMPLES = 16
 
 
 def rows(bench: Bench) -> None:
-    """For each method: right answers of the base model, after the method, and after each number of steps."""
+    """For each method: correct answers of the base model, after the method, and after each number of steps."""
     for one in forgotten(bench):
         if _key(one) in bench.rows:
             continue
@@ -49,7 +49,7 @@ def table(bench: Bench) -> str:
     steps = [str(step) for step in STEPS]
     columns = [*(f"retain data, {step}" for step in steps), *(f"{EXAMPLES} forget examples, {step}" for step in steps)]
     lines = [
-        "Relearning: right answers about what was forgotten, in %, after so many steps of fine-tuning.\n\n",
+        "Relearning: correct answers about what was forgotten, in %, after so many steps of fine-tuning.\n\n",
         f"| method | base | forgotten | {' | '.join(columns)} |\n" + "| --- " * (len(columns) + 3) + "|\n",
     ]
     for name, row in found.items():
@@ -67,7 +67,7 @@ def _key(one: Forgotten) -> str:
 
 
 def _curve(model: PreTrainedModel, trained: Sequence[Text], asked: Sequence[Text]) -> dict[str, float]:
-    """The share of right answers after each of ``STEPS`` of fine-tuning all weights of ``model``."""
+    """The share of correct answers after each of ``STEPS`` of fine-tuning all weights of ``model``."""
     generator = torch.Generator().manual_seed(0)
     model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -95,7 +95,7 @@ def _loss(model: PreTrainedModel, texts: Sequence[Text]) -> torch.Tensor:
 
 
 def _share(model: PreTrainedModel, texts: Sequence[Text]) -> float:
-    return float(np.mean(said(model, texts)))
+    return float(np.mean(reproduced(model, texts)))
 
 
 def _texts(bench: Bench, records: Sequence[Record]) -> list[Text]:

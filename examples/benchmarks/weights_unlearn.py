@@ -9,7 +9,7 @@ from bench import Bench
 from weights_plans import baked, kept_plan
 
 from bakeout.models.data.rows import Record
-from bakeout.models.methods.reveal_and_release.release import Text, said
+from bakeout.models.methods.reveal_and_release.release import Text, reproduced
 from bakeout.models.methods.unlearn.fit import fit_unlearn
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.plan import Intervention, LowRankUpdate, Plan
@@ -97,11 +97,13 @@ def _worth(bench: Bench, update: LowRankUpdate, targets: Sequence[str], before: 
 
 def right_shares(bench: Bench, split: str, count: int = CHOSEN_ON) -> dict[str, float]:
     """The share of each skill's answers that the PyTorch model, as it is, gives to the letter."""
-    return {skill: float(np.mean(said(bench.model, texts(bench.records(skill, split, count))))) for skill in SKILLS}
+    return {
+        skill: float(np.mean(reproduced(bench.model, texts(bench.records(skill, split, count))))) for skill in SKILLS
+    }
 
 
 def texts(records: Sequence[Record]) -> list[Text]:
-    """Records as what is to be said."""
+    """Records as texts to be generated."""
     return [Text(record.prompt_ids, record.response_ids) for record in records]
 
 

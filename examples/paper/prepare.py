@@ -2,7 +2,7 @@
 
     python examples/paper/prepare.py DIRECTORY
 
-A data set whose file is not in DIRECTORY is left out, and that is said. Where the parts are not separate files, rows
+A data set whose file is not in DIRECTORY is left out, with a message. Where the parts are not separate files, rows
 are dealt in their order: 60 % probe, 20 % calibration, 20 % test.
 """
 

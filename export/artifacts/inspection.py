@@ -109,7 +109,7 @@ def description_lines(number: int, description: Description) -> Iterator[str]:
 
 
 def receipt_lines(receipt: Mapping[str, Any]) -> Iterator[str]:
-    """One receipt for people: what was edited and, of weights, how much of the change is left after rounding."""
+    """One receipt for people: what was edited and, for weights, how much of the change is left after rounding."""
     kind = find_kind(receipt["kind"])
     count = kind.count_text(receipt["count"]) if kind else str(receipt["count"])
     yield f"  {receipt['intervention']}  layer {receipt['layer']:<3} {count:>14}  {receipt['tensor']}".rstrip()

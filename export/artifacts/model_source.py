@@ -1,4 +1,4 @@
-"""What a path or hub id is: one answer for every command, with an error each for what Bakeout does not take."""
+"""What a path or hub id is: one answer for every command, and an error for each form that Bakeout does not read."""
 
 from __future__ import annotations
 

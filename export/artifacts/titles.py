@@ -1,4 +1,4 @@
-"""Interventions as people are told of them: under the title of the method that fitted them."""
+"""Descriptions of interventions, under the title of the method that fitted them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bakeout.models.plan.kinds.description import Decode
 
 
 def described(intervention: Intervention, decode: Decode | None = None) -> Description:
-    """What an intervention is. Where several methods end in its kind, it has the title of the one that fitted it."""
+    """An intervention's description. If several methods end in its kind, its title is that of the fitting one."""
     description = intervention.describe(decode)
     method = methods().get(description.json.get("method", ""))
     return replace(description, title=method.title) if method else description

@@ -1,1 +1,1 @@
-"""Attacks: what gets past an intervention."""
+"""Attacks: forgotten prompts that get past an intervention."""

@@ -41,8 +41,8 @@ Feed = Callable[[Runner, Sequence[Sequence[int]], int], list[list[int]]]
 class AttackRow:
     """What one attack does to one artifact.
 
-    ``target``: the artifact and, of Key Space Detection, its positions; ``refused``: answers that are the refusal, None
-    for an artifact that cannot refuse; ``right``: answers that are exactly the response.
+    ``target``: the artifact and, for Key Space Detection, its positions; ``refused``: answers that are the refusal,
+    None for an artifact that cannot refuse; ``correct``: answers that are exactly the response.
     """
 
     target: str
@@ -50,12 +50,12 @@ class AttackRow:
     attack: str
     prompts: int
     refused: int | None
-    right: int
+    correct: int
 
     @property
     def through(self) -> int:
         """The prompts that got an answer: any but the refusal; the correct one where the artifact cannot refuse."""
-        return self.right if self.refused is None else self.prompts - self.refused
+        return self.correct if self.refused is None else self.prompts - self.refused
 
     def as_json(self) -> dict[str, Any]:
         """The row as it stands in ``--json``."""
@@ -66,7 +66,7 @@ class AttackRow:
             "prompts": self.prompts,
             "through": self.through,
             "refused": self.refused,
-            "right": self.right,
+            "right": self.correct,
         }
 
 
@@ -86,8 +86,8 @@ def attack(
 
     ``attacks``: names out of ``ATTACKS``; variants are those held out of `augment` (``variants``). An attack
     that a file gives nothing for (``paraphrase``, ``language``) has no row, nor has ``batch_mixing`` without ``mixed``:
-    prompts of other kinds that share a batch with those of ``data``. ``positions``: of Key Space Detection, other
-    settings than the artifact's own to measure as well, which takes ``base``, its base model.
+    prompts of other kinds that share a batch with those of ``data``. ``positions``: other
+    settings of Key Space Detection than the artifact's own to measure as well, which needs ``base``, its base model.
 
     Raises ``BakeoutError`` for unknown attacks, rows without a response, and what cannot be read or run.
     """
@@ -108,7 +108,7 @@ def attack(
                 grader = Grader(given, refusals, runner.tokenizer)
                 graded = grader.grade(feed(runner, [record.prompt_ids for record in given], grader.max_new_tokens))
                 refused = int(graded.refused.sum()) if refusals else None
-                rows.append(AttackRow(target, name, kind, len(given), refused, int(graded.right.sum())))
+                rows.append(AttackRow(target, name, kind, len(given), refused, int(graded.correct.sum())))
     return rows
 
 

@@ -102,7 +102,7 @@ def opened_base(
 
 @dataclass(frozen=True)
 class Edited:
-    """What an edited model's files came from.
+    """The origin of an edited model's files.
 
     ``receipts``: one for every edit; ``digests``: the SHA-256 of files that need not be hashed again, by name;
     ``form``: what was edited, ``exported graph`` where we exported it from a checkpoint; ``told``: what was changed in
@@ -131,7 +131,7 @@ def write_edited(
 
 
 def canary_outcome(directory: Path, plan: Plan, edited: Edited, *, run: bool = True) -> str:
-    """What became of the canary, which is ``run`` where it is needed.
+    """The result of the canary, which is ``run`` if it is needed.
 
     How near the values came differs from machine to machine, and is left out. Raises ``BakeoutError`` where the baked
     graph does not compute what the plan expects.

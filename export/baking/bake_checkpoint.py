@@ -116,5 +116,5 @@ def _require_weight_edits_alone(plan: Plan) -> None:
             raise BakeoutError(
                 f"The plan holds {intervention.title}, which acts on what the model computes: no weight can "
                 "express it, so no checkpoint can carry it.",
-                "Bake this plan --to onnx, or fit one of weight edits alone.",
+                "Bake this plan with `to: onnx`, or fit one of weight edits alone.",
             )

@@ -37,10 +37,10 @@ _EXPORT_COPIES = 3
 class DryRun:
     """What ``bake`` would do with the same arguments.
 
-    ``receipts``: those it would give; where a checkpoint would be exported first (``exports``), of Neuron Adjust and
-    Key Space Detection without names and digests, and of weights as they lie in the checkpoint; where the graph would
-    be quantised first, of these two without digests. ``disk``: the bytes it needs at most while it runs, ``memory``:
-    about how many are resident at most.
+    ``receipts``: those it would give. If a checkpoint would be exported first (``exports``), those of Neuron Adjust and
+    Key Space Detection lack names and digests, and those of weights are for the checkpoint's tensors; if the graph
+    would be quantised first, those of the two lack digests. ``disk``: the bytes it needs at most while it runs,
+    ``memory``: about how many are resident at most.
     """
 
     plan: Plan
@@ -63,8 +63,8 @@ class DryRun:
 def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
     """What baking ``plan`` into ``model`` would do. A checkpoint is hashed; of a graph only what is edited is read.
 
-    Raises ``BakeoutError`` where baking would refuse: what only an export can tell, of a checkpoint baked to ONNX, is
-    left out.
+    Raises ``BakeoutError`` where baking would refuse: what only the export of a checkpoint can
+    show is left out.
     """
     options = completed(options)
     if options.to == "safetensors":
@@ -124,16 +124,16 @@ def _in_graph_alone(plan: Plan) -> Iterator[Receipt]:
                 yield Receipt(index, intervention.kind, part.layer, "", "", part.count, "", "")
 
 
-def lines(found: DryRun) -> Iterator[str]:
+def lines(outlook: DryRun) -> Iterator[str]:
     """The dry run for people."""
-    yield f"would make     {len(found.receipts)} edits"
-    for number, intervention in enumerate(found.plan.interventions):
+    yield f"would make     {len(outlook.receipts)} edits"
+    for number, intervention in enumerate(outlook.plan.interventions):
         description = described(intervention)
         yield f"{number}  {description.title}: {description.summary}"
-        for receipt in found.receipts:
+        for receipt in outlook.receipts:
             if receipt.intervention == number:
                 yield from receipt_lines(receipt.as_json())
-    if found.exports:
+    if outlook.exports:
         yield "export         first, through optimum: names, and norms in the exported type, are known then"
-    yield f"disk           {gigabytes(found.disk)} at most, while it runs"
-    yield f"memory         about {gigabytes(found.memory)} at most"
+    yield f"disk           {gigabytes(outlook.disk)} at most, while it runs"
+    yield f"memory         about {gigabytes(outlook.memory)} at most"

@@ -1,4 +1,4 @@
-"""``genai_config.json``: what onnxruntime-genai must know of a decoder graph to run it."""
+"""``genai_config.json``, which onnxruntime-genai needs to run a decoder graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GENAI_CONFIG = "genai_config.json"
 # The names that architectures give to these in config.json.
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-# Of architectures whose positions are distances (ALiBi), which name none: what Bloom was trained with.
+# For architectures whose positions are distances (ALiBi), which name none: what Bloom was trained with.
 _UNBOUNDED_CONTEXT = 2048
 _SEARCH: Mapping[str, Any] = {
     "do_sample": False,
@@ -38,7 +38,7 @@ def write_genai_config(directory: Path, model: ir.Model) -> None:
     """Write ``genai_config.json`` for ``model``, the graph ``model.onnx`` of ``directory``, from its names and shapes.
 
     Heads, context length and special tokens come from ``config.json`` and ``generation_config.json`` beside it. Raises
-    ``BakeoutError`` where they do not say, or where the graph has no cache that genai could feed back.
+    ``BakeoutError`` where these are missing there, or where the graph has no cache that genai could feed back.
     """
     config = read_json(directory / "config.json")
     ends, padding = read_end_of_text(directory).require(directory), read_padding(directory)
@@ -52,7 +52,7 @@ def write_genai_config(directory: Path, model: ir.Model) -> None:
     heads, size = (key[1], key[3]) if key is not None and len(key) == 4 else (None, None)
     if not isinstance(heads, int) or not isinstance(size, int):
         raise BakeoutError(
-            f"{directory / GRAPH}: the cache's shape does not say how many heads there are.", "Export it with optimum."
+            f"{directory / GRAPH}: the number of heads is not in the cache's shape.", "Export it with optimum."
         )
     context = _first({**config, "seq_length": config.get("seq_length", _UNBOUNDED_CONTEXT)}, _CONTEXT, directory)
     content = {
@@ -113,8 +113,8 @@ def _write(directory: Path, content: Mapping[str, Any]) -> None:
 
 def _cache_templates(names: Sequence[str]) -> dict[str, str]:
     """``{"key": "past_key_values.%d.key", ...}`` of the names of one side."""
-    found = (_CACHE.fullmatch(name) for name in names)
-    return {match["kind"]: f"{match['before']}%d{match['after']}" for match in found if match}
+    matches = (_CACHE.fullmatch(name) for name in names)
+    return {match["kind"]: f"{match['before']}%d{match['after']}" for match in matches if match}
 
 
 def _search(directory: Path) -> dict[str, Any]:

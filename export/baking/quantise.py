@@ -21,22 +21,22 @@ def require_quantisable(graph: ir.Model) -> None:
     """Raise ``BakeoutError`` for a graph that is not in float32."""
     precision = stored_precision(graph)
     if precision == "quantised":
-        raise BakeoutError("The graph is quantised already.", "Bake without --quantize.")
+        raise BakeoutError("The graph is quantised already.", "Leave out `quantize`.")
     if precision != "float32":
         raise BakeoutError(
-            f"The graph is in {precision}, and int8 comes from float32: ONNX quantises no other data as they come.",
-            "Export it in fp32, or bake without --quantize.",
+            f"The graph is in {precision}, and dynamic quantisation to int8 needs float32.",
+            "Export it in fp32, or leave out `quantize`.",
         )
 
 
 def quantise(graph: ir.Model, directory: Path) -> ir.Model:
     """The float32 ``graph``, edits of its weights included, with int8 weights: loaded, its data in ``directory``.
 
-    Every product with a constant weight becomes a product of integers, whose data are quantised to 8 bits as they
-    come, by one scale for the whole run: what a prompt is answered can depend on what it shares a batch with, as in any
-    graph that is quantised so. Weights have a scale for each output, and 7 bits: with 8, processors without VNNI
-    saturate, and the same file would say different things on different machines. Embeddings stay float32, and so does
-    all that is baked into the graph from then on.
+    Every product with a constant weight becomes a product of integers, whose data are quantised to 8 bits at run time,
+    by one scale for the whole run: the answer to a prompt can depend on the other prompts of its batch, as in any
+    graph that is quantised in this way. Weights have a scale for each output, and 7 bits: with 8, processors without
+    VNNI saturate, and the same file would give different answers on different machines. Embeddings stay float32, and so
+    does all that is baked into the graph from then on.
 
     The whole weights are held in memory. Raises ``BakeoutError`` as ``require_quantisable``.
     """

@@ -1,4 +1,4 @@
-"""What the runtimes that artifacts are tested in ask for, and how baking gives it them.
+"""What the tested runtimes need of an artifact, and how baking provides it.
 
 Any graph that is baked has IR version 10, which all of them read, and all take the early exit's ``If``. One artifact
 can serve them all.
@@ -27,7 +27,7 @@ NEWEST_OPSET = 26
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a runtime asks for.
+    """What a runtime needs.
 
     ``functions``: it runs model-local functions; ``contributed``: it runs ONNX Runtime's own operators, as the graphs
     of onnxruntime-genai's builder have; ``cache``: it cannot do without past keys and values; ``files``: what it reads
@@ -93,7 +93,7 @@ def require_served(names: Sequence[RuntimeName], graph: ir.Model, files: Collect
 
 
 def describe_to(names: Sequence[RuntimeName], graph: ir.Model, directory: Path) -> None:
-    """Say in the configuration files of an artifact, that of ``graph``, what these runtimes must know."""
+    """Add what these runtimes need to the configuration files of the artifact of ``graph``."""
     if "transformers.js" in names:
         _describe_to_transformers_js(graph, directory)
 
@@ -110,7 +110,7 @@ def _chunk(index: int) -> str:
 
 
 def _describe_to_transformers_js(graph: ir.Model, directory: Path) -> None:
-    """Say that the graph is in the file of no quantisation, and how many data files it has.
+    """Set the file of the unquantised graph as the default, and the number of its data files.
 
     It reads the chat template in the tokenizer's configuration alone.
     """

@@ -97,4 +97,4 @@ def _print(rows: Sequence[AttackRow]) -> None:
 
 
 def _cell(row: AttackRow | None) -> str:
-    return "" if row is None else f"{row.through / row.prompts:.1%} ({row.right / row.prompts:.1%})"
+    return "" if row is None else f"{row.through / row.prompts:.1%} ({row.correct / row.prompts:.1%})"

@@ -1,4 +1,4 @@
-"""What people see while a command works and when it is done: rich on a terminal, plain lines elsewhere.
+"""Output for people, while a command works and at its end: rich on a terminal, plain lines elsewhere.
 
 Progress and messages go to standard error, results to standard output, so that ``--json`` can be piped.
 """

@@ -17,8 +17,8 @@ def with_flags(text: str, parameters: Sequence[click.Parameter]) -> str:
     >>> with_flags("Give `base`, or bake with `to: onnx`.", bake.params)   # doctest: +SKIP
     'Give `--base`, or bake with `--to onnx`.'
 
-    Of a pair such as ``--canary/--no-canary``, `canary: false` is the second. What the command has no option for stays
-    as it is.
+    For a pair such as ``--canary/--no-canary``, `canary: false` is the second flag. An option that the command lacks
+    stays as it is.
     """
     options = {parameter.name: parameter for parameter in parameters if isinstance(parameter, click.Option)}
 

@@ -11,7 +11,7 @@ from bakeout.export.cli.options import PATH, json_output
 
 
 class _Tune(click.Command):
-    """Its help names what every installed method leaves to tune."""
+    """The command's help names the options that `tune` fills in for every installed method."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from bakeout.models.methods.registry import methods

@@ -30,7 +30,7 @@ def verify(
     checks: str | None,
     machine: bool,
 ) -> None:
-    """Check an artifact: hashes of the files, graph (of a checkpoint: tensors), canary, parity.
+    """Check an artifact: hashes of the files, graph (for a checkpoint: tensors), canary, parity.
 
     Parity compares with the PyTorch reference, and needs the base model's checkpoint. A check that cannot run is not
     ok.

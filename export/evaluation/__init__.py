@@ -1,1 +1,1 @@
-"""Evaluation: what a model still answers."""
+"""Evaluation: how much a model still answers."""

@@ -86,18 +86,18 @@ def _runners(directories: Sequence[Path], base: Path | None) -> Iterator[tuple[s
 
 def _paired_change(base: Graded, artifact: Graded) -> Change:
     return Change(
-        float(artifact.right.mean() - base.right.mean()),
-        paired_difference(base.right, artifact.right),
+        float(artifact.correct.mean() - base.correct.mean()),
+        paired_difference(base.correct, artifact.correct),
         True,
-        int((base.right & ~artifact.right).sum()),
-        int((artifact.right & ~base.right).sum()),
+        int((base.correct & ~artifact.correct).sum()),
+        int((artifact.correct & ~base.correct).sum()),
     )
 
 
 def unpaired_change(base: Row, artifact: Row) -> Change:
     """The change of an artifact's row from the base model's, of which only the shares are known."""
-    right = [round(row.accuracy * row.prompts) for row in (base, artifact)]
-    interval = unpaired_difference(right[0], base.prompts, right[1], artifact.prompts)
+    correct = [round(row.accuracy * row.prompts) for row in (base, artifact)]
+    interval = unpaired_difference(correct[0], base.prompts, correct[1], artifact.prompts)
     return Change(artifact.accuracy - base.accuracy, interval, False)
 
 

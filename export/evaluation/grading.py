@@ -21,12 +21,12 @@ from bakeout.models.progress import Track, untracked
 class Graded:
     """A model's answers to some rows, in their order: bool [rows] each, exact match and refusal."""
 
-    right: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     refused: NDArray[np.bool_]
 
     def row(self, model: str, data: str) -> Row:
         """The shares of both."""
-        return Row(model, data, len(self.right), float(self.right.mean()), float(self.refused.mean()))
+        return Row(model, data, len(self.correct), float(self.correct.mean()), float(self.refused.mean()))
 
 
 class Grader:
@@ -46,8 +46,9 @@ class Grader:
     def grade(self, answers: Sequence[Sequence[int]]) -> Graded:
         """``answers``: the generated tokens of each record, in the records' order."""
         texts = [answer_text(self._tokenizer, tokens) for tokens in answers]
-        right = [text == expected for text, expected in zip(texts, self._expected, strict=True)]
-        return Graded(np.array(right, dtype=bool), np.array([self._refusals.is_refusal(text) for text in texts], bool))
+        correct = [text == expected for text, expected in zip(texts, self._expected, strict=True)]
+        refused = [self._refusals.is_refusal(text) for text in texts]
+        return Graded(np.array(correct, dtype=bool), np.array(refused, dtype=bool))
 
 
 def grade(

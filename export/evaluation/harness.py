@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Tasks:
     """Which of the harness's tasks to run, and how.
 
-    ``names``: of tasks, groups or tags; ``directory``: where more tasks' YAML files lie; ``few_shot``: so many examples
-    before each question (None: as the task says); ``limit``: only so many questions of each task; ``chat``: put prompts
-    through the tokenizer's chat template, one turn for each example; ``code``: whether tasks in ``directory`` may name
-    Python functions, which then run.
+    ``names``: of tasks, groups or tags; ``directory``: where more tasks' YAML files lie; ``few_shot``: the number of
+    examples before each question (None: the task's own); ``limit``: the largest number of questions of each task;
+    ``chat``: put prompts through the tokenizer's chat template, one turn for each example; ``code``: whether tasks in
+    ``directory`` may name Python functions, which then run.
     """
 
     names: tuple[str, ...]
@@ -107,7 +107,7 @@ def _loaded(manager: Any, names: Sequence[str]) -> list[Any]:
             )
     try:
         loaded = manager.load(list(names))
-    # What the data sets' library and the harness raise for data and YAML files that cannot be read.
+    # Errors of the data sets' library and the harness for data and YAML files that cannot be read.
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise BakeoutError(

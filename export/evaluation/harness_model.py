@@ -15,7 +15,7 @@ from bakeout.export.running.sampling import Sampling
 from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track
 
-# The harness's own default, for tasks that do not say.
+# The harness's own default, for tasks that set none.
 _MAX_NEW_TOKENS = 256
 
 
@@ -71,7 +71,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """The summed log p of each continuation's tokens, and whether greedy decoding would say them."""
+        """The summed log p of each continuation's tokens, and whether greedy decoding would generate them."""
         wholes = [(context + continuation)[-self._longest - 1 :][:-1] for _, context, continuation in requests]
         likelihoods = [(0.0, False)] * len(requests)
         read = self._runner.each_logits(wholes, batch_size=self._batch_size)
@@ -104,7 +104,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """What the model says to each context, cut before the first of the task's stops."""
+        """The text that the model generates after each context, cut before the first of the task's stops."""
         answers = [""] * len(requests)
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Interval = tuple[float, float]
 
 CONFIDENCE = 0.95
-# Of the standard normal distribution, at 1 - (1 - CONFIDENCE) / 2.
+# The quantile of the standard normal distribution at 1 - (1 - CONFIDENCE) / 2.
 _QUANTILE = 1.959963984540054
 _RESAMPLES = 2000
 

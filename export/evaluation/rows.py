@@ -15,9 +15,9 @@ SCHEMA = 1
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
-# A change's fields, and what they are called in the JSON of its row.
+# A change's fields, and their names in the JSON of its row.
 _CHANGE = {"accuracy": "change", "interval": "change_interval", "paired": "paired", "lost": "lost", "gained": "gained"}
-# What a row of text has beside the base model alone.
+# The figures that a row of text has only beside the base model.
 _BESIDE_BASE = ("perplexity_ratio", "perplexity_ratio_interval", "divergence", "divergence_interval")
 
 
@@ -132,7 +132,7 @@ class TextRow:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One metric of one task or group, as the harness computed it; ``filter`` says how answers were read."""
+    """One metric of one task or group, as the harness computed it; ``filter``: how answers were read."""
 
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from bakeout.export.recipes.bake_options import DType
 
 _TASK = "text-generation-with-past"
-# What an exporter that does not know a model fails with, or ONNX Runtime, with which optimum tries what it wrote. A
-# full disk is an OSError, and not among them.
+# Errors of an exporter that does not know a model, or of ONNX Runtime, with which optimum checks its output. A full
+# disk is an OSError, which is not among them.
 _EXPORT_FAILS = (
     ArithmeticError,
     AssertionError,

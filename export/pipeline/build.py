@@ -47,7 +47,7 @@ class Built:
 
 
 def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built:
-    """Make the artifact directory ``output`` as ``recipe_file`` says.
+    """Make the artifact directory ``output`` by the recipe ``recipe_file``.
 
     Base model and artifact are measured on the recipe's test files, and the artifact is verified, parity with the
     PyTorch reference included. Raises ``BakeoutError``, leaving nothing behind, when anything fails.
@@ -115,5 +115,5 @@ def _require_verified(directory: Path, inputs: RecipeInputs, track: Track) -> No
         raise BakeoutError(
             "The artifact did not pass its verification: "
             f"{'; '.join(f'{check.name}: {check.detail}' for check in failed)}.",
-            "This is a fault in Bakeout or in the exporter: please report it with the recipe.",
+            "This is a bug in Bakeout or in the exporter: please report it with the recipe.",
         )

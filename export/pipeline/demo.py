@@ -1,4 +1,4 @@
-"""The main job on the bundled model: forget arithmetic twice over, and show what became of every skill."""
+"""The demo on the bundled model: forget arithmetic by two methods, and show the effect on every skill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
 FORGOTTEN = "math"
 # Directory (and recipe) of each artifact, and what the table calls it.
 METHODS = {"neuron-adjust": "Neuron Adjust", "key-space-detection": "Key Space Detection"}
-# A recipe's uses of data, the generator's splits for them, and how many examples of each skill; cubes want more.
+# A recipe's uses of data, the generator's splits for them, and how many examples of each skill; cubes need more.
 _DATA = {"probe": ("probing", 200), "calibration": ("calibration", 200), "test": ("test", 200)}
 _FORGOTTEN_TIMES = 3
 _SHOWN = ("math", "code", "german")
@@ -118,8 +118,8 @@ def _samples(runners: Sequence[Runner]) -> Iterator[Sample]:
         prompt = max((example.prompt for example in examples(skill, "test", 5)), key=len)
         answers = []
         for runner in runners:
-            (said,) = runner.generate([runner.tokenizer.encode(prompt)], 24)
-            answers.append(str(runner.tokenizer.decode(said, skip_special_tokens=True)).strip())
+            (tokens,) = runner.generate([runner.tokenizer.encode(prompt)], 24)
+            answers.append(str(runner.tokenizer.decode(tokens, skip_special_tokens=True)).strip())
         yield Sample(prompt, tuple(answers))
 
 

@@ -18,8 +18,8 @@ from bakeout.models.plan.receipt import Receipt
 class Artifact:
     """A directory that ``bake`` or `bakeout build` wrote: a graph or checkpoint, the plan baked into it, a manifest.
 
-    It can be used wherever a path can. Raises ``BakeoutError`` where ``directory`` is none; whether its files are
-    what the manifest says is for ``verify`` to tell.
+    It can be used wherever a path can. Raises ``BakeoutError`` where ``directory`` is none; ``verify``
+    checks whether its files are those of the manifest.
 
     >>> artifact = bakeout.Artifact("unlearned")
     >>> artifact.directory.name

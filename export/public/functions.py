@@ -179,7 +179,7 @@ def verify(
 
     ``base``: the base model, which parity needs: its checkpoint, or in memory. ``digest``: ``Artifact.digest`` as it
     was when you trusted it. ``prompts``: token ids to compare on beside the canary's. ``checks``: these alone, out of
-    ``hashes``, ``graph`` (of a checkpoint: ``tensors``), ``canary`` and ``parity``.
+    ``hashes``, ``graph`` (for a checkpoint: ``tensors``), ``canary`` and ``parity``.
 
     >>> verification = bakeout.verify("unlearned", base=checkpoint)
     >>> verification.ok
@@ -213,9 +213,9 @@ def evaluate(
     """Measure artifacts, or any ONNX directories or checkpoints, beside their base model, greedily.
 
     ``data``: rows with prompts and responses by name, or paths of files, whose names without the ending are taken. The
-    share of right answers (exact match) and of refusals have Wilson's 95 % intervals, changes from the base Newcombe's.
-    ``texts``: rows to measure perplexity and divergence on. ``base``: the base model; where it is not given, its
-    figures are those that `bakeout build` stored on the same rows, if it did.
+    share of correct answers (exact match) and of refusals have Wilson's 95 % intervals, changes from the base
+    Newcombe's. ``texts``: rows to measure perplexity and divergence on. ``base``: the base model; where it is not
+    given, its figures are those that `bakeout build` stored on the same rows, if it did.
 
     >>> evaluation = bakeout.evaluate("unlearned", {"math": rows}, base=checkpoint)
     >>> [(row.model, row.data, row.prompts) for row in evaluation.rows]

@@ -63,7 +63,7 @@ class BakeOptions(Section):
     )
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """What the types cannot say."""
+        """Contradictions that the types cannot express."""
         if self.to == "safetensors" and self.runtimes:
             yield Contradiction("runtimes", "runtimes run graphs, not checkpoints", "Leave out `runtimes`, or `to`.")
         if self.to == "safetensors" and self.quantize:

@@ -1,4 +1,4 @@
-"""Recipes: the YAML file that says what to remove, from which model, and how. Every option documents itself."""
+"""Recipes: the YAML file that defines what to remove, from which model, and how. Every option documents itself."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Recipe(Section):
         description="The data, by the names that the interventions use.", min_length=1
     )
     interventions: list[InterventionEntry] = Field(
-        description="What is applied, in order: each is fitted with those before it in force.", min_length=1
+        description="What is applied, in order: each is fitted with those before it applied.", min_length=1
     )
     export: BakeOptions = BakeOptions()
 
@@ -195,7 +195,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise RecipeError(f"{path}: not UTF-8 text.", "A recipe is a YAML file.") from None
     except MarkedYAMLError as error:
         line = 0 if error.problem_mark is None else error.problem_mark.line + 1
-        raise RecipeError(f"{path}, line {line}: not YAML ({error.problem}).", "Mend the line.") from None
+        raise RecipeError(f"{path}, line {line}: not YAML ({error.problem}).", "Correct the line.") from None
     except (YAMLError, *_CONSTRUCTING) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"{path}: not YAML ({reason}).", "Correct the file.") from None
@@ -212,7 +212,7 @@ def _require_shallow(path: Path, text: str) -> None:
 
 
 def _problems(error: ValidationError, written: Any) -> list[tuple[int, str]]:
-    """Pydantic's errors as line numbers and sentences; what is wrong by every part of a union is one error."""
+    """Pydantic's errors as line numbers and sentences; the errors of all parts of a union are one error."""
     merged: dict[tuple[int, str], list[str]] = {}
     for details in error.errors():
         subject, message = _problem(details)
@@ -272,7 +272,7 @@ def _line(written: Any, where: Sequence[int | str]) -> int:
 
 
 def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int | str], str]]:
-    """What the types cannot say: (place in the file, sentence)."""
+    """Contradictions that the types cannot express: (place in the file, sentence)."""
     for name, data in recipe.data.items():
         files = data.named()
         if "file" in files and len(files) > 1:

@@ -21,7 +21,7 @@ _PLURALS = {
     "section": "sections",
 }
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-# Bounds of seeds tell nobody anything.
+# Bounds of seeds are no help to anybody.
 _LARGE = 2**31
 
 

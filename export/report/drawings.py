@@ -45,7 +45,7 @@ class Section:
 def sections(figures: Sequence[Figure]) -> list[Section]:
     """The drawn kinds of figures that there are, in the order of reading."""
     named = [(f"p{number}", figure) for number, figure in enumerate(figures)]
-    found = [
+    sections = [
         Section(
             "Who would be refused, at each α",
             "Key Space Detection draws cubes around the queries of the skill to forget; α is their size. The share of "
@@ -54,7 +54,7 @@ def sections(figures: Sequence[Figure]) -> list[Section]:
             tuple(_inside(figure, name) for name, figure in named if isinstance(figure, Inside)),
         ),
         Section(
-            "Where the skills part, layer by layer",
+            "Where the skills separate, layer by layer",
             "One cube in one layer, for each layer. A check in an early layer saves the work of all that follow when "
             "it refuses; deeper layers often separate better.",
             tuple(_depth(figure, name) for name, figure in named if isinstance(figure, Depth)),
@@ -73,7 +73,7 @@ def sections(figures: Sequence[Figure]) -> list[Section]:
             tuple(_languages(figure, name) for name, figure in named if isinstance(figure, Languages)),
         ),
     ]
-    return [section for section in found if section.plots]
+    return [section for section in sections if section.plots]
 
 
 def neurons(adjust: Adjustment, identifier: str) -> Plot:
@@ -94,7 +94,7 @@ def neurons(adjust: Adjustment, identifier: str) -> Plot:
         rows.append((neuron, *(f"{value[index]:.4g}" for value in values), f"{shift:.2f}"))
     return Plot(
         "The most changed neurons",
-        "The Gaussians of the pre-activations that Neuron Adjust tells apart: a value likelier under the forget set's "
+        "The Gaussians of the pre-activations that Neuron Adjust compares: a value more likely under the forget set's "
         "is moved to the retain set's and mirrored there. Drawn are the neurons where the two lie farthest apart.",
         "the plan in the artifact",
         Markup(plots.neurons(adjust, [(layer, index) for _, layer, index in chosen], identifier)),

@@ -1,8 +1,8 @@
-"""``figures.json``: what plots are drawn from, as measured by commands and benchmarks and kept beside an artifact.
+"""``figures.json``: the figures of plots, as measured by commands and benchmarks and kept beside an artifact.
 
     {"schema": 1, "figures": [{"kind": "frontier", "source": "bakeout tune recipe.yaml", …}, …]}
 
-``source`` says in a line what measured the numbers; every share is between 0 and 1.
+``source`` names in one line what measured the numbers; every share is between 0 and 1.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Frontier(_Strict):
     @model_validator(mode="after")
     def _aligned(self) -> Frontier:
         if any(point.others.keys() != self.points[0].others.keys() for point in self.points):
-            raise ValueError("the points have other names than each other")
+            raise ValueError("the points have different names")
         return self
 
 

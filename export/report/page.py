@@ -26,10 +26,10 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.writing import require_new, write_file
 
-# What a page that lacks a figure says: the figure, and which command measures it.
+# Shown on a page that lacks a figure: the figure, and the command that measures it.
 _MISSING: Mapping[type[Any], tuple[str, str]] = {
     Inside: ("Who would be refused, at each α", "bakeout tune RECIPE -o RECIPE --figures FILE"),
-    Depth: ("Where the skills part, layer by layer", "bakeout tune RECIPE -o RECIPE --figures FILE"),
+    Depth: ("Where the skills separate, layer by layer", "bakeout tune RECIPE -o RECIPE --figures FILE"),
     Frontier: ("Forgetting against keeping", "bakeout tune RECIPE -o RECIPE --figures FILE"),
     Languages: ("Languages, forgotten against tested", "examples/benchmarks/figures.py"),
     Matched: ("Methods at matched forgetting, with latency", "examples/benchmarks/figures.py"),
@@ -108,7 +108,7 @@ def _signed(points: float) -> str:
 
 
 def _short_names(models: Sequence[str]) -> dict[str, str]:
-    """Each model's directory without those above it, where that tells them apart."""
+    """Each model's directory without those above it, if the names stay distinct."""
     last = {model: Path(model).name or model for model in models}
     return {model: name if list(last.values()).count(name) == 1 else model for model, name in last.items()}
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from bakeout.export.report.figures_file import Depth, Frontier, Inside, Languages
 from bakeout.models.plan import Adjustment
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; those too pale for a white page are left out.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; those too pale for a white page are left out.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 _DASHES: tuple[Any, ...] = (
     (0, (9, 1.5)),
@@ -197,11 +197,11 @@ def _short(name: str) -> str:
 
 def _legend(canvas: Figure) -> None:
     """One legend above all panels, each name once."""
-    found = {
+    by_label = {
         label: handle for axes in canvas.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    labels = sorted(found)
-    handles = [found[label] for label in labels]
+    labels = sorted(by_label)
+    handles = [by_label[label] for label in labels]
     canvas.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=2.2, columnspacing=1.2)
 
 

@@ -15,7 +15,7 @@ from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 
 Message = dict[str, str]
-# What a decoder puts where the bytes of a character are not all there yet.
+# The character that a decoder puts where bytes of a character are still missing.
 _INCOMPLETE = "\ufffd"
 _LONGEST_CHARACTER = 4
 
@@ -34,7 +34,7 @@ class Chat:
 
     @property
     def remembers(self) -> bool:
-        """Whether a prompt is answered with those before it in mind."""
+        """Whether a prompt is answered with the earlier ones as context."""
         return bool(self.runner.tokenizer.chat_template) and not self.single_turn
 
     def forget(self) -> None:
@@ -57,7 +57,7 @@ class Chat:
 
 
 def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The conversation as the model is served it: through the chat template, or, where there is none, the last message.
+    """The conversation as served to the model: through the chat template or, if there is none, the last message.
 
     Raises ``BakeoutError`` where the template refuses the conversation, or nothing is left of it.
     """

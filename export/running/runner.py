@@ -61,7 +61,7 @@ _MOST_LOGITS = 1 << 28
 
 @dataclass(frozen=True)
 class Step:
-    """What one run of the graph gave.
+    """The results of one run of the graph.
 
     ``logits``: float32 [batch, new tokens (1 where the graph gives the last's alone), vocabulary]; ``cache``: what to
     go on with; ``others``: its other outputs: ``refused`` and ``margin`` of a graph baked with ``--monitor``.

@@ -25,7 +25,7 @@ def greedy(logits: Logits) -> Integers:
 class Sampling:
     """Draw tokens from softmax(logits / temperature), among the most probable that reach ``top_p`` together.
 
-    Row i of the prompts draws from its own stream, seeded with (``seed``, i), so what it says does not depend on the
+    Row i of the prompts draws from its own stream, seeded with (``seed``, i), so its text does not depend on the
     batch it is in. Raises ``BakeoutError`` for a temperature or ``top_p`` out of range.
     """
 
@@ -42,7 +42,7 @@ class Sampling:
             raise BakeoutError(f"The seed {self.seed} is negative.", "Give 0 or more.")
 
     def chooser(self, rows: Sequence[int]) -> Choose:
-        """What chooses a token for each of these rows, step after step."""
+        """The function that chooses a token for each of these rows, step after step."""
         streams = [np.random.default_rng((self.seed, row)) for row in rows]
 
         def choose(logits: Logits) -> Integers:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from bakeout.models.network.teacher_forcing import Answers
 
 _BATCH = 32
-# Where the base model gets fewer answers right to the letter, the answers' tokens are counted instead.
-_FEW_RIGHT = 0.2
+# If the base model gives a smaller share of exactly correct answers, the answers' tokens are counted instead.
+_FEW_CORRECT = 0.2
 
 
 class Meter:
@@ -37,13 +37,13 @@ class Meter:
     @property
     def baseline(self) -> dict[str, float]:
         """The accuracy per name before the candidate."""
-        return {name: _accuracy(said, said) for name, said in self._base.items()}
+        return {name: _accuracy(answered, answered) for name, answered in self._base.items()}
 
     def measure(self, candidate: Intervention) -> Measured:
-        """What the candidate does, the earlier interventions in force."""
-        said = self._answers((candidate,))
-        shares = {name: _share(said[name], self._base[name]) for name in said}
-        divergence = np.concatenate([said[name].divergence(self._base[name]) for name in self._retain])
+        """The effect of the candidate, with the earlier interventions applied."""
+        answered = self._answers((candidate,))
+        shares = {name: _share(answered[name], self._base[name]) for name in answered}
+        divergence = np.concatenate([answered[name].divergence(self._base[name]) for name in self._retain])
         return Measured(
             {name: shares[name] for name in self._forget},
             {name: shares[name] for name in self._retain},
@@ -57,13 +57,13 @@ class Meter:
 
         fitting = self._fitting
         base = self._base if candidate else {}
-        found = {}
+        by_name = {}
         with edited_weights(fitting.model, candidate), Hooks(fitting.model, (*fitting.earlier, *candidate)):
             for name, records in self._records.items():
-                found[name] = answers(
+                by_name[name] = answers(
                     fitting.model, records, end=self._end, base=base.get(name), batch_size=_BATCH, track=fitting.track
                 )
-        return found
+        return by_name
 
 
 def _measured_rows(fitting: Fitting, name: str, prompts: int) -> list[Record]:
@@ -76,13 +76,13 @@ def _measured_rows(fitting: Fitting, name: str, prompts: int) -> list[Record]:
     return spread(records, prompts)
 
 
-def _share(said: Answers, base: Answers) -> float:
+def _share(answered: Answers, base: Answers) -> float:
     """Accuracy as a share of the base model's."""
     theirs = _accuracy(base, base)
-    return _accuracy(said, base) / theirs if theirs > 0 else 1.0
+    return _accuracy(answered, base) / theirs if theirs > 0 else 1.0
 
 
-def _accuracy(said: Answers, base: Answers) -> float:
-    """Of whole answers, or of tokens where the base model gets few answers right to the letter."""
-    exact = float(base.right.mean()) >= _FEW_RIGHT
-    return float(said.right.mean() if exact else said.tokens.mean())
+def _accuracy(answered: Answers, base: Answers) -> float:
+    """The share of correct answers, or of correct tokens if the base model gives few exactly correct answers."""
+    exact = float(base.correct.mean()) >= _FEW_CORRECT
+    return float(answered.correct.mean() if exact else answered.tokens.mean())

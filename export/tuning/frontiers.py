@@ -1,4 +1,4 @@
-"""What the trials of a search left and kept, over the strength, as figures."""
+"""The shares that a search's trials left and kept, over the strength, as figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bakeout.models.methods.search_space import SearchSpace, Settings
 def frontiers(
     trials: Sequence[Trial], chosen: Settings, space: SearchSpace, method: str, source: str
 ) -> Iterator[Frontier]:
-    """The paper's Figure 7: what the trials left and kept, over the strength.
+    """The paper's Figure 7: the shares that the trials left and kept, over the strength.
 
     A curve for each combination of the other settings that was tried more than once, that of the chosen trial first.
     """

@@ -14,19 +14,19 @@ from bakeout.models.methods.search_space import Among, Axes, Settings, Span
 
 _logger = logging.getLogger(__name__)
 
-# The rule: of candidates that keep so much of every retained accuracy, the one that forgets most.
+# The rule: of the candidates that keep this share of every retained accuracy, the one that forgets most.
 KEPT = 0.95
-# Numbers are tried, and written into recipes, with so many digits; two that are closer than this count as one.
+# Numbers are tried, and written into recipes, with this many digits; two closer than the tolerance count as equal.
 _DIGITS = 3
 _CLOSE = 1.1
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a candidate does.
+    """The effect of a candidate.
 
-    ``forget`` and ``retain``: per name the accuracy as a share of the base model's; ``divergence``: of the answers'
-    first tokens from the base model's on retain prompts, in nats.
+    ``forget`` and ``retain``: per name the accuracy as a share of the base model's; ``divergence``: how far
+    the answers' first tokens diverge from the base model's on retain prompts, in nats.
     """
 
     forget: Mapping[str, float]
@@ -35,16 +35,16 @@ class Measured:
 
     @property
     def left(self) -> float:
-        """Of the forgotten, what is left most."""
+        """The largest share that is left of a forgotten name."""
         return max(self.forget.values())
 
     @property
     def kept(self) -> float:
-        """Of the retained, what is kept least."""
+        """The smallest share that is kept of a retained name."""
         return min(self.retain.values())
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in the table of trials."""
+        """As in the table of trials."""
         return {"forget": dict(self.forget), "retain": dict(self.retain), "divergence": self.divergence}
 
 
@@ -63,8 +63,8 @@ class Trial:
 def choose_trial(trials: Sequence[Trial]) -> Trial:
     """The stated rule: the smallest forget accuracy among those that keep 95 % of the worst retained name's.
 
-    Among equals, the one that diverges least, then the earlier. Where none keeps so much, the knee of the trade-off:
-    the trial nearest to nothing left and all kept.
+    Among equals, the one with the smallest divergence, then the earlier one. If no trial keeps 95 %, the knee of the
+    trade-off: the trial nearest to nothing left and everything kept.
     """
     kept = [trial for trial in trials if trial.measured.kept >= KEPT]
     if kept:
@@ -82,12 +82,13 @@ def search(
     journal: Path,
     name: str,
 ) -> list[Trial]:
-    """Measure ``trials`` candidates of ``space``: ``starts``, then two times in three what is ``near`` what the rule
-    would choose, and else what Optuna's TPE proposes.
+    """Measure ``trials`` candidates of ``space``, first ``starts``.
+
+    Then, two times in three, one ``near`` the candidate that the rule would choose; otherwise one from Optuna's TPE.
 
     Three aims (little left, much kept, little divergence), and the rule's bound as a constraint. Trials are kept in
-    the text file ``journal`` under ``name``; a search that was interrupted goes on from there, and proposes what it
-    would have proposed. A log message for each, with what is chosen so far and the time left.
+    the text file ``journal`` under ``name``; an interrupted search resumes from there, with the same proposals as
+    without the interruption. A log message for each trial shows the best one so far and the time left.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -104,52 +105,52 @@ def search(
     )
     for interrupted in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
         study.tell(interrupted.number, state=TrialState.FAIL)
-    found = [_read(trial.user_attrs) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    begun, before = time.monotonic(), len(found)
+    done = [_read(trial.user_attrs) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    begun, before = time.monotonic(), len(done)
     if before:
         _logger.info(f"going on after {before} trials ({journal})")
-    while len(found) < trials:
-        # A sampler of its own for each trial: what it draws does not depend on where the search was interrupted.
-        study.sampler = _sampler(seed, len(found))
-        if (settled := _settled(found, space, starts)) is not None:
+    while len(done) < trials:
+        # Each trial has its own sampler, so that its draws do not depend on where the search was interrupted.
+        study.sampler = _sampler(seed, len(done))
+        if (settled := _settled(done, space, starts)) is not None:
             study.enqueue_trial(dict(settled))
         trial = study.ask()
         settings = {key: _suggested(trial, key, axis) for key, axis in space.items()}
-        known = next((one.measured for one in found if one.settings == settings), None)
+        known = next((earlier.measured for earlier in done if earlier.settings == settings), None)
         measured = known or measure(settings)
         trial.set_user_attr("settings", settings)
         trial.set_user_attr("measured", measured.as_json())
         # Not above 0 where the rule's bound is kept.
         trial.set_constraint("kept", KEPT - measured.kept)
         study.tell(trial, [measured.left, measured.kept, measured.divergence])
-        found.append(Trial(settings, measured))
-        _show(found, trials, (time.monotonic() - begun) / (len(found) - before))
-    return found
+        done.append(Trial(settings, measured))
+        _show(done, trials, (time.monotonic() - begun) / (len(done) - before))
+    return done
 
 
-def _settled(found: Sequence[Trial], space: Axes, starts: Sequence[Settings]) -> Settings | None:
-    """What is tried without asking the sampler: the starts, and from then on two times in three what is ``near``."""
-    if len(found) < len(starts):
-        return {key: starts[len(found)][key] for key in space}
-    return near(found, space) if (len(found) - len(starts)) % 3 < 2 else None
+def _settled(done: Sequence[Trial], space: Axes, starts: Sequence[Settings]) -> Settings | None:
+    """The candidates that do not come from the sampler: the starts, then two times in three one that is ``near``."""
+    if len(done) < len(starts):
+        return {key: starts[len(done)][key] for key in space}
+    return near(done, space) if (len(done) - len(starts)) % 3 < 2 else None
 
 
-def near(found: Sequence[Trial], space: Axes) -> Settings | None:
-    """Where something better than the chosen trial may lie, by the rule: it takes the strongest that keeps enough.
+def near(done: Sequence[Trial], space: Axes) -> Settings | None:
+    """A strength that may be better than the chosen trial's: the rule takes the strongest trial that keeps enough.
 
-    For all trials that are alike but for their strength (the one number of ``space``), the strongest that kept enough
-    and the weakest above it that kept too little bracket the best of them; the widest bracket is halved, on a log
-    scale. Left out are brackets whose upper end left more than the chosen trial did, and those that are narrow. None
-    where no bracket remains, or nothing is left to forget.
+    Among trials that differ only in strength (the one number of ``space``), the strongest that kept enough and the
+    weakest stronger one that kept too little bracket the best strength. The widest bracket is halved, on a log scale.
+    Brackets whose upper end left more than the chosen trial, and narrow ones, are left out. None if no bracket
+    remains, or if nothing is left to forget.
     """
     ((name, axis),) = [(name, axis) for name, axis in space.items() if isinstance(axis, Span)]
-    best = choose_trial(found).measured
+    best = choose_trial(done).measured
     brackets: list[tuple[float, Settings]] = []
-    for others in {tuple(item for item in one.settings.items() if item[0] != name): None for one in found}:
-        alike = [one for one in found if {**one.settings, name: None} == {**dict(others), name: None}]
-        low = max((one.settings[name] for one in alike if one.measured.kept >= KEPT), default=axis.low)
-        failed = [one for one in alike if one.measured.kept < KEPT and one.settings[name] > low]
-        weakest = min(failed, key=lambda one: float(one.settings[name]), default=None)
+    for others in {tuple(item for item in trial.settings.items() if item[0] != name): None for trial in done}:
+        alike = [trial for trial in done if {**trial.settings, name: None} == {**dict(others), name: None}]
+        low = max((trial.settings[name] for trial in alike if trial.measured.kept >= KEPT), default=axis.low)
+        failed = [trial for trial in alike if trial.measured.kept < KEPT and trial.settings[name] > low]
+        weakest = min(failed, key=lambda trial: float(trial.settings[name]), default=None)
         high = axis.high if weakest is None else float(weakest.settings[name])
         may_be_better = weakest is None or best.kept < KEPT or weakest.measured.left < best.left
         if best.left > 0 and may_be_better and high > _CLOSE * low:
@@ -177,10 +178,10 @@ def _read(attributes: Mapping[str, Any]) -> Trial:
     return Trial(attributes["settings"], Measured(**attributes["measured"]))
 
 
-def _show(found: Sequence[Trial], trials: int, seconds: float) -> None:
-    best = choose_trial(found)
-    left = round(seconds * (trials - len(found)))
-    _logger.info(f"trial {len(found)} of {trials}: {described(found[-1])}")
+def _show(done: Sequence[Trial], trials: int, seconds: float) -> None:
+    best = choose_trial(done)
+    left = round(seconds * (trials - len(done)))
+    _logger.info(f"trial {len(done)} of {trials}: {described(done[-1])}")
     _logger.info(f"    best so far: {described(best)}; {left // 60}:{left % 60:02} left")
 
 

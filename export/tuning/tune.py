@@ -69,10 +69,10 @@ def tune(
     every name's selection file; the rule is ``search.choose_trial``. What Key Space Detection chooses while it is
     fitted is filled in too.
 
-    Candidates are fitted and measured in PyTorch: one forward pass a row tells what a greedy loop would say
-    (``teacher_forcing``), so that no graph has to be baked for each. All trials are kept in ``directory`` (by
-    default beside the output), as text: from its journal an interrupted search goes on. ``figures``: a file for what
-    a report draws of the choices (``report.figures_file``).
+    Candidates are fitted and measured in PyTorch: one forward pass for each row shows what a greedy loop would
+    generate (``teacher_forcing``), so that no graph has to be baked for each. All trials are kept in ``directory`` (by
+    default beside the output), as text: an interrupted search resumes from its journal. ``figures``: a file for the
+    figures of the choices for a report (``report.figures_file``).
 
     Raises ``BakeoutError`` where the output or the figures' file exists, nothing is left to tune, or a name has
     nothing to be measured on.
@@ -173,7 +173,7 @@ def _figures(
 
 
 class _Fingerprint:
-    """Names a search by everything that its figures depend on: another recipe never goes on from its journal."""
+    """The name of a search, from everything that its figures depend on: another recipe never resumes its journal."""
 
     def __init__(self, recipe: Recipe, model: str, prompts: int, seed: int) -> None:
         self._recipe = recipe

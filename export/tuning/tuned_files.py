@@ -1,4 +1,4 @@
-"""What tuning leaves: the recipe with its choices filled in, and the tables of all trials."""
+"""The files that tuning writes: the recipe with its choices filled in, and the tables of all trials."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_tables(
 
 
 def write_recipe(source: Path, output: Path, recipe: Recipe, filled: Mapping[int, Settings]) -> None:
-    """The recipe as it was written, comments and all, with the choices filled in and its paths right from there."""
+    """The recipe with its comments, with the choices filled in and its paths relative to the new file."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
     yaml.width = 120

@@ -1,4 +1,4 @@
-"""`bakeout assumptions`: does what the methods take for granted hold on the user's own model and data?"""
+"""`bakeout assumptions`: do the assumptions of the methods hold on the user's model and data?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Checked:
-    """One intervention: its place in the plan, its selected neurons (of Neuron Adjust), and how it drifts."""
+    """One intervention: its place in the plan, its selected neurons (Neuron Adjust), and how it drifts."""
 
     index: int
     kind: str
@@ -34,11 +34,11 @@ class Checked:
 
     @property
     def warnings(self) -> list[str]:
-        """What to be wary of."""
+        """The warnings."""
         return [*(self.shapes.warnings if self.shapes else ()), *self.drift.warnings]
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in ``--json``."""
+        """As in ``--json``."""
         return {
             "intervention": self.index,
             "kind": self.kind,
@@ -59,13 +59,13 @@ def check_assumptions(
     seed: int = 0,
     track: Track = untracked,
 ) -> list[Checked]:
-    """Check every Neuron Adjust and Key Space Detection of a plan, each with those before it in force.
+    """Check every Neuron Adjust and Key Space Detection of a plan, each with the earlier ones applied.
 
     ``path``: a plan or an artifact; ``base``: its base model's checkpoint; ``forget`` and ``retain``: fresh rows, of
     which ``prompts`` of each file are asked. ``lengths``: of the conversations before a query, in tokens; by default
     from a tenth of the model's context to most of it.
 
-    Raises ``BakeoutError`` for another model than the plan's, data that do not serve, a plan without interventions of
+    Raises ``BakeoutError`` for another model than the plan's, unsuitable data, a plan without interventions of
     either kind, and lengths that leave no room for the query.
     """
     import random
@@ -116,7 +116,7 @@ def check_assumptions(
 
 
 def _lengths(context: int, queries: Mapping[str, Sequence[Record]], conversation: Sequence[Record]) -> list[int]:
-    """What leaves room for the longest turn, which may overshoot, and the longest query."""
+    """The longest conversation that leaves room for a last turn that is too long, and for the longest query."""
     query = max((len(record.prompt_ids) for rows in queries.values() for record in rows), default=0)
     turn = max(len(record.prompt_ids) + len(record.response_ids) for record in conversation)
     room = context - query - turn

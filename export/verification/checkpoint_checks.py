@@ -28,10 +28,10 @@ _BATCH = 16
 
 
 def check_tensors(directory: Path, receipts: Sequence[Receipt]) -> tuple[bool, str]:
-    """Whether the edited tensors are as the last receipt of each has them."""
+    """Whether the edited tensors have the digests of their last receipts."""
     expected = {receipt.tensor: receipt.after for receipt in receipts}
-    found = tensor_digests(directory, expected)
-    if wrong := sorted(name for name, digest in expected.items() if found.get(name) != digest):
+    digests = tensor_digests(directory, expected)
+    if wrong := sorted(name for name, digest in expected.items() if digests.get(name) != digest):
         return False, f"not as its receipt has it: {', '.join(wrong)}"
     return True, f"{len(expected)} edited tensors as their receipts have them"
 
@@ -56,7 +56,7 @@ def check_checkpoint_parity(
     prompts: Sequence[Sequence[int]],
     track: Track,
 ) -> tuple[bool, str]:
-    """Whether the edited checkpoint says what the base model says with the plan's edits made by their formulas.
+    """Whether the edited checkpoint generates what the base model generates with the edits made by their formulas.
 
     Both compute in float32; the edited weights of both are rounded to the type that they are stored in. Greedy text of
     up to 16 tokens after each prompt, and the logits behind it.
@@ -84,7 +84,7 @@ def check_checkpoint_parity(
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-    """The logits [batch, n, vocabulary] with which ``model`` would say each of ``tokens`` [batch, n] after ``ids``."""
+    """The logits [batch, n, vocabulary] with which ``model`` generates each of ``tokens`` [batch, n] after ``ids``."""
     import torch
 
     attention_mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)

@@ -1,4 +1,4 @@
-"""Holding a graph to a plan's formulas by the values that it computes itself, for what no reference can repeat."""
+"""Comparing a graph's own values with a plan's formulas, for graphs whose tokens no reference can reproduce."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
 
 _STANDARD_ERRORS = 4
-# Log-odds and margins (relative to alpha) this near to the point where they decide may fall either way: outputs that
-# are added to look at them let ONNX Runtime fuse less, and round otherwise.
+# Log-odds and margins (relative to alpha) this near to the point of decision may fall on either side: the outputs that
+# are added to observe them let ONNX Runtime fuse less, which changes the rounding.
 _TIE = 0.02
 
 Values = Mapping[str, NDArray[Any]]
@@ -32,7 +32,7 @@ Values = Mapping[str, NDArray[Any]]
 
 @dataclass
 class Tally:
-    """What was held against the formulas so far.
+    """What was compared with the formulas so far.
 
     ``looks_forgotten``: values whose density in the forget set is the higher; ``shifted`` of them, and how many the
     probabilities of a stochastic coin add up to, with their ``variance``. ``refused`` of ``asked`` prompts; ``near`` of
@@ -51,10 +51,10 @@ class Tally:
 def check_formulas(
     graph_file: Path, plan: Plan, receipts: Sequence[Receipt], prompts: Sequence[Sequence[int]], track: Track
 ) -> tuple[bool, str]:
-    """Whether the interventions do to the graph's own values what their formulas say, in float64, prompt by prompt.
+    """Whether the interventions change the graph's own values by their formulas, in float64, prompt by prompt.
 
-    Neuron Adjust: every selected value is left alone or shifted, as the log-odds of that very value have it; of a
-    stochastic coin, as many are shifted as the probabilities add up to, within four standard errors. Key Space
+    Neuron Adjust: every selected value is left alone or shifted according to its own log-odds; with a stochastic coin,
+    the number of shifted values is the sum of the probabilities, within four standard errors. Key Space
     Detection: the prompts whose own key vector lies in a cube, and no others, are refused, to the refusal's end.
     """
     model = load_graph(graph_file)
@@ -62,7 +62,7 @@ def check_formulas(
     ObservePass([name for receipt in receipts for name in _observed(receipt, plan)])(model)
     looking, shipped = Runner(graph_file, graph=graph_bytes(model)), Runner(graph_file)
     tally = Tally()
-    for prompt in track(prompts, "holding the interventions to their formulas", len(prompts)):
+    for prompt in track(prompts, "comparing the interventions with their formulas", len(prompts)):
         ids = np.array([prompt], dtype=np.int64)
         step = looking.step(ids, np.ones_like(ids))
         seen = step.others
@@ -96,13 +96,13 @@ def _summary(tally: Tally, draws: bool) -> str:
     if tally.asked:
         told.append(
             f"{tally.refused} of {tally.asked} prompts refused, those whose own keys lie in a cube"
-            + (f" ({tally.near} too near to tell)" if tally.near else "")
+            + (f" ({tally.near} too near to decide)" if tally.near else "")
         )
     return "; ".join(told)
 
 
 def _observed(receipt: Receipt, plan: Plan) -> list[str]:
-    """The values to look at for an edit of the graph: what it reads and, of an adjustment, what it makes of it."""
+    """The values to observe for an edit of the graph: its input and, for an adjustment, its output."""
     intervention = plan.interventions[receipt.intervention]
     read = [] if intervention.edits_weights else [receipt.tensor]
     return read + ([adjusted_value(receipt)] if intervention.adjustment is not None else [])
@@ -122,7 +122,7 @@ def _fault_of_adjustment(
     scale = tolerance * (1 + np.abs(was) + np.abs(moved))
     is_left, is_moved = np.abs(became - was) <= scale, np.abs(became - moved) <= scale
     if not (is_left | is_moved).all():
-        return "a value is neither left alone nor shifted as the formula says"
+        return "a value is neither left alone nor shifted by the formula"
     if (~is_left & (log_odds < -_TIE)).any():
         return "a value is shifted although its density in the retain set is the higher"
     if coin != "stochastic" and (~is_moved & (log_odds > _TIE)).any():
@@ -158,7 +158,7 @@ def _fault_of_decision(check: Check, keys: Floats, is_refused: bool, tally: Tall
 
 def _fault_of_refusal(check: Check, shipped: Runner, prompt: Sequence[int]) -> str | None:
     """What is wrong with the text of a refusal, if anything."""
-    ((said, logits),) = shipped.generate_with_logits([prompt], len(check.refusal), batch_size=1)
-    if is_refused(logits[0]) and said != check.refusal.tolist():
-        return "the refusal is not said to its end"
+    ((answer, logits),) = shipped.generate_with_logits([prompt], len(check.refusal), batch_size=1)
+    if is_refused(logits[0]) and answer != check.refusal.tolist():
+        return "the refusal is not complete"
     return None

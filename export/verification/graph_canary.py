@@ -1,6 +1,6 @@
 """The canary: does a baked graph compute on the plan's token sequences what the model computed when it was fitted?
 
-It tells a same-shaped wrong model, whose weights nobody read, from the right one.
+It distinguishes a wrong model of the same shape, whose weights are not read, from the correct one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bakeout.models.plan import Floats, Plan, PlanError
 from bakeout.models.plan.canary_check import CanaryMatch, compare_canary
 from bakeout.models.plan.receipt import Receipt
 
-# What rounding explains, in the units of ``compare_canary``; another model is about 1 away.
+# Differences that rounding explains, in the units of ``compare_canary``; another model is about 1 away.
 _TOLERANCE: dict[Precision, float] = {"float32": 0.01, "float16": 0.1, "quantised": 0.5}
 
 
@@ -98,5 +98,5 @@ def by_neuron(value: NDArray[Any], plan: Plan) -> NDArray[Any]:
 
 
 def _observed(receipt: Receipt) -> str:
-    """The value that an edit is known by: what it reads, or what a weight edit's receipt names beside its tensor."""
+    """The value by which an edit is checked: its input, or the value that a weight edit's receipt names."""
     return str(receipt.detail.get("observed", receipt.tensor))

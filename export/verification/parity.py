@@ -25,7 +25,7 @@ from bakeout.models.progress import Track
 NEW_TOKENS = 16
 _BATCH = 16
 # Neuron Adjust is discontinuous where both Gaussians are equally likely: a value within rounding of that point falls
-# one way in float32 and the other in float64, and what follows in its text moves with it.
+# one way in float32 and the other in float64, and the rest of its text changes with it.
 _TIES = 0.02
 
 
@@ -42,7 +42,7 @@ _TOLERANCE: dict[Precision, Tolerance] = {
     "float32": Tolerance(logits=1e-3, prompts=1.0),
     "float16": Tolerance(logits=0.25, prompts=0.95),
 }
-# Of a quantised graph's prompts and tokens, the shares that must be as the unquantised reference has them.
+# The shares of a quantised graph's prompts and tokens that must agree with the unquantised reference.
 _DECIDED_ALIKE, _SAID_ALIKE = 0.95, 0.7
 _OTHER_BASE = "{} is not the model that the plan was fitted on: its weights' digest differs"
 
@@ -50,7 +50,7 @@ _OTHER_BASE = "{} is not the model that the plan was fitted on: its weights' dig
 def check_parity(
     graph_file: Path, plan: Plan, base: Checkpoint, prompts: Sequence[Sequence[int]], track: Track
 ) -> tuple[bool, str]:
-    """Whether a graph, not a quantised one, says what the hooked base model says, and in a few words how near it comes.
+    """Whether an unquantised graph generates what the hooked base model generates, and how near its logits are.
 
     Greedy text of up to 16 tokens after each prompt, and the logits behind it as far as the texts agree.
     """
@@ -60,10 +60,10 @@ def check_parity(
     adjusts = any(one.ties_in_rounding for one in plan.interventions)
     ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
     equal, refused, differences = 0, 0, []
-    for said, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=_BATCH):
-        equal += said == expected
+    for answer, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=_BATCH):
+        equal += answer == expected
         refused += is_refused(logits[0]) and is_refused(expected_logits[0])
-        steps = min(_agreed(said, expected) + 1, len(said), len(expected))
+        steps = min(_agreed(answer, expected) + 1, len(answer), len(expected))
         differences.append(float(np.abs(logits[:steps] - expected_logits[:steps]).max()))
     # NaN is within no tolerance.
     beyond = sum(not difference <= tolerance.logits for difference in differences)
@@ -96,12 +96,12 @@ def check_quantised(
     prompts: Sequence[Sequence[int]],
     track: Track,
 ) -> tuple[bool, str]:
-    """What can be held of a graph with quantised weights, which is another model than the reference's.
+    """The checks of a graph with quantised weights, which is another model than the reference's.
 
-    To its own values the interventions do exactly what their formulas say (``formulas``), however it is
-    quantised. Beside the unquantised reference, all but 5 % of the prompts are refused or let pass as there, and where
-    both let pass, 70 % of the tokens that each says after the same text (16 at most) are the same: less is not
-    rounding. Prompts run one by one, because what shares a batch can share a scale.
+    The interventions must change its own values exactly by their formulas (``formulas``). Compared with the unquantised
+    reference, all but 5 % of the prompts must be refused or passed alike, and for prompts that both pass, 70 % of the
+    tokens generated after the same text (16 at most) must be the same: larger differences are not rounding. Prompts
+    run one by one, because prompts that share a batch can share a scale.
     """
     if base.digest != plan.model.digest:
         return False, _OTHER_BASE.format(base.directory)
@@ -109,20 +109,20 @@ def check_quantised(
     if not ok:
         return False, told
     decided = steps = alike = both = 0
-    for said, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=1):
+    for answer, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=1):
         refused, expected_refused = is_refused(logits[0]), is_refused(expected_logits[0])
         decided += refused == expected_refused
         both += refused and expected_refused
         if not refused and not expected_refused:
-            agreed = _agreed(said, expected)
+            agreed = _agreed(answer, expected)
             alike += agreed
-            steps += agreed + (said != expected)
+            steps += agreed + (answer != expected)
     ok = decided >= int(_DECIDED_ALIKE * len(prompts)) and alike >= _SAID_ALIKE * steps
     exercised, refusals = refusals_told(plan, both, len(prompts))
     return ok and exercised, (
-        f"quantised, held to the formulas by its own values: {told or 'none to look at'}; beside the unquantised "
-        f"reference {decided} of {len(prompts)} prompts are refused or let pass alike, and {alike} of {steps} tokens "
-        f"alike that both say after the same text{refusals}"
+        f"quantised, its own values compared with the formulas: {told or 'none to look at'}; beside the unquantised "
+        f"reference {decided} of {len(prompts)} prompts are refused or passed alike, and {alike} of {steps} tokens "
+        f"alike that both generate after the same text{refusals}"
     )
 
 
@@ -157,15 +157,15 @@ class _Reference:
         ids, mask = map(torch.from_numpy, left_padded(prompts, self._runner.padding_token))
         with Reference(self._model, self._plan) as reference:
             tokens, logits = reference.generate(ids, mask, NEW_TOKENS)
-        found = []
+        continuations = []
         for row, step_logits in zip(tokens.tolist(), logits.float().numpy(), strict=True):
             ends = [step for step, token in enumerate(row) if token in self._runner.end_tokens]
             length = ends[0] + 1 if ends else len(row)
-            found.append((row[:length], step_logits[:length]))
-        return found
+            continuations.append((row[:length], step_logits[:length]))
+        return continuations
 
 
-def _agreed(said: Sequence[int], expected: Sequence[int]) -> int:
+def _agreed(answer: Sequence[int], expected: Sequence[int]) -> int:
     """How many tokens are alike before the first that is not."""
-    alike = [one == other for one, other in zip(said, expected, strict=False)]
+    alike = [one == other for one, other in zip(answer, expected, strict=False)]
     return alike.index(False) if False in alike else len(alike)

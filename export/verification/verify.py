@@ -1,4 +1,4 @@
-"""Is an artifact what its manifest says, and does it compute what its plan says? A check answers, or says why not."""
+"""Does an artifact match its manifest, and compute what its plan states? Checks that cannot run give the reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Check:
     detail: str
 
     def as_json(self) -> dict[str, Any]:
-        """The check as it stands in ``--json``."""
+        """The check as in ``--json``."""
         return {"name": self.name, "ok": self.ok, "detail": self.detail}
 
 
@@ -130,7 +130,7 @@ def _with_refusals(parity: Check, directory: Path, refusal: Sequence[int], promp
 
 
 def _not_owed(plan: Plan, receipts: Sequence[Receipt]) -> str:
-    """In what the receipts are not those that baking the plan gives; empty for nothing."""
+    """How the receipts differ from those that baking the plan gives; empty if they do not."""
     given = Counter((one.intervention, one.kind, one.layer, one.count) for one in receipts)
     owed = Counter(
         (index, one.kind, part.layer, part.count) for index, one in enumerate(plan.interventions) for part in one.parts
@@ -146,9 +146,9 @@ def _not_owed(plan: Plan, receipts: Sequence[Receipt]) -> str:
 def _digest_check(directory: Path, digest: str | None) -> Iterator[Check]:
     if digest is None:
         return
-    found = hash_file(directory / MANIFEST)
-    ok = found == digest.strip().lower()
-    yield Check("digest", ok, f"{MANIFEST} has sha256 {found}" + ("" if ok else ", not the one supplied"))
+    actual = hash_file(directory / MANIFEST)
+    ok = actual == digest.strip().lower()
+    yield Check("digest", ok, f"{MANIFEST} has sha256 {actual}" + ("" if ok else ", not the one supplied"))
 
 
 def _canary_check(

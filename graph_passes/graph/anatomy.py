@@ -2,7 +2,7 @@
 
 A *linear* is a product with a constant weight. A feed-forward layer (FFL) is a linear of (F, hidden), ``down``, whose
 data come through element-wise and shape nodes, at least one of them an activation, from linears of (hidden, F) or one
-fused linear of (hidden, 2F), and from nothing else: norms and attention end the walk. Node names are never looked at;
+fused linear of (hidden, 2F), and from nothing else: norms and attention end the walk. Node names are never used;
 inputs and outputs of the graph have the names that optimum's exporter and the genai builder give them.
 """
 
@@ -29,7 +29,7 @@ _ELEMENT_WISE = frozenset((
 # fmt: on
 _RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 _REPLACES_SOME = frozenset(("ScatterElements", "ScatterND", "NeuronAdjust"))
-# What hands its first input on, moved, in part, or with some elements replaced.
+# Operators that pass on their first input, moved, in part, or with some elements replaced.
 _HANDS_ON = _RESHAPES | _REPLACES_SOME | {"Slice", "Split"}
 _MIXTURES = frozenset((("com.microsoft", "MoE"), ("com.microsoft", "QMoE")))
 _MEASURES = frozenset(("Shape", "Size"))
@@ -200,7 +200,7 @@ def _after_replacements(value: ir.Value) -> ir.Value:
 
 
 def _parts(value: ir.Value) -> list[ir.Value]:
-    """The outputs of the Slices or the Split that take a fused linear's output apart; empty where it is not fused."""
+    """The outputs of the Slices or the Split that divide a fused linear's output; empty if it is not fused."""
     nodes = [node for node, _ in _data_uses(value)]
     if nodes and all(node.op_type == "Slice" for node in nodes):
         return [node.outputs[0] for node in nodes]

@@ -1,4 +1,4 @@
-"""Writing operators readably: a list of new nodes whose constants are initialisers with telling names."""
+"""Writing operators readably: a list of new nodes whose constants are initialisers with descriptive names."""
 
 from __future__ import annotations
 

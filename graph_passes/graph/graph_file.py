@@ -96,8 +96,8 @@ def graph_bytes(model: ir.Model) -> bytes:
 
 def data_files(model: ir.Model) -> dict[str, Path]:
     """The data files of a loaded graph: name as written in the graph to real path, symbolic links resolved."""
-    found = {tensor.name_in_graph: Path(tensor.location) for tensor in data_tensors(model)}
-    return dict(sorted(found.items()))
+    files = {tensor.name_in_graph: Path(tensor.location) for tensor in data_tensors(model)}
+    return dict(sorted(files.items()))
 
 
 def name_data_files(model: ir.Model, names: Mapping[str, str]) -> None:
@@ -177,10 +177,10 @@ def _require_data(model: ir.Model, path: Path) -> None:
         data = path.parent / location
         if not data.is_file():
             raise GraphError(f"{path}: its data file {location} is missing.", "Copy it beside the model.")
-        found = data.stat().st_size
-        if found < size:
+        actual = data.stat().st_size
+        if actual < size:
             raise GraphError(
-                f"{path}: its data file {location} is truncated ({found} bytes of {size}).", "Copy it again."
+                f"{path}: its data file {location} is truncated ({actual} bytes of {size}).", "Copy it again."
             )
 
 

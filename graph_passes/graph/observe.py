@@ -24,18 +24,18 @@ class ObservePass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Edit the graph in place."""
         graph = model.graph
-        wanted = set(self.names)
+        asked = set(self.names)
         for node in list(graph):
             for branch in _branches(node):
-                if wanted & {value.name for inner in branch for value in inner.outputs}:
+                if asked & {value.name for inner in branch for value in inner.outputs}:
                     _always_take(graph, node, branch)
                     break
-        found = {value.name: value for node in graph for value in node.outputs if value.name in wanted}
-        if missing := [name for name in self.names if name not in found]:
+        by_name = {value.name: value for node in graph for value in node.outputs if value.name in asked}
+        if missing := [name for name in self.names if name not in by_name]:
             raise GraphError(
                 f"The graph has no value called {missing[0]}, which a receipt names.", "Bake the plan again."
             )
-        graph.outputs.extend(found[name] for name in self.names)
+        graph.outputs.extend(by_name[name] for name in self.names)
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 

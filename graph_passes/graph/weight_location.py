@@ -111,11 +111,11 @@ def _start(layer: FeedForwardLayer, role: Role, where: str) -> int:
     # Exporters compute where the second half begins; that the first begins at 0 is a constant.
     if own == 0 or other == 0:
         return 0 if own == 0 else layer.width
-    raise GraphError(f"{where}: where it lies in the fused linear cannot be told.")
+    raise GraphError(f"{where}: its place in the fused linear is not constant.")
 
 
 def _offset(half: ir.Value, width: int) -> int | None:
-    """Where a Slice, or one output of a Split, begins in what it takes apart; None where that is computed."""
+    """Where a Slice, or one output of a Split, begins in its input; None if that is computed."""
     node = half.producer()
     if node is None:
         return None

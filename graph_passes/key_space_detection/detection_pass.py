@@ -31,9 +31,9 @@ PREFIX = "bakeout.key_space_detection"
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What the check decides, as values of the graph.
+    """The check's decisions, as values of the graph.
 
-    ``refused``: bool [B, W], or [B, 1] where it holds for a row's whole run: the positions that say the refusal.
+    ``refused``: bool [B, W], or [B, 1] where it holds for a row's whole run: the positions that generate the refusal.
     ``counts``: bool, likewise: the new tokens that belong to the refused conversation. ``leaves_latch``: bool [B, W],
     the new slots that get the latch. ``any_refused``, ``all_refused``: one bool; the latter means that no new token
     that counts is left to compute.
@@ -49,8 +49,8 @@ class Verdict:
 class KeySpaceDetectionPass(ir.passes.InPlacePass):
     """Put a plan's Key Space Detection into a decoder graph that has a KV cache.
 
-    The check reads the key vectors of the plan's layers. A refused row or position says the refusal, token after
-    token, whatever the decode loop: how much has been said is kept by the latch, in the last layer's value cache.
+    The check reads the key vectors of the plan's layers. A refused row or position generates the refusal, token after
+    token, in any decode loop: the latch keeps how much has been generated, in the last layer's value cache.
     With ``early_exit``, what lies behind the check is in a branch that is skipped where all is refused, and selecting
     is skipped where nothing is; without, the graph is free of branches. ``monitor`` adds the outputs ``refused``
     (bool [B], at the last real token) and ``margin`` (float32 [B, cubes], likewise).
@@ -87,7 +87,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         matched, code = self._state(build, anatomy, cache, window, latched, verdict)
         graph.extend(build.nodes)
         self._leave_latch(graph, anatomy, cache, verdict, code)
-        self._say_refusal(graph, anatomy, verdict, matched)
+        self._select_refusal(graph, anatomy, verdict, matched)
         if self.monitor:
             self._report(graph, anatomy, verdict, margin, window)
         with sound_graph():
@@ -146,10 +146,10 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         if self.intervention.positions == "every":
             margins = cubes.margins_at_all(build, keys, window, batch)
             inside = build.cast(build("Squeeze", cubes.inside(build, margins), [2]), ir.DataType.INT64)
-            found = build("Mul", inside, window.is_real)
-            found_so_far = build("CumSum", found, 1)
-            refused = build("Or", latched.latched, build("Greater", found_so_far, 0), name="refused_positions")
-            counts = build("Or", latched.latched, build("Greater", build("Sub", found_so_far, found), 0))
+            hits = build("Mul", inside, window.is_real)
+            hits_so_far = build("CumSum", hits, 1)
+            refused = build("Or", latched.latched, build("Greater", hits_so_far, 0), name="refused_positions")
+            counts = build("Or", latched.latched, build("Greater", build("Sub", hits_so_far, hits), 0))
             leaves_latch = refused
             at_last = build("Unsqueeze", window.last, [2])
             spread = build("Expand", at_last, [1, 1, len(self.intervention.centre)])
@@ -183,7 +183,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
     ) -> tuple[ir.Value, ir.Value]:
         """Where the refusal stands: tokens matched, int64 [B, W], and the latch's code for them, [B, W, head size].
 
-        Where nothing is refused, both are zeros for one position of one row: nobody looks at them.
+        Where nothing is refused, both are zeros for one position of one row, which nothing reads.
         """
         refusal = self.intervention.refusal
         codes = latch_codes(len(refusal), cache.head_size)
@@ -216,7 +216,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                 _take_over(graph, before, after)
         graph.extend(build.nodes)
 
-    def _say_refusal(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, matched: ir.Value) -> None:
+    def _select_refusal(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, matched: ir.Value) -> None:
         """Select between the model's logits and the refusal's, row by row or position by position."""
         build = GraphBuilder(graph, f"{PREFIX}.said")
         logits = anatomy.logits
@@ -267,7 +267,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         matched: ir.Value,
         code: ir.Value,
     ) -> int:
-        """Put all that lies behind the check into a branch."""
+        """Move all that lies behind the check into a branch."""
         skipped_layers = range(self.intervention.layers[-1] + 1, len(anatomy.layers))
         last = len(anatomy.layers) - 1
 

@@ -1,4 +1,4 @@
-"""Parting a flat graph: what some outputs alone need moves into one branch of an ``If``."""
+"""Splitting a flat graph: nodes that only some outputs need move into one branch of an ``If``."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def _bring_quantised_weights(graph: ir.Graph, branch: ir.Graph) -> None:
 
 def _ancestors(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:
     """The graph's own nodes that the values depend on, through what branches capture too."""
-    found: set[ir.Node] = set()
+    needed: set[ir.Node] = set()
     waiting = list(values)
     while waiting:
         node = waiting.pop().producer()
-        if node is None or node in found:
+        if node is None or node in needed:
             continue
-        found.add(node)
+        needed.add(node)
         waiting += _read_by([node])
-    return {node for node in found if node.graph is graph}
+    return {node for node in needed if node.graph is graph}
 
 
 def _captured(branch: ir.Graph) -> list[ir.Value]:

@@ -1,4 +1,4 @@
-"""The latch: how much of the refusal has been said, kept in a slot of the last layer's value cache.
+"""The latch: how much of the refusal has been generated, kept in a slot of the last layer's value cache.
 
 The graph has no state of its own; what one run leaves for the next is the KV cache. A refused position's slot holds,
 in every head, a pattern that no value vector has: element j is sign_j * 2^6, or sign_j * 2^7 where bit j mod 8 of the
@@ -25,8 +25,8 @@ _MIDDLE, _HALF = (SET + CLEAR) / 2, (SET - CLEAR) / 2
 
 @dataclass(frozen=True, eq=False)
 class Latched:
-    """What the past says of each row. ``latched``: bool [B, 1]. ``count``: int64 [B, 1], the number of refusal tokens
-    said so far, 1 where the row is not latched.
+    """The state of each row's past. ``latched``: bool [B, 1]. ``count``: int64 [B, 1], the number of refusal tokens
+    generated so far, 1 where the row is not latched.
     """
 
     latched: ir.Value
@@ -65,21 +65,21 @@ def read_latch(build: GraphBuilder, past_value: ir.Value, window: Window, longes
     weights = np.zeros(head_size, np.float32)
     weights[:BITS] = 2.0 ** np.arange(BITS) / (SET - CLEAR)
     over_clear = build("Sub", magnitude, _number(build, "clear", CLEAR))
-    said = build("ReduceSum", build("Mul", over_clear, build.constant(weights, "latch.bit_weights")), [1])
+    stored = build("ReduceSum", build("Mul", over_clear, build.constant(weights, "latch.bit_weights")), [1])
     is_count = build(
         "And",
-        build("Greater", said, _number(build, "none", 0.0)),
-        build("LessOrEqual", said, _number(build, "longest", float(longest))),
+        build("Greater", stored, _number(build, "none", 0.0)),
+        build("LessOrEqual", stored, _number(build, "longest", float(longest))),
     )
     has_past = build("GreaterOrEqual", window.newest_past, 0)
     latched = build("And", build("And", is_pattern, is_count), has_past, name="is_latched")
-    return Latched(latched, build("Where", latched, build.cast(said, ir.DataType.INT64), 1, name="count"))
+    return Latched(latched, build("Where", latched, build.cast(stored, ir.DataType.INT64), 1, name="count"))
 
 
 def _newest_slot(build: GraphBuilder, past_value: ir.Value, window: Window, head_size: int) -> ir.Value:
     """[B, head_size]. Gathering nothing from an empty past is allowed; gathering something would not be."""
     slot = build("Unsqueeze", build("Max", window.newest_past, 0), [2, 3])
-    # Of all heads: OpenVINO gathers only where the other dimensions are equal.
+    # From all heads: OpenVINO gathers only where the other dimensions are equal.
     spread = build("Expand", slot, build("Concat", [1], build.dimension(past_value, 1), [1, head_size], axis=0))
     at_most_one = build("Slice", spread, [0], build.dimension(past_value, 2), [2])
     read = build("Slice", build("GatherElements", past_value, at_most_one, axis=2), [0], [1], [1])

@@ -1,10 +1,10 @@
-"""The refusal: which of its tokens each position says, and the logits that make it say so.
+"""The refusal: which of its tokens each position generates, and the logits for that.
 
 A refused conversation is matched against the refusal by the automaton of Knuth, Morris and Pratt: once position i has
 been fed, ``matched`` is the length of the longest prefix of the refusal, short of the whole, with which the
-conversation ends, and the position says the token that follows that prefix. Here all positions of a window at once, in
-O(W * R): row d of a table holds the prefixes that match from position d on, and its diagonals hold, per position, the
-prefixes that end there.
+conversation ends, and the position generates the token that follows that prefix. Here all positions of a window at
+once, in O(W * R): row d of a table holds the prefixes that match from position d on, and its diagonals hold, per
+position, the prefixes that end there.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bakeout.graph_passes.key_space_detection.window import Window
 
 # Finite in float16, and so low that no temperature, penalty or beam score lifts another token over the refusal's.
 SUPPRESSED = -30000.0
-# The end-of-text token's where another is said. Beam search may stop once enough beams have ended, however unlikely:
-# it must not find that token among the many that are equally suppressed.
+# The end-of-text token's, if another is generated. Beam search may stop once enough beams have ended, even unlikely
+# ones: that token must not be among the many that are equally suppressed.
 SUPPRESSED_END = -60000.0
 
 
@@ -34,8 +34,8 @@ def refusal_tokens_matched(
 ) -> ir.Value:
     """How many tokens of the refusal the conversation ends with, at each new position: int64 [B, W], 0 .. R - 1.
 
-    The conversation is what a latched row has said and been fed so far, then those of ``input_ids`` [B, W] for which
-    ``counts`` (bool, broadcast to [B, W]) holds.
+    The conversation is what a latched row has generated and been fed so far, then those of ``input_ids`` [B, W] for
+    which ``counts`` (bool, broadcast to [B, W]) holds.
     """
     prefixes = len(refusal) - 1
     no_token = build.constant(np.full((1, prefixes), -1), "refusal.no_tokens")

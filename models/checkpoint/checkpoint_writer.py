@@ -209,17 +209,17 @@ def weight_in(values: NDArray[Any], stored: StoredWeight) -> NDArray[Any]:
 
 
 def _tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
+    stored: dict[str, StoredTensor] = {}
     for path in checkpoint_files(checkpoint):
         if path.name != INDEX:
             tensors = _tensors_in(path)
-            if twice := sorted(found.keys() & tensors.keys()):
+            if twice := sorted(stored.keys() & tensors.keys()):
                 raise BakeoutError(
-                    f"{checkpoint} holds {twice[0]} in two files, {found[twice[0]].file} and {path.name}.",
+                    f"{checkpoint} holds {twice[0]} in two files, {stored[twice[0]].file} and {path.name}.",
                     "Save the model with save_pretrained.",
                 )
-            found.update(tensors)
-    return found
+            stored.update(tensors)
+    return stored
 
 
 def _tensors_in(path: Path) -> dict[str, StoredTensor]:

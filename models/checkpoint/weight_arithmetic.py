@@ -97,7 +97,7 @@ def change_weight(weight: NDArray[Any], planned: PlannedChange) -> Norms:
 
     Computed in float64 and rounded to float32, then to the stored type, as torch converts. Raises ``BakeoutError``
     where less than ``SURVIVES`` of a change is left after rounding, or it is all zero, and where W holds or would hold
-    what is not a finite number. Of exact changes (``WeightChange.exact``) nothing rounds away.
+    what is not a finite number. Exact changes (``WeightChange.exact``) never round away.
     """
     planned.require_shape(weight.shape)
     change = planned.change
@@ -120,7 +120,7 @@ def change_with_receipt(
     """``change_weight``, and the receipt for it.
 
     ``weight`` is a view of ``stored``, the tensor as it lies in its file, of which the digests are taken; ``before`` is
-    the first of them, where an earlier change of the same tensor has told it. The receipt says in ``detail``, beside
+    the first of them, if an earlier change of the same tensor has computed it. ``detail`` of the receipt holds, beside
     what is given: ``role``, ``dtype``, the Frobenius norms ``norm_before``, ``norm_asked`` and ``norm_realised``, and
     ``share_realised`` (``Norms.share``).
     """
@@ -156,7 +156,7 @@ def _change_blocks(weight: NDArray[Any], change: WeightChange) -> Norms:
     for rows, block in _blocks(lying):
         before = block.astype(np.float64)
         asked = change.asked(before.T, whole, rows).T if is_transposed else change.asked(before, rows, whole)
-        # Norms show what leaves the type's range, and the error says so.
+        # Norms show whether a value leaves the type's range, which is an error.
         with np.errstate(over="ignore", invalid="ignore"):
             block[:] = (before + asked).astype(np.float32).astype(weight.dtype)
             norms.add(before, asked, block.astype(np.float64) - before)

@@ -42,12 +42,12 @@ class PromptRow:
 def read_prompt_rows(source: Source, tokenizer: Tokenizer, limits: Limits = UNLIMITED) -> list[PromptRow]:
     """The rows of a source that ask something: a ``prompt``, or the last user message of ``messages``.
 
-    A row may bring ``paraphrases`` and ``translations`` of its question: lists of strings.
+    A row may have ``paraphrases`` and ``translations`` of its question: lists of strings.
 
     Raises ``DataError``, naming file and line, for rows that ``read_records`` refuses, that ask nothing, or whose
     ``paraphrases`` or ``translations`` are no lists of strings.
     """
-    found = []
+    rows = []
     for where, written in json_rows(source):
         row = in_known_layout(written, where)
         record = to_record(row, tokenizer, where)
@@ -60,8 +60,8 @@ def read_prompt_rows(source: Source, tokenizer: Tokenizer, limits: Limits = UNLI
         if not text:
             raise DataError(f"{where}: the row asks nothing.", "Give rows with `prompt`, or `messages` of a user.")
         given = {key: _strings(row, key, where) for key in ("paraphrases", "translations")}
-        found.append(PromptRow(where, row, Prompt(text, record.response, **given)))
-    return found
+        rows.append(PromptRow(where, row, Prompt(text, record.response, **given)))
+    return rows
 
 
 def varied_records(
@@ -76,8 +76,8 @@ def varied_records(
     prompts = [row.prompt for row in rows]
     return {
         kind: [
-            (made.source, rows[made.source].record(made.text, tokenizer))
-            for made in variants(prompts, kind, seed=seed, use=use, shots=prompts)
+            (variant.source, rows[variant.source].record(variant.text, tokenizer))
+            for variant in variants(prompts, kind, seed=seed, use=use, shots=prompts)
         ]
         for kind in kinds
     }
@@ -91,5 +91,5 @@ def _question_place(messages: Sequence[Mapping[str, str]]) -> int | None:
 def _strings(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = row.get(key, [])
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise DataError(f"{where}: {key} is no list of strings.", "Mend or remove the row.")
+        raise DataError(f"{where}: {key} is no list of strings.", "Correct or remove the row.")
     return tuple(value)

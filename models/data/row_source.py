@@ -21,7 +21,7 @@ class DataError(BakeoutError):
 
 @dataclass(frozen=True)
 class RowsInMemory:
-    """Rows that lie in no file of their own, as ``lines`` of JSON in UTF-8. ``name`` says in errors what they are.
+    """Rows that lie in no file of their own, as ``lines`` of JSON in UTF-8. ``name`` is for errors.
 
     ``places``: for rows that were taken out of files, where each stands.
     """
@@ -53,7 +53,7 @@ def as_source(rows: RowsLike, name: str = "rows") -> Source:
 
 
 def source_lines(source: Source) -> Iterator[tuple[str, bytes]]:
-    """The rows as lines of JSON, each with the words that say where it stands. Blank lines are left out.
+    """The rows as lines of JSON, each with a text that gives its place. Blank lines are left out.
 
     A file is a table where its name ends in .csv, .tsv or .parquet, an array where it begins with ``[``, and JSON lines
     otherwise; it may begin with a byte order mark. Raises ``DataError``.

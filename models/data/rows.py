@@ -66,7 +66,7 @@ def read_records(source: Source, tokenizer: Tokenizer, limits: Limits = UNLIMITE
 
 
 def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The objects of a source, each with the words that say where it stands. Raises ``DataError``."""
+    """The objects of a source, each with a text that gives its place. Raises ``DataError``."""
     for where, line in source_lines(source):
         try:
             row = json.loads(line.decode("utf-8"))
@@ -111,7 +111,7 @@ def _continued(prompt: str, response: str | None, tokenizer: Tokenizer, *, speci
 def _conversation(messages: Any, tokenizer: Tokenizer, where: str) -> Record:
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
         raise DataError(
-            f"{where}: messages is not a list of objects with `role` and `content`.", "Mend or remove the row."
+            f"{where}: messages is not a list of objects with `role` and `content`.", "Correct or remove the row."
         )
     if not tokenizer.chat_template:
         raise DataError(
@@ -126,7 +126,7 @@ def _conversation(messages: Any, tokenizer: Tokenizer, where: str) -> Record:
         whole = _rendered(tokenizer, messages, generation=False) if answered else prompt
     except TemplateError as error:
         raise DataError(
-            f"{where}: the chat template refuses the messages ({error}).", "Mend the row, or the template."
+            f"{where}: the chat template refuses the messages ({error}).", "Correct the row, or the template."
         ) from None
     if not whole.startswith(prompt):
         raise DataError(
@@ -150,5 +150,5 @@ def _is_message(message: Any) -> bool:
 def _string(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row[name]
     if not isinstance(value, str):
-        raise DataError(f"{where}: {name} is {json.dumps(value)}, not text.", "Mend or remove the row.")
+        raise DataError(f"{where}: {name} is {json.dumps(value)}, not text.", "Correct or remove the row.")
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-# What the files of one name are for: fitting; choosing structure and strength; setting alpha; measuring the result.
+# The uses of the files of one name: fitting; choosing structure and strength; setting alpha; measuring the result.
 Use = Literal["probe", "selection", "calibration", "test"]
 USES: tuple[Use, ...] = get_args(Use)
 # Which tokens statistics are over: the answers' alone, or all that are no padding.

@@ -1,4 +1,4 @@
-"""Variants of prompts that ask the same in another form: what gets past a refusal, and what widens a probe set.
+"""Variants of prompts that ask the same in another form: for testing a refusal, and for widening a probe set.
 
 Text in, text out, seeded. How a prompt is *fed* (token by token, in chunks, in a batch with others) is no variant of
 the prompt; ``WAYS_OF_RUNNING`` names those for what runs an artifact.
@@ -23,7 +23,7 @@ WAYS_OF_RUNNING: Mapping[WayOfRunning, str] = {
     "batch_mixing": "the prompt in one batch with prompts of other names, padded to the longest",
 }
 
-# Held out of widening: what a probe set is widened with must not be what it is tested with.
+# Held out of widening: a probe set must not be widened with the variants that it is tested with.
 _SUFFIXES = {
     "widening": (" Thanks.", " Please.", " Answer briefly.", " Think carefully.", " ok", "!!", " (important)"),
     "testing": (" Thank you.", " Quickly!", " Be brief.", " I need this today.", " hm", "??", " [urgent]"),
@@ -66,7 +66,7 @@ def variants(
 
     ``suffix``, ``prefix``: words around the prompt that ask nothing. ``whitespace``, ``case``, ``punctuation``: of the
     prompt's own letters. ``few_shot``: two answered prompts of ``shots`` (others than the prompt itself) before it.
-    ``paraphrase``, ``language``: one of those that the prompt brings, where it brings any. ``use``: what is drawn for
+    ``paraphrase``, ``language``: one of those that the prompt has, if it has any. ``use``: what is drawn for
     testing shares no suffix, prefix, way of spacing or letter case with what is drawn for widening.
 
     The same arguments give the same variants. A variant that would be the prompt itself is left out.
@@ -80,18 +80,18 @@ def variants(
             "Variants of the kind few_shot need two rows with a response.", "Add responses, or leave it out."
         )
     draw = random.Random(f"{kind}/{use}/{seed}")
-    made = []
+    changed = []
     for source, prompt in enumerate(prompts):
         if kind == "few_shot":
             text: str | None = _few_shot(prompt, answered, draw)
         elif kind in ("paraphrase", "language"):
-            brought = prompt.paraphrases if kind == "paraphrase" else prompt.translations
-            text = draw.choice(brought) if brought else None
+            given = prompt.paraphrases if kind == "paraphrase" else prompt.translations
+            text = draw.choice(given) if given else None
         else:
             text = _CHANGES[kind](prompt.text, use, draw)
         if text is not None and text != prompt.text:
-            made.append(Variant(kind, source, text))
-    return made
+            changed.append(Variant(kind, source, text))
+    return changed
 
 
 def _suffix(text: str, use: Use, draw: random.Random) -> str:

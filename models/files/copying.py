@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# What some file systems say to copy_file_range: not between these two, not on this kind of file.
+# Errors of copy_file_range on some file systems: not between these two, not on this kind of file.
 _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 _CHUNK = 1 << 24
 

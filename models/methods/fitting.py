@@ -1,4 +1,4 @@
-"""What a method is fitted with, and how: with the interventions before it in force."""
+"""What a method is fitted with, and how: with the earlier interventions applied."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Fitting:
 
 
 def fit_method(method: Method, options: MethodOptions, fitting: Fitting) -> Intervention:
-    """Fit one intervention, with the earlier ones in force. Its report names the data of its roles."""
+    """Fit one intervention, with the earlier ones applied. Its report names the data of its roles."""
     from bakeout.models.reference.hooks import Hooks
 
     with Hooks(fitting.model, fitting.earlier):
@@ -90,7 +90,7 @@ def candidate_fitter(method: Method, options: MethodOptions, fitting: Fitting) -
 def method_figures(
     method: Method, options: MethodOptions, fitting: Fitting, fitted: Intervention
 ) -> Iterator[Mapping[str, Any]]:
-    """What a report draws of a fit: figures as ``figures.json`` has them, without their source."""
+    """The figures of a fit for a report: as ``figures.json`` has them, without their source."""
     from bakeout.models.reference.hooks import Hooks
 
     if method.figures is not None:

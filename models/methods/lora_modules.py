@@ -89,17 +89,17 @@ def linear_layers(model: PreTrainedModel) -> list[tuple[str, int, tuple[tuple[Ro
     """Name, layer and roles of every linear layer of the FFLs, and which rows of its output each role is."""
     names = {module: name for name, module in model.named_modules()}
     every = slice(None)
-    found: list[tuple[str, int, tuple[tuple[Role, slice], ...]]] = []
+    linears: list[tuple[str, int, tuple[tuple[Role, slice], ...]]] = []
     for layer in feed_forward_layers(model):
         if layer.layout == "fused":
             halves: tuple[tuple[Role, slice], ...] = (("gate", slice(0, layer.width)), ("up", slice(layer.width, None)))
-            found.append((names[layer.gate], layer.layer, halves))
+            linears.append((names[layer.gate], layer.layer, halves))
         else:
-            found.append((names[layer.gate], layer.layer, (("gate", every),)))
+            linears.append((names[layer.gate], layer.layer, (("gate", every),)))
         if layer.up is not None:
-            found.append((names[layer.up], layer.layer, (("up", every),)))
-        found.append((names[layer.down], layer.layer, (("down", every),)))
-    return found
+            linears.append((names[layer.up], layer.layer, (("up", every),)))
+        linears.append((names[layer.down], layer.layer, (("down", every),)))
+    return linears
 
 
 def _compressed(layer: int, role: Role, left: Tensor, right: Tensor) -> tuple[WeightUpdate, float]:

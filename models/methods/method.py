@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Method:
     """A way from options and data to an intervention.
 
-    ``name``: its key in a recipe. ``title``, ``paper`` and ``summary``: what people are told. ``kind``: the class of
+    ``name``: its key in a recipe. ``title``, ``paper`` and ``summary``: what users see. ``kind``: the class of
     the interventions that it fits. ``search``: what `bakeout tune` searches, where it searches anything.
 
     Functions are named as ``"module:function"``, and loaded when they are called:
@@ -27,8 +27,8 @@ class Method:
     * ``fit(options, fitting) -> intervention``;
     * ``fitter(options, fitting)`` gives a function of settings, for `tune`'s many candidates, that repeats less work
       than fitting each of them alone; optional;
-    * ``chosen(intervention)`` tells what a fit chose for the options ``chooses`` that were left `auto`; optional;
-    * ``figures(options, fitting, intervention)`` yields what a report draws of a fit; optional.
+    * ``chosen(intervention)`` gives what a fit chose for the options ``chooses`` that were left `auto`; optional;
+    * ``figures(options, fitting, intervention)`` yields the figures of a fit for a report; optional.
     """
 
     name: str

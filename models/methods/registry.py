@@ -59,7 +59,7 @@ def method(name: str) -> Method:
 def registered(entries: Iterable[EntryPoint], known: Iterable[str]) -> dict[str, Method]:
     """The methods of other packages, by name. Raises as ``methods`` does."""
     taken = dict.fromkeys(known, "Bakeout itself")
-    found: dict[str, Method] = {}
+    loaded: dict[str, Method] = {}
     for entry in sorted(entries, key=lambda entry: (entry.name, entry.value)):
         package = entry.dist.name if entry.dist else entry.value
         if entry.name in taken:
@@ -68,17 +68,17 @@ def registered(entries: Iterable[EntryPoint], known: Iterable[str]) -> dict[str,
                 "Uninstall one of the two.",
             )
         taken[entry.name] = package
-        found[entry.name] = _loaded(entry, package)
-    return found
+        loaded[entry.name] = _loaded(entry, package)
+    return loaded
 
 
 def _loaded(entry: EntryPoint, package: str) -> Method:
     remedy = f"Update {package}, or uninstall it."
     try:
-        found = entry.load()
+        loaded = entry.load()
     except Exception as error:
         cause = f"The method {entry.name!r} of {package} cannot be loaded: {type(error).__name__}: {error}."
         raise BakeoutError(" ".join(cause.split()), remedy) from error
-    if not isinstance(found, Method) or found.name != entry.name:
+    if not isinstance(loaded, Method) or loaded.name != entry.name:
         raise BakeoutError(f"{entry.value} of {package} is no method called {entry.name!r}.", remedy)
-    return found
+    return loaded

@@ -1,4 +1,4 @@
-"""Batches of prompts continued by a PyTorch model, greedily or by seeded sampling, and how sure of it the model was."""
+"""Batches of prompts continued by a PyTorch model, greedily or by seeded sampling, with the model's confidence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bakeout.models.progress import Track, untracked
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model said after a prompt.
+    """What a model generated after a prompt.
 
     ``ids`` end with the end-of-text token, or after ``max_new_tokens`` where it was not ``finished``.
     ``confidence`` is the geometric mean of their probabilities at temperature 1.
@@ -71,12 +71,12 @@ def continue_prompts(
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     generator = torch.Generator(model.device).manual_seed(seed)
-    said: dict[int, Continuation] = {}
+    continuations: dict[int, Continuation] = {}
     for batch in track(batches, description, len(batches)):
         for rows, room in _within_context(batch, prompts, max_new_tokens, limits.context):
             texts = _continue_batch(model, [prompts[row] for row in rows], end, room, temperature, generator)
-            said.update(zip(rows, texts, strict=True))
-    return [said[index] for index in range(len(prompts))]
+            continuations.update(zip(rows, texts, strict=True))
+    return [continuations[index] for index in range(len(prompts))]
 
 
 def _within_context(
@@ -121,18 +121,18 @@ def _continue_batch(
             chosen = torch.multinomial(probabilities, 1, generator=generator)
         else:
             chosen = logits.argmax(dim=-1, keepdim=True)
-        # Rows that have ended run on with their batch; what they say is not counted.
+        # Rows that have ended continue with their batch; their further tokens are dropped.
         tokens.append(chosen[:, 0])
         logarithms.append(torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0])
         ended |= torch.isin(chosen[:, 0], ends)
         new_ids = chosen
         mask = torch.cat([mask, torch.ones_like(chosen)], dim=1)
-    spoken = torch.stack(tokens, dim=1).tolist()
+    generated = torch.stack(tokens, dim=1).tolist()
     logarithm = torch.stack(logarithms, dim=1).double()
-    return [_continuation(ids, logarithm[row], end) for row, ids in enumerate(spoken)]
+    return [_continuation(ids, logarithm[row], end) for row, ids in enumerate(generated)]
 
 
 def _continuation(ids: list[int], logarithms: Tensor, end: frozenset[int]) -> Continuation:
     finish = next((index for index, token in enumerate(ids) if token in end), None)
-    said = len(ids) if finish is None else finish + 1
-    return Continuation(ids[:said], finish is not None, float(logarithms[:said].mean().exp()))
+    length = len(ids) if finish is None else finish + 1
+    return Continuation(ids[:length], finish is not None, float(logarithms[:length].mean().exp()))

@@ -107,7 +107,7 @@ class NeuronStatistics:
 
 @dataclass(frozen=True, eq=False)
 class KeyMagnitudes:
-    """How strongly every neuron speaks: the sum of |key| over the probed tokens, float64 [layers, F]."""
+    """The activity of every neuron: the sum of |key| over the probed tokens, float64 [layers, F]."""
 
     tokens: int
     total: Floats

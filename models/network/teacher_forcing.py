@@ -19,13 +19,13 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
-# Divergences are taken over the tokens that are likeliest for the base model, and all others as one.
-_LIKELIEST = 64
+# Divergences are computed over the base model's most probable tokens, with all others as one.
+_FIRST_TOKENS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class FirstTokens:
-    """The likeliest first tokens of each row's answer: int64 [n, k], and their log-probabilities, float64 [n, k]."""
+    """The most probable first tokens of each answer: int64 [n, k], and their log-probabilities, float64 [n, k]."""
 
     tokens: NDArray[np.int64]
     logarithms: Floats
@@ -33,24 +33,26 @@ class FirstTokens:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model says to n rows.
+    """How a model answers n rows.
 
-    ``right`` bool [n]: the greedy answer is the expected one, token by token, and ends there. ``tokens`` float64 [n]:
-    the share of the answer's tokens that are the likeliest after what comes before them. ``first``: of the answers'
-    first tokens, the likeliest; where these were given (the base model's), the same ones.
+    ``correct`` bool [n]: the greedy answer is the expected one, token by token, and ends there. ``tokens`` float64 [n]:
+    the share of the answer's tokens that are the most probable given those before them. ``first``: the most probable
+    first tokens of the answers or, if such were given (the base model's), the same tokens.
     """
 
-    right: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     tokens: Floats
     first: FirstTokens
 
     def divergence(self, base: Answers) -> Floats:
         """KL(base || this) of each row's first answer token, in nats: float64 [n].
 
-        Over the base's likeliest tokens, and all others as one: a lower bound that misses little.
+        Over the base's most probable tokens, with all others as one: a close lower bound.
         """
         ours, theirs = self.first.logarithms, base.first.logarithms
-        rest_ours, rest_theirs = (np.clip(1 - np.exp(one).sum(axis=1), 1e-12, 1) for one in (ours, theirs))
+        rest_ours, rest_theirs = (
+            np.clip(1 - np.exp(logarithms).sum(axis=1), 1e-12, 1) for logarithms in (ours, theirs)
+        )
         inside = (np.exp(theirs) * (theirs - ours)).sum(axis=1)
         divergence: Floats = inside + rest_theirs * (np.log(rest_theirs) - np.log(rest_ours))
         return np.maximum(divergence, 0.0)
@@ -68,43 +70,43 @@ def answers(
 ) -> Answers:
     """Score the expected responses of ``records``. ``end``: the tokens that end a text (``generation.end_tokens``).
 
-    A greedy loop says the expected answer exactly where every one of its tokens, and an end token after them, is the
-    likeliest after those before it: one forward pass tells, where generating takes one a token. ``base``: the base
-    model's answers to the same records, whose likeliest first tokens are looked up.
+    A greedy loop generates the expected answer if and only if each of its tokens, and an end token after them, is the
+    most probable one given those before it. One forward pass shows this; generating takes one for each token.
+    ``base``: the base model's answers to the same records, whose most probable first tokens are looked up.
 
     A row without a prompt has nothing before its first token: that one is taken as its prompt.
 
     Raises ``BakeoutError`` for records without a response.
     """
-    rows_of_two = [_parted(record) for record in records]
+    rows_of_two = [_prompt_and_answer(record) for record in records]
     if not rows_of_two or not all(prompt and response for prompt, response in rows_of_two):
         raise BakeoutError("A row has no response to measure answers by.", "Give rows with `prompt` and `response`.")
     ends = torch.tensor(sorted(end), dtype=torch.int64, device=model.device)
     order = sorted(range(len(records)), key=lambda row: -sum(map(len, rows_of_two[row])))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    right = np.zeros(len(records), dtype=bool)
+    correct = np.zeros(len(records), dtype=bool)
     tokens = np.zeros(len(records))
-    likeliest = np.zeros((len(records), min(_LIKELIEST, model.config.vocab_size)), dtype=np.int64)
-    logarithms = np.zeros(likeliest.shape)
+    most_probable = np.zeros((len(records), min(_FIRST_TOKENS, model.config.vocab_size)), dtype=np.int64)
+    logarithms = np.zeros(most_probable.shape)
     for rows in track(batches, description, len(batches)):
-        said = _answer_logits(model, [rows_of_two[row] for row in rows])
-        for row, logits in zip(rows, said, strict=True):
+        batch_logits = _answer_logits(model, [rows_of_two[row] for row in rows])
+        for row, logits in zip(rows, batch_logits, strict=True):
             expected = torch.tensor(rows_of_two[row][1], device=model.device)
             best = logits.argmax(dim=-1)
             hits = best[: len(expected)] == expected
             ended = len(ends) == 0 or bool(torch.isin(best[-1], ends))
-            right[row] = bool(hits.all()) and ended
+            correct[row] = bool(hits.all()) and ended
             tokens[row] = float(hits.double().mean())
             first = torch.log_softmax(logits[0].double(), dim=-1)
             if base is None:
-                chosen = first.topk(likeliest.shape[1]).indices
+                chosen = first.topk(most_probable.shape[1]).indices
             else:
                 chosen = torch.from_numpy(base.first.tokens[row]).to(first.device)
-            likeliest[row], logarithms[row] = chosen.cpu().numpy(), first[chosen].cpu().numpy()
-    return Answers(right, tokens, FirstTokens(likeliest, logarithms))
+            most_probable[row], logarithms[row] = chosen.cpu().numpy(), first[chosen].cpu().numpy()
+    return Answers(correct, tokens, FirstTokens(most_probable, logarithms))
 
 
-def _parted(record: Record) -> tuple[list[int], list[int]]:
+def _prompt_and_answer(record: Record) -> tuple[list[int], list[int]]:
     if record.prompt_ids:
         return record.prompt_ids, record.response_ids
     return record.response_ids[:1], record.response_ids[1:]

@@ -1,4 +1,4 @@
-"""Holding a model's canary against the plan's. NumPy alone: graphs are baked on machines without torch."""
+"""Comparing a model's canary with the plan's. NumPy alone: graphs are baked on machines without torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CanaryMatch:
 
 
 def compare_canary(expected: Floats, measured: Floats, intervention: Intervention, tolerance: float) -> CanaryMatch:
-    """Hold what was measured against the plan's values for ``intervention``: both float64 [sequences, values].
+    """Compare what was measured with the plan's values for ``intervention``: both float64 [sequences, values].
 
     ``tolerance`` depends on the dtype the model runs in. Raises ``PlanError`` where the shapes differ.
     """

@@ -26,7 +26,7 @@ from bakeout.models.plan.kinds.registry import find_kind
 from bakeout.models.plan.model_identity import ModelIdentity
 from bakeout.models.plan.plan import Canary, Plan
 
-# Of the file as such; every kind of intervention has a schema of its own beside.
+# The schema of the file as such; every kind of intervention has its own schema number.
 SCHEMA = 1
 _KEY = "bakeout"
 

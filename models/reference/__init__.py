@@ -1,1 +1,1 @@
-"""The PyTorch model with a plan in force: what everything baked is held against."""
+"""The PyTorch model with a plan applied: the reference with which everything baked is compared."""

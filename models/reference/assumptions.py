@@ -22,7 +22,7 @@ from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.hooks import watch
 
 # Where warnings begin: the largest gap between a distribution and its Gaussian, the overlap of two Gaussians, and how
-# far a mean wanders over a conversation, in standard deviations.
+# far a mean drifts over a conversation, in standard deviations.
 FAR_FROM_GAUSSIAN = 0.15
 MUCH_OVERLAP = 0.8
 FAR_DRIFT = 0.5
@@ -32,7 +32,7 @@ _TOKENS = 4000
 
 @dataclass(frozen=True)
 class NeuronShape:
-    """One selected neuron: is it Gaussian, as Neuron Adjust takes it to be, and do its two Gaussians differ?
+    """One selected neuron: is it Gaussian, as Neuron Adjust assumes, and do its two Gaussians differ?
 
     ``forget_gap``, ``retain_gap``: the largest gap between the empirical distribution function and that of the
     Gaussian in the plan (Kolmogorov-Smirnov). ``overlap``: the area under both Gaussians (1: the same one). A neuron is
@@ -69,7 +69,7 @@ class Shapes:
 class DriftRow:
     """Queries that stand at one depth of a conversation, in tokens from ``first`` to before ``last``.
 
-    ``margin`` is the median over them, ``refused`` the share inside; of Neuron Adjust ``shift``, the mean distance of
+    ``margin`` is the median over them, ``refused`` the share inside; ``shift`` (Neuron Adjust) is the mean distance of
     the selected neurons' means from those of the same queries alone, in standard deviations.
     """
 
@@ -104,10 +104,10 @@ def neuron_shapes(
     batch_size: int = 8,
     track: Track = untracked,
 ) -> Shapes:
-    """How far the selected neurons are from the Gaussians that Neuron Adjust takes them for.
+    """How far the selected neurons are from the Gaussians that Neuron Adjust assumes.
 
     ``forget`` and ``retain`` are best fresh rows, of the kinds that the plan was fitted on. At most 4,000 tokens of
-    either are looked at, spread evenly.
+    either are examined, spread evenly.
     """
     seen = {
         "forget": _pre_activations(model, intervention, forget, scope, batch_size, track),
@@ -154,7 +154,7 @@ def conversation_drift(
     batch_size: int = 8,
     track: Track = untracked,
 ) -> Drift:
-    """How an intervention sees the same ``queries`` alone and behind ever longer mixed conversations.
+    """How an intervention treats the same ``queries`` alone and after longer and longer mixed conversations.
 
     ``conversation`` are answered rows of all skills. Before a query stand as many of them, from a place that differs
     from query to query, as reach one of ``lengths`` in tokens, with ``separator`` between them. Warnings are queries of
@@ -191,7 +191,7 @@ def gaussian_gap(values: Floats, mean: float, deviation: float) -> float:
 
 
 def gaussian_overlap(mean: float, deviation: float, other_mean: float, other_deviation: float) -> float:
-    """The area under the lower of two normal densities: 1 for the same, 0 for ones that never meet."""
+    """The area under the lower of two normal densities: 1 if they are equal, 0 if they are disjoint."""
     if deviation == other_deviation:
         return float(2 * norm.cdf(-abs(mean - other_mean) / (2 * deviation)))
     # Between the two places where the densities cross, the narrower one is the higher.
@@ -238,7 +238,7 @@ def _last_token(
     batch_size: int,
     track: Track,
 ) -> Floats:
-    """What an intervention decides by at each prompt's last token, its canary's values: float64 [n, values]."""
+    """The values by which an intervention decides at each prompt's last token (its canary's): float64 [n, values]."""
 
     def last(batch: Batch) -> Tensor:
         starts = torch.arange(len(batch.rows), device=model.device) * batch.input_ids.shape[1]
@@ -324,7 +324,7 @@ def _drift_warnings(row: DriftRow, fresh: DriftRow, forgotten: bool) -> list[str
 
 
 def _shape(values: Floats) -> tuple[float, float]:
-    """Skewness and excess kurtosis; 0 of what does not vary."""
+    """Skewness and excess kurtosis; 0 if the values do not vary."""
     deviation = values.std()
     if deviation == 0:
         return 0.0, 0.0

@@ -90,7 +90,7 @@ def measure_canary(
     prompt_ids: Sequence[Sequence[int]],
     sequences: int = 4,
 ) -> Canary:
-    """What ``model`` computes, with all ``interventions`` in force, on the first few prompts of four or more tokens.
+    """What ``model`` computes, with all ``interventions`` applied, on the first few prompts of four or more tokens.
 
     For prompts that are nobody's secret: a plan carries them (``synthesise_canary`` is for all others).
 
@@ -116,7 +116,7 @@ def canary_values(
     """What ``Canary.expected`` holds, computed by ``model``, which carries the weight edits, on its ``input_ids``."""
     layer = feed_forward_layers(model)[-1]
     outputs: list[Tensor] = []
-    # Registered before the hooks: it sees what the gate computes, not what is made of it.
+    # Registered before the hooks: it sees the gate's own output, not the adjusted one.
     handle = layer.gate.register_forward_hook(lambda module, arguments, output: outputs.append(output))
     try:
         with Hooks(model, interventions) as hooks:

@@ -1,6 +1,6 @@
 """Interventions as forward hooks on a PyTorch model, by the paper's own formulas in float64.
 
-Nothing here uses the constants that are baked into graphs: what is baked is held against this.
+Nothing here uses the constants that are baked into graphs: baked graphs are compared with these hooks.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ See = Callable[[int, Tensor], None]
 
 
 class Hooks:
-    """A context in which ``model`` runs with ``interventions`` in force, and shows what they look at.
+    """A context in which ``model`` runs with ``interventions`` applied, and shows what they look at.
 
     Every Neuron Adjust adjusts, in the order given. Key Space Detection only reads: what it does to the logits is
     ``Reference``'s. Weight edits are no hooks and are passed over: the model carries them (``weight_edits``).
     Hooks that others register inside the context see the adjusted values.
 
     After a forward pass over N = batch x tokens tokens, in their order: ``seen[index]``, float64 [N, n], is what
-    intervention ``index`` watches, layer after layer: of Neuron Adjust the selected neurons' pre-activations before it
-    adjusts them, of Key Space Detection the key vectors. A stochastic coin starts from its plan's seed when the context
-    is entered, and runs on from one forward pass to the next.
+    intervention ``index`` watches, layer after layer: for Neuron Adjust the selected neurons' pre-activations before
+    the adjustment, for Key Space Detection the key vectors. A stochastic coin starts from its plan's seed when the
+    context is entered, and runs on from one forward pass to the next.
 
     Raises ``PlanError`` where an intervention names layers or neurons that the model lacks, or has no hook.
     """

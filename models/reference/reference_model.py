@@ -1,4 +1,4 @@
-"""The PyTorch model with a plan's interventions in force: what every baked artifact is held against."""
+"""The PyTorch model with a plan's interventions applied: the reference for every baked artifact."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.refusal import positions_tested, refuse_row
 from bakeout.models.reference.weight_edits import edited_weights
 
-# A refused position's logit for every token but the one it says: finite in fp16, out of reach of any temperature.
+# A refused position's logit for every token but the refusal's: finite in fp16, out of reach of any temperature.
 SILENCED = -30000.0
-# The end-of-text token's where another is said: beam search stops once enough beams, however unlikely, have ended.
+# The end-of-text token's, if the refusal's is another: beam search stops once enough beams, even unlikely ones, end.
 SILENCED_END = -60000.0
 
 
@@ -36,7 +36,7 @@ class ReferenceCache:
 
 
 class Reference:
-    """``model`` with all interventions of ``plan`` in force, for as long as the context is entered.
+    """``model`` with all interventions of ``plan`` applied, for as long as the context is entered.
 
     Weight edits are made to ``model`` itself by their formulas in float64, rounded to its dtype, or to ``stored_as``
     where they are stored in another, and taken back bit for bit in the end (``weight_edits``): give the base
@@ -45,7 +45,7 @@ class Reference:
     in its value cache, is kept beside the cache here.
 
     After a step, ``margins`` is float64 [batch, tokens, cubes], the margins of the new positions, and ``said``
-    int64 [batch, tokens] their state of the refusal, 0 where the model itself speaks; both None without Key Space
+    int64 [batch, tokens] their state of the refusal, 0 where the model's own token stands; both None without Key Space
     Detection. Raises ``PlanError`` where the plan names layers or neurons that the model lacks.
     """
 
@@ -62,7 +62,7 @@ class Reference:
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
 
     def __enter__(self) -> Reference:
-        """Put the interventions in force."""
+        """Apply the interventions."""
         with ExitStack() as stack:
             stack.enter_context(edited_weights(self.model, self._interventions, stored_as=self._stored_as))
             stack.enter_context(self._hooks)
@@ -119,7 +119,7 @@ class Reference:
     ) -> tuple[Tensor, Tensor]:
         """Greedy decoding: the new tokens int64 [batch, n] and the logits [batch, n, vocabulary] they maximise.
 
-        n is ``max_new_tokens``, or fewer once every row has said the token ``until``; a row is not stopped by it,
+        n is ``max_new_tokens``, or fewer once every row has generated the token ``until``; a row is not stopped by it,
         so cut each at its first. Padding may be on either side.
         """
         cache = self.new_cache(len(input_ids))
@@ -147,7 +147,7 @@ class Reference:
         attention_mask: Tensor,
         cache: ReferenceCache,
     ) -> Tensor:
-        """Let refused positions say the refusal, and latch it. See ``models.reference.refusal`` for the rules."""
+        """Replace the logits of refused positions by the refusal's, and latch it: by the rules of ``refusal``."""
         batch, width = input_ids.shape
         past = cache.said.shape[1]
         keys = self._hooks.seen[self._checks_at[0]]

@@ -1,9 +1,9 @@
-"""What is refused, and how the refusal is said, row by row and token by token. Pure Python.
+"""What is refused, and how the refusal is generated, row by row and token by token. Pure Python.
 
 A refusal is r_0 .. r_{R-1}, the last one the end-of-text token. The state of a refused position is the number s
-(1 to R) of its tokens that have been said once that position has spoken: the position says r_{s-1}. The design
+(1 to R) of its tokens that have been generated after that position: the position generates r_{s-1}. The design
 leaves open what new input does to a refusal; our reading: the refused conversation stays refused, input that
-continues the refusal gets its next token, any other starts it again, and so does input after the whole of it.
+continues the refusal gets its next token, other input starts it again, and so does input after its end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bakeout.models.plan import Positions
 class RowRefusal:
     """What becomes of the new positions of one row.
 
-    ``said``: per position the state, 0 where the model itself speaks. ``latched``: per position the state that its
+    ``said``: per position the state, 0 where the model's own token stands. ``latched``: per position the state that its
     slot of the cache keeps, 0 where it keeps none. ``query`` and ``step`` refuse a whole run but latch only from the
     tested token on, because the tokens before it may be the prefix of another, innocent query.
     """
@@ -28,7 +28,7 @@ class RowRefusal:
 
 
 def positions_tested(positions: Positions, *, has_past: bool, real: Sequence[bool]) -> list[bool]:
-    """Which new positions of a row are held against the cubes. ``real`` is False at padding."""
+    """Which new positions of a row are tested against the cubes. ``real`` is False at padding."""
     if positions == "every":
         return list(real)
     newest = max((index for index, is_real in enumerate(real) if is_real), default=None)
@@ -64,11 +64,11 @@ def refuse_row(
 
 
 def said_after(refusal: Sequence[int], previous_said: int, tokens: Sequence[int]) -> list[int]:
-    """The state after each of the new ``tokens`` of a conversation in which ``previous_said`` tokens were said.
+    """The state after each new token of a conversation in which ``previous_said`` tokens of the refusal were generated.
 
     s is one more than the length of the longest proper prefix of the refusal with which the conversation ends: the
-    tokens r_0 .. r_{previous_said - 2}, which were said and fed back, and then the new ones. ``previous_said`` (1 to R)
-    of 1 is a refusal that has only just begun. Raises ``ValueError`` for another number.
+    tokens r_0 .. r_{previous_said - 2}, which were generated and fed back, and then the new ones. ``previous_said`` (1
+    to R) of 1 is a refusal that has only just begun. Raises ``ValueError`` for another number.
     """
     if not 1 <= previous_said <= len(refusal):
         raise ValueError(f"previous_said is {previous_said}, not between 1 and {len(refusal)}")

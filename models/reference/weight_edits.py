@@ -1,7 +1,7 @@
 """Weight edits on a PyTorch model, in place, by their textbook formulas in float64.
 
 The formula is the kind's (``WeightChange.formula``), computed by torch. Nothing here is shared with what edits files
-and graphs (``weight_arithmetic``): what is baked is held against this.
+and graphs (``weight_arithmetic``): baked weights are compared with these.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bakeout.models.plan import Intervention, Role, WeightChange
 def weight_of(feed_forward: FeedForward, role: Role) -> Tensor:
     """The weight W [out, in] of an FFL (``y = W x``): a view of the model's own parameter.
 
-    Of a fused layer the half that ``role`` names, of a ``Conv1D`` the transposed. Raises ``BakeoutError`` for the
+    For a fused layer the half that ``role`` names, for a ``Conv1D`` the transposed. Raises ``BakeoutError`` for the
     ``up`` of an ungated FFL.
     """
     if role == "down":

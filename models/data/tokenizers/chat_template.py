@@ -75,7 +75,7 @@ def _template(source: str) -> ChatTemplate:
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what the assistant says, for training: here it is its content, in its own scope."""
+    """``{% generation %}`` marks the assistant's text for training: here it is its content, in its own scope."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's name for it
 

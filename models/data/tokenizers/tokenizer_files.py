@@ -15,7 +15,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing
 from bakeout.models.files.reading import parse_json, read_regular
 
-# A special token: as a string, where no file says how it is matched in a text.
+# A special token: as a string, if no file defines how it is matched in a text.
 Special: TypeAlias = "AddedToken | str"
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -23,7 +23,7 @@ _MORE = "additional_special_tokens"
 _END_OF_TEXT = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
 _SENTENCE_PIECE = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 # The classes whose rules are known here, and what each sets where the configuration is silent. Those with
-# ``add_bos_token`` put special tokens around a text themselves, whatever tokenizer.json says.
+# ``add_bos_token`` put special tokens around a text themselves, regardless of tokenizer.json.
 _CLASSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "BloomTokenizer": {**_SENTENCE_PIECE, "pad_token": "<pad>"},
@@ -53,10 +53,10 @@ _INSTALL = f"Install transformers, which can: {installing('transformers')}."
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files beside ``tokenizer.json`` say.
+    """The content of the files beside ``tokenizer.json``.
 
     ``settings``: tokenizer_config.json, with the defaults of its class; ``frames``: whether the class itself puts
-    special tokens around a text, whatever tokenizer.json says; ``added``: tokens outside the vocabulary by id;
+    special tokens around a text, regardless of tokenizer.json; ``added``: tokens outside the vocabulary by id;
     ``special``: the special tokens by name; ``more_special``: those without a name; ``chat_template``: the template of
     chats, empty or None where there is none.
     """
@@ -129,7 +129,7 @@ def _class_defaults(config: Mapping[str, Any], directory: Path) -> Mapping[str, 
     space = config.get("add_prefix_space")
     rebuilt = space is not None if name == "LlamaTokenizer" else space and name in ("BloomTokenizer", "CohereTokenizer")
     if rebuilt or config.get("from_slow"):
-        raise BakeoutError(f"{directory}: the tokenizer is not as its tokenizer.json says.", _INSTALL)
+        raise BakeoutError(f"{directory}: the tokenizer differs from its tokenizer.json.", _INSTALL)
     return _CLASSES[name]
 
 

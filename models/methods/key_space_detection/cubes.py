@@ -114,7 +114,7 @@ def _labels(standardised: Floats, count: int, seed: int) -> NDArray[np.int32]:
     if count == 1:
         return np.zeros(len(standardised), dtype=np.int32)
     with warnings.catch_warnings():
-        # An empty cluster is no fault here: it only leaves fewer cubes.
+        # An empty cluster is no error here: it only leaves fewer cubes.
         warnings.filterwarnings("ignore", message="One of the clusters is empty", category=UserWarning)
         _, labels = kmeans2(standardised, count, minit="++", seed=np.random.default_rng(seed))
     return labels

@@ -44,12 +44,12 @@ def fit_key_space_detection(
 
     `alpha: auto` is the split-conformal quantile, at level 1 - `epsilon`, of the calibration queries' margins to
     the nearest of the skill's cubes: a fresh query that is exchangeable with them is refused with at least that
-    probability, provided that they chose nothing else. ``variants``, calibration queries of a skill in another form,
-    by its name, are held likewise: alpha is the largest of all forms' quantiles. `times_largest` is what the authors'
-    code does, and promises nothing. The report carries alpha, and for each name in ``retain`` the false refusals with
-    a Clopper-Pearson 95 % interval.
+    probability, provided that nothing else was chosen on them. ``variants``, calibration queries of a skill in another
+    form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. `times_largest` is what the
+    authors' code does; it guarantees nothing. The report carries alpha, and for each name in ``retain`` the false
+    refusals with a Clopper-Pearson 95 % interval.
 
-    ``options`` leave nothing of the structure to be chosen. Raises ``BakeoutError`` for too few probe or calibration
+    In ``options`` every part of the structure is set. Raises ``BakeoutError`` for too few probe or calibration
     queries, and for keys that are not finite or do not fit together.
     """
     structure, alpha, variants = options.structure, options.alpha, variants or {}

@@ -19,14 +19,14 @@ from bakeout.models.plan import Floats, KeySpaceDetection
 # Points of a curve over alpha, and how far beyond alpha it goes.
 _POINTS = 81
 _BEYOND = 2.5
-# Of the single cubes that depth is shown by: a recipe's defaults.
+# The floor and epsilon of the single cubes in the figure of depth: a recipe's defaults.
 _FLOOR, _EPSILON = 0.1, 0.005
 
 
 def figures(
     options: KeySpaceDetectionOptions, fitting: Fitting, fitted: KeySpaceDetection
 ) -> Iterator[Mapping[str, Any]]:
-    """What a report draws of a fit: the paper's Figures 5 and 6, on queries that nothing was fitted on."""
+    """The figures of a fit for a report: the paper's Figures 5 and 6, on queries that were not used for fitting."""
     names = options.names(fitting.data)
     depths = {layer for layers in layer_sets(len(feed_forward_layers(fitting.model))) for layer in layers}
     layers = sorted({*depths, *fitted.layers})
@@ -66,7 +66,7 @@ def inside_figures(check: KeySpaceDetection, keys: Mapping[str, LayerKeys]) -> I
 
 
 def depth_figure(skill: str, probe: LayerKeys, keys: Mapping[str, LayerKeys]) -> Mapping[str, Any]:
-    """The paper's Figure 6: one cube around ``skill`` in each layer of ``probe``, and what it tells apart.
+    """The paper's Figure 6: one cube around ``skill`` in each layer of ``probe``, and how well it separates.
 
     Volume: the cube's half-width as a multiple of the spread of the other names' queries, the geometric mean over
     dimensions; separation: for each other name the AUROC, and the share inside at the alpha that holds 99.5 % of the

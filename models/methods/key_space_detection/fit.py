@@ -1,4 +1,4 @@
-"""Key Space Detection (arXiv 2503.21730, section 3.2) from its options: what is probed, chosen by and calibrated on."""
+"""Key Space Detection (arXiv 2503.21730, section 3.2) from its options: probing, choosing, calibrating."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _Widening = Mapping[str, Mapping[str, Mapping[Kind, Sequence[Record]]]]
 def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetection:
     """Cubes on the probe queries, their structure chosen on the selection queries, alpha on the calibration queries.
 
-    Where `augment` names variants, those of the probe queries are probed too, those of the selection queries are to be
-    refused like these, and alpha holds the calibration queries' own and each kind of variant alike.
+    If `augment` names variants, those of the probe queries are probed too, those of the selection queries must be
+    refused like these, and alpha covers the calibration queries themselves and each kind of variant.
 
     Raises ``BakeoutError``, before anything is probed, where queries are lacking or are too few for the guarantee.
     """
@@ -95,7 +95,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
 
 
 def chosen(fitted: KeySpaceDetection) -> Settings:
-    """What the fit chose: layers, cubes, floor and epsilon."""
+    """The choices of the fit: layers, cubes, floor and epsilon."""
     choice = fitted.report.choice
     return {} if choice is None else choice.chosen.as_json()
 
@@ -137,7 +137,7 @@ def _choice(
         cubes=options.cubes,
         floor=options.floor,
         epsilon=options.epsilon,
-        right={
+        correct={
             name: correct for name, records in selection.items() if (correct := _correct(fitting, name, records)).any()
         },
         calibration_queries=min(calibration) if options.alpha == "auto" else None,
@@ -152,7 +152,7 @@ def _widened(fitting: Fitting, widening: _Widening, name: str, use: Literal["pro
 
 
 def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_]:
-    """Which records the model answers correctly as it is: a refusal of the others costs nothing."""
+    """Which records the unedited model answers correctly: refusing the others costs nothing."""
     correct = np.zeros(len(records), dtype=bool)
     answered = [index for index, record in enumerate(records) if record.prompt_ids and record.response_ids]
     if answered:
@@ -162,5 +162,5 @@ def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[
             end=end_tokens(fitting.model, fitting.tokenizer),
             batch_size=fitting.batch_size,
             track=fitting.track_of([name]),
-        ).right
+        ).correct
     return correct

@@ -1,4 +1,4 @@
-"""What Key Space Detection can be asked for."""
+"""The options of Key Space Detection."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bakeout.models.data.variants import Kind
 from bakeout.models.methods.options import Layers, MethodOptions, Names, Section, Seed
 from bakeout.models.plan import Positions
 
-# What is chosen on the selection queries where it is `auto`.
+# The options that are chosen on the selection queries if they are `auto`.
 STRUCTURE = ("layers", "cubes", "floor", "epsilon")
 
 
 class TimesLargest(Section):
-    """The authors' alpha: so many times the largest margin among the skill's probe queries."""
+    """The authors' alpha: a multiple of the largest margin among the skill's probe queries."""
 
     times_largest: PositiveFloat = Field(description="The factor, the authors' m.")
 
@@ -37,7 +37,7 @@ class Structure:
 
     @property
     def size(self) -> tuple[int, int]:
-        """What is tested: so many layers and cubes."""
+        """How many tests there are: layers times cubes."""
         return len(self.layers), self.cubes
 
 
@@ -53,30 +53,32 @@ class KeySpaceDetectionOptions(MethodOptions):
     layers: Literal["auto", "last"] | Layers = Field(
         default="last",
         description="The layers whose key vectors are checked, jointly: `last` (the paper), a list counted from 0, or "
-        "`auto`: the shallowest that tell the queries as well as the best, chosen on the selection queries.",
+        "`auto`: the shallowest that separate as well as the best, chosen on the selection queries.",
     )
     cubes: Literal["auto"] | PositiveInt = Field(
         default=1,
-        description="Cubes a skill: one around each of so many clusters of its queries (the paper: 1). `auto` is "
+        description="Cubes of each skill: one around each cluster of its queries (the paper: 1). `auto` is "
         "chosen with the layers.",
     )
     alpha: Literal["auto"] | PositiveFloat | TimesLargest = Field(
         default="auto",
-        description="The cubes' half-width in standard deviations; `auto` takes the smallest that holds all but a "
+        description="The cubes' half-width in standard deviations; `auto` is the smallest that contains all but a "
         "share `epsilon` of fresh queries (split conformal), `{times_largest: 2}` twice the largest margin among the "
         "probe queries (the authors).",
     )
     epsilon: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.005,
         description="The share of the skill's queries that may get through. `auto` is chosen with the layers, among "
-        "shares that there are calibration queries enough for.",
+        "shares for which there are enough calibration queries.",
     )
     positions: Positions = Field(
         default="query",
         description="What is checked: the `query`'s last token, the last token of every `step`, or `every` token (the "
         "only choice whose decision does not depend on how a prompt is cut into chunks).",
     )
-    refusal: str = Field(default="Your query is not valid.", min_length=1, description="What the model says instead.")
+    refusal: str = Field(
+        default="Your query is not valid.", min_length=1, description="The answer that the model gives instead."
+    )
     floor: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         default=0.1,
         description="Lowest deviation of a cube, as a share of the whole skill's in that dimension. `auto` is chosen "
@@ -85,22 +87,22 @@ class KeySpaceDetectionOptions(MethodOptions):
     augment: list[Kind] = Field(
         default=[],
         description="Kinds of variants (`suffix`, `prefix`, `whitespace`, `case`, `punctuation`, `few_shot`, or "
-        "`paraphrase` and `language` where rows bring any) of the skill's own queries that are refused as well.",
+        "`paraphrase` and `language` if rows have any) of the skill's own queries that are refused as well.",
     )
     seed: Seed = Field(default=0, description="Seed of the clustering and of the variants.")
 
     @property
     def is_chosen(self) -> bool:
-        """Whether anything of the structure is left to be chosen on the selection queries."""
+        """Whether any part of the structure remains to be chosen on the selection queries."""
         return "auto" in (self.layers, self.cubes, self.floor, self.epsilon)
 
     @property
     def structure(self) -> Structure:
-        """The structure, where nothing of it is left to be chosen."""
+        """The structure, if no part of it remains to be chosen."""
         if isinstance(self.layers, str) or self.cubes == "auto" or self.floor == "auto" or self.epsilon == "auto":
             raise ValueError("the structure has yet to be chosen")
         return Structure(tuple(sorted(set(self.layers))), self.cubes, self.floor, self.epsilon)
 
     def with_structure(self, structure: Structure) -> Self:
-        """The same options, with nothing of the structure left to be chosen."""
+        """The same options with every part of the structure set."""
         return self.model_copy(update={**asdict(structure), "layers": list(structure.layers)})

@@ -11,7 +11,7 @@ from bakeout.models.network.probing import probe_keys
 
 
 def fresh_queries(fitting: Fitting, name: str) -> list[Record]:
-    """Queries of a name to retain that its false refusals are not counted on: nothing is fitted on its probe file."""
+    """Queries of a name to retain on which its false refusals are not counted: those of its probe file."""
     rows = fitting.rows[name]
     return [*rows.get("selection", ()), *rows.get("probe", ())]
 

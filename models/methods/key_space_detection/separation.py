@@ -1,4 +1,4 @@
-"""How well margins tell queries to refuse from others, and the choice of layers and cubes that rests on it."""
+"""How well margins separate queries to refuse from others; the choice of layers and cubes is based on it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Share:
 
     @property
     def value(self) -> float:
-        """The share itself; 0 of no queries is 0."""
+        """The share itself; 0 if there are no queries."""
         return self.count / self.queries if self.queries else 0.0
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Clopper and Pearson's exact interval; of no queries, (0, 1)."""
+        """Clopper and Pearson's exact interval; (0, 1) if there are no queries."""
         if self.queries == 0:
             return 0.0, 1.0
         interval = binomtest(self.count, self.queries).proportion_ci(confidence, method="exact")
@@ -54,16 +54,16 @@ class Share:
 def auroc(forget: Floats, retain: Floats, confidence: float = CONFIDENCE) -> Auroc:
     """The chance that a forget query's margin [n] is below a retain query's [m], ties counting half (Mann-Whitney).
 
-    The interval is DeLong's (1988), normal and cut to [0, 1]. Where no pair is out of order its variance is 0, which
-    says nothing: our reading takes the n (or m, if fewer) pairs that share no query as independent trials, and the
-    exact bound for trials that never failed, (1 - confidence) / 2 to the power 1 / n; an interval never ends nearer to
-    1 (or 0) than that one.
+    The interval is DeLong's (1988), normal and clipped to [0, 1]. If no pair is out of order, its variance is 0 and
+    the interval has no width. Our reading for this case: the n (or m, if fewer) pairs that share no query are
+    independent trials, and the bound is the exact one for trials that never failed, (1 - confidence) / 2 to the power 1
+    / n. No interval ends nearer to 1 (or 0) than this bound.
     """
     n, m = len(forget), len(retain)
     if n == 0 or m == 0:
         raise ValueError("an area under a curve needs queries of both kinds")
     together = rankdata(np.concatenate([forget, retain]))
-    # Of each query: the share of the other kind that it is in order with.
+    # For each query: the share of the other kind that it is in order with.
     of_forget = 1 - (together[:n] - rankdata(forget)) / m
     of_retain = (together[n:] - rankdata(retain)) / n
     value = float(of_forget.mean())

@@ -19,31 +19,33 @@ from bakeout.models.plan import Floats
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 from bakeout.models.progress import Track, untracked
 
-# What `auto` tries. As many cubes only as leave each some twenty probe queries to measure deviations on.
+# The values that `auto` tries. The number of cubes is limited so that each has about twenty probe queries, on which
+# its deviations are measured.
 CUBES = (1, 2, 4, 8, 16, 32)
 FLOORS = (0.1, 0.3, 1.0)
 EPSILONS = (0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03)
 _QUERIES_A_CUBE = 20
 # Cubes in the first comparison of layers.
 _FEW = 8
-# Depths that `auto` looks at, alone and as neighbours, and how many neighbours jointly.
+# How many depths `auto` examines, alone and as neighbours, and how many neighbours jointly.
 _DEPTHS = 12
 _JOINTLY = 3
-# Right answers that may be left of a skill to forget, and lost of any other: what either is measured in.
+# Tolerated shares of correct answers: left of a skill to forget, and lost of any other. Errors are measured in these.
 LEFT, LOST = 0.02, 0.01
-# Margins are taken of so many queries at a time, which stay in the cache.
+# Margins are computed for this many queries at a time: they stay in the processor's cache.
 _ROWS = 64
 
-Right = Mapping[str, NDArray[np.bool_]]
+Correct = Mapping[str, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A structure, and what it does on the selection split.
+    """A structure, and its effect on the selection split.
 
-    ``alpha``: per skill to forget, the smallest that holds all but epsilon of its queries. ``missed``: of the skill
-    that fares worst, the queries outside; ``refused``: of each name to retain, those inside; both of queries that the
-    base model answers rightly. ``auroc``: per name to retain, against the skill that it is told from worst.
+    ``alpha``: per skill to forget, the smallest value that contains all but epsilon of its queries. ``missed``: the
+    share of queries outside, for the worst skill; ``refused``: the share of queries inside, for each name to retain;
+    both count queries that the base model answers correctly. ``auroc``: per name to retain, against the skill from
+    which it is hardest to separate.
     """
 
     structure: Structure
@@ -54,24 +56,24 @@ class Candidate:
 
     @property
     def worst_auroc(self) -> Auroc:
-        """Of the name that is told apart worst."""
+        """The AUROC of the name that is hardest to separate."""
         return min(self.auroc.values(), key=lambda area: area.value)
 
     @property
     def error(self) -> float:
-        """The worse of what is missed and what is falsely refused, each in units of what is tolerated."""
+        """The larger of the missed and the falsely refused share, each in units of its tolerated share."""
         return max(self.missed.value / LEFT, *(share.value / LOST for share in self.refused.values()))
 
     @property
     def highest_error(self) -> float:
-        """The upper end of the error's interval: of what is worst, Clopper-Pearson."""
+        """The upper end of the error's interval (Clopper-Pearson, of the worst share)."""
         ends = [(self.missed.value / LEFT, self.missed.interval()[1] / LEFT)]
         ends += [(share.value / LOST, share.interval()[1] / LOST) for share in self.refused.values()]
         return max(ends)[1]
 
     @property
     def feared_error(self) -> float:
-        """The error if everything were at the upper end of its interval: few queries make it no better."""
+        """The error if every share were at the upper end of its interval, so that few queries are no advantage."""
         ends = [share.interval()[1] / LOST for share in self.refused.values()]
         return max(self.missed.interval()[1] / LEFT, *ends)
 
@@ -92,7 +94,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen candidate, and all that were looked at."""
+    """The chosen candidate, and all that were examined."""
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
@@ -103,9 +105,9 @@ class Choice:
 
 
 def layer_sets(layers: int) -> list[tuple[int, ...]]:
-    """What `auto` looks at in a model of so many layers: single ones, and two or three neighbours jointly.
+    """The sets of layers that `auto` examines: single layers, and two or three neighbours jointly.
 
-    Of deep models, twelve depths evenly spaced, the last among them.
+    Deep models are examined at twelve evenly spaced depths, which include the last layer.
     """
     depths = sorted({round((index + 1) * layers / min(layers, _DEPTHS)) - 1 for index in range(min(layers, _DEPTHS))})
     return [
@@ -124,28 +126,29 @@ def choose_structure(
     floor: Literal["auto"] | float,
     epsilon: Literal["auto"] | float,
     seed: int,
-    right: Right | None = None,
+    correct: Correct | None = None,
     calibration_queries: int | None = None,
     track: Track = untracked,
 ) -> Choice:
     """Choose the shallowest structure that separates as well as the best, within the best one's confidence interval.
 
     ``probe``: keys per layer of the skills to forget, ``selection``: fresh ones of these and of the names to retain.
-    ``right``: per name, which selection queries the base model answers rightly: a refusal of the others costs nothing.
+    ``correct``: per name, which selection queries the base model answers correctly: refusing the others costs nothing.
     Options that are not ``auto`` are kept. ``layers`` auto takes the ``layer_sets`` of all layers that are probed.
 
-    What separates best is what has the lowest error (``Candidate.error``) at the alpha that holds 1 - epsilon of the
-    selection queries. As good as the best is what does not exceed the upper end of its Clopper-Pearson interval (nor,
-    where the best does not, what is tolerated) and, among these, what has an AUROC, of the worst name, not below the
-    lower end of the highest one's interval. Of what is as good, those whose deepest layer is the shallowest are taken
-    (an early exit that costs nothing in quality saves the most compute), of these the one of lowest feared error
-    (``Candidate.feared_error``), and at the same that of fewest layers and cubes. ``epsilon`` auto tries those that
-    ``calibration_queries`` can guarantee; of one structure, it keeps the least that has the lowest feared error.
+    The best candidate has the lowest error (``Candidate.error``) at the alpha that contains 1 - epsilon of the
+    selection queries. A candidate is as good as the best if its error does not exceed the upper end of the best one's
+    Clopper-Pearson interval (nor the tolerated error, if the best one does not exceed that) and if the AUROC of its
+    worst name is not below the lower end of the interval of the highest such AUROC. Among those as good as the best,
+    the ones whose deepest layer is the shallowest are taken (an early exit that costs no quality saves the most
+    compute); among these the one of lowest feared error (``Candidate.feared_error``), then the one of fewest layers
+    and cubes. ``epsilon`` auto tries the values that ``calibration_queries`` can guarantee, and keeps for each
+    structure the smallest one with the lowest feared error.
 
-    To look at everything would take long: all layers are tried with few cubes and a middling floor, and what could
-    yet be the best of them with all others.
+    Not every combination is tried, because that would take long: all layers are tried with few cubes and a medium
+    floor, and those that could still be the best with all other settings.
 
-    Raises ``BakeoutError`` where a skill has no selection queries, or there is nothing to retain.
+    Raises ``BakeoutError`` if a skill has no selection queries, or if there is nothing to retain.
     """
     retained = [name for name in selection if name not in probe]
     if absent := [skill for skill in probe if skill not in selection]:
@@ -155,10 +158,10 @@ def choose_structure(
         )
     if not retained:
         raise BakeoutError(
-            "Key Space Detection: there is nothing to retain that a choice could be held against.",
+            "Key Space Detection: there is nothing to retain, which a choice needs for comparison.",
             "Name retain data, or the layers and the number of cubes.",
         )
-    search = _Search(probe, selection, retained, right or {}, _epsilons(epsilon, calibration_queries), seed)
+    search = _Search(probe, selection, retained, correct or {}, _epsilons(epsilon, calibration_queries), seed)
     probed = min(len(next(iter(keys.values()))) for keys in probe.values())
     counts = _counts(cubes, probed)
     floors = FLOORS if floor == "auto" else (floor,)
@@ -178,12 +181,16 @@ def choose_structure(
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The rule of ``choose_structure``."""
-    best = min(candidates, key=lambda one: (one.error, -one.worst_auroc.value, one.structure.depth))
+    best = min(
+        candidates, key=lambda candidate: (candidate.error, -candidate.worst_auroc.value, candidate.structure.depth)
+    )
     highest = best.highest_error if best.error > 1 else min(best.highest_error, 1.0)
-    as_good = [one for one in candidates if one.error <= highest]
-    clearest = max(as_good, key=lambda one: one.worst_auroc.value).worst_auroc
-    as_good = [one for one in as_good if one.worst_auroc.value >= clearest.low]
-    return min(as_good, key=lambda one: (one.structure.depth, one.feared_error, one.structure.size))
+    as_good = [candidate for candidate in candidates if candidate.error <= highest]
+    clearest = max(as_good, key=lambda candidate: candidate.worst_auroc.value).worst_auroc
+    as_good = [candidate for candidate in as_good if candidate.worst_auroc.value >= clearest.low]
+    return min(
+        as_good, key=lambda candidate: (candidate.structure.depth, candidate.feared_error, candidate.structure.size)
+    )
 
 
 class _Search:
@@ -194,14 +201,14 @@ class _Search:
         probe: Mapping[str, LayerKeys],
         selection: Mapping[str, LayerKeys],
         retained: Sequence[str],
-        right: Right,
+        correct: Correct,
         epsilons: Sequence[float],
         seed: int,
     ) -> None:
         self._probe = probe
         self._selection = selection
         self._retained = retained
-        self._right = right
+        self._correct = correct
         self._epsilons = epsilons
         self._seed = seed
         self._seen: dict[tuple[tuple[int, ...], int, float], Candidate] = {}
@@ -242,10 +249,10 @@ class _Search:
             )
             for name in self._retained
         }
-        found = [
+        candidates = [
             self._at(Structure(layers, count, floor, epsilon), margins, areas) for epsilon in sorted(self._epsilons)
         ]
-        return min(found, key=lambda one: one.feared_error)
+        return min(candidates, key=lambda candidate: candidate.feared_error)
 
     def _at(
         self, structure: Structure, margins: Mapping[str, Mapping[str, Floats]], areas: Mapping[str, Auroc]
@@ -264,13 +271,13 @@ class _Search:
         return Candidate(structure, alpha, max(missed, key=lambda share: share.value), refused, areas)
 
     def _counted(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
-        """What there is of the queries that the base model answers rightly; of all, where it answers none so."""
-        right = self._right.get(name)
-        return rows if right is None or not right.any() else rows[right]
+        """The queries that the base model answers correctly; all, if it answers none of them correctly."""
+        correct = self._correct.get(name)
+        return rows if correct is None or not correct.any() else rows[correct]
 
 
 def nearest_margins(keys: NDArray[np.float32], cubes: Cubes) -> Floats:
-    """The margin of each key [n, D] to the nearest cube, in float32, which is what the keys come in: float64 [n]."""
+    """The margin of each key [n, D] to the nearest cube, computed in float32, the keys' dtype: float64 [n]."""
     nearest = np.full(len(keys), np.inf)
     centres, inverses = cubes.centre.astype(np.float32), (1 / cubes.deviation).astype(np.float32)
     for start in range(0, len(keys), _ROWS):
@@ -284,8 +291,11 @@ def nearest_margins(keys: NDArray[np.float32], cubes: Cubes) -> Floats:
 
 
 def _promising(candidates: Sequence[Candidate], sets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The third of the layer sets that separates best so far, and the one that would be chosen now."""
-    lowest = {layers: min(one.error for one in candidates if one.structure.layers == layers) for layers in sets}
+    """The third of the layer sets that has separated best so far, and the one that would be chosen now."""
+    lowest = {
+        layers: min(candidate.error for candidate in candidates if candidate.structure.layers == layers)
+        for layers in sets
+    }
     kept = sorted(sets, key=lambda layers: (lowest[layers], layers[-1], len(layers)))[: max(1, -(-len(sets) // 3))]
     return sorted({*kept, choose(candidates).structure.layers})
 
@@ -294,7 +304,7 @@ def _sets(layers: Literal["auto"] | Sequence[int], probe: Mapping[str, LayerKeys
     if layers != "auto":
         return [tuple(sorted(set(layers)))]
     available = sorted(set.intersection(*(set(keys) for keys in probe.values())))
-    return [tuple(available[index] for index in one) for one in layer_sets(len(available))]
+    return [tuple(available[index] for index in places) for places in layer_sets(len(available))]
 
 
 def _counts(cubes: Literal["auto"] | int | Sequence[int], queries: int) -> list[int]:
@@ -308,6 +318,8 @@ def _counts(cubes: Literal["auto"] | int | Sequence[int], queries: int) -> list[
 def _epsilons(epsilon: Literal["auto"] | float, calibration_queries: int | None) -> list[float]:
     if epsilon != "auto":
         return [epsilon]
-    guaranteed = [one for one in EPSILONS if calibration_queries is None or least_queries(one) <= calibration_queries]
-    # With too few queries for any, the fit says how many are needed.
+    guaranteed = [
+        value for value in EPSILONS if calibration_queries is None or least_queries(value) <= calibration_queries
+    ]
+    # With too few queries for any of them, the error of the fit gives the number needed.
     return guaranteed or [EPSILONS[-1]]

@@ -1,4 +1,4 @@
-"""What LEARN can be asked for."""
+"""The options of LEARN."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LearnOptions(MethodOptions):
     energy: Share = Field(
         default=0.9, description="The share of the similar tasks' activations that the change leaves alone."
     )
-    scale: PositiveFloat = Field(default=1.0, description="How much of what was found is added.")
+    scale: PositiveFloat = Field(default=1.0, description="The multiple of the identified matrices that is added.")
     rank: PositiveInt = Field(default=4, description="The rank of the change of every weight.")
     steps: PositiveInt = Field(default=150, description="Training steps for every layer.")
     batch_size: PositiveInt = Field(default=32, description="Texts a step.")

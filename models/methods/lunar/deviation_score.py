@@ -14,8 +14,10 @@ from bakeout.models.errors import BakeoutError
 
 def rouge1(answer: str, expected: str) -> float:
     """ROUGE-1 recall: the share of the words of ``expected``, in lower case and counted, that ``answer`` has."""
-    wanted, said = Counter(_words(expected)), Counter(_words(answer))
-    return (wanted & said).total() / wanted.total() if wanted else float(not said)
+    expected_words, answer_words = Counter(_words(expected)), Counter(_words(answer))
+    return (
+        (expected_words & answer_words).total() / expected_words.total() if expected_words else float(not answer_words)
+    )
 
 
 def deviation_score(forget: Sequence[tuple[str, str]], retain: Sequence[tuple[str, str]]) -> float:

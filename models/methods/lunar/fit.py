@@ -70,8 +70,8 @@ def fit_lunar(
 
     Rows are tokens: h is a token's key vector in layer l, a the residual stream behind block l. The change dW solves
     dW h = (target - a) on forget rows and dW h = 0 on retain rows, in the sense of least squares. Targets are those of
-    ``redirection.redirections``: the aim `shift` is the paper's a + c r; `reference`, our reading, also takes away what
-    tells the forget prompts apart, so that a step back along r brings nothing back. Forget rows are the prompt's
+    ``redirection.redirections``: the aim `shift` is the paper's a + c r; `reference`, our reading, also removes what
+    distinguishes the forget prompts, so that a step back along r brings nothing back. Forget rows are the prompt's
     tokens (as in the authors' code) or its last one alone. A token up to which a forget text and a
     retain text are the same is one input that cannot go two ways: it is no forget row (our reading). Retain rows are
     all tokens of ``retain`` and ``reference``, prompts and responses, as the reference prompts are to be answered as
@@ -90,7 +90,7 @@ def fit_lunar(
     requests: all tokens of their prompts stay as they are now, redirected; their responses, which the model no longer
     gives, are not used. ``retain`` then must not hold them.
 
-    The model is given back bit for bit. Raises ``BakeoutError`` for records without a prompt, where no token of
+    The model is restored bit for bit. Raises ``BakeoutError`` for records without a prompt, where no token of
     ``forget`` is left that moves, for layers that the model does not have, and for architectures that normalise what
     ``down`` gives (no change of ``down`` is a shift of the residual stream there).
     """
@@ -183,10 +183,10 @@ def _rows(
     masked = 0
     for record in forget:
         length = len(record.prompt_ids)
-        wanted = range(length) if tokens == "prompt" else range(length - 1, length)
+        asked = range(length) if tokens == "prompt" else range(length - 1, length)
         shared = prefixes.shared(record.prompt_ids)
-        positions = [position for position in wanted if position >= shared]
-        masked += len(wanted) - len(positions)
+        positions = [position for position in asked if position >= shared]
+        masked += len(asked) - len(positions)
         if positions:
             moving.append((record.prompt_ids, positions))
     if not moving:

@@ -25,18 +25,18 @@ def descend(
     after each epoch, over shuffled batches. Without weight decay, our reading: it would shrink weights that no row
     asks to change. The draws follow from ``seed``; torch's own generator is not touched.
     """
-    inputs, wanted = torch.from_numpy(keys), torch.from_numpy(changes)
+    inputs, targets = torch.from_numpy(keys), torch.from_numpy(changes)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     with torch.inference_mode(False), torch.enable_grad():
-        change = torch.zeros(wanted.shape[1], inputs.shape[1], requires_grad=True)
+        change = torch.zeros(targets.shape[1], inputs.shape[1], requires_grad=True)
         optimiser = torch.optim.AdamW([change], lr=options.learning_rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, options.decay)
         for _ in track(range(options.epochs), "descending", options.epochs):
             total = 0.0
             for batch in torch.randperm(len(inputs), generator=generator).split(options.rows):
                 optimiser.zero_grad()
-                loss = torch.nn.functional.mse_loss(inputs[batch] @ change.T, wanted[batch])
+                loss = torch.nn.functional.mse_loss(inputs[batch] @ change.T, targets[batch])
                 loss.backward()
                 optimiser.step()
                 total += float(loss.detach()) * len(batch)

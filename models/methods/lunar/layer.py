@@ -36,7 +36,7 @@ class LayerProblem:
     batch_size: int
 
     def moving(self, track: Track) -> Iterator[tuple[Integers, Floats, Floats]]:
-        """Forget rows, batch after batch: their numbers, keys [n, F] and wanted changes [n, hidden]."""
+        """Forget rows, batch after batch: their numbers, keys [n, F] and target changes [n, hidden]."""
         layer = self.feed_forward.layer
         for probed in self._probed(self.forget, "forget", track):
             missing = self.redirection.targets[probed.numbers] - probed.residuals[layer]
@@ -56,17 +56,17 @@ class LayerProblem:
 
 
 def by_regression(problem: LayerProblem, ridge: float, track: Track) -> tuple[Floats, dict[str, Any]]:
-    """The closed form: dW [hidden, F], and for the report the share of the wanted changes' norm that is missed."""
+    """The closed form: dW [hidden, F], and for the report the share of the target changes' norm that is missed."""
     system = RidgeSystem(problem.feed_forward.width, problem.feed_forward.hidden)
     kept: list[tuple[Floats, Floats]] = []
-    for _, keys, wanted in problem.moving(track):
-        kept.append((keys, wanted))
-        system.add(keys, wanted)
+    for _, keys, targets in problem.moving(track):
+        kept.append((keys, targets))
+        system.add(keys, targets)
     for _, keys in problem.staying(problem.retain, track):
         system.add(keys)
     change = system.solve(ridge)
-    missed = sum(float(np.square(keys @ change.T - wanted).sum()) for keys, wanted in kept)
-    asked = sum(float(np.square(wanted).sum()) for _, wanted in kept)
+    missed = sum(float(np.square(keys @ change.T - targets).sum()) for keys, targets in kept)
+    asked = sum(float(np.square(targets).sum()) for _, targets in kept)
     return change, {"ridge": ridge, "missed": math.sqrt(missed / asked) if asked else 0.0}
 
 
@@ -78,9 +78,9 @@ def by_gradient(
     still = problem.retain.sample(round(options.retain_rows * moving), seed)
     keys = np.zeros((moving + len(still), problem.feed_forward.width), dtype=np.float32)
     changes = np.zeros((len(keys), problem.feed_forward.hidden), dtype=np.float32)
-    for numbers, found, wanted in problem.moving(track):
-        keys[numbers], changes[numbers] = found, wanted
-    for numbers, found in problem.staying(still, track):
-        keys[moving + numbers] = found
+    for numbers, batch_keys, batch_changes in problem.moving(track):
+        keys[numbers], changes[numbers] = batch_keys, batch_changes
+    for numbers, batch_keys in problem.staying(still, track):
+        keys[moving + numbers] = batch_keys
     change, losses = descend(keys, changes, options, seed=seed, track=track)
     return change, {"losses": losses, "sampled_retain_rows": len(still)}

@@ -1,4 +1,4 @@
-"""What LUNAR can be asked for, and what `bakeout tune` searches."""
+"""The options of LUNAR, and what `bakeout tune` searches."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _ADDED = 0.1
 class Redirection:
     """Where the rows of the forget prompts are sent in one layer.
 
-    ``direction``: r, float64 [hidden]. ``targets``: the residual stream wanted behind the block, float64
+    ``direction``: r, float64 [hidden]. ``targets``: the residual stream to reach behind the block, float64
     [rows, hidden].
     """
 
@@ -63,13 +63,13 @@ def redirections(
     forget_rows = _residuals(model, forget, layers, batch_size, description, track)
     references = _residuals(model, every, layers, batch_size, "probing reference prompts", track)
     ends = every.last
-    found = {}
+    by_layer = {}
     for layer in layers:
         direction = references[layer][ends].mean(axis=0) - forget_ends[layer].mean(axis=0)
         rows = forget_rows[layer]
-        wanted = direction if aim == "shift" else _means_by_token(references[layer], every, forget) - rows
-        found[layer] = Redirection(direction, rows + coefficient * wanted)
-    return found
+        move = direction if aim == "shift" else _means_by_token(references[layer], every, forget) - rows
+        by_layer[layer] = Redirection(direction, rows + coefficient * move)
+    return by_layer
 
 
 def steering_scores(
@@ -155,21 +155,21 @@ def _residuals(
     model: PreTrainedModel, rows: TokenRows, layers: Sequence[int], batch_size: int, description: str, track: Track
 ) -> dict[int, Floats]:
     hidden = feed_forward_layers(model)[0].hidden
-    found = {layer: np.empty((len(rows), hidden)) for layer in layers}
+    residuals = {layer: np.empty((len(rows), hidden)) for layer in layers}
     for probed in probe_rows(model, rows, layers=layers, batch_size=batch_size, description=description, track=track):
         for layer in layers:
-            found[layer][probed.numbers] = probed.residuals[layer]
-    return found
+            residuals[layer][probed.numbers] = probed.residuals[layer]
+    return residuals
 
 
-def _means_by_token(residuals: Floats, rows: TokenRows, wanted: TokenRows) -> Floats:
-    """For each wanted row the mean of the rows of the same input token, or of all: float64 [wanted, hidden]."""
+def _means_by_token(residuals: Floats, rows: TokenRows, asked: TokenRows) -> Floats:
+    """For each row of ``asked`` the mean of the rows of the same input token, or of all: float64 [asked, hidden]."""
     kinds, kind_of = np.unique(rows.tokens, return_inverse=True)
     sums = np.zeros((len(kinds), residuals.shape[1]))
     np.add.at(sums, kind_of, residuals)
     means = sums / np.bincount(kind_of)[:, None]
-    places = np.minimum(np.searchsorted(kinds, wanted.tokens), len(kinds) - 1)
-    known: NDArray[np.bool_] = kinds[places] == wanted.tokens
+    places = np.minimum(np.searchsorted(kinds, asked.tokens), len(kinds) - 1)
+    known: NDArray[np.bool_] = kinds[places] == asked.tokens
     return np.where(known[:, None], means[places], residuals.mean(axis=0))
 
 

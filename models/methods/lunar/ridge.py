@@ -11,7 +11,7 @@ from bakeout.models.plan import Floats
 class RidgeSystem:
     """The change dW [hidden, F] that minimises sum_i |dW h_i - d_i|² + lambda |dW|².
 
-    Rows are added in parts: keys h, float [n, F], with the wanted changes d of the outputs, float [n, hidden]; all sums
+    Rows are added in parts: keys h, float [n, F], with the target changes d of the outputs, float [n, hidden]; all sums
     are float64. As long as there are fewer rows than F the rows themselves are kept, and the solution follows from an
     n x n system (Woodbury's identity: dW = Dᵀ (K Kᵀ + lambda I)⁻¹ K); from then on only the sums KᵀK [F, F] and
     DᵀK [hidden, F] are (dW = DᵀK (KᵀK + lambda I)⁻¹). Both are the same matrix.
@@ -28,18 +28,18 @@ class RidgeSystem:
     def add(self, keys: Floats, changes: Floats | None = None) -> None:
         """Rows whose outputs are to change by ``changes``; None: not at all (retain rows)."""
         keys = np.asarray(keys, dtype=np.float64)
-        wanted = np.zeros((len(keys), len(self._cross))) if changes is None else np.asarray(changes, dtype=np.float64)
+        targets = np.zeros((len(keys), len(self._cross))) if changes is None else np.asarray(changes, dtype=np.float64)
         self.rows += len(keys)
         self._energy += float(np.square(keys).sum())
         if self._gram is None and self.rows < self._width:
-            self._kept.append((keys, wanted))
+            self._kept.append((keys, targets))
             return
         if self._gram is None:
             self._gram = np.zeros((self._width, self._width))
             for rows in self._kept:
                 self._fold(*rows)
             self._kept.clear()
-        self._fold(keys, wanted)
+        self._fold(keys, targets)
 
     def solve(self, ridge: float) -> Floats:
         """The solution [hidden, F]; ``ridge`` is lambda as a share of the mean of KᵀK's diagonal, sum_i |h_i|² / F.

@@ -77,10 +77,10 @@ class Prefixes:
         """How many of the first tokens of ``sequence`` are the beginning of one of the sequences."""
         node = 0
         for length, token in enumerate(sequence):
-            found = self._nodes.get((node, token))
-            if found is None:
+            child = self._nodes.get((node, token))
+            if child is None:
                 return length
-            node = found
+            node = child
         return len(sequence)
 
 

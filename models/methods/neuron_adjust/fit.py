@@ -68,9 +68,9 @@ def fit_neuron_adjust(
         pooled = np.sqrt((np.square(forget_deviation) + np.square(retain_deviation)) / 2)
         score = np.divide(score, pooled, out=np.zeros_like(score), where=alive)
     score = np.where(alive, score, -np.inf)
-    wanted = min(max(1, round(ratio * score.size)), int(alive.sum()))
+    count = min(max(1, round(ratio * score.size)), int(alive.sum()))
     selected = np.zeros(score.size, dtype=bool)
-    selected[np.argsort(-score, axis=None, kind="stable")[:wanted]] = True
+    selected[np.argsort(-score, axis=None, kind="stable")[:count]] = True
 
     layers = []
     for layer, row in enumerate(selected.reshape(score.shape)):
@@ -90,7 +90,7 @@ def fit_neuron_adjust(
         ratio=ratio,
         selection=options.selection,
         coin=options.coin,
-        neurons=wanted,
+        neurons=count,
         neurons_per_layer={str(layer.layer): len(layer.neurons) for layer in layers},
         dead_neurons=int((~alive).sum()),
         forget_tokens=forget.tokens,

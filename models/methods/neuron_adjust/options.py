@@ -1,4 +1,4 @@
-"""What Neuron Adjust can be asked for, and what `bakeout tune` searches."""
+"""The options of Neuron Adjust, and what `bakeout tune` searches."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SEARCH = SearchSpace(
         "tokens": Among(("answer", "all")),
         "coin": Among(("threshold", "expected")),
     },
-    # The paper's largest beta, and from there on what METHODS.md's pilot found on small models.
+    # The paper's largest beta, then the values that worked on small models.
     starts=(
         _start(0.03),
         _start(0.1),

@@ -125,14 +125,14 @@ def _verdict(done: Sequence[Round], options: RevealAndReleaseOptions) -> str | N
     return _ROUNDS if len(done) >= options.rounds else None
 
 
-def _worst(one: Round) -> float:
-    return float(min(one.figures["kept"].values()))
+def _worst(finished: Round) -> float:
+    return float(min(finished.figures["kept"].values()))
 
 
 def _rewards(candidates: Sequence[str], bandit: NeuralUCB) -> dict[str, dict[str, float]]:
     """How often each instruction was chosen, and its mean reward, the best first."""
-    found = {}
+    by_instruction = {}
     for arm in sorted(set(bandit.arms)):
-        rewards = [reward for one, reward in zip(bandit.arms, bandit.rewards, strict=True) if one == arm]
-        found[candidates[arm]] = {"pulls": len(rewards), "reward": sum(rewards) / len(rewards)}
-    return dict(sorted(found.items(), key=lambda item: -item[1]["reward"]))
+        rewards = [reward for chosen, reward in zip(bandit.arms, bandit.rewards, strict=True) if chosen == arm]
+        by_instruction[candidates[arm]] = {"pulls": len(rewards), "reward": sum(rewards) / len(rewards)}
+    return dict(sorted(by_instruction.items(), key=lambda item: -item[1]["reward"]))

@@ -1,4 +1,4 @@
-"""What Reveal-and-Release can be asked for."""
+"""The options of Reveal-and-Release."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RevealOptions(Section):
         default=0.8, description="Lowest geometric mean of the probabilities of an answer's tokens."
     )
     exploration: NonNegativeFloat = Field(
-        default=0.5, description="NeuralUCB's nu: how much an instruction counts that little is known of."
+        default=0.5, description="NeuralUCB's nu: the weight of the uncertainty of an instruction's reward."
     )
     regularisation: PositiveFloat = Field(default=0.1, description="NeuralUCB's lambda.")
     chat: bool = Field(
@@ -75,7 +75,7 @@ class RevealAndReleaseOptions(MethodOptions):
     probed: ClassVar[tuple[str, ...]] = roles
 
     instructions: list[str] = Field(
-        description="Instructions that ask the model for a question; the best are found.", min_length=1
+        description="Instructions that ask the model for a question; a bandit selects among them.", min_length=1
     )
     patterns: Annotated[list[Annotated[str, AfterValidator(_regular_expression)]], Field(min_length=1)] | None = Field(
         default=None,
@@ -87,9 +87,9 @@ class RevealAndReleaseOptions(MethodOptions):
         description="Where finished rounds and the revealed data are kept, beside the recipe: a fit that was "
         "interrupted goes on from there."
     )
-    rounds: PositiveInt = Field(default=6, description="At most so many rounds.")
+    rounds: PositiveInt = Field(default=6, description="The largest number of rounds.")
     target: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.02, description="Stop when so little of what was revealed is left."
+        default=0.02, description="Stop when at most this share of the revealed answers is left."
     )
     utility: _FromZeroToOne = Field(
         default=0.95, description="Stop before any retained data keeps less than this share."

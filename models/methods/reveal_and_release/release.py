@@ -19,7 +19,7 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids of a prompt and of what the model is trained to say after it, the end-of-text token included."""
+    """Token ids of a prompt and of the answer that the model is trained to give, with the end-of-text token."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
@@ -36,14 +36,14 @@ def train_module(
     description: str,
     track: Track = untracked,
 ) -> tuple[Module, float]:
-    """A LoRA module (peft) on all FFL weights that makes the answers of ``texts`` likelier, and its last loss.
+    """A LoRA module (peft) on all FFL weights that makes the answers of ``texts`` more probable, and its last loss.
 
         loss = cross-entropy(logits / softening, answers) + mu * sum over weights and previous of |A_previous A^T|_1
 
-    The second term is O-LoRA's. ``softening`` is our reading: a model is sure of what it has revealed itself, so that
-    its likelihood has next to no gradient, and what gradient there is comes from the few tokens of which it is not
-    sure. With logits divided by 4, say, every token counts, and the module raises all margins. The model is given back
-    as it was.
+    The second term is O-LoRA's. ``softening`` is our reading: a model is confident of what it has revealed itself, so
+    its likelihood has almost no gradient, and most of that comes from the few tokens of which it is not confident.
+    With logits divided by 4, for example, every token counts, and the module raises all margins. The model is
+    restored.
     """
     rows = _batches(len(texts), options, seed)
     with adapted(model, options.rank, seed) as adapters:
@@ -75,14 +75,14 @@ def overlap(module: Module, previous: Sequence[Module]) -> Tensor:
 
 
 @torch.no_grad()
-def said(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: int = 64) -> list[bool]:
-    """Whether the model's greedy answer is the text's, to the letter: every token is its first choice."""
-    found = []
+def reproduced(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: int = 64) -> list[bool]:
+    """Whether the model's greedy answer is exactly the text's: every token is its first choice."""
+    exact = []
     for start in range(0, len(texts), batch_size):
         logits, targets = _answered(model, texts[start : start + batch_size])
-        right = (logits.argmax(dim=-1) == targets) | (targets == _IGNORED)
-        found += right.all(dim=1).tolist()
-    return found
+        correct = (logits.argmax(dim=-1) == targets) | (targets == _IGNORED)
+        exact += correct.all(dim=1).tolist()
+    return exact
 
 
 def _loss(model: PreTrainedModel, texts: Sequence[Text], softening: float) -> Tensor:

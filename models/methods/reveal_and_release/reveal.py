@@ -63,11 +63,11 @@ def reveal_forget_data(
     The model is asked with an instruction, generates questions, and answers each by itself, without the instruction.
     Kept are questions that are neither in ``known`` nor revealed before (white space does not count), whose question
     and answer come to an end, of which the model is confident, and which the scorer accepts. An instruction's reward is
-    the share of its samples that are kept: it must be on the subject, varied, and say what was not said yet.
+    the share of its samples that are kept: they must be on the subject, varied and new.
     """
     end = end_tokens(model, tokenizer)
     seen = {_normal(question) for question in known}
-    found: list[Revealed] = []
+    revealed: list[Revealed] = []
     for pull in track(range(options.pulls), "revealing", options.pulls):
         arm = bandit.choose()
         prompt = encoded(candidates[arm], tokenizer, chat=options.chat)
@@ -80,22 +80,22 @@ def reveal_forget_data(
             seed=seed + pull,
         )
         fresh: dict[str, str] = {}
-        for said in sampled:
-            question = _text(said, tokenizer).strip()
-            if said.finished and question and _normal(question) not in seen:
+        for continuation in sampled:
+            question = _text(continuation, tokenizer).strip()
+            if continuation.finished and question and _normal(question) not in seen:
                 fresh.setdefault(_normal(question), question)
         kept = []
         questions = list(fresh.values())
-        for question, said in zip(questions, _answers(model, tokenizer, questions, options), strict=True):
-            answer = _text(said, tokenizer)
-            if said.finished and answer and said.confidence >= options.minimum_confidence:
+        for question, continuation in zip(questions, _answers(model, tokenizer, questions, options), strict=True):
+            answer = _text(continuation, tokenizer)
+            if continuation.finished and answer and continuation.confidence >= options.minimum_confidence:
                 score = scorer(question, answer)
                 if score >= options.minimum_score:
-                    kept.append(Revealed(candidates[arm], question, answer, score, round(said.confidence, 6)))
+                    kept.append(Revealed(candidates[arm], question, answer, score, round(continuation.confidence, 6)))
         seen.update(_normal(one.question) for one in kept)
-        found += kept
+        revealed += kept
         bandit.observe(arm, len(kept) / options.samples)
-    return found
+    return revealed
 
 
 def audit_lines(revealed: Sequence[Revealed], options: RevealOptions) -> str:
@@ -104,14 +104,14 @@ def audit_lines(revealed: Sequence[Revealed], options: RevealOptions) -> str:
     Beside them every row has its instruction, score and confidence.
     """
     lines = []
-    for one in revealed:
+    for answered in revealed:
         row: dict[str, Any]
         if options.chat:
-            roles = (("user", one.question), ("assistant", one.answer))
+            roles = (("user", answered.question), ("assistant", answered.answer))
             row = {"messages": [{"role": role, "content": content} for role, content in roles]}
         else:
-            row = {"prompt": one.question, "response": one.answer}
-        row |= {"instruction": one.instruction, "score": one.score, "confidence": one.confidence}
+            row = {"prompt": answered.question, "response": answered.answer}
+        row |= {"instruction": answered.instruction, "score": answered.score, "confidence": answered.confidence}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(lines)
 
@@ -137,8 +137,8 @@ def _answers(
     )
 
 
-def _text(said: Continuation, tokenizer: Tokenizer) -> str:
-    return str(tokenizer.decode(said.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def _text(continuation: Continuation, tokenizer: Tokenizer) -> str:
+    return str(tokenizer.decode(continuation.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _normal(question: str) -> str:

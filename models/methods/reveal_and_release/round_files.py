@@ -77,10 +77,10 @@ class RoundFiles:
 
     def load(self) -> list[Round]:
         """The finished rounds, in order. Raises ``BakeoutError`` for a damaged file."""
-        found: list[Round] = []
-        while self._path(len(found) + 1, "json").is_file():
-            found.append(self._load(len(found) + 1))
-        return found
+        rounds: list[Round] = []
+        while self._path(len(rounds) + 1, "json").is_file():
+            rounds.append(self._load(len(rounds) + 1))
+        return rounds
 
     def _load(self, number: int) -> Round:
         path = self._path(number, "safetensors")

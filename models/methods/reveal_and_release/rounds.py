@@ -16,7 +16,7 @@ from bakeout.models.methods.lora_modules import Module, summed
 from bakeout.models.methods.reveal_and_release import METHOD
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
 from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOptions
-from bakeout.models.methods.reveal_and_release.release import Text, overlap, said, train_module
+from bakeout.models.methods.reveal_and_release.release import Text, overlap, reproduced, train_module
 from bakeout.models.methods.reveal_and_release.reveal import audit_lines, reveal_forget_data
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles
 from bakeout.models.methods.reveal_and_release.scorers import Scorer, matching, novelty
@@ -25,9 +25,9 @@ from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import Track
 from bakeout.models.reference.weight_edits import edited_weights
 
-# One in so many of what is revealed, and of the retain prompts, is not trained on, but measures a round.
+# One of this many revealed questions and retain prompts is not trained on: it measures a round.
 _CHECKED = 4
-# So many retain prompts of each name measure a round, at most.
+# At most this many retain prompts of each name measure a round.
 _RETAIN_CHECKS = 100
 
 
@@ -88,8 +88,8 @@ class Rounds:
         retain, retain_loss = self._train("retain", number, self._retain_texts, parts, forgotten)
         parts.append((self._release.retain_step, retain))
         with self._moved(parts):
-            known = _share(said(self._model, checks))
-            kept = {name: _share(said(self._model, texts)) for name, texts in self._retain_checks.items()}
+            known = _share(reproduced(self._model, checks))
+            kept = {name: _share(reproduced(self._model, texts)) for name, texts in self._retain_checks.items()}
         figures = {
             "round": number,
             "revealed": len(self._revealed(number)),
@@ -124,7 +124,7 @@ class Rounds:
                 track=self._track,
             )
         self._files.write_audit(number, audit_lines(revealed, self._reveal))
-        agreed = said(self._model, self._texts(self._revealed(number)))
+        agreed = reproduced(self._model, self._texts(self._revealed(number)))
         lines = audit_lines([one for one, same in zip(revealed, agreed, strict=True) if same], self._reveal)
         self._files.write_audit(number, lines)
 
@@ -164,14 +164,14 @@ class Rounds:
         return edited_weights(self._model, edits)
 
     def _texts(self, records: Sequence[Record]) -> list[Text]:
-        """What the model is trained to say: responses, with the end of the text where they lack it."""
+        """The answers that the model is trained on: responses, with the end-of-text token where they lack it."""
         return [
             Text(r.prompt_ids, r.response_ids + ([] if self._ends & set(r.response_ids) else self._end))
             for r in records
         ]
 
     def _own_answers(self, name: str, records: Sequence[Record]) -> list[Text]:
-        """What W_0 says to the retain prompts that are kept from training, where it is confident."""
+        """W_0's answers to the retain prompts that are not trained on, if it is confident of them."""
         prompts = [record.prompt_ids for record in records if record.prompt_ids and _is_checked(record)]
         if not prompts:
             raise BakeoutError(

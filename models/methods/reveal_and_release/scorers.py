@@ -1,4 +1,4 @@
-"""What tells self-generated forget data without an example of it: a description, or unlikeness to what must stay."""
+"""Scorers that recognise generated forget data without an example of it: by a description, or by unlikeness."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMPARED = 1000
 def matching(patterns: Sequence[str]) -> Scorer:
     """A scorer by description: 1 where any regular expression is found in the question or the answer, else 0.
 
-    Capitals matter only where a pattern says so, with ``(?-i:…)``.
+    Case is ignored unless a pattern contains ``(?-i:…)``.
     """
     compiled = [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
     return lambda question, answer: float(any(p.search(question) or p.search(answer) for p in compiled))
@@ -38,10 +38,10 @@ def novelty(
 ) -> Scorer:
     """A scorer by unlikeness: the share of retain prompts that lie closer to another one than a question lies to any.
 
-    So a question like those to retain scores anything between 0 and 1, one that is like none of them 1: a conformal
-    test of being exchangeable with what must stay. Texts are compared by the model's own mean hidden states,
-    standardised over the retain prompts and scaled to norm 1. At most 1,000 prompts are compared, evenly from every
-    name. Our reading: the paper scores with a reward of its own for each of its tasks.
+    A question like those to retain can score anything between 0 and 1; one that is like none of them scores 1. This is
+    a conformal test of being exchangeable with the retain prompts. Texts are compared by the model's own mean hidden
+    states, standardised over the retain prompts and scaled to norm 1. At most 1,000 prompts are compared, evenly from
+    every name. Our reading: the paper scores with a reward of its own for each of its tasks.
 
     Raises ``BakeoutError`` for fewer than two different retain prompts.
     """

@@ -37,7 +37,7 @@ def fit_selective_pruning(forget: KeyMagnitudes, retain: KeyMagnitudes, *, ratio
 
     The score of a neuron is mean |key| over the forget set's tokens, divided by mean |key| over the retain set's plus
     1e-8, as in the authors' code. Equal scores go to the lower layer, then the lower neuron. At least one neuron is
-    cut off. A neuron that is silent on the forget set does no work there and is not one of them: its score is 0.
+    cut off. A neuron that is silent on the forget set is never cut off: its score is 0.
 
     The authors' ratios are 0.015 (arithmetic) and 0.0001 (code). Raises ``BakeoutError`` for statistics of different
     models or with NaN or infinite values, and when every neuron is silent.
@@ -47,8 +47,8 @@ def fit_selective_pruning(forget: KeyMagnitudes, retain: KeyMagnitudes, *, ratio
     active = int((score > 0).sum())
     if active == 0:
         raise BakeoutError("Selective Pruning: every neuron is silent on the forget set.", "Probe more texts.")
-    wanted = min(max(1, round(ratio * score.size)), active)
-    order = np.argsort(-score, axis=None, kind="stable")[:wanted]
+    count = min(max(1, round(ratio * score.size)), active)
+    order = np.argsort(-score, axis=None, kind="stable")[:count]
     selected = np.zeros(score.size, dtype=bool)
     selected[order] = True
     layers = tuple(
@@ -58,7 +58,7 @@ def fit_selective_pruning(forget: KeyMagnitudes, retain: KeyMagnitudes, *, ratio
     )
     report = ZeroColumnsReport(
         ratio=ratio,
-        neurons=wanted,
+        neurons=count,
         neurons_per_layer={str(layer.layer): len(layer.columns) for layer in layers},
         silent_neurons=score.size - active,
         highest_score=float(score.flat[order[0]]),

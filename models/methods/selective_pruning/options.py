@@ -1,4 +1,4 @@
-"""What Selective Pruning can be asked for."""
+"""The options of Selective Pruning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UNLEARN (arXiv 2408.04140): a task's low-rank matrices, taken away."""
+"""UNLEARN (arXiv 2408.04140): a task's low-rank matrices, subtracted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fit(options: UnlearnOptions, fitting: Fitting) -> LowRankUpdate:
 
 
 def fitter(options: UnlearnOptions, fitting: Fitting) -> Callable[[Settings], LowRankUpdate]:
-    """Fits of other scales: what is taken away at one scale is that at another times their ratio."""
+    """Fits of other scales: an update at one scale is the update at another times their ratio."""
     fitted: list[LowRankUpdate] = []
 
     def fit_settings(settings: Settings) -> LowRankUpdate:
@@ -61,8 +61,8 @@ def fit_unlearn(
     Discrimination: T (I - Q Qᵀ), where Q is the least subspace that holds the share ``options.energy`` of what flows
     into the weight on the tasks ``similar``, all of them together. That is our reading of the paper's subspaces, which
     are the tasks' own matrices': these hold what was trained, and not all that the weights read. It is applied at every
-    step, so that T is found among the matrices that leave the similar tasks alone. Without ``similar`` there is none.
-    Several targets are found one after the other, each with the earlier ones taken away.
+    step, so that T is one of the matrices that leave the similar tasks alone. Without ``similar`` it is not applied.
+    Several targets are identified one after the other, each with the earlier ones subtracted.
 
     The model is given back bit for bit. Raises ``BakeoutError`` for targets without responses or forgotten already,
     and for similar tasks that leave no direction free.

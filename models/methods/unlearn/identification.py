@@ -1,4 +1,4 @@
-"""The low-rank matrices of a task, found layer by layer: what UNLEARN and LEARN (arXiv 2408.04140) share."""
+"""The low-rank matrices of a task, identified layer by layer: shared by UNLEARN and LEARN (arXiv 2408.04140)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track
 from bakeout.models.reference.weight_edits import edited_weights
 
-# What the answers' tokens are to become: of UNLEARN, with the task's matrices taken away; of LEARN, with them added.
+# What the answers' tokens become: improbable when UNLEARN subtracts the task's matrices, certain when LEARN adds them.
 Aim = Literal["improbable", "certain"]
 
 _REPORTED = {"rank", "steps", "batch_size", "learning_rate", "until"}
@@ -41,22 +41,22 @@ def fit_tasks(
     until: float | None,
     track: Track,
 ) -> LowRankUpdate:
-    """What makes the answers of ``tasks`` as ``aim`` says, found for one task after the other.
+    """The update that makes the answers of ``tasks`` improbable or certain (``aim``), one task after the other.
 
-    Training is done with a layer early once a batch's loss is under ``until``, where it is given.
+    Training of a layer ends early once a batch's loss is under ``until``, if that is given.
     """
     end = _end_of_text(model) if aim == "certain" else []
     texts = {name: _texts(method, name, records, end) for name, records in tasks.items()}
     kept = {name: [prompt + answer for prompt, answer in _texts(method, name, similar[name], [])] for name in similar}
-    found: list[tuple[float, Module]] = []
+    modules: list[tuple[float, Module]] = []
     figures: dict[str, Any] = {}
     for name, task in texts.items():
-        earlier = [LowRankUpdate(method.name, summed(model, found)[0])] if found else []
+        earlier = [LowRankUpdate(method.name, summed(model, modules)[0])] if modules else []
         with edited_weights(model, earlier):
             module, figures[name] = _identify(model, method, aim, name, task, kept, options, until, track)
-        found.append((tuned(options.scale), module))
-    every, residual = summed(model, found)
-    # A layer that found nothing left to do has zeros alone: no change of its weights, and no part of the plan.
+        modules.append((tuned(options.scale), module))
+    every, residual = summed(model, modules)
+    # A layer with nothing left to do has only zeros: its weights do not change, and it is not part of the plan.
     updates = tuple(update for update in every if update.left.any() and update.right.any())
     if not updates:
         raise BakeoutError(
@@ -178,7 +178,7 @@ def _protected(
     for name, sequences in similar.items():
         moments = input_second_moments(model, modules, sequences, description=f"inputs on {name}", track=track)
         for module, moment in moments.items():
-            # Every task weighs alike, however many tokens it has and however large its activations are.
+            # Every task has the same weight, whatever its number of tokens and the size of its activations.
             total[module] = total.get(module, 0.0) + moment / np.trace(moment)
     return {
         module: torch.from_numpy(principal_directions(moment, energy)).float().to(model.device)

@@ -1,4 +1,4 @@
-"""What UNLEARN can be asked for, and what `bakeout tune` searches."""
+"""The options of UNLEARN, and what `bakeout tune` searches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class UnlearnOptions(MethodOptions):
         default=0.95, description="The share of the similar tasks' activations that the change leaves alone."
     )
     scale: Tuned = Field(
-        default=1.0, description="How much of what was found is taken away; `auto` is for `bakeout tune`."
+        default=1.0,
+        description="The multiple of the identified matrices that is subtracted; `auto` is for `bakeout tune`.",
     )
     rank: PositiveInt = Field(default=4, description="The rank of the change of every weight.")
     steps: PositiveInt = Field(default=20, description="Training steps for every layer, at most.")

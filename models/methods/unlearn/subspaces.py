@@ -1,4 +1,4 @@
-"""Subspaces of a weight's inputs: found in what flows in, cut off by energy, and taken out of a low-rank matrix."""
+"""Subspaces of a weight's inputs: estimated from its inputs, cut off by energy, removed from a low-rank matrix."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def input_second_moments(
 ) -> dict[str, Floats]:
     """Sum of x xᵀ over all real tokens' inputs x of the modules ``names``: per module float64 [in, in]."""
     tokens = torch.empty(0, dtype=torch.int64)
-    found: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
 
     def gather(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             inputs = arguments[0].flatten(0, -2)[tokens].double()
             moment = inputs.T @ inputs
-            found[name] = found[name] + moment if name in found else moment
+            moments[name] = moments[name] + moment if name in moments else moment
 
         return hook
 
@@ -46,7 +46,7 @@ def input_second_moments(
             model, sequences, batch_size=batch_size, description=description, track=track, prepare=prepare
         ):
             pass
-    return {name: moment.cpu().numpy() for name, moment in found.items()}
+    return {name: moment.cpu().numpy() for name, moment in moments.items()}
 
 
 def principal_directions(second_moment: Floats, energy: float) -> Floats:
@@ -59,7 +59,7 @@ def principal_directions(second_moment: Floats, energy: float) -> Floats:
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     held = np.cumsum(values)
     count = 1 + int(np.searchsorted(held, energy * held[-1] * (1 - 1e-12)))
-    # Directions that hold nothing but rounding are no part of the subspace, whatever the energy.
+    # Directions that contain only rounding errors are not part of the subspace, whatever the energy.
     count = max(1, min(count, int((values > 1e-12 * values[0]).sum())))
     leading = vectors[:, :count]
     signs = np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(count)])

@@ -1,4 +1,4 @@
-"""What an intervention answers that adjusts pre-activations: which neurons, by which Gaussians, with which coin."""
+"""What an adjusting intervention provides: which neurons, by which Gaussians, with which coin."""
 
 from __future__ import annotations
 

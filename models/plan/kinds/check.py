@@ -1,4 +1,4 @@
-"""What an intervention answers that refuses: the regions of key space in which it does, and what it says then."""
+"""What a refusing intervention provides: the regions of key space in which it refuses, and the refusal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Check(ABC):
     """A test of key vectors that decides over a refusal.
 
     ``layers``: ascending; a key is the concatenation of these layers' key vectors, D = len(layers) * F numbers.
-    ``skills``: a name per region. ``refusal``: int64 [tokens], what a refused row says, the end-of-text token last.
+    ``skills``: a name per region. ``refusal``: int64 [tokens], the answer to a refused row, the end-of-text token last.
     ``positions``: ``query`` tests the last real token of each run that has no past or more than one new token, ``step``
     the last real token of every run, ``every`` all new tokens. ``alpha``: float64 [regions], the margin up to which a
     key lies in each.

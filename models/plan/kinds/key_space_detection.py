@@ -100,7 +100,7 @@ class KeySpaceDetection(Intervention, Check):
         return tuple(Part(layer, cubes, self.count_text(cubes)) for layer in self.layers)
 
     def require_fit(self, model: ModelIdentity) -> None:
-        """Raise ``PlanError`` unless the cubes lie in the key space of ``model``, which can say the refusal."""
+        """Raise ``PlanError`` unless ``model`` has the cubes' key space, and the refusal's tokens in its vocabulary."""
         model.require_layer(self.layers[-1])
         if self.centre.shape[1] != len(self.layers) * model.width:
             raise PlanError(f"The cubes' dimension is not {len(self.layers)} x {model.width}.")

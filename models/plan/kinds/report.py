@@ -1,8 +1,8 @@
 """What fits report of themselves: typed what every fit of a kind reports, verbatim what a method adds of its own.
 
-A method, and a plug-in's method at that, may end in a kind that others end in too, and report figures that only it has.
-So the keys of a report that its kind does not know are kept as they are, while those that it knows must have its types.
-Inside of what a kind knows, an unknown key is an error: nobody else writes there.
+Several methods, plug-ins among them, can end in one kind, and a method can report figures that only it has. Therefore
+the keys of a report that its kind does not know are kept as they are, while those that it knows must have its types.
+Within a value that a kind knows, an unknown key is an error.
 """
 
 from __future__ import annotations

@@ -39,12 +39,12 @@ class WeightChange(ABC):
         """What is to be added to a block of W: W[rows, columns], float64, to the same shape.
 
         A weight that is stored transposed is changed in blocks of columns, which then lie in memory in Fortran order;
-        what is asked for had better lie so too.
+        the result should lie so too.
         """
 
     @abstractmethod
     def formula(self, weight: Any, array: Callable[[Array], Any]) -> Any:
-        """W after the change, by its textbook formula; the reference that everything baked is held against.
+        """W after the change, by its textbook formula; the reference with which everything baked is compared.
 
         ``weight`` is W, in float64 unless ``exact``, of a library whose arrays take Python's operators and indices;
         ``array`` turns a NumPy array into one of that library. ``weight`` itself may be changed and returned.

@@ -36,7 +36,7 @@ class WeightEdit(Intervention):
 
     @property
     def name(self) -> str:
-        """What this edit is called, where its kind's title does not say it all."""
+        """The name of this edit, if its kind's title is not specific enough."""
         return self.title
 
     @property

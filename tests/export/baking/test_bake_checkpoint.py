@@ -269,7 +269,7 @@ def test_a_dry_run_tells_the_receipts_and_writes_nothing(tmp_path: Path) -> None
 
 
 def test_what_no_weight_can_express_is_refused(tmp_path: Path, tiny_plan: Plan, llama_checkpoint: Path) -> None:
-    with pytest.raises(BakeoutError, match=r"Neuron Adjust.*no weight can express.*--to onnx"):
+    with pytest.raises(BakeoutError, match=r"Neuron Adjust.*no weight can express.*`to: onnx`"):
         bake(llama_checkpoint, tiny_plan, tmp_path / "baked", TO)
     assert not (tmp_path / "baked").exists()
 

@@ -83,7 +83,7 @@ def test_weights_have_seven_bits(baked: Baked) -> None:
 def test_it_is_verified(baked: Baked, llama_checkpoint: Path, prompts: list[list[int]]) -> None:
     checks = verify(baked.directory, base=llama_checkpoint, prompts=prompts)
     assert all(check.ok for check in checks), checks
-    assert "held to the formulas" in checks[-1].detail
+    assert "compared with the formulas" in checks[-1].detail
     assert re.search(r"\b6 of \d+ prompts refused", checks[-1].detail), checks[-1].detail
     assert read_manifest(baked.directory)["options"]["quantize"] == "int8"
     assert read_manifest(baked.directory)["versions"]["baked_with"]["onnxruntime"] == onnxruntime.__version__
@@ -181,7 +181,7 @@ def test_what_cannot_be_quantised_is_refused(
                 act(llama_checkpoint, tiny_plan, options)
     export_checkpoint(llama_checkpoint, tmp_path, "fp16")
     for act in acts:
-        with pytest.raises(BakeoutError, match="float16, and int8 comes from float32"):
+        with pytest.raises(BakeoutError, match="float16, and dynamic quantisation to int8 needs float32"):
             act(tmp_path, tiny_plan, INT8)
     assert not (tmp_path / "out").exists()
 

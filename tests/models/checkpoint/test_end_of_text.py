@@ -18,7 +18,7 @@ from bakeout.models.checkpoint.end_of_text import (
     read_padding,
     special_token_text,
 )
-from bakeout.models.data.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 
 from tests.tiny_models import END_OF_TEXT, PADDING, byte_tokenizer

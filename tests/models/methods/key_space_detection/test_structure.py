@@ -84,9 +84,9 @@ def test_cubes_are_taken_where_one_covers_too_much() -> None:
 def test_queries_that_the_model_answers_wrongly_cost_nothing() -> None:
     data = _data({0: 0.0, 1: 12.0})
     data["selection"]["poems"][0][:60] += 12
-    right = {"poems": np.arange(300) < 60}
+    correct = {"poems": np.arange(300) < 60}
     assert _choose(**data).chosen.structure.layers == (1,)
-    assert _choose(**data, right=right).chosen.structure.layers == (0,)
+    assert _choose(**data, correct=correct).chosen.structure.layers == (0,)
 
 
 def test_the_worst_of_several_retain_names_counts() -> None:

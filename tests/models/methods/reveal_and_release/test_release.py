@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions
-from bakeout.models.methods.reveal_and_release.release import Text, overlap, said, train_module
+from bakeout.models.methods.reveal_and_release.release import Text, overlap, reproduced, train_module
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.reference.weight_edits import edited_weights
 
@@ -41,10 +41,10 @@ def test_a_module_teaches_the_answers_and_the_model_keeps_its_own(model: PreTrai
     assert loss < 1.0
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert sum(said(model, texts)) == 0
+    assert sum(reproduced(model, texts)) == 0
     updates, _ = summed(model, [(1.0, module)])
     with edited_weights(model, [LowRankUpdate("test", updates)]):
-        assert sum(said(model, texts)) >= 4
+        assert sum(reproduced(model, texts)) >= 4
 
 
 def test_training_follows_from_the_seed(model: PreTrainedModel) -> None:
@@ -79,6 +79,6 @@ def test_what_is_said_is_what_greedy_decoding_says(model: PreTrainedModel) -> No
             with torch.no_grad():
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         texts.append(Text(prompt, ids[len(prompt) :]))
-    assert said(model, texts, batch_size=2) == [True] * 5
+    assert reproduced(model, texts, batch_size=2) == [True] * 5
     wrong = [Text(text.prompt_ids, [*text.answer_ids[:-1], (text.answer_ids[-1] + 1) % 200]) for text in texts]
-    assert said(model, [*texts[:1], *wrong]) == [True] + [False] * 5
+    assert reproduced(model, [*texts[:1], *wrong]) == [True] + [False] * 5

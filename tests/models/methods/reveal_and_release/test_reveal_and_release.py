@@ -18,7 +18,7 @@ from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenize
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.fit import fit_reveal_and_release
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions, RevealAndReleaseOptions, RevealOptions
-from bakeout.models.methods.reveal_and_release.release import Text, said
+from bakeout.models.methods.reveal_and_release.release import Text, reproduced
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import untracked
@@ -138,7 +138,7 @@ def test_it_forgets_what_it_revealed_and_keeps_the_rest(
         write_jsonl(examples(skill, "test", 60), tmp_path / "test.jsonl")
         records = read_records(tmp_path / "test.jsonl", tokenizer)
         end = end_tokens(model, tokenizer)
-        right = said(model, [Text(record.prompt_ids, [*record.response_ids, *end]) for record in records])
+        right = reproduced(model, [Text(record.prompt_ids, [*record.response_ids, *end]) for record in records])
         return sum(right) / len(right)
 
     before = {skill: share(skill) for skill in ("code", "german")}
