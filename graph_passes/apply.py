@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -12,6 +12,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.graph_file import CONVERTED_FROM
+from bakeout.graph_passes.graph.opset import OLDEST_OPSET
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
 from bakeout.graph_passes.weight_edits import WeightEditsPass
@@ -20,7 +22,6 @@ from bakeout.models.plan.receipt import Receipt
 
 # What onnx 1.23 writes by default is newer than what runtimes read; 10 has functions with overloads, and int4.
 IR_VERSION = 10
-OLDEST_OPSET = 18
 
 
 def edit_weights(model: ir.Model, plan: Plan) -> list[Receipt]:
@@ -62,6 +63,9 @@ def apply_plan(
     _require_all_matched(plan, receipts)
     RemoveUnusedNodesPass()(model)
     model.ir_version = IR_VERSION
+    if CONVERTED_FROM in model.meta:
+        told = {CONVERTED_FROM: model.meta[CONVERTED_FROM]}
+        receipts = [replace(receipt, detail={**receipt.detail, **told}) for receipt in receipts]
     return sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer, receipt.detail.get("role", "")))
 
 

@@ -22,6 +22,7 @@ from bakeout.models.checkpoint.checkpoint_files import load_model, weights_diges
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.network.families import identity
+from bakeout.models.network.generation import named_ends
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.reference.canary import measure_canary
 from bakeout.models.reference.weight_edits import edited_weights
@@ -40,6 +41,7 @@ class Bench:
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint)
+        self.ends = named_ends(self.model, self.tokenizer).tokens
         self.identity = identity(self.model, weights_digest(checkpoint))
         self.base = output / "base"
         if not self.base.exists():

@@ -72,7 +72,7 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
         {skill: calibration},
         {name: keys(name, "calibration") for name in others},
         KeySpaceDetectionOptions(forget=skill).with_structure(chosen),
-        refusal=refusal_tokens(REFUSAL, bench.tokenizer),
+        refusal=refusal_tokens(REFUSAL, bench.tokenizer, bench.ends),
     )
     row: dict[str, Any] = {
         "chosen": choice.chosen.figures().as_json(),
@@ -115,7 +115,7 @@ def _check(bench: Bench, keys: Keys, skill: str) -> KeySpaceDetection:
             floor=chosen["floor"],
             alpha=row["alpha"],
         ),
-        refusal=refusal_tokens(REFUSAL, bench.tokenizer),
+        refusal=refusal_tokens(REFUSAL, bench.tokenizer, bench.ends),
     )
 
 

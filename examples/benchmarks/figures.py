@@ -92,7 +92,7 @@ class Probed:
             {},
             {},
             KeySpaceDetectionOptions(forget=skill, layers=list(layers), cubes=cubes, floor=floor, alpha=alpha),
-            refusal=refusal_tokens(REFUSAL, self.tokenizer),
+            refusal=refusal_tokens(REFUSAL, self.tokenizer, self.ends),
         )
 
 

@@ -59,7 +59,7 @@ def key_space_detection(bench: Bench) -> Intervention:
         {FORGOTTEN: keys["calibration"]},
         {},
         KeySpaceDetectionOptions(forget=FORGOTTEN, layers=[0], cubes=32, floor=1.0),
-        refusal=refusal_tokens(REFUSAL, bench.tokenizer),
+        refusal=refusal_tokens(REFUSAL, bench.tokenizer, bench.ends),
     )
 
 

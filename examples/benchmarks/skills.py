@@ -92,7 +92,7 @@ def nearest(check: KeySpaceDetection, keys: LayerKeys) -> NDArray[np.float64]:
 
 def key_space_detection(bench: Bench) -> None:
     """Forget every skill in turn, with the structure chosen on the selection split and with the plain defaults."""
-    refusal = refusal_tokens(REFUSAL, bench.tokenizer)
+    refusal = refusal_tokens(REFUSAL, bench.tokenizer, bench.ends)
     keys: dict[str, dict[str, LayerKeys]] = {}
     prompts = {}
     for skill in SKILLS:

@@ -105,7 +105,7 @@ def _detection(bench: Bench, earlier: Sequence[Intervention]) -> Intervention:
             {DETECTED: keys(DETECTED, "calibration")},
             {},
             KeySpaceDetectionOptions(forget=DETECTED, layers=[LAYER], cubes=CUBES, floor=FLOOR),
-            refusal=refusal_tokens(REFUSAL, bench.tokenizer),
+            refusal=refusal_tokens(REFUSAL, bench.tokenizer, bench.ends),
         )
 
 

@@ -71,7 +71,9 @@ def quantise(graph: ir.Model, directory: Path) -> ir.Model:
         )
     finally:
         logging.disable(before)
-    return load_graph(directory / GRAPH)
+    quantised = load_graph(directory / GRAPH)
+    quantised.meta.update(graph.meta)
+    return quantised
 
 
 def _require_own_weights(graph: ir.Model) -> None:

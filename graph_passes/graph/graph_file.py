@@ -17,8 +17,11 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.graph.opset import OLDEST_OPSET, converted
 from bakeout.models.files.writing import write_file
 
+# What a loaded graph was converted from, in its ``meta``, and in the receipts of its edits.
+CONVERTED_FROM = "converted_from_opset"
 # What protobuf writes into one file.
 _LARGEST_FILE = 2**31 - 1
 
@@ -41,13 +44,15 @@ def load_graph(path: Path) -> ir.Model:
     """Read a graph; the data files it refers to are checked for presence and size. Weights are not read.
 
     Metadata and doc strings are dropped: torch's exporter writes absolute source paths into them, which would make
-    the artifact depend on the directory it was exported in.
+    the artifact depend on the directory it was exported in. A graph of an opset before 18 is converted.
 
     Raises ``GraphError`` for a file that is missing, truncated or not ONNX, for external data that is missing, too
     short, or outside the model's directory, and for attributes that the graph's own file cannot hold.
     """
     try:
         model = ir.load(path)
+        if 0 < (opset := model.opset_imports.get("", 0)) < OLDEST_OPSET:
+            model = _in_newer_opset(path, opset)
     except OSError as error:
         raise GraphError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except (DecodeError, *_CONTRADICTIONS) as error:
@@ -68,6 +73,15 @@ def sound_graph() -> Iterator[None]:
         yield
     except _CONTRADICTIONS as error:
         raise GraphError(f"The graph contradicts itself ({_reason(error)}).", "Copy or export it again.") from None
+
+
+def _in_newer_opset(path: Path, opset: int) -> ir.Model:
+    """The graph in ``path``, of an old ``opset``, converted; ``meta`` remembers which it was."""
+    newer = converted(onnx.load(path, load_external_data=False))
+    model = ir.serde.deserialize_model(newer)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    model.meta[CONVERTED_FROM] = opset
+    return model
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

@@ -66,7 +66,8 @@ def in_our_loop(artifact: Path, prompt: list[int]) -> list[int]:
 def by_hand(artifact: Path, prompt: list[int]) -> list[int]:
     """A loop that knows the tokenizer alone."""
     end = AutoTokenizer.from_pretrained(artifact).eos_token_id
-    runner, said = Runner(artifact, threads=1), []
+    runner = Runner(artifact, threads=1)
+    said: list[int] = []
     tokens, mask, cache = np.array([prompt]), np.ones((1, len(prompt)), np.int64), None
     while len(said) < LONGEST and end not in said:
         step = runner.step(tokens, mask, cache)

@@ -154,7 +154,8 @@ def _places(document: Any, depth: int = 0) -> Any:
 
 
 def _node(model: onnx.ModelProto, random: Random) -> onnx.NodeProto:
-    return model.graph.node[random.randrange(len(model.graph.node))]
+    node: onnx.NodeProto = model.graph.node[random.randrange(len(model.graph.node))]
+    return node
 
 
 def _rename_input(model: onnx.ModelProto, random: Random) -> None:
