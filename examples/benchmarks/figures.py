@@ -46,6 +46,7 @@ from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_to
 from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
 from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.network.families import identity
+from bakeout.models.network.generation import named_ends
 from bakeout.models.network.probing import probe_keys, probe_neurons
 from bakeout.models.plan import Intervention, KeySpaceDetection, Plan
 from bakeout.models.reference.canary import measure_canary
@@ -92,7 +93,7 @@ class Probed:
             {},
             {},
             KeySpaceDetectionOptions(forget=skill, layers=list(layers), cubes=cubes, floor=floor, alpha=alpha),
-            refusal=refusal_tokens(REFUSAL, self.tokenizer, self.ends),
+            refusal=refusal_tokens(REFUSAL, self.tokenizer, named_ends(self.model, self.tokenizer).tokens),
         )
 
 

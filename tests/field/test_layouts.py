@@ -223,7 +223,8 @@ def test_an_adapter_alone_is_named_with_its_base(
     adapter(model)
     if configured:
         shutil.copy(llama_checkpoint / "config.json", model)
-    for use in [*everything(model, tiny_plan, tmp_path), lambda: Runner(model)]:
+    uses: list[Callable[[], Any]] = [*everything(model, tiny_plan, tmp_path), lambda: Runner(model)]
+    for use in uses:
         with pytest.raises(BakeoutError, match="is an adapter alone, of company/base"):
             use()
 
