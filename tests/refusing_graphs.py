@@ -90,7 +90,7 @@ def detection_of(
 
 def bake(source: Path, directory: Path, detection: KeySpaceDetection, **options: bool) -> Path:
     """A copy of an ONNX directory that refuses."""
-    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("model.onnx*"))
+    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("model.onnx"))
     model = load_graph(source / "model.onnx")
     KeySpaceDetectionPass(detection, 0, **options)(model)
     model.ir_version = 10

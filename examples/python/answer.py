@@ -14,8 +14,7 @@ from transformers import AutoTokenizer
 directory, prompts = Path(sys.argv[1]), sys.argv[2:]
 session = onnxruntime.InferenceSession(directory / "model.onnx")
 tokenizer = AutoTokenizer.from_pretrained(directory)
-named = json.loads((directory / "config.json").read_text())["eos_token_id"]
-ends = set(named if isinstance(named, list) else [named])
+ends = set(np.atleast_1d(json.loads((directory / "config.json").read_text())["eos_token_id"]).tolist())
 past = [entry for entry in session.get_inputs() if entry.name.startswith("past")]
 outputs = [entry.name for entry in session.get_outputs()]
 
@@ -37,6 +36,5 @@ for prompt in prompts:
         found = dict(zip(outputs, session.run(None, {**fed, **cache}), strict=True))
         length += len(new)
         cache = {entry.name: found[entry.name.replace("past_key_values", "present")] for entry in past}
-        new = [int(found["logits"][0, -1].argmax())]
-        answer += new
+        answer += (new := [int(found["logits"][0, -1].argmax())])
     print(tokenizer.decode(answer, skip_special_tokens=True).strip())

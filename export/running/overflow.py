@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from bakeout.export.running.runner import Runner
-from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.errors import BakeoutError
 
 
 def require_finite(graph_file: Path, prompts: Sequence[Sequence[int]]) -> None:
     """Raise ``BakeoutError`` where a float16 graph gives anything but finite logits on ``prompts``, token ids."""
-    if not prompts or stored_precision(load_graph(graph_file)) != "float16":
+    graph = load_graph(graph_file)
+    if not prompts or stored_precision(graph) != "float16":
         return
-    for _, logits in Runner(graph_file).each_logits(prompts):
+    # As it was loaded: ONNX Runtime cannot read a tensor in an attribute that lies in a data file.
+    for _, logits in Runner(graph_file, graph=graph_bytes(graph)).each_logits(prompts):
         if not np.isfinite(logits).all():
             raise overflow()
 

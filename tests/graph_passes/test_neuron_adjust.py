@@ -24,6 +24,7 @@ COINS = get_args(Coin)
 WIDTH = 12
 NEURONS = np.array([1, 4, 5, 9])
 EPSILON = float(np.finfo(np.float32).eps)
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def adjusted_layer(layer: int = 0, neurons: Array = NEURONS, **statistics: Array) -> AdjustedLayer:
@@ -89,7 +90,8 @@ def assert_textbook(coin: Coin, layer: AdjustedLayer, v: Array, after: Array) ->
     expected = textbook(coin, layer, v)
     scale = np.abs(v) + np.abs(transported(layer, v)) + np.abs(layer.retain_mean)
     reach = uncertainty_of_log_odds(layer, v)
-    tolerance = (
+    # Float32 has no more digits below its smallest normal number.
+    tolerance = SMALLEST + (
         8
         * EPSILON
         * (scale + layer.retain_deviation / layer.forget_deviation * (np.abs(v) + np.abs(layer.forget_mean)))

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from bakeout.export.cli.main import main
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
-from bakeout.models.plan import Plan
+from bakeout.models.plan import Canary, Plan
 from bakeout.models.plan.plan_file import plan_bytes
 
 from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, write_recipe
@@ -274,7 +274,7 @@ def _weight_edits(spoil: Callable[[Bench, dict[str, Any]], None], **changes: Any
         if path.is_file():
             save_file(weights, path, metadata={"format": "pt"})
         model = replace(bench.plan.model, digest=weights_digest(bench.checkpoint))
-        canary = replace(bench.plan.canary, expected=(bench.plan.canary.expected[0],))
+        canary = Canary(bench.plan.canary.input_ids, (bench.plan.canary.expected[0],))
         plan = bench.saved_plan(replace(bench.plan, model=model, interventions=(update,), canary=canary))
         return [*bench.bake(bench.checkpoint, plan), "--to", "safetensors"]
 

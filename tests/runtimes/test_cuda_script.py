@@ -92,6 +92,7 @@ def test_another_refusal_than_the_plan_says(baked: Baked, tmp_path: Path) -> Non
     plan = load_plan(path)
     (detection,) = plan.interventions
     assert isinstance(detection, KeySpaceDetection)
+    path.unlink()
     save_plan(replace(plan, interventions=(replace(detection, refusal=detection.refusal[1:]),)), path)
     status, table = check(baked, tmp_path / "tampered")
     assert status == 1

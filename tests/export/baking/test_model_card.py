@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bakeout.export.baking.model_card import model_card
 from bakeout.export.evaluation.rows import BASE, Row
-from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
+from bakeout.models.plan import Canary, Intervention, KeySpaceDetection, NeuronAdjust, Plan
 
 from tests.tiny_models import byte_tokenizer
 
@@ -63,7 +63,7 @@ def test_every_kind_of_plan_has_a_card_of_whole_tables(tiny_plan: Plan, tmp_path
         replace(
             tiny_plan,
             interventions=(intervention,),
-            canary=replace(tiny_plan.canary, expected=(tiny_plan.canary.expected[index],)),
+            canary=Canary(tiny_plan.canary.input_ids, (tiny_plan.canary.expected[index],)),
         )
         for index, intervention in enumerate(alone)
     ]

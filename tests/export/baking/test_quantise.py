@@ -84,7 +84,7 @@ def test_it_is_verified(baked: Baked, llama_checkpoint: Path, prompts: list[list
     checks = verify(baked.directory, base=llama_checkpoint, prompts=prompts)
     assert all(check.ok for check in checks), checks
     assert "compared with the formulas" in checks[-1].detail
-    assert re.search(r"\b6 of \d+ prompts refused", checks[-1].detail), checks[-1].detail
+    assert re.search(r"\b[1-9]\d* of \d+ prompts refused", checks[-1].detail), checks[-1].detail
     assert read_manifest(baked.directory)["options"]["quantize"] == "int8"
     assert read_manifest(baked.directory)["versions"]["baked_with"]["onnxruntime"] == onnxruntime.__version__
 

@@ -98,7 +98,7 @@ def test_data_of_one_name_twice_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", [{"prompt": "no response"}, {"text": "no prompt"}], ids=str)
 def test_rows_that_cannot_be_evaluated_are_named(runner: Runner, tmp_path: Path, row: dict[str, str]) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}, row])
-    with pytest.raises(BakeoutError, match="row 2"):
+    with pytest.raises(BakeoutError, match="line 2"):
         measure(runner, "m", {"d": data}, Refusals())
 
 

@@ -135,5 +135,5 @@ def test_of_refused_texts_alone_nothing_is_said_but_their_number(
 @pytest.mark.parametrize("row", [{"prompt": "no response"}, {"text": "x"}], ids=str)
 def test_rows_with_nothing_to_predict_are_named(llama_export: Path, tmp_path: Path, row: dict[str, str]) -> None:
     path = write_rows(tmp_path / "d.jsonl", [{"text": "some text"}, row])
-    with pytest.raises(DataError, match="row 2"):
+    with pytest.raises(DataError, match="line 2"):
         predict(Runner(llama_export), path)

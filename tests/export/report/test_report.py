@@ -175,7 +175,7 @@ def test_plots_hold_what_they_say(artifact: Path, tmp_path: Path) -> None:
         (lambda figures: figures[0]["shares"]["names"].__setitem__(1, 1.5), "less than or equal to 1"),
         (lambda figures: figures[1]["panels"][0]["series"]["sums"].append(1), "4 values for 3"),
         (lambda figures: figures[2].update(points=[]), "points"),
-        (lambda figures: figures[2]["points"][1]["others"].pop("code"), "other names"),
+        (lambda figures: figures[2]["points"][1]["others"].pop("code"), "different names"),
         (lambda figures: figures[3]["shares"].pop(), "shares"),
         (lambda figures: figures[4]["methods"][0].update(latency=0), "latency"),
         (lambda figures: figures[5]["rows"][0].update(through=500), "500"),
