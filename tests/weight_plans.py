@@ -58,5 +58,6 @@ def plan_of(model: PreTrainedModel, digest: str, *interventions: Intervention) -
     """A plan whose canary was measured with all interventions in force."""
     with edited_weights(model, interventions):
         canary = measure_canary(model, interventions, PROMPTS)
-    provenance = {"data": {}, "versions": {"bakeout": "0"}}
+    names = {name for one in interventions for name in one.forgets}
+    provenance = {"data": {name: {} for name in sorted(names)}, "versions": {"bakeout": "0"}}
     return Plan(identity(model, digest), interventions, canary, provenance)

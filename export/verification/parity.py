@@ -44,6 +44,8 @@ _TOLERANCE: dict[Precision, Tolerance] = {
 }
 # The shares of a quantised graph's prompts and tokens that must agree with the unquantised reference.
 _DECIDED_ALIKE, _SAID_ALIKE = 0.95, 0.7
+# By how much a margin differs in quantised weights, as a share of alpha.
+_BOUNDARY = 0.05
 _OTHER_BASE = "{} is not the model that the plan was fitted on: its weights' digest differs"
 
 
@@ -100,14 +102,17 @@ def check_quantised(
 
     The interventions must change its own values exactly by their formulas (``formulas``). Compared with the unquantised
     reference, all but 5 % of the prompts must be refused or passed alike, and for prompts that both pass, 70 % of the
-    tokens generated after the same text (16 at most) must be the same: larger differences are not rounding. Prompts
-    run one by one, because prompts that share a batch can share a scale.
+    tokens generated after the same text (16 at most) must be the same: larger differences are not rounding. The
+    canary's sequences near a region's boundary are left out of that comparison, because rounding decides over them.
+    Prompts run one by one, because prompts that share a batch can share a scale.
     """
     if base.digest != plan.model.digest:
         return False, _OTHER_BASE.format(base.directory)
     ok, told = check_formulas(graph_file, plan, receipts, prompts, track)
     if not ok:
         return False, told
+    near = _near_boundary(plan)
+    prompts = [prompt for prompt in prompts if tuple(prompt) not in near]
     decided = steps = alike = both = 0
     for answer, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=1):
         refused, expected_refused = is_refused(logits[0]), is_refused(expected_logits[0])
@@ -124,6 +129,16 @@ def check_quantised(
         f"reference {decided} of {len(prompts)} prompts are refused or passed alike, and {alike} of {steps} tokens "
         f"alike that both generate after the same text{refusals}"
     )
+
+
+def _near_boundary(plan: Plan) -> set[tuple[int, ...]]:
+    """The canary's sequences that are within 5 % of a region's boundary."""
+    rows = map(tuple, plan.canary.input_ids.tolist())
+    for one, margins in zip(plan.interventions, plan.canary.expected, strict=True):
+        if one.check is not None and plan.canary.refused is not None:
+            is_near = np.abs(one.check.nearness(margins) - 1) < _BOUNDARY
+            return {row for row, near in zip(rows, is_near, strict=True) if near}
+    return set()
 
 
 def _answers(

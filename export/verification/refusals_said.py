@@ -8,11 +8,14 @@ from pathlib import Path
 from bakeout.export.artifacts.decoding_bans import find_bans
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.checkpoint.end_of_text import CONFIG, GENAI, GENERATION, read_end_of_text
 from bakeout.models.files.json_object import read_json
 
 # How many tokens more than the refusal's a loop is given to stop by itself.
 _MORE = 8
+_BATCH = 32
 
 
 def check_refusals(graph_file: Path, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[bool, str]:
@@ -24,11 +27,13 @@ def check_refusals(graph_file: Path, refusal: Sequence[int], prompts: Sequence[S
     if problems := list(_obstacles(graph_file.parent, refusal)):
         return False, "; ".join(problems)
     runner = Runner(graph_file)
-    begun = runner.generate_with_logits(prompts, 1)
+    # Rows that share a batch can share a scale of quantised values, which can change a decision.
+    batch_size = 1 if stored_precision(load_graph(graph_file)) == "quantised" else _BATCH
+    begun = runner.generate_with_logits(prompts, 1, batch_size=batch_size)
     refused = [prompt for prompt, (_, logits) in zip(prompts, begun, strict=True) if is_refused(logits[0])]
     if not refused:
         return True, "no prompt was refused"
-    answers = runner.generate(refused, len(refusal) + _MORE)
+    answers = runner.generate(refused, len(refusal) + _MORE, batch_size=batch_size)
     whole = sum(answer == list(refusal) for answer in answers)
     return whole == len(refused), f"{whole} of {len(refused)} refused prompts got the whole refusal, which then stopped"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,7 +83,9 @@ def test_it_is_verified(baked: Baked, llama_checkpoint: Path, prompts: list[list
     checks = verify(baked.directory, base=llama_checkpoint, prompts=prompts)
     assert all(check.ok for check in checks), checks
     assert "compared with the formulas" in checks[-1].detail
-    assert re.search(r"\b[1-9]\d* of \d+ prompts refused", checks[-1].detail), checks[-1].detail
+    # Six are the prompts', two the canary's, one of them too near to a boundary to be compared with the reference.
+    assert "8 of 15 prompts refused" in checks[-1].detail, checks[-1].detail
+    assert "7 of 13 prompts refused by both" in checks[-1].detail, checks[-1].detail
     assert read_manifest(baked.directory)["options"]["quantize"] == "int8"
     assert read_manifest(baked.directory)["versions"]["baked_with"]["onnxruntime"] == onnxruntime.__version__
 
