@@ -67,7 +67,7 @@ def test_nothing_but_the_kinds_the_hooks_and_the_passes_asks_for_a_kind() -> Non
     kinds = "NeuronAdjust|KeySpaceDetection|ZeroColumns|LowRankUpdate|WeightEdit|Intervention"
     asks = re.compile(
         rf"(isinstance|issubclass)\([^)]*\b({kinds})\b|\bis (not )?({kinds})\b"
-        r"|\.kind\s*(==|!=|in\b)|\[\w*(\.|\[\")kind(\"\])?\]|type\(\w+\) (is|in|not in)\b"
+        r"|\.kind\s*(==|!=|in\b)|\[\w*(\.|\[\")kind(\"\])?\]|type\(\w+\) (is|in|not in)\b(?! (not )?(int|bool)\b)"
     )
     allowed = [ROOT / "models/plan/kinds", ROOT / "models/reference/hooks.py", ROOT / "graph_passes/apply.py"]
     asking = [

@@ -359,7 +359,7 @@ CASES: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "missing data": (missing_data, r"line 2: there is no file data/gone\.jsonl"),
     "data that are no JSON": (_malformed_data("{nonsense"), r"names\.probe\.jsonl.*31"),
     "data that are no rows": (_malformed_data('["prompt"]'), r"names\.probe\.jsonl.*31"),
-    "data of another form": (_malformed_data('{"question": "?"}'), r"names\.probe\.jsonl.*31"),
+    "data of another form": (_malformed_data('{"title": "?"}'), r"names\.probe\.jsonl.*31"),
     "a checkpoint of other weights": (checkpoint_of_other_weights, r"sha256"),
     "a graph of another shape": (graph_of_other_shape, r"hidden size 64"),
     "a graph of other weights": (graph_of_other_weights, r"canary"),
