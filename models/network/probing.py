@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,12 @@ _Item = TypeVar("_Item")
 
 # Pre-activations are widened to float64 in pieces of this many numbers (1 MiB): a piece stays in the cache.
 _PIECE = 1 << 17
+# Padded tokens of one forward pass: fewer rows than the batch size go through together where rows are long.
+BATCH_TOKENS = 8192
+
+# Called with what goes into, or comes out of, a module in a forward pass.
+Read = Callable[[Any], None]
+_NOTHING: Mapping[nn.Module, Read] = {}
 
 
 def probe_neurons(
@@ -54,22 +60,27 @@ def probe_neurons(
         tokens = batch.tokens_from([first_counted[row] for row in batch.rows])
         pieces = torch.split(tokens, max(1, _PIECE // layers[0].width))
 
-    def gather(layer: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> None:
+    def gather(layer: int) -> Read:
+        def read(output: Tensor) -> None:
             values = layers[layer].pre_activation(output).reshape(-1, layers[layer].width)
             gathered[layer] = [_mean_and_m2(values, piece) for piece in pieces]
 
-        return hook
+        return read
 
     total = Moments.none((len(layers), layers[0].width))
-    with hooked(layer.gate.register_forward_hook(gather(layer.layer)) for layer in layers):
-        for _ in run_batches(
-            model, sequences, batch_size=batch_size, description="probing neurons", track=track, prepare=prepare
-        ):
-            for number, piece in enumerate(pieces):
-                mean = torch.stack([layer[number][0] for layer in gathered]).cpu().numpy()
-                m2 = torch.stack([layer[number][1] for layer in gathered]).cpu().numpy()
-                total = total.merge(Moments(len(piece), mean, m2))
+    for _ in run_batches(
+        model,
+        sequences,
+        outputs={layer.gate: gather(layer.layer) for layer in layers},
+        batch_size=batch_size,
+        description="probing neurons",
+        track=track,
+        prepare=prepare,
+    ):
+        for number, piece in enumerate(pieces):
+            mean = torch.stack([layer[number][0] for layer in gathered]).cpu().numpy()
+            m2 = torch.stack([layer[number][1] for layer in gathered]).cpu().numpy()
+            total = total.merge(Moments(len(piece), mean, m2))
     return NeuronStatistics(total)
 
 
@@ -94,20 +105,25 @@ def probe_key_magnitudes(
         nonlocal tokens
         tokens = batch.tokens_from([first_counted[row] for row in batch.rows])
 
-    def gather(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            values = arguments[0].reshape(-1, layers[layer].width)
+    def gather(layer: int) -> Read:
+        def read(key: Tensor) -> None:
+            values = key.reshape(-1, layers[layer].width)
             pieces = torch.split(tokens, max(1, _PIECE // layers[0].width))
             sums[layer] = torch.stack([values[piece].double().abs().sum(dim=0) for piece in pieces]).sum(dim=0)
 
-        return hook
+        return read
 
     total = KeyMagnitudes(0, np.zeros((len(layers), layers[0].width)))
-    with hooked(layer.down.register_forward_pre_hook(gather(layer.layer)) for layer in layers):
-        for _ in run_batches(
-            model, sequences, batch_size=batch_size, description="probing neurons", track=track, prepare=prepare
-        ):
-            total = total.merge(KeyMagnitudes(len(tokens), torch.stack(sums).cpu().numpy()))
+    for _ in run_batches(
+        model,
+        sequences,
+        inputs={layer.down: gather(layer.layer) for layer in layers},
+        batch_size=batch_size,
+        description="probing neurons",
+        track=track,
+        prepare=prepare,
+    ):
+        total = total.merge(KeyMagnitudes(len(tokens), torch.stack(sums).cpu().numpy()))
     return total
 
 
@@ -132,11 +148,11 @@ def probe_keys(
     last_tokens = torch.empty(0, dtype=torch.int64)
     gathered: dict[int, Tensor] = {}
 
-    def gather(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            gathered[layer] = arguments[0].reshape(-1, available[layer].width)[last_tokens].float()
+    def gather(layer: int) -> Read:
+        def read(key: Tensor) -> None:
+            gathered[layer] = key.reshape(-1, available[layer].width)[last_tokens].float()
 
-        return hook
+        return read
 
     def prepare(batch: Batch) -> None:
         nonlocal last_tokens
@@ -144,12 +160,17 @@ def probe_keys(
         last_tokens = rows_start + batch.attention_mask.sum(dim=1) - 1
 
     keys = {layer: np.empty((len(prompts), available[layer].width), dtype=np.float32) for layer in layers}
-    with hooked(available[layer].down.register_forward_pre_hook(gather(layer)) for layer in keys):
-        for batch in run_batches(
-            model, prompts, batch_size=batch_size, description="probing key vectors", track=track, prepare=prepare
-        ):
-            for layer, rows in gathered.items():
-                keys[layer][batch.rows] = rows.cpu().numpy()
+    for batch in run_batches(
+        model,
+        prompts,
+        inputs={available[layer].down: gather(layer) for layer in keys},
+        batch_size=batch_size,
+        description="probing key vectors",
+        track=track,
+        prepare=prepare,
+    ):
+        for layer, rows in gathered.items():
+            keys[layer][batch.rows] = rows.cpu().numpy()
     return keys
 
 
@@ -178,26 +199,83 @@ def run_batches(
     *,
     batch_size: int,
     description: str,
+    inputs: Mapping[nn.Module, Read] = _NOTHING,
+    outputs: Mapping[nn.Module, Read] = _NOTHING,
     track: Track = untracked,
     prepare: Callable[[Batch], None] | None = None,
 ) -> Iterator[Batch]:
-    """Run the model up to its head, which no statistic needs, and yield each batch once its hooks have seen it.
+    """Run the model as deep as something is read, and yield each batch once that has been read.
 
-    ``prepare`` is called with a batch before its forward pass. Batches hold sequences of similar lengths, the longest
-    first. Raises ``BakeoutError`` for what the model cannot read.
+    ``inputs`` and ``outputs`` read what goes into modules, and what comes out of them. What lies behind the last of
+    these is not computed; the head, which no statistic needs, never is. ``prepare`` is called with a batch before its
+    forward pass. Batches hold up to ``batch_size`` sequences of similar lengths, the longest first, and fewer where
+    these are long. Abandoning the iterator removes its hooks. Raises ``BakeoutError`` for what the model cannot read.
     """
     limits = model_limits(model)
     for sequence in sequences:
         limits.require(sequence, None, "A row")
-    batches = _batches([len(sequence) for sequence in sequences], batch_size)
-    for rows in track(batches, description, len(batches)):
-        padded = right_padded([sequences[row] for row in rows])
-        batch = Batch(rows, *(torch.from_numpy(array).to(model.device) for array in padded))
-        if prepare is not None:
-            prepare(batch)
-        with torch.inference_mode():
-            model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        yield batch
+    batches = batches_by_length([len(sequence) for sequence in sequences], batch_size)
+    with _Reading(model, inputs, outputs) as reading:
+        for rows in track(batches, description, len(batches)):
+            padded = right_padded([sequences[row] for row in rows])
+            batch = Batch(rows, *(torch.from_numpy(array).to(model.device) for array in padded))
+            if prepare is not None:
+                prepare(batch)
+            reading.run(batch)
+            yield batch
+
+
+class _EverythingRead(Exception):  # noqa: N818 - not an error
+    """Raised in a forward pass behind the last module that is read."""
+
+
+class _Reading:
+    """Hooks that read a model's modules, and end the forward pass behind the last of them."""
+
+    def __init__(
+        self, model: PreTrainedModel, inputs: Mapping[nn.Module, Read], outputs: Mapping[nn.Module, Read]
+    ) -> None:
+        self._model = model
+        self._inputs, self._outputs = inputs, outputs
+        self._unread: set[tuple[nn.Module, str]] = set()
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> _Reading:
+        for module, read in self._inputs.items():
+            self._handles.append(module.register_forward_pre_hook(self._before(module, read)))
+        for module, read in self._outputs.items():
+            self._handles.append(module.register_forward_hook(self._behind(module, read)))
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def run(self, batch: Batch) -> None:
+        self._unread = {(module, "input") for module in self._inputs} | {(module, "output") for module in self._outputs}
+        with suppress(_EverythingRead), torch.inference_mode():
+            self._model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+
+    def _before(self, module: nn.Module, read: Read) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            read(arguments[0])
+            self._mark_read(module, "input")
+
+        return hook
+
+    def _behind(self, module: nn.Module, read: Read) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            read(output)
+            self._mark_read(module, "output")
+
+        return hook
+
+    def _mark_read(self, module: nn.Module, what: str) -> None:
+        self._unread.discard((module, what))
+        # Where a model records its states, transformers wraps its layers until the whole pass has ended.
+        config = self._model.config
+        if not (self._unread or config.output_hidden_states or config.output_attentions):
+            raise _EverythingRead
 
 
 @contextmanager
@@ -232,7 +310,15 @@ def _mean_and_m2(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, samples.square_().sum(dim=0)
 
 
-def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar lengths, the longest first: what does not fit into memory shows at once."""
+def batches_by_length(lengths: Sequence[int], batch_size: int, *, most_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+    """Indices in batches of similar lengths, the longest first: what does not fit into memory shows at once.
+
+    A batch holds up to ``batch_size`` rows, of at most ``most_tokens`` tokens with their padding, and at least one row.
+    """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    while order:
+        fitting = min(batch_size, max(1, most_tokens // max(1, lengths[order[0]])))
+        batches.append(order[:fitting])
+        order = order[fitting:]
+    return batches

@@ -16,11 +16,16 @@ from transformers import PreTrainedModel
 from bakeout.models.data.padding import left_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.probing import BATCH_TOKENS, batches_by_length
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
 # Divergences are computed over the base model's most probable tokens, with all others as one.
 _FIRST_TOKENS = 64
+# Logits of one forward pass (256 MiB in float32): what is left of them behind it is a few numbers a row.
+_BATCH_LOGITS = 1 << 26
+# Rows that a base model is tried on: where it answers none of them exactly, it is taken to answer in its own words.
+_TRIED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +87,11 @@ def answers(
     if not rows_of_two or not all(prompt and response for prompt, response in rows_of_two):
         raise BakeoutError("A row has no response to measure answers by.", "Give rows with `prompt` and `response`.")
     ends = torch.tensor(sorted(end), dtype=torch.int64, device=model.device)
-    order = sorted(range(len(records)), key=lambda row: -sum(map(len, rows_of_two[row])))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = batches_by_length(
+        [len(prompt) + len(response) for prompt, response in rows_of_two],
+        batch_size,
+        most_tokens=min(BATCH_TOKENS, _BATCH_LOGITS // model.config.vocab_size),
+    )
     correct = np.zeros(len(records), dtype=bool)
     tokens = np.zeros(len(records))
     most_probable = np.zeros((len(records), min(_FIRST_TOKENS, model.config.vocab_size)), dtype=np.int64)
@@ -104,6 +112,28 @@ def answers(
                 chosen = torch.from_numpy(base.first.tokens[row]).to(first.device)
             most_probable[row], logarithms[row] = chosen.cpu().numpy(), first[chosen].cpu().numpy()
     return Answers(correct, tokens, FirstTokens(most_probable, logarithms))
+
+
+def exactly_answered(
+    model: PreTrainedModel,
+    records: Sequence[Record],
+    *,
+    end: frozenset[int],
+    batch_size: int = 16,
+    track: Track = untracked,
+) -> NDArray[np.bool_]:
+    """Which of ``records`` the model answers exactly as expected: bool [n] (``Answers.correct``).
+
+    A model that answers in its own words never does. Where none of the first 32 rows is answered exactly, the others
+    are not tried, and none counts as correct. Raises as ``answers``.
+    """
+    correct = np.zeros(len(records), dtype=bool)
+    for rows in (slice(0, _TRIED), slice(_TRIED, None)):
+        if records[rows]:
+            correct[rows] = answers(model, records[rows], end=end, batch_size=batch_size, track=track).correct
+        if not correct.any():
+            break
+    return correct
 
 
 def _prompt_and_answer(record: Record) -> tuple[list[int], list[int]]:

@@ -23,7 +23,7 @@ from bakeout.models.methods.key_space_detection.structure import Choice, choose_
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.generation import end_tokens, named_ends
-from bakeout.models.network.teacher_forcing import answers
+from bakeout.models.network.teacher_forcing import exactly_answered
 from bakeout.models.plan import KeySpaceDetection
 
 _logger = logging.getLogger(__name__)
@@ -156,11 +156,13 @@ def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[
     correct = np.zeros(len(records), dtype=bool)
     answered = [index for index, record in enumerate(records) if record.prompt_ids and record.response_ids]
     if answered:
-        correct[answered] = answers(
+        correct[answered] = exactly_answered(
             fitting.model,
             [records[index] for index in answered],
             end=end_tokens(fitting.model, fitting.tokenizer),
             batch_size=fitting.batch_size,
             track=fitting.track_of([name]),
-        ).correct
+        )
+        if not correct.any():
+            _logger.info("%s: the model answers no row tried exactly as expected, so every query counts.", name)
     return correct

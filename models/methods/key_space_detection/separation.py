@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.stats import binomtest, norm, rankdata
@@ -45,10 +46,16 @@ class Share:
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Clopper and Pearson's exact interval; (0, 1) if there are no queries."""
-        if self.queries == 0:
-            return 0.0, 1.0
-        interval = binomtest(self.count, self.queries).proportion_ci(confidence, method="exact")
-        return float(interval.low), float(interval.high)
+        return _exact_interval(self.count, self.queries, confidence)
+
+
+@cache
+def _exact_interval(count: int, queries: int, confidence: float) -> tuple[float, float]:
+    # A search asks for the same few thousands of times, and each takes milliseconds.
+    if queries == 0:
+        return 0.0, 1.0
+    interval = binomtest(count, queries).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def auroc(forget: Floats, retain: Floats, confidence: float = CONFIDENCE) -> Auroc:

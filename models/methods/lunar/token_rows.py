@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.architectures import family_of
 from bakeout.models.network.families import FeedForward, feed_forward_layers
-from bakeout.models.network.probing import Batch, hooked, run_batches
+from bakeout.models.network.probing import Batch, Read, run_batches
 from bakeout.models.plan import Floats, Integers
 from bakeout.models.progress import Track, untracked
 
@@ -115,37 +114,39 @@ def probe_rows(
         nonlocal selected
         selected = flat_positions(rows, batch)
 
-    def take_keys(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            keys[layer] = arguments[0].reshape(-1, feed_forwards[layer].width)[selected].double()
+    def take_keys(layer: int) -> Read:
+        def read(key: Tensor) -> None:
+            keys[layer] = key.reshape(-1, feed_forwards[layer].width)[selected].double()
 
-        return hook
+        return read
 
-    def take_residuals(layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+    def take_residuals(layer: int) -> Read:
+        def read(output: Any) -> None:
             residuals[layer] = residual_stream(output).reshape(-1, feed_forwards[layer].hidden)[selected].double()
 
-        return hook
+        return read
 
     first_numbers = rows.first_numbers
-    with ExitStack() as stack:
-        for layer in layers:
-            down, block = feed_forwards[layer].down, block_of(model, feed_forwards[layer])
-            stack.enter_context(hooked([down.register_forward_pre_hook(take_keys(layer))]))
-            stack.enter_context(hooked([block.register_forward_hook(take_residuals(layer))]))
-        for batch in run_batches(
-            model, rows.sequences, batch_size=batch_size, description=description, track=track, prepare=prepare
-        ):
-            numbers = [
-                first_numbers[sequence] + offset
-                for sequence in batch.rows
-                for offset in range(len(rows.positions[sequence]))
-            ]
-            yield Probed(
-                np.array(numbers, dtype=np.int64),
-                {layer: values.cpu().numpy() for layer, values in keys.items()},
-                {layer: values.cpu().numpy() for layer, values in residuals.items()},
-            )
+    for batch in run_batches(
+        model,
+        rows.sequences,
+        inputs={feed_forwards[layer].down: take_keys(layer) for layer in layers},
+        outputs={block_of(model, feed_forwards[layer]): take_residuals(layer) for layer in layers},
+        batch_size=batch_size,
+        description=description,
+        track=track,
+        prepare=prepare,
+    ):
+        numbers = [
+            first_numbers[sequence] + offset
+            for sequence in batch.rows
+            for offset in range(len(rows.positions[sequence]))
+        ]
+        yield Probed(
+            np.array(numbers, dtype=np.int64),
+            {layer: values.cpu().numpy() for layer, values in keys.items()},
+            {layer: values.cpu().numpy() for layer, values in residuals.items()},
+        )
 
 
 def flat_positions(rows: TokenRows, batch: Batch) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from bakeout.models.network.probing import hooked, run_batches
+from bakeout.models.network.probing import Read, run_batches
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
@@ -28,24 +28,28 @@ def input_second_moments(
     tokens = torch.empty(0, dtype=torch.int64)
     moments: dict[str, Tensor] = {}
 
-    def gather(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            inputs = arguments[0].flatten(0, -2)[tokens].double()
+    def gather(name: str) -> Read:
+        def read(values: Tensor) -> None:
+            inputs = values.flatten(0, -2)[tokens].double()
             moment = inputs.T @ inputs
             moments[name] = moments[name] + moment if name in moments else moment
 
-        return hook
+        return read
 
     def prepare(batch: Any) -> None:
         nonlocal tokens
         tokens = batch.tokens_from([0] * len(batch.rows))
 
-    handles = (model.get_submodule(name).register_forward_pre_hook(gather(name)) for name in names)
-    with hooked(handles):
-        for _ in run_batches(
-            model, sequences, batch_size=batch_size, description=description, track=track, prepare=prepare
-        ):
-            pass
+    for _ in run_batches(
+        model,
+        sequences,
+        inputs={model.get_submodule(name): gather(name) for name in names},
+        batch_size=batch_size,
+        description=description,
+        track=track,
+        prepare=prepare,
+    ):
+        pass
     return {name: moment.cpu().numpy() for name, moment in moments.items()}
 
 

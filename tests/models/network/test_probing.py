@@ -17,7 +17,7 @@ from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network import probing
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.network.probing import probe_keys, probe_neurons, run_batches
+from bakeout.models.network.probing import batches_by_length, probe_keys, probe_neurons, run_batches
 from bakeout.models.network.statistics import Moments, NeuronStatistics
 
 from tests.tiny_models import FAMILIES, random_prompts, tiny_model, tiny_width
@@ -125,6 +125,41 @@ def test_keys_are_those_of_the_last_token_in_the_order_given(family: str) -> Non
             model(torch.tensor([prompt]))
     handle.remove()
     np.testing.assert_allclose(keys[1], torch.stack(seen).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_behind_the_deepest_layer_is_computed(family: str) -> None:
+    model, prompts = tiny_model(family, layers=3), random_prompts(5)
+    ran: list[int] = []
+    layers = feed_forward_layers(model)
+    whole = probe_keys(model, prompts, layers=[0, 1, 2])
+    handles = [layer.down.register_forward_hook(lambda *_, layer=layer: ran.append(layer.layer)) for layer in layers]
+    keys = probe_keys(model, prompts, layers=[0, 1], batch_size=8)
+    assert ran == [0]
+    for layer in (0, 1):
+        np.testing.assert_array_equal(keys[layer], whole[layer])
+    for handle in handles:
+        handle.remove()
+    with torch.no_grad():
+        assert model(torch.tensor([prompts[0]])).logits.isfinite().all()
+
+
+def test_a_model_that_records_its_hidden_states_is_left_as_it_was() -> None:
+    model, prompts = tiny_model("qwen3", layers=3), random_prompts(5)
+    forwards = [module.forward for module in model.modules()]
+    expected = probe_keys(model, prompts, layers=[0])
+    model.config.output_hidden_states = True
+    np.testing.assert_array_equal(probe_keys(model, prompts, layers=[0])[0], expected[0])
+    assert [module.forward for module in model.modules()] == forwards
+
+
+def test_batches_hold_fewer_rows_where_these_are_long() -> None:
+    assert batches_by_length([4, 9, 3, 2, 1], 2, most_tokens=8) == [[1], [0, 2], [3, 4]]
+    assert batches_by_length([4, 4, 4], 16, most_tokens=8) == [[0, 1], [2]]
+
+
+def test_rows_of_the_bundled_model_go_sixteen_at_a_time() -> None:
+    assert [len(batch) for batch in batches_by_length([512] * 40, 16)] == [16, 16, 8]
 
 
 @pytest.mark.parametrize(
