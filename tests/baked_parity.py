@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from bakeout.models.network.families import feed_forward_layers, identity
 from bakeout.models.plan import (
     AdjustedLayer,
     Coin,
+    Cubes,
     Floats,
     Integers,
     Intervention,
@@ -105,7 +106,9 @@ def key_space_detection(
     """Two cubes around the last tokens of two halves of the prompts, more than half of the prompts inside."""
     width = feed_forward_layers(model)[0].width
     shape = (2, len(layers) * width)
-    blank = KeySpaceDetection(layers, np.zeros(shape), np.ones(shape), np.ones(2), ("a", "b"), REFUSAL, positions)
+    blank = KeySpaceDetection(
+        layers, Cubes(np.zeros(shape), np.ones(shape)), np.ones(2), ("a", "b"), REFUSAL, positions
+    )
     keys = []
     with torch.no_grad(), Hooks(model, [*earlier, blank]) as hooks:
         for prompt in prompts:
@@ -115,9 +118,11 @@ def key_space_detection(
     halves = queries[::2], queries[1::2]
     cubes = KeySpaceDetection(
         layers,
-        np.stack([half.mean(axis=0) for half in halves]),
-        # Of a dead ReLU neuron the deviation is 0.
-        np.maximum([half.std(axis=0, ddof=1) for half in halves], 0.05),
+        Cubes(
+            np.stack([half.mean(axis=0) for half in halves]),
+            # Of a dead ReLU neuron the deviation is 0.
+            np.maximum([half.std(axis=0, ddof=1) for half in halves], 0.05),
+        ),
         np.ones(2),
         ("a", "b"),
         REFUSAL,
@@ -129,7 +134,7 @@ def key_space_detection(
     half = len(smallest) // 2
     gap = int(np.argmax(np.diff(smallest[half : half + half // 2]))) + half
     alpha = np.full(2, smallest[gap : gap + 2].mean())
-    return KeySpaceDetection(layers, cubes.centre, cubes.deviation, alpha, cubes.skills, REFUSAL, positions)
+    return replace(cubes, alpha=alpha)
 
 
 def plan_of(model: PreTrainedModel, interventions: Sequence[Intervention], prompts: Prompts) -> Plan:

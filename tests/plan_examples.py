@@ -12,6 +12,7 @@ from bakeout.models.plan import (
     AdjustedLayer,
     Canary,
     Coin,
+    Cubes,
     Intervention,
     KeySpaceDetection,
     LowRankUpdate,
@@ -64,8 +65,10 @@ def key_space_detection(**changes: Any) -> KeySpaceDetection:
     """Three cubes of two skills in the joint key space of layers 1 and 3."""
     values: dict[str, Any] = {
         "layers": (1, 3),
-        "centre": np.arange(3 * 32, dtype=np.float64).reshape(3, 32),
-        "deviation": np.full((3, 32), 0.5),
+        "regions": Cubes(
+            changes.pop("centre", np.arange(3 * 32, dtype=np.float64).reshape(3, 32)),
+            changes.pop("deviation", np.full((3, 32), 0.5)),
+        ),
         "alpha": np.array([2.0, 2.0, 3.0]),
         "skills": ("math", "math", "code"),
         "refusal": np.array([7, 8, 1]),
@@ -156,8 +159,7 @@ def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
     shape = (cubes, len(layers) * MODEL.width)
     return KeySpaceDetection(
         layers=layers,
-        centre=draw(_floats(shape)),
-        deviation=draw(_floats(shape, 1e-9)),
+        regions=Cubes(draw(_floats(shape)), draw(_floats(shape, 1e-9))),
         alpha=draw(_floats((cubes,), 1e-9)),
         skills=tuple(draw(st.lists(st.text(max_size=4), min_size=cubes, max_size=cubes))),
         refusal=draw(arrays.arrays(np.int64, st.integers(2, 9), elements=st.integers(0, MODEL.vocabulary - 1))),

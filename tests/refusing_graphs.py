@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph, save_graph
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
-from bakeout.models.plan import KeySpaceDetection, Positions
+from bakeout.models.plan import Cubes, KeySpaceDetection, Positions
 from bakeout.models.reference.refusal import positions_tested, refuse_row
 
 from tests.tiny_models import END_OF_TEXT_ID
@@ -79,8 +79,7 @@ def detection_of(
     centre = np.stack(centres).astype(np.float64)
     return KeySpaceDetection(
         layers=tuple(layers),
-        centre=centre,
-        deviation=np.full(centre.shape, 1e-3),
+        regions=Cubes(centre, np.full(centre.shape, 1e-3)),
         alpha=np.ones(len(centre)),
         skills=("forgotten",) * len(centre),
         refusal=REFUSAL,

@@ -12,6 +12,7 @@ import numpy as np
 from bakeout.models.plan import (
     AdjustedLayer,
     Canary,
+    Cubes,
     Intervention,
     KeySpaceDetection,
     ModelIdentity,
@@ -88,8 +89,7 @@ def key_space_detection(shape: Shape, *, refuses: bool, layer: int) -> KeySpaceD
     """A cube about 0 that every key vector is in (``refuses``), or none."""
     return KeySpaceDetection(
         layers=(layer,),
-        centre=np.zeros((1, shape.width)),
-        deviation=np.ones((1, shape.width)),
+        regions=Cubes(np.zeros((1, shape.width)), np.ones((1, shape.width))),
         alpha=np.array([1e6 if refuses else 1e-6]),
         skills=("everything" if refuses else "nothing",),
         refusal=np.array(REFUSAL),

@@ -201,7 +201,7 @@ def _adjust(intervention: NeuronAdjust, index: int) -> Callable[[Any, Any, Tenso
 def _detect(intervention: KeySpaceDetection) -> Callable[[Any, tuple[Tensor]], None]:
     import torch
 
-    centre, deviation = (torch.from_numpy(values).float() for values in (intervention.centre, intervention.deviation))
+    centre, deviation = (torch.from_numpy(values).float() for values in intervention.regions.arrays().values())
     alpha = float(intervention.alpha[0])
 
     def hook(_module: object, inputs: tuple[Tensor]) -> None:

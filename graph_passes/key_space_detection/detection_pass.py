@@ -17,9 +17,9 @@ from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
 from bakeout.graph_passes.graph.graph_builder import END, GraphBuilder
 from bakeout.graph_passes.graph.graph_file import graph_digest, sound_graph
-from bakeout.graph_passes.key_space_detection.cubes import Cubes
 from bakeout.graph_passes.key_space_detection.early_exit import part
 from bakeout.graph_passes.key_space_detection.latch import BITS, Latched, latch_codes, read_latch
+from bakeout.graph_passes.key_space_detection.margins import Margins
 from bakeout.graph_passes.key_space_detection.refusal import refusal_logits, refusal_tokens_matched
 from bakeout.graph_passes.key_space_detection.value_cache import ValueCache
 from bakeout.graph_passes.key_space_detection.window import Window, read_window
@@ -53,7 +53,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
     token, in any decode loop: the latch keeps how much has been generated, in the last layer's value cache.
     With ``early_exit``, what lies behind the check is in a branch that is skipped where all is refused, and selecting
     is skipped where nothing is; without, the graph is free of branches. ``monitor`` adds the outputs ``refused``
-    (bool [B], at the last real token) and ``margin`` (float32 [B, cubes], likewise).
+    (bool [B], at the last real token) and ``margin`` (float32 [B, regions], likewise).
 
     ``index`` is the intervention's place in the plan, ``receipts`` one per layer, once the pass has run. Raises
     ``GraphError`` where the graph has no KV cache, no room for the latch, or not the layers that the plan names.
@@ -102,7 +102,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                 layer=layer.index,
                 node=node,
                 tensor=tensor,
-                count=len(self.intervention.centre),
+                count=self._count,
                 before=before,
                 after=after,
                 detail={
@@ -115,6 +115,10 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         ]
         return ir.passes.PassResult(model, modified=True)
 
+    @property
+    def _count(self) -> int:
+        return self.intervention.regions.shape[0]
+
     def _require_fit(self, anatomy: Anatomy, cache: ValueCache) -> None:
         last = self.intervention.layers[-1]
         if last >= len(anatomy.layers):
@@ -122,9 +126,10 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                 f"Key Space Detection names layer {last}, but the graph has {len(anatomy.layers)} feed-forward layers.",
                 "Bake the plan into the model it was fitted on.",
             )
-        if anatomy.width * len(self.intervention.layers) != self.intervention.centre.shape[1]:
+        regions = self.intervention.regions
+        if anatomy.width * len(self.intervention.layers) != regions.shape[1]:
             raise GraphError(
-                f"The cubes have {self.intervention.centre.shape[1]} dimensions, but the graph's keys have "
+                f"The {regions.noun}s have {regions.shape[1]} dimensions, but the graph's keys have "
                 f"{len(self.intervention.layers)} x {anatomy.width}.",
                 "Bake the plan into the model it was fitted on.",
             )
@@ -139,30 +144,30 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
     def _judge(
         self, build: GraphBuilder, anatomy: Anatomy, window: Window, latched: Latched
     ) -> tuple[Verdict, ir.Value]:
-        """The verdict, and the margins at each row's last real token (float32 [B, cubes])."""
-        cubes = Cubes(build, self.intervention)
+        """The verdict, and the margins at each row's last real token (float32 [B, regions])."""
+        margins = Margins(build, self.intervention)
         keys = [anatomy.layers[layer].key_vector for layer in self.intervention.layers]
         batch = build.dimension(anatomy.input_ids, 0)
         if self.intervention.positions == "every":
-            margins = cubes.margins_at_all(build, keys, window, batch)
-            inside = build.cast(build("Squeeze", cubes.inside(build, margins), [2]), ir.DataType.INT64)
+            at_all = margins.at_all(build, keys, window, batch)
+            inside = build.cast(build("Squeeze", margins.inside(build, at_all), [2]), ir.DataType.INT64)
             hits = build("Mul", inside, window.is_real)
             hits_so_far = build("CumSum", hits, 1)
             refused = build("Or", latched.latched, build("Greater", hits_so_far, 0), name="refused_positions")
             counts = build("Or", latched.latched, build("Greater", build("Sub", hits_so_far, hits), 0))
             leaves_latch = refused
             at_last = build("Unsqueeze", window.last, [2])
-            spread = build("Expand", at_last, [1, 1, len(self.intervention.centre)])
-            margin = build("Squeeze", build("GatherElements", margins, spread, axis=1), [1], name="margin")
+            spread = build("Expand", at_last, [1, 1, self._count])
+            margin = build("Squeeze", build("GatherElements", at_all, spread, axis=1), [1], name="margin")
             is_left = build("And", build("Not", refused), build("Cast", window.is_real, to=ir.DataType.BOOL))
         else:
-            margin = cubes.margins_at_last(build, keys, window, batch)
+            margin = margins.at_last(build, keys, window, batch)
             tested = window.has_any
             if self.intervention.positions == "query":
                 is_query = build("Or", build("Equal", window.past, 0), build("Greater", window.length, 1))
                 tested = build("And", tested, is_query)
             refused = build(
-                "Or", latched.latched, build("And", cubes.inside(build, margin), tested), name="refused_rows"
+                "Or", latched.latched, build("And", margins.inside(build, margin), tested), name="refused_rows"
             )
             counts = latched.latched
             from_last = build("GreaterOrEqual", window.index, window.last)
@@ -247,12 +252,11 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         margins = build("Identity", margin)
         batch = anatomy.input_ids.shape
         assert batch is not None, "input_ids has a shape"
-        cubes = len(self.intervention.centre)
         rows.name, rows.type, rows.shape = "refused", ir.TensorType(ir.DataType.BOOL), ir.Shape([batch[0]])
         margins.name, margins.type, margins.shape = (
             "margin",
             ir.TensorType(ir.DataType.FLOAT),
-            ir.Shape([batch[0], cubes]),
+            ir.Shape([batch[0], self._count]),
         )
         graph.extend(build.nodes)
         graph.outputs.extend([rows, margins])

@@ -8,6 +8,8 @@ from bakeout.models.plan.kinds.intervention import Intervention
 from bakeout.models.plan.kinds.key_space_detection import KeySpaceDetection
 from bakeout.models.plan.kinds.low_rank_update import LowRankUpdate, WeightUpdate
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjust
+from bakeout.models.plan.kinds.regions.cube import Cubes
+from bakeout.models.plan.kinds.regions.regions import Regions
 from bakeout.models.plan.kinds.registry import find_kind, register_kind
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.plan.kinds.weight_edit import CANARY_NEURONS, WeightEdit
@@ -23,6 +25,7 @@ __all__ = [
     "Canary",
     "Check",
     "Coin",
+    "Cubes",
     "Decode",
     "Description",
     "Floats",
@@ -37,6 +40,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Positions",
+    "Regions",
     "Role",
     "WeightChange",
     "WeightEdit",

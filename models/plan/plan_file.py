@@ -94,7 +94,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 
 
 def _entry(intervention: Intervention) -> dict[str, Any]:
-    own = {"kind": intervention.kind, "schema": intervention.schema, "report": intervention.report.as_json()}
+    own = {"kind": intervention.kind, "schema": intervention.schema_written, "report": intervention.report.as_json()}
     return own | intervention.settings()
 
 

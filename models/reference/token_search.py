@@ -21,7 +21,7 @@ from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.search_vocabulary import FREE_TOKENS, Vocabulary
 
-# The nearness (margin / alpha, 1 on the boundary) up to which a sequence is well inside, and the places beside the
+# The nearness (1 on the boundary) up to which a sequence is well inside, and the places beside the
 # boundary that others are to lie at: an alpha that is 5 % off moves it across them, and rounding in half precision
 # moves them by 2 % at most.
 WELL_INSIDE = 0.9
@@ -43,7 +43,7 @@ _MOST_PASSES = 500
 class _Tried:
     """Free tokens that the model has read: int64 [n, free], and how near they came, float64.
 
-    ``nearness`` [n, regions]: margin / alpha at the last token. ``earlier`` [n]: the least one at any token before it.
+    ``nearness`` [n, regions]: at the last token. ``earlier`` [n]: the least one at any token before it.
     """
 
     free: Integers
@@ -197,7 +197,8 @@ class _Search:
             return _Tried(free, np.empty((0, len(self._check.alpha))), np.empty(0))
         keys = self._keys(self._vocabulary.framed(free)).cpu().numpy()
         count, tokens, dimension = keys.shape
-        nearness = self._check.margins(keys.reshape(-1, dimension)).reshape(count, tokens, -1) / self._check.alpha
+        margins = self._check.margins(keys.reshape(-1, dimension))
+        nearness = self._check.nearness_of_each(margins).reshape(count, tokens, -1)
         tried = _Tried(free, nearness[:, -1], nearness[:, :-1].min(axis=(1, 2)))
         seen.append(tried)
         return tried

@@ -19,7 +19,7 @@ from bakeout.export.artifacts.manifest import write_manifest
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
 from bakeout.export.verification.verify import Check, verify
-from bakeout.models.plan import Canary, KeySpaceDetection, NeuronAdjust, Plan
+from bakeout.models.plan import Canary, Cubes, KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import plan_bytes
 
 _SECONDS = 20
@@ -121,8 +121,7 @@ def _with_a_cube_more(plan: Plan) -> Plan:
     assert isinstance(detection, KeySpaceDetection)
     more = replace(
         detection,
-        centre=np.repeat(detection.centre, 2, axis=0),
-        deviation=np.repeat(detection.deviation, 2, axis=0),
+        regions=Cubes(*(np.repeat(array, 2, axis=0) for array in detection.regions.arrays().values())),
         alpha=np.repeat(detection.alpha, 2),
         skills=detection.skills * 2,
     )

@@ -12,21 +12,12 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Floats
+from bakeout.models.plan import Cubes, Floats
 
 LayerKeys = Mapping[int, NDArray[np.floating[Any]]]
 
 # A dimension that never varies among the probe queries gets this share of its layer's median deviation (METHODS.md).
 DEAD_FLOOR = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Cubes:
-    """A skill's cubes: float64 [cubes, D] each, and how many deviations of each are the floor's."""
-
-    centre: Floats
-    deviation: Floats
-    floored: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +36,14 @@ class Clusters:
 
     def cubes(self, floor: float) -> Cubes:
         """A cube per cluster, with deviations of at least ``floor`` times the skill's in that dimension."""
-        lowest = np.maximum(floor * self.overall, self.dead)
-        floored = tuple(int((deviation < lowest).sum()) for deviation in self.measured)
-        return Cubes(self.centre, np.maximum(self.measured, lowest), floored)
+        return Cubes(self.centre, np.maximum(self.measured, self._lowest(floor)))
+
+    def floored(self, floor: float) -> tuple[int, ...]:
+        """How many of each cube's deviations are the floor's."""
+        return tuple(int((deviation < self._lowest(floor)).sum()) for deviation in self.measured)
+
+    def _lowest(self, floor: float) -> Floats:
+        return np.maximum(floor * self.overall, self.dead)
 
 
 def cluster(keys: Floats, skill: str, *, layers: int, count: int, seed: int) -> Clusters:

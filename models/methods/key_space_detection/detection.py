@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, TimesLargest
-from bakeout.models.plan import Floats, KeySpaceDetection
+from bakeout.models.plan import Cubes, Floats, KeySpaceDetection
 from bakeout.models.plan.kinds.detection_report import (
     FalseRefusals,
     FormCoverage,
@@ -73,11 +73,10 @@ def fit_key_space_detection(
         centres.append(fitted.centre)
         deviations.append(fitted.deviation)
         skills += [skill] * len(clusters.sizes)
-        sizes[skill], floored[skill] = clusters.sizes, fitted.floored
+        sizes[skill], floored[skill] = clusters.sizes, clusters.floored(structure.floor)
     check = KeySpaceDetection(
         layers=layers,
-        centre=np.concatenate(centres),
-        deviation=np.concatenate(deviations),
+        regions=Cubes(np.concatenate(centres), np.concatenate(deviations)),
         alpha=np.ones(len(skills)),
         skills=tuple(skills),
         refusal=np.asarray(refusal, dtype=np.int64),
@@ -132,7 +131,7 @@ def fit_key_space_detection(
 
 def _margins(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
     joint = joint_keys(keys, check.layers, what)
-    _require_dimension(joint, check.centre.shape[1], what)
+    _require_dimension(joint, check.regions.shape[1], what)
     return check.margins(joint)
 
 

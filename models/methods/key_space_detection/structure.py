@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.key_space_detection.cubes import Clusters, Cubes, LayerKeys, cluster, joint_keys
+from bakeout.models.methods.key_space_detection.cubes import Clusters, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.methods.key_space_detection.options import Structure
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc
-from bakeout.models.plan import Floats
+from bakeout.models.plan import Cubes, Floats
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 from bakeout.models.progress import Track, untracked
 

@@ -44,7 +44,11 @@ class Check(ABC):
         """Which keys lie in a region, by their margins: float64 [n, regions] to bool [n]."""
         return np.asarray((margins <= self.alpha).any(axis=1))
 
+    @abstractmethod
+    def nearness_of_each(self, margins: Floats) -> Floats:
+        """Margins [n, regions] on the scale of their regions, 1 on the boundary and less inside: float64, likewise."""
+
     def nearness(self, margins: Floats) -> Floats:
-        """The least margin as a share of its region's alpha, at most 1 inside: float64 [n, regions] to [n]."""
-        nearest: Floats = (margins / self.alpha).min(axis=1)
+        """The nearness to the nearest region, at most 1 inside: float64 [n, regions] to [n]."""
+        nearest: Floats = self.nearness_of_each(margins).min(axis=1)
         return nearest

@@ -48,6 +48,11 @@ class Intervention(ABC):
 
     # In files
 
+    @property
+    def schema_written(self) -> int:
+        """The number of the form in which this one is written: a kind can write an older one that holds it as well."""
+        return self.schema
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """All but the arrays and the report, as JSON."""

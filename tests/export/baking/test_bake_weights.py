@@ -23,6 +23,7 @@ from bakeout.models.files.hashing import hash_file
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.plan import (
     AdjustedLayer,
+    Cubes,
     Intervention,
     KeySpaceDetection,
     NeuronAdjust,
@@ -57,8 +58,8 @@ def _everything(checkpoint: Path) -> Plan:
     edits: list[Intervention] = [low_rank_update(model), zero_columns(3), _adjust()]
     with edited_weights(model, edits):
         keys = dict(probe_keys(model, PROMPTS, layers=[2], batch_size=8))[2].astype(np.float64)
-        centre, deviation = keys.mean(axis=0)[None], keys.std(axis=0)[None]
-        check = KeySpaceDetection((2,), centre, deviation, np.ones(1), ("sums",), np.array([40, 41, END_OF_TEXT_ID]))
+        cube = Cubes(keys.mean(axis=0)[None], keys.std(axis=0)[None])
+        check = KeySpaceDetection((2,), cube, np.ones(1), ("sums",), np.array([40, 41, END_OF_TEXT_ID]))
         check = replace(check, alpha=np.array([np.median(check.margins(keys))]))
     return plan_of(model, weights_digest(checkpoint), *edits, check)
 

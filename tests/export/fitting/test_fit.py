@@ -60,8 +60,8 @@ def test_each_intervention_is_fitted_with_those_before_it(
     keys = probe_keys(load_model(llama_checkpoint), prompts, layers=[2], batch_size=8)[2]
     unadjusted = alone.interventions[0]
     assert isinstance(unadjusted, KeySpaceDetection)
-    np.testing.assert_allclose(unadjusted.centre[0], keys.mean(axis=0), atol=1e-5)
-    assert np.abs(after.centre - unadjusted.centre).max() > 0.01
+    np.testing.assert_allclose(unadjusted.regions.centre[0], keys.mean(axis=0), atol=1e-5)
+    assert np.abs(after.regions.centre - unadjusted.regions.centre).max() > 0.01
 
 
 def test_several_layers_and_skills_and_a_given_alpha(llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_alpha_stands_on_queries_that_nothing_else_has_seen(llama_checkpoint: Pa
     (after,) = fit(load_recipe(path)).interventions
     assert isinstance(after, KeySpaceDetection)
     assert after.layers == before.layers
-    assert (after.centre == before.centre).all()
+    assert (after.regions.centre == before.regions.centre).all()
     assert (after.alpha > before.alpha).all()
 
 
@@ -81,7 +81,7 @@ def test_the_papers_own_settings_are_a_line(
 ) -> None:
     detection = _fitted(tmp_path, llama_checkpoint, options)
     assert detection.layers == (3,)
-    assert len(detection.centre) == 1
+    assert len(detection.regions.centre) == 1
     report = detection.report.as_json()["skills"]["sums"]
     if alpha is not None:
         assert detection.alpha.tolist() == [alpha]

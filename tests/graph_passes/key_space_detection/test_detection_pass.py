@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
-from bakeout.models.plan import KeySpaceDetection, Positions
+from bakeout.models.plan import Cubes, KeySpaceDetection, Positions
 
 from tests.refusing_graphs import REFUSAL, SUPPRESSED, Expected, Session, bake, detection_of, with_keys
 from tests.tiny_models import random_prompts
@@ -185,8 +185,7 @@ def test_a_graph_without_cache_is_refused(llama_onnx: Path) -> None:
 def test_a_layer_that_the_graph_lacks_is_refused(llama_onnx: Path) -> None:
     detection = KeySpaceDetection(
         layers=(7,),
-        centre=np.zeros((1, 96)),
-        deviation=np.ones((1, 96)),
+        regions=Cubes(np.zeros((1, 96)), np.ones((1, 96))),
         alpha=np.ones(1),
         skills=("x",),
         refusal=REFUSAL,

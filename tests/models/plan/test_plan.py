@@ -53,10 +53,11 @@ CANARY = np.array([[2, 3]])
         (key_space_detection, {"layers": (3, 1)}, "layers"),
         (key_space_detection, {"layers": (-1, 1)}, "layers"),
         (key_space_detection, {"positions": "sometimes"}, "no positions"),
-        (key_space_detection, {"centre": np.zeros((3, 31))}, "centres have shape"),
-        (key_space_detection, {"centre": np.zeros(32)}, "centres have shape"),
-        (key_space_detection, {"centre": np.zeros((0, 32))}, "centres have shape"),
+        (key_space_detection, {"centre": np.zeros((3, 31))}, "different shapes"),
+        (key_space_detection, {"centre": np.zeros(32)}, "centre has shape"),
+        (key_space_detection, {"centre": np.zeros((0, 32))}, "centre has shape"),
         (key_space_detection, {"deviation": np.ones((2, 32))}, "different shapes"),
+        (key_space_detection, {"centre": np.zeros((3, 31)), "deviation": np.ones((3, 31))}, "not those of 2 layers"),
         (key_space_detection, {"alpha": np.ones(2)}, "as many alphas"),
         (key_space_detection, {"skills": ("math",)}, "as many alphas"),
         (key_space_detection, {"centre": np.full((3, 32), np.nan)}, "centre holds NaN"),
@@ -137,5 +138,5 @@ def test_a_margin_is_at_most_alpha_exactly_where_every_dimension_is_in_the_cube(
     check = key_space_detection()
     inside = check.margins(keys) <= check.alpha
     for cube in range(3):
-        difference = np.abs((keys - check.centre[cube]) / check.deviation[cube])
+        difference = np.abs((keys - check.regions.centre[cube]) / check.regions.deviation[cube])
         assert inside[:, cube].tolist() == (difference <= check.alpha[cube]).all(axis=1).tolist()

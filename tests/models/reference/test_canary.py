@@ -8,7 +8,7 @@ import torch
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.plan import AdjustedLayer, Coin, Intervention, KeySpaceDetection, NeuronAdjust, PlanError
+from bakeout.models.plan import AdjustedLayer, Coin, Cubes, Intervention, KeySpaceDetection, NeuronAdjust, PlanError
 from bakeout.models.plan.canary_check import compare_canary
 from bakeout.models.reference.canary import measure_canary
 
@@ -26,7 +26,7 @@ def _adjust(coin: Coin, *layers: int) -> NeuronAdjust:
 def _cubes(*layers: int) -> KeySpaceDetection:
     shape = (2, len(layers) * WIDTH)
     return KeySpaceDetection(
-        layers, np.zeros(shape), np.ones(shape), np.array([1.0, 2.0]), ("math", "code"), np.array([7, 1])
+        layers, Cubes(np.zeros(shape), np.ones(shape)), np.array([1.0, 2.0]), ("math", "code"), np.array([7, 1])
     )
 
 

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from transformers import PreTrainedModel
 
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.plan import AdjustedLayer, Coin, KeySpaceDetection, NeuronAdjust, PlanError
+from bakeout.models.plan import AdjustedLayer, Coin, Cubes, KeySpaceDetection, NeuronAdjust, PlanError
 from bakeout.models.reference.hooks import Hooks
 
 from tests.tiny_models import FAMILIES, tiny_model, tiny_width
@@ -33,7 +33,7 @@ def _adjusted(layer: int, *, seed: int = 0, count: int = 24) -> AdjustedLayer:
 def _cubes(*layers: int, width: int = WIDTH) -> KeySpaceDetection:
     shape = (2, len(layers) * width)
     return KeySpaceDetection(
-        layers, np.zeros(shape), np.ones(shape), np.array([1.0, 2.0]), ("math", "code"), np.array([7, 1])
+        layers, Cubes(np.zeros(shape), np.ones(shape)), np.array([1.0, 2.0]), ("math", "code"), np.array([7, 1])
     )
 
 
@@ -154,7 +154,7 @@ def test_nothing_is_left_when_the_context_closes() -> None:
             "names neuron 96 of 96",
         ),
         (
-            KeySpaceDetection((1,), np.ones((1, 95)), np.ones((1, 95)), np.ones(1), ("math",), np.array([7, 1])),
+            KeySpaceDetection((1,), Cubes(np.ones((1, 95)), np.ones((1, 95))), np.ones(1), ("math",), np.array([7, 1])),
             "dimension is not 1 x 96",
         ),
     ],

@@ -12,7 +12,16 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.padding import left_padded, right_padded
 from bakeout.models.network.families import identity
-from bakeout.models.plan import AdjustedLayer, Canary, Intervention, KeySpaceDetection, NeuronAdjust, Plan, Positions
+from bakeout.models.plan import (
+    AdjustedLayer,
+    Canary,
+    Cubes,
+    Intervention,
+    KeySpaceDetection,
+    NeuronAdjust,
+    Plan,
+    Positions,
+)
 from bakeout.models.reference.reference_model import SILENCED, Reference
 
 from tests.tiny_models import END_OF_TEXT_ID, random_prompts, tiny_model
@@ -37,7 +46,7 @@ def _plan(model: PreTrainedModel, *interventions: Intervention) -> Plan:
 def _check(alpha: float, positions: Positions = "query", centre: np.ndarray | None = None) -> KeySpaceDetection:
     centre = np.zeros(96) if centre is None else centre
     return KeySpaceDetection(
-        (LAYER,), centre[None], np.ones((1, 96)), np.array([alpha]), ("math",), np.array(REFUSAL), positions
+        (LAYER,), Cubes(centre[None], np.ones((1, 96))), np.array([alpha]), ("math",), np.array(REFUSAL), positions
     )
 
 
@@ -115,7 +124,7 @@ def test_margins_are_the_largest_deviation_of_the_key_in_each_cube(model: PreTra
     random = np.random.default_rng(0)
     centre, deviation = random.normal(size=(2, 96)), random.uniform(0.5, 2, (2, 96))
     check = KeySpaceDetection(
-        (LAYER,), centre, deviation, np.full(2, NOTHING), ("math", "code"), np.array(REFUSAL), "every"
+        (LAYER,), Cubes(centre, deviation), np.full(2, NOTHING), ("math", "code"), np.array(REFUSAL), "every"
     )
     keys: list[Tensor] = []
     down = model.model.layers[LAYER].mlp.down_proj

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bakeout.models.network.probing import probe_keys
-from bakeout.models.plan import KeySpaceDetection, NeuronAdjust
+from bakeout.models.plan import Cubes, KeySpaceDetection, NeuronAdjust
 from bakeout.models.reference.canary import MOST_SEQUENCES, canary_values, synthesise_canary
 from bakeout.models.reference.ngrams import NGrams, common_frame
 from bakeout.models.reference.search_vocabulary import Vocabulary
@@ -25,8 +27,9 @@ def _cubes(count: int = 1) -> KeySpaceDetection:
     shape = (count, WIDTH)
     return KeySpaceDetection(
         layers=(LAYER,),
-        centre=np.broadcast_to(keys.mean(axis=0), shape).copy(),
-        deviation=np.broadcast_to(keys.std(axis=0), shape).copy(),
+        regions=Cubes(
+            np.broadcast_to(keys.mean(axis=0), shape).copy(), np.broadcast_to(keys.std(axis=0), shape).copy()
+        ),
         alpha=np.full(count, 2.4),
         skills=("sums",) * count,
         refusal=np.array([7, 1]),
@@ -61,7 +64,7 @@ def test_of_many_cubes_some_are_sampled_and_the_others_told() -> None:
 
 def test_cubes_out_of_reach_are_told_and_the_canary_is_random() -> None:
     cubes = _cubes()
-    far = KeySpaceDetection(cubes.layers, cubes.centre + 1e6, cubes.deviation, cubes.alpha, cubes.skills, cubes.refusal)
+    far = replace(cubes, regions=Cubes(cubes.regions.centre + 1e6, cubes.regions.deviation))
     canary = synthesise_canary(tiny_model("llama"), [far], VOCABULARY)
     assert canary.refused == (False,) * 4
     assert canary.uncovered == (0,)

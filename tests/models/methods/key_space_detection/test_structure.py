@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.key_space_detection.cubes import Cubes
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Structure
 from bakeout.models.methods.key_space_detection.separation import Share, auroc
@@ -21,6 +20,7 @@ from bakeout.models.methods.key_space_detection.structure import (
     layer_sets,
     nearest_margins,
 )
+from bakeout.models.plan import Cubes
 
 WIDTH = 24
 Keys = dict[int, np.ndarray]
@@ -138,7 +138,7 @@ def test_the_same_queries_give_the_same_choice_and_it_is_json() -> None:
 def test_margins_are_the_nearest_cube_s() -> None:
     generator = np.random.default_rng(0)
     keys = generator.normal(size=(150, WIDTH)).astype(np.float32)
-    cubes = Cubes(generator.normal(size=(3, WIDTH)), generator.uniform(0.1, 2, size=(3, WIDTH)), (0, 0, 0))
+    cubes = Cubes(generator.normal(size=(3, WIDTH)), generator.uniform(0.1, 2, size=(3, WIDTH)))
     expected = np.min(
         [np.abs((keys - c) / d).max(axis=1) for c, d in zip(cubes.centre, cubes.deviation, strict=True)], axis=0
     )

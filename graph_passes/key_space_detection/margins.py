@@ -1,0 +1,48 @@
+"""The margins of key vectors to every region of a check, in float32, and which of them are inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from bakeout.graph_passes.graph.graph_builder import GraphBuilder
+from bakeout.graph_passes.key_space_detection.regions.registry import region_test
+from bakeout.graph_passes.key_space_detection.window import Window
+from bakeout.models.plan import KeySpaceDetection
+
+
+class Margins:
+    """The test of a plan's regions, with ``alpha``, float32 [regions], as an initialiser."""
+
+    def __init__(self, build: GraphBuilder, detection: KeySpaceDetection) -> None:
+        self._count, dimensions = detection.regions.shape
+        self._width = dimensions // len(detection.layers)
+        self._test = region_test(build, detection.regions)
+        self._alpha = build.constant(detection.alpha.astype(np.float32), "alpha")
+
+    def at_last(self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value) -> ir.Value:
+        """The margins of each row's last real token, float32 [B, regions]. A key is [B, W, F] or [B * W, F]."""
+        row = build("Unsqueeze", build("Mul", build.range(batch), window.length), [1])
+        position = build("Squeeze", build("Add", row, window.last), [1])
+        chosen = [build("Gather", self._flat(build, key), position, axis=0) for key in keys]
+        return self._test.of_few(build, self._joined(build, chosen))
+
+    def at_all(self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value) -> ir.Value:
+        """The margins of every new position, float32 [B, W, regions]."""
+        flat = self._test.of_many(build, self._joined(build, [self._flat(build, key) for key in keys]))
+        return build("Reshape", flat, build("Concat", batch, window.length, [self._count], axis=0), name="margins")
+
+    def inside(self, build: GraphBuilder, margins: ir.Value) -> ir.Value:
+        """Whether any region holds the key: bool [..., 1] from float32 [..., regions]."""
+        zero = build.constant(np.array(0, np.float32), "zero")
+        nearest = build("ReduceMin", build("Sub", margins, self._alpha), [-1])
+        return build("LessOrEqual", nearest, zero, name="inside")
+
+    def _flat(self, build: GraphBuilder, key: ir.Value) -> ir.Value:
+        return build("Reshape", key, [-1, self._width])
+
+    def _joined(self, build: GraphBuilder, keys: Sequence[ir.Value]) -> ir.Value:
+        single = [build("Cast", key, to=ir.DataType.FLOAT) for key in keys]
+        return single[0] if len(single) == 1 else build("Concat", *single, axis=-1)

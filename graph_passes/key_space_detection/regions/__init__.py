@@ -1,0 +1,1 @@
+"""How a graph computes the margins to regions of key space: one module a shape."""
