@@ -163,6 +163,7 @@ def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
         alpha=draw(_floats((cubes,), 1e-9)),
         skills=tuple(draw(st.lists(st.text(max_size=4), min_size=cubes, max_size=cubes))),
         refusal=draw(arrays.arrays(np.int64, st.integers(2, 9), elements=st.integers(0, MODEL.vocabulary - 1))),
+        other_ends=draw(st.lists(st.integers(0, MODEL.vocabulary - 1), max_size=3).map(tuple)),
         positions=draw(st.sampled_from(get_args(Positions))),
         report=KeySpaceDetectionReport(details=draw(_JSON)),
     )

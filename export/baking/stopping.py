@@ -17,6 +17,7 @@ from bakeout.models.checkpoint.end_of_text import (
     read_end_of_text,
     special_token_text,
 )
+from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 
 _CONFIGURATIONS = (GENERATION, CONFIG, GENAI)
@@ -34,8 +35,10 @@ def let_refusal_stop(directory: Path, refusal: Sequence[int]) -> dict[str, list[
     names; settings that forbid its tokens are lifted. Files that need no change are left as they are. What was
     changed is logged, and returned for the manifest: ``end_of_text`` and ``decoding``, where there is any.
 
-    Raises ``BakeoutError`` for files that cannot be read.
+    Raises ``BakeoutError`` for files that cannot be read, and where they end a text in the middle of the refusal.
     """
+    if cut := read_end_of_text(directory).cut(refusal):
+        raise BakeoutError(f"{cut}: the refusal would be cut there.", "Fit the plan with another `refusal`.")
     told = {"end_of_text": _agree_on_ends(directory, refusal[-1]), "decoding": _lift_bans(directory, refusal)}
     for line in (line for lines in told.values() for line in lines):
         _logger.warning("%s", line)

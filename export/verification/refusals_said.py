@@ -39,7 +39,10 @@ def check_refusals(graph_file: Path, refusal: Sequence[int], prompts: Sequence[S
 
 
 def _obstacles(directory: Path, refusal: Sequence[int]) -> Iterator[str]:
-    for name, tokens in read_end_of_text(directory).named.items():
+    ends = read_end_of_text(directory)
+    if cut := ends.cut(refusal):
+        yield cut
+    for name, tokens in ends.named.items():
         if name in (GENERATION, CONFIG, GENAI) and refusal[-1] not in tokens:
             yield f"{name} does not name {refusal[-1]}, which ends the refusal, as a token that ends a text"
     for name in (GENERATION, CONFIG, GENAI):

@@ -240,7 +240,14 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
 
     def _refusal_logits(self, build: GraphBuilder, anatomy: Anatomy, matched: ir.Value) -> ir.Value:
         kept = _kept(build, anatomy, matched)
-        return refusal_logits(build, self.intervention.refusal, kept, _vocabulary(anatomy), _dtype(anatomy.logits))
+        return refusal_logits(
+            build,
+            self.intervention.refusal,
+            self.intervention.other_ends,
+            kept,
+            _vocabulary(anatomy),
+            _dtype(anatomy.logits),
+        )
 
     def _report(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, margin: ir.Value, window: Window) -> None:
         build = GraphBuilder(graph, f"{PREFIX}.monitor")

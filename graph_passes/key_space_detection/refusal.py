@@ -9,6 +9,8 @@ position, the prefixes that end there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -19,8 +21,8 @@ from bakeout.graph_passes.key_space_detection.window import Window
 
 # Finite in float16, and so low that no temperature, penalty or beam score lifts another token over the refusal's.
 SUPPRESSED = -30000.0
-# The end-of-text token's, if another is generated. Beam search may stop once enough beams have ended, even unlikely
-# ones: that token must not be among the many that are equally suppressed.
+# An end-of-text token's, if another is generated. Beam search may stop once enough beams have ended, even unlikely
+# ones: these tokens must not be among the many that are equally suppressed.
 SUPPRESSED_END = -60000.0
 
 
@@ -74,11 +76,17 @@ def refusal_tokens_matched(
 
 
 def refusal_logits(
-    build: GraphBuilder, refusal: NDArray[np.int64], matched: ir.Value, vocabulary: int, dtype: ir.DataType
+    build: GraphBuilder,
+    refusal: NDArray[np.int64],
+    other_ends: Sequence[int],
+    matched: ir.Value,
+    vocabulary: int,
+    dtype: ir.DataType,
 ) -> ir.Value:
     """Logits that leave one choice, [B, W, vocabulary]: 0 for the token that follows ``matched`` [B, W].
 
-    All others have ``SUPPRESSED``, and the refusal's last, which ends the text, ``SUPPRESSED_END``.
+    All others have ``SUPPRESSED``, and those that end a text, the refusal's last and ``other_ends``,
+    ``SUPPRESSED_END``.
     """
     shape = build("Shape", matched)
     one_each = build("Concat", shape, [1], axis=0)
@@ -87,7 +95,9 @@ def refusal_logits(
         return build("Expand", build.constant(np.array(logit, dtype.numpy()), f"refusal.{name}"), where)
 
     logits = everywhere(SUPPRESSED, "suppressed", build("Concat", shape, [vocabulary], axis=0))
-    end = build("Expand", int(refusal[-1]), one_each)
-    logits = build("ScatterElements", logits, end, everywhere(SUPPRESSED_END, "suppressed_end", one_each), axis=2)
+    ends = np.array([int(refusal[-1]), *other_ends])
+    end_each = build("Concat", shape, [len(ends)], axis=0) if other_ends else one_each
+    end = build("Expand", build.constant(ends, "refusal.ends") if other_ends else int(ends[0]), end_each)
+    logits = build("ScatterElements", logits, end, everywhere(SUPPRESSED_END, "suppressed_end", end_each), axis=2)
     token = build("Unsqueeze", build("Gather", build.constant(refusal, "refusal.tokens"), matched), [2])
     return build("ScatterElements", logits, token, everywhere(0.0, "said", one_each), axis=2)

@@ -7,7 +7,7 @@ end with a token at which all of them stop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class EndOfText:
             return None
         each = (f"{name} names {', '.join(map(str, tokens))}" for name, tokens in self.named.items())
         return f"the tokens that end a text are not the same everywhere: {'; '.join(each)}"
+
+    def cut(self, refusal: Sequence[int]) -> str | None:
+        """Which file ends a text at a token before the refusal's last, in words; else None."""
+        cuts = ((name, token) for name, tokens in self.named.items() for token in refusal[:-1] if token in tokens)
+        return next((f"{name} ends a text at {token}, a token within the refusal" for name, token in cuts), None)
 
     def require(self, where: object) -> tuple[int, ...]:
         """``tokens``. Raises ``BakeoutError`` where there is none; ``where`` is the model's name."""

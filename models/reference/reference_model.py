@@ -20,7 +20,7 @@ from bakeout.models.reference.weight_edits import edited_weights
 
 # A refused position's logit for every token but the refusal's: finite in fp16, out of reach of any temperature.
 SILENCED = -30000.0
-# The end-of-text token's, if the refusal's is another: beam search stops once enough beams, even unlikely ones, end.
+# An end-of-text token's, before the refusal's end: beam search stops once enough beams, even unlikely ones, end.
 SILENCED_END = -60000.0
 
 
@@ -176,6 +176,6 @@ class Reference:
         refused = torch.from_numpy(self.said > 0).to(logits.device)
         spoken = torch.from_numpy(check.refusal[np.maximum(self.said, 1) - 1]).to(logits.device)
         refusal_logits = torch.full_like(logits, SILENCED)
-        refusal_logits[..., int(check.refusal[-1])] = SILENCED_END
+        refusal_logits[..., [int(check.refusal[-1]), *check.other_ends]] = SILENCED_END
         refusal_logits.scatter_(-1, spoken[..., None], 0.0)
         return torch.where(refused[..., None], refusal_logits, logits)

@@ -24,7 +24,7 @@ from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.generation import end_tokens, named_ends
 from bakeout.models.network.teacher_forcing import exactly_answered
-from bakeout.models.plan import KeySpaceDetection
+from bakeout.models.plan import Integers, KeySpaceDetection
 
 _logger = logging.getLogger(__name__)
 
@@ -91,13 +91,19 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         augment=tuple(options.augment) or None,
         choice=None if choice is None else choice.figures(),
     )
-    return replace(fitted, report=report)
+    return replace(fitted, report=report, other_ends=_other_ends(ends.tokens, refusal, fitting))
 
 
 def chosen(fitted: KeySpaceDetection) -> Settings:
     """The choices of the fit: layers, cubes, floor and epsilon."""
     choice = fitted.report.choice
     return {} if choice is None else choice.chosen.as_json()
+
+
+def _other_ends(ends: Sequence[int], refusal: Integers, fitting: Fitting) -> tuple[int, ...]:
+    """The tokens that end a text beside the refusal's, those that the model has: some name tokens that it has not."""
+    embeddings = model_limits(fitting.model).embeddings
+    return tuple(end for end in ends if end != refusal[-1] and (embeddings is None or end < embeddings))
 
 
 def _require_queries(options: KeySpaceDetectionOptions, fitting: Fitting, forget: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ def refusal_tokens(refusal: str, tokenizer: Tokenizer, ends: Sequence[int]) -> I
     """The refusal as int64 token ids, the first special token of ``ends`` last: others would be shown.
 
     ``ends``: the tokens at which decode loops end a text, the best first. Raises ``BakeoutError`` where there is none,
-    or where the tokenizer cannot write the refusal.
+    where the tokenizer cannot write the refusal, and where one of its tokens would end it early.
     """
     if not ends:
         raise BakeoutError(
@@ -31,6 +31,11 @@ def refusal_tokens(refusal: str, tokenizer: Tokenizer, ends: Sequence[int]) -> I
         raise BakeoutError(
             f"The tokenizer cannot write the refusal {refusal!r}: it would read {written!r}.",
             "Choose a refusal in the model's own script.",
+        )
+    if cut := [token for token in tokens if token in ends]:
+        raise BakeoutError(
+            f"The refusal {refusal!r} holds token {cut[0]}, at which decode loops end a text: it would be cut there.",
+            "Choose another refusal text, or correct `eos_token_id` in the model's generation_config.json.",
         )
     special = (token for token in ends if _is_special(token, tokenizer))
     return np.array([*tokens, next(special, ends[0])], dtype=np.int64)

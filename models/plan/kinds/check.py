@@ -21,7 +21,7 @@ class Check(ABC):
 
     ``layers``: ascending; a key is the concatenation of these layers' key vectors, D = len(layers) * F numbers.
     ``skills``: a name per region. ``refusal``: int64 [tokens], the answer to a refused row, the end-of-text token last.
-    ``positions``: ``query`` tests the last real token of each run that has no past or more than one new token, ``step``
+    ``other_ends``: the other tokens at which decode loops of the model end a text. ``positions``: ``query`` tests the last real token of each run that has no past or more than one new token, ``step``
     the last real token of every run, ``every`` all new tokens. ``alpha``: float64 [regions], the margin up to which a
     key lies in each.
     """
@@ -29,6 +29,7 @@ class Check(ABC):
     layers: tuple[int, ...]
     skills: tuple[str, ...]
     refusal: Integers
+    other_ends: tuple[int, ...]
     positions: Positions
     alpha: Floats
 

@@ -23,8 +23,8 @@ from bakeout.models.plan.model_identity import ModelIdentity
 class KeySpaceDetection(Intervention, Check):
     """Key Space Detection (arXiv 2503.21730, section 3.2): refuse queries whose key vector lies in a region.
 
-    ``layers``, ``skills``, ``refusal``, ``positions`` and ``alpha`` as of ``Check``. The paper's ``regions`` are cubes;
-    the other shapes are ours. The canary is the margins at the last token.
+    ``layers``, ``skills``, ``refusal``, ``other_ends``, ``positions`` and ``alpha`` as of ``Check``. The paper's
+    ``regions`` are cubes; the other shapes are ours. The canary is the margins at the last token.
     """
 
     kind = "key_space_detection"
@@ -41,6 +41,7 @@ class KeySpaceDetection(Intervention, Check):
     skills: tuple[str, ...]
     refusal: Integers
     positions: Positions = "query"
+    other_ends: tuple[int, ...] = ()
     report: KeySpaceDetectionReport = field(default_factory=KeySpaceDetectionReport)
 
     def __post_init__(self) -> None:
@@ -65,6 +66,8 @@ class KeySpaceDetection(Intervention, Check):
                 f"{where}: the refusal must have 1 to {LONGEST_REFUSAL - 1} tokens and the end-of-text token.",
                 "Choose another refusal text.",
             )
+        if not all(type(end) is int and end >= 0 for end in self.other_ends):
+            raise PlanError(f"{where}: a token that ends a text is not a token.")
 
     @property
     def schema_written(self) -> int:
@@ -72,9 +75,11 @@ class KeySpaceDetection(Intervention, Check):
         return self.regions.schema
 
     def settings(self) -> dict[str, Any]:
-        """Layers, skills and positions, and the shape of regions that are no cubes."""
+        """Layers, skills and positions, and what 0.1.0 did not have: the shape of regions that are no cubes, other ends."""
         settings = {"layers": list(self.layers), "skills": list(self.skills), "positions": self.positions}
-        return settings if self.regions.schema == 1 else settings | {"region": self.regions.name}
+        shape = {} if self.regions.schema == 1 else {"region": self.regions.name}
+        ends = {"other_ends": list(self.other_ends)} if self.other_ends else {}
+        return {**settings, **shape, **ends}
 
     def arrays(self) -> dict[str, Array]:
         """The regions and the refusal."""
@@ -82,7 +87,7 @@ class KeySpaceDetection(Intervention, Check):
 
     @classmethod
     def from_file(cls, settings: Mapping[str, Any], take: Take, report: Any) -> Self:
-        """From layers, skills, positions, regions and refusal. Schema 1 is of cubes."""
+        """From layers, skills, positions, other ends, regions and refusal. Schema 1 is of cubes."""
         return cls(
             layers=tuple(settings["layers"]),
             regions=find_regions(settings.get("region", Cubes.name)).from_file(take),
@@ -90,6 +95,7 @@ class KeySpaceDetection(Intervention, Check):
             skills=tuple(settings["skills"]),
             refusal=take("refusal", np.int64),
             positions=settings["positions"],
+            other_ends=tuple(settings.get("other_ends", ())),
             report=report,
         )
 
@@ -104,7 +110,7 @@ class KeySpaceDetection(Intervention, Check):
         model.require_layer(self.layers[-1])
         if self.regions.shape[1] != len(self.layers) * model.width:
             raise PlanError(f"The {self.regions.noun}s' dimension is not {len(self.layers)} x {model.width}.")
-        if self.refusal.max() >= model.vocabulary:
+        if max([*self.refusal.tolist(), *self.other_ends]) >= model.vocabulary:
             raise PlanError("The refusal's tokens are not in the model's vocabulary.")
 
     @property

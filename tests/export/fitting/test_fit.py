@@ -107,5 +107,7 @@ def test_a_refusal_that_the_tokenizer_cannot_write() -> None:
     assert refusal_tokens("no", tokenizer, [1]).tolist() == [2, 1]
     with pytest.raises(BakeoutError, match="cannot write the refusal 'never'"):
         refusal_tokens("never", tokenizer, [1])
+    with pytest.raises(BakeoutError, match="holds token 2, at which decode loops end a text"):
+        refusal_tokens("no", tokenizer, [1, 2])
     with pytest.raises(BakeoutError, match="end-of-text"):
         refusal_tokens("no", tokenizer, [])

@@ -92,7 +92,7 @@ def test_the_logits_leave_one_choice_under_any_sampling(dtype: ir.DataType) -> N
     matched = np.array([[0, 1], [2, 2]])
     refusal = np.array([7, 3, 1])
     (logits,) = evaluate(
-        lambda builder, matched: [refusal_logits(builder, refusal, matched, 10, dtype)], {"matched": matched}
+        lambda builder, matched: [refusal_logits(builder, refusal, (), matched, 10, dtype)], {"matched": matched}
     )
     assert logits.dtype == dtype.numpy()
     assert logits.shape == (2, 2, 10)
@@ -100,5 +100,10 @@ def test_the_logits_leave_one_choice_under_any_sampling(dtype: ir.DataType) -> N
     others = np.delete(logits, 1, axis=-1)
     assert np.array_equal(np.unique(others), np.array([SUPPRESSED, 0]))
     assert np.array_equal(logits[..., 1], np.array([[SUPPRESSED_END, SUPPRESSED_END], [0, 0]]))
+    (held,) = evaluate(
+        lambda builder, matched: [refusal_logits(builder, refusal, (4, 9), matched, 10, dtype)], {"matched": matched}
+    )
+    assert (held[..., [4, 9]] == SUPPRESSED_END).all()
+    assert np.array_equal(np.delete(held, [4, 9], axis=-1), np.delete(logits, [4, 9], axis=-1))
     hot = np.exp(logits.astype(np.float64) / 1000)
     assert (hot.max(axis=-1) / hot.sum(axis=-1) > 1 - 1e-12).all()

@@ -109,6 +109,7 @@ def test_an_intervention_that_contradicts_itself_is_refused(
         ((low_rank_update(updates=(weight_update(role="up"),)),), {}, "does not fit"),
         ((key_space_detection(layers=(1,)),), {}, "dimension is not 1 x 16"),
         ((key_space_detection(refusal=np.array([264, 1])),), {}, "vocabulary"),
+        ((key_space_detection(other_ends=(264,)),), {}, "vocabulary"),
         ((), {"canary": Canary(np.array([[264]]), (np.zeros((1, 2)),) * 2)}, "vocabulary"),
         ((), {"canary": Canary(np.array([[-1]]), (np.zeros((1, 2)),) * 2)}, "vocabulary"),
         ((), {"canary": Canary(np.zeros((0, 3), dtype=np.int64), (np.zeros((0, 2)),) * 2)}, "vocabulary"),
