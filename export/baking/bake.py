@@ -20,6 +20,7 @@ from bakeout.export.baking.runtimes import take_functions
 from bakeout.export.baking.stopping import let_refusal_stop
 from bakeout.export.baking.tokenizer_config import require_same_tokenizer
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.running.overflow import require_finite
 from bakeout.export.verification.graph_canary import require_canary
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.errors import BakeoutError
@@ -140,6 +141,8 @@ def canary_outcome(directory: Path, plan: Plan, edited: Edited, *, run: bool = T
         return "not needed: the base model's digest is the plan's"
     if not run:
         return "not run"
+    # What is baked in can overflow where the base model does not.
+    require_finite(directory / GRAPH, plan.canary.input_ids.tolist())
     matches = require_canary(directory / GRAPH, plan, edited.receipts)
     return "nothing to compare" if all(match.skipped for match in matches) else "passed"
 

@@ -63,17 +63,24 @@ def check_checkpoint_parity(
     """
     import torch
 
+    from bakeout.models.network.families import model_limits
+    from bakeout.models.network.generation import within_context
     from bakeout.models.reference.reference_model import Reference
 
     if base.digest != plan.model.digest:
         return False, f"{base.directory} is not the model that the plan was fitted on: its weights' digest differs"
     baked = load_model(directory)
-    batches = [prompts[start : start + _BATCH] for start in range(0, len(prompts), _BATCH)]
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    batches = [
+        cut
+        for start in range(0, len(order), _BATCH)
+        for cut in within_context(order[start : start + _BATCH], prompts, NEW_TOKENS, model_limits(baked).context)
+    ]
     equal, largest = 0, 0.0
     with Reference(load_model(base.directory), plan, stored_as=getattr(torch, _stored_type(receipts))) as reference:
-        for batch in track(batches, "comparing with the PyTorch reference", len(batches)):
-            ids, mask = map(torch.from_numpy, left_padded(batch))
-            tokens, expected = reference.generate(ids, mask, NEW_TOKENS)
+        for rows, room in track(batches, "comparing with the PyTorch reference", len(batches)):
+            ids, mask = map(torch.from_numpy, left_padded([prompts[row] for row in rows]))
+            tokens, expected = reference.generate(ids, mask, room)
             logits = _logits(baked, ids, mask, tokens)
             equal += int((logits.argmax(dim=-1) == tokens).all(dim=-1).sum())
             largest = max(largest, float((logits - expected).abs().max()))
@@ -87,17 +94,19 @@ def _logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, tokens: Tensor) -
     """The logits [batch, n, vocabulary] with which ``model`` generates each of ``tokens`` [batch, n] after ``ids``."""
     import torch
 
-    attention_mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+    # The last token is generated, not read: there may be no place left for it.
+    read = tokens[:, :-1]
+    attention_mask = torch.cat([mask, torch.ones_like(read)], dim=1)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     with torch.no_grad():
         logits: Tensor = model(
-            input_ids=torch.cat([ids, tokens], dim=1),
+            input_ids=torch.cat([ids, read], dim=1),
             attention_mask=attention_mask,
             use_cache=False,
             **({"position_ids": positions} if takes_positions else {}),
         ).logits
-    return logits[:, ids.shape[1] - 1 : -1]
+    return logits[:, ids.shape[1] - 1 :]
 
 
 def _stored_type(receipts: Sequence[Receipt]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bakeout.export.running.overflow import overflow
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Logits
@@ -64,6 +65,8 @@ def check_parity(
     equal, refused, differences = 0, 0, []
     for answer, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=_BATCH):
         equal += answer == expected
+        if not np.isfinite(logits).all():
+            return False, str(overflow())
         refused += is_refused(logits[0]) and is_refused(expected_logits[0])
         steps = min(_agreed(answer, expected) + 1, len(answer), len(expected))
         differences.append(float(np.abs(logits[:steps] - expected_logits[:steps]).max()))
@@ -115,6 +118,8 @@ def check_quantised(
     prompts = [prompt for prompt in prompts if tuple(prompt) not in near]
     decided = steps = alike = both = 0
     for answer, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=1):
+        if not np.isfinite(logits).all():
+            return False, str(overflow())
         refused, expected_refused = is_refused(logits[0]), is_refused(expected_logits[0])
         decided += refused == expected_refused
         both += refused and expected_refused
@@ -164,19 +169,22 @@ class _Reference:
         self._runner = runner
 
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], Logits]]:
-        """As ``Runner.generate_with_logits``."""
+        """As ``Runner.generate_with_logits``; the shortest prompts first."""
         import torch
 
+        from bakeout.models.network.generation import within_context
         from bakeout.models.reference.reference_model import Reference
 
-        ids, mask = map(torch.from_numpy, left_padded(prompts, self._runner.padding_token))
-        with Reference(self._model, self._plan) as reference:
-            tokens, logits = reference.generate(ids, mask, NEW_TOKENS)
         continuations = []
-        for row, step_logits in zip(tokens.tolist(), logits.float().numpy(), strict=True):
-            ends = [step for step, token in enumerate(row) if token in self._runner.end_tokens]
-            length = ends[0] + 1 if ends else len(row)
-            continuations.append((row[:length], step_logits[:length]))
+        with Reference(self._model, self._plan) as reference:
+            for rows, room in within_context(range(len(prompts)), prompts, NEW_TOKENS, self._runner.limits.context):
+                padded = left_padded([prompts[row] for row in rows], self._runner.padding_token)
+                ids, mask = map(torch.from_numpy, padded)
+                tokens, logits = reference.generate(ids, mask, room)
+                for row, step_logits in zip(tokens.tolist(), logits.float().numpy(), strict=True):
+                    ends = [step for step, token in enumerate(row) if token in self._runner.end_tokens]
+                    length = ends[0] + 1 if ends else len(row)
+                    continuations.append((row[:length], step_logits[:length]))
         return continuations
 
 

@@ -73,18 +73,21 @@ def continue_prompts(
     generator = torch.Generator(model.device).manual_seed(seed)
     continuations: dict[int, Continuation] = {}
     for batch in track(batches, description, len(batches)):
-        for rows, room in _within_context(batch, prompts, max_new_tokens, limits.context):
+        for rows, room in within_context(batch, prompts, max_new_tokens, limits.context):
             texts = _continue_batch(model, [prompts[row] for row in rows], end, room, temperature, generator)
             continuations.update(zip(rows, texts, strict=True))
     return [continuations[index] for index in range(len(prompts))]
 
 
-def _within_context(
-    batch: list[int], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
+def within_context(
+    batch: Sequence[int], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
 ) -> Iterator[tuple[list[int], int]]:
-    """The batch with the tokens that may follow; near the end of the context, which padding fills too, by lengths."""
+    """A batch, indices of ``prompts`` by ascending length, with the number of tokens that may follow.
+
+    Near the end of the context, which padding fills too, by lengths.
+    """
     if context is None or len(prompts[batch[-1]]) + max_new_tokens <= context + 1:
-        yield batch, max_new_tokens
+        yield list(batch), max_new_tokens
         return
     for length, rows in groupby(batch, lambda row: len(prompts[row])):
         # The model reads a text as far as its context, and computes the token behind it.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from bakeout.models.network.families import model_limits
 from bakeout.models.plan import Check, Floats, Integers, Plan
 from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.refusal import positions_tested, refuse_row
@@ -120,8 +121,13 @@ class Reference:
         """Greedy decoding: the new tokens int64 [batch, n] and the logits [batch, n, vocabulary] they maximise.
 
         n is ``max_new_tokens``, or fewer once every row has generated the token ``until``; a row is not stopped by it,
-        so cut each at its first. Padding may be on either side.
+        so cut each at its first. It is fewer, too, where the longest row fills the model's context. Padding may be on
+        either side.
         """
+        context = model_limits(self.model).context
+        if context is not None:
+            # Of the context's last place, the next token is computed still.
+            max_new_tokens = min(max_new_tokens, context + 1 - int(attention_mask.sum(dim=-1).max()))
         cache = self.new_cache(len(input_ids))
         mask = attention_mask.long()
         new_ids = input_ids

@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from bakeout.export.baking.bake import bake
 from bakeout.export.evaluation.evaluate import as_onnx
+from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.data_files import by_use
-from bakeout.export.recipes.recipe import DataFiles
+from bakeout.export.recipes.recipe import DataFiles, load_recipe
 from bakeout.export.running.chat import prompt_tokens
 from bakeout.export.running.runner import Runner
+from bakeout.export.verification.verify import verify
 from bakeout.models.data.limits import Limits
 from bakeout.models.data.prompt_rows import read_prompt_rows
 from bakeout.models.data.row_source import DataError, source_lines
@@ -26,6 +30,7 @@ from bakeout.models.methods.reveal_and_release.scorers import mean_hidden_states
 from bakeout.models.network.generation import continue_prompts
 from bakeout.models.network.probing import probe_keys
 
+from tests.recipe_files import write_recipe
 from tests.tiny_models import byte_tokenizer, tiny_checkpoint, tiny_model
 
 ROWS = [{"prompt": "ab", "response": " c"}, {"prompt": "7, or “8”", "response": " two\nlines"}]
@@ -309,6 +314,17 @@ def test_an_answer_ends_with_the_models_context(family: str, tmp_path: Path, cap
             runner.generate([ids], 1)
         with pytest.raises(BakeoutError, match=says):
             runner.logits([ids])
+
+
+@pytest.mark.parametrize("to", ["onnx", "safetensors"])
+def test_parity_is_compared_up_to_the_models_context(to: Any, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("gpt2", tmp_path / "model", layers=2)
+    pruning = {"selective_pruning": {"forget": "sums", "ratio": 0.1}}
+    plan = fit(load_recipe(write_recipe(tmp_path, checkpoint, [pruning])))
+    artifact = bake(checkpoint, plan, tmp_path / "artifact", BakeOptions(to=to)).directory
+    prompts = [[5 + place % 200 for place in range(length)] for length in (512, 40, 509, 500)]
+    (parity,) = verify(artifact, base=checkpoint, prompts=prompts, checks=["parity"])
+    assert parity.ok, parity.detail
 
 
 @pytest.mark.parametrize(

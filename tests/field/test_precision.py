@@ -13,6 +13,7 @@ from bakeout.export.fitting.fit import fit
 from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.verification.verify import verify
 from bakeout.models.errors import BakeoutError
 
 from tests.recipe_files import write_recipe
@@ -38,6 +39,22 @@ def test_a_model_that_overflows_in_float16_is_told_so(large: Path, tmp_path: Pat
     assert "fp32" in raised.value.remedy
     assert not (tmp_path / "half").exists()
     bake(large, plan, tmp_path / "whole")
+
+
+def test_parity_tells_of_an_overflow_that_the_canary_does_not_show(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("llama", tmp_path / "large")
+    weights = load_file(checkpoint / "model.safetensors")
+    # A token that has no text, so that no search takes it.
+    weights["model.embed_tokens.weight"][262] *= 1e6
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    plan = fit(load_recipe(write_recipe(tmp_path, checkpoint)))
+    half = bake(checkpoint, plan, tmp_path / "half", BakeOptions(dtype="fp16")).directory
+    (parity,) = verify(half, base=checkpoint, prompts=[[40, 41]], checks=["parity"])
+    assert parity.ok, parity.detail
+    (parity,) = verify(half, base=checkpoint, prompts=[[40, 41], [40, 262]], checks=["parity"])
+    assert not parity.ok
+    assert "overflows in fp16" in parity.detail
+    assert "fp32" in parity.detail
 
 
 def test_an_index_without_metadata_is_read(llama_checkpoint: Path, tmp_path: Path) -> None:

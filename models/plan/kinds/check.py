@@ -21,9 +21,9 @@ class Check(ABC):
 
     ``layers``: ascending; a key is the concatenation of these layers' key vectors, D = len(layers) * F numbers.
     ``skills``: a name per region. ``refusal``: int64 [tokens], the answer to a refused row, the end-of-text token last.
-    ``other_ends``: the other tokens at which decode loops of the model end a text. ``positions``: ``query`` tests the last real token of each run that has no past or more than one new token, ``step``
-    the last real token of every run, ``every`` all new tokens. ``alpha``: float64 [regions], the margin up to which a
-    key lies in each.
+    ``other_ends``: the other tokens at which decode loops of the model end a text. ``positions``: ``query`` tests the
+    last real token of each run that has no past or more than one new token, ``step`` the last real token of every run,
+    ``every`` all new tokens. ``alpha``: float64 [regions], the margin up to which a key lies in each.
     """
 
     layers: tuple[int, ...]

@@ -75,7 +75,7 @@ class KeySpaceDetection(Intervention, Check):
         return self.regions.schema
 
     def settings(self) -> dict[str, Any]:
-        """Layers, skills and positions, and what 0.1.0 did not have: the shape of regions that are no cubes, other ends."""
+        """Layers, skills, positions; where they are there, the shape of regions that are no cubes and other ends."""
         settings = {"layers": list(self.layers), "skills": list(self.skills), "positions": self.positions}
         shape = {} if self.regions.schema == 1 else {"region": self.regions.name}
         ends = {"other_ends": list(self.other_ends)} if self.other_ends else {}
