@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
 from bakeout.models.data.variants import KINDS, WAYS_OF_RUNNING, Kind
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import scratch_directory
 from bakeout.models.plan import Positions
 from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
@@ -142,8 +142,8 @@ def _targets(
         for other in positions:
             if base is None or check is None or other == check.positions:
                 continue
-            with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-                baked = bake(base, plan.at_positions(other), Path(scratch) / "artifact", canary=False)
+            with scratch_directory() as scratch:
+                baked = bake(base, plan.at_positions(other), scratch / "artifact", canary=False)
                 yield f"{name}, {other}", Runner(baked.directory), refusals
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from bakeout.graph_passes.weight_edits import write_edited_tensors
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space, room_on_disk
+from bakeout.models.files.writing import scratch_directory
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
@@ -64,8 +64,8 @@ def graph_base(
         return
     from bakeout.export.exporting.onnx_export import export_checkpoint
 
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=directory) as scratch:
-        yield GraphBase(export_checkpoint(source.directory, Path(scratch), options.dtype, prompts), exported=True)
+    with scratch_directory(directory) as scratch:
+        yield GraphBase(export_checkpoint(source.directory, scratch, options.dtype, prompts), exported=True)
 
 
 def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan, variant: str | None = None) -> Path | Checkpoint:
@@ -85,11 +85,11 @@ def write_baked_graph(
     base: GraphBase, plan: Plan, options: BakeOptions, directory: Path, track: Track
 ) -> list[Receipt]:
     """Write baked graph, data files, companion files and genai's configuration into ``directory``."""
-    with tempfile.TemporaryDirectory(prefix=".quantise.", dir=directory) as scratch:
+    with scratch_directory(directory) as scratch:
         graph = load_graph(base.graph)
         receipts = edit_weights(graph, plan)
         if options.quantize:
-            graph = quantise(graph, Path(scratch))
+            graph = quantise(graph, scratch)
         name_data_for(options.runtimes, graph)
         companions = companion_files(base.directory)
         weights = data_files(graph)

@@ -1,5 +1,5 @@
 """`python -m bakeout.export.cli`."""
 
-from bakeout.export.cli.main import main
+from bakeout.__main__ import main
 
 main()

@@ -5,23 +5,29 @@ Progress and messages go to standard error, results to standard output, so that 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from typing import Any, TextIO, TypeVar
 
+from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track
 
 Item = TypeVar("Item")
 SCHEMA = 1
+# Errors of writing to standard output: full or broken disks, readers and terminals that have gone.
+_TAKES_NOTHING = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 @contextmanager
 def progress() -> Iterator[Track]:
     """A ``Track`` for the time of a command: bars with the time left on a terminal, a line for each job elsewhere."""
-    if not sys.stderr.isatty():
+    if not _is_terminal(sys.stderr):
         yield _announce
         return
     from rich.console import Console
@@ -62,9 +68,49 @@ class _Lines(logging.Handler):
         say(self.format(record))
 
 
+def set_up_streams() -> None:
+    """Let standard output and error take every character, and standard input give text, in whatever encoding."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+@contextmanager
+def output_errors() -> Iterator[None]:
+    """Raise as ``BakeoutError`` that standard output takes nothing; end without a word where its reader has gone."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # Whoever writes files tells their errors otherwise, and those of opening them name the file.
+        if error.filename is not None or error.errno not in _TAKES_NOTHING:
+            raise
+        _lead_nowhere(sys.stdout)
+        if error.errno == errno.EPIPE:
+            sys.exit(1)
+        raise BakeoutError(
+            f"Standard output cannot be written: {error.strerror}.", "Look at where it is redirected to."
+        ) from error
+
+
+def _lead_nowhere(stream: TextIO) -> None:
+    """What ``stream`` still holds is written nowhere: Python would try once more at its end, and show the error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
 def say(line: str) -> None:
     """A line for people, on standard error."""
-    print(printable(line), file=sys.stderr, flush=True)
+    # Without standard error, or where it takes nothing, there is nowhere to tell that.
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def show(text: str, *, end: str = "\n") -> None:
@@ -88,7 +134,7 @@ def printable(text: str) -> str:
 
 def emit_json(content: Mapping[str, Any]) -> None:
     """The one object that ``--json`` prints."""
-    print(_json({"schema": SCHEMA, **content}, indent=2))
+    print(_json({"schema": SCHEMA, **content}, sys.stdout, indent=2), flush=True)
 
 
 def emit_table(
@@ -106,7 +152,7 @@ def emit_table(
     for row in rows:
         table.add_row(*(Text(printable(" ".join(cell.split("\n")))) for cell in row))
     # Without a terminal there is no width to keep to. Cells are text: prompts may hold what looks like markup.
-    width = None if sys.stdout.isatty() else 200
+    width = None if _is_terminal(sys.stdout) else 200
     console = Console(width=width, markup=False, highlight=False)
     console.print(table)
 
@@ -114,12 +160,13 @@ def emit_table(
 def error_line(cause: str, remedy: str, *, machine: bool) -> None:
     """An error on standard error: one line, or one JSON object."""
     if machine:
-        say(_json({"error": cause, "remedy": remedy}))
+        say(_json({"error": cause, "remedy": remedy}, sys.stderr))
     else:
         say(" ".join(f"error: {cause} {remedy}".split()))
 
 
-def _json(content: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON in which a terminal obeys nothing: what is not printable is escaped as JSON does."""
-    text = json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=False)
+def _json(content: Mapping[str, Any], stream: TextIO | None, indent: int | None = None) -> str:
+    """JSON in which a terminal obeys nothing: what ``stream`` cannot show is escaped as JSON does."""
+    is_unicode = stream is None or (stream.encoding or "").lower().startswith("utf")
+    text = json.dumps(content, ensure_ascii=not is_unicode, indent=indent, allow_nan=False)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from bakeout.export.cli.console import error_line, say, show_messages
+from bakeout.export.cli.console import error_line, output_errors, say, set_up_streams, show_messages
 from bakeout.export.cli.flags import with_flags
+from bakeout.export.cli.signals import ended_by_signals
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import missing_extra
 
@@ -59,15 +59,14 @@ class _Commands(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args)
         machine = "--json" in arguments
-        if threading.current_thread() is threading.main_thread():
-            # What stops a CI job, or a closed terminal: end as on an error, so that nothing half-written stays.
-            for name in ("SIGTERM", "SIGHUP"):
-                if hasattr(signal, name):
-                    signal.signal(getattr(signal, name), _terminated)
+        set_up_streams()
         show_messages()
         options["standalone_mode"] = False
         try:
-            sys.exit(super().main(arguments, *rest, **options) or 0)
+            with ended_by_signals(), output_errors():
+                _require_directory()
+                status = super().main(arguments, *rest, **options)
+            sys.exit(status or 0)
         except BakeoutError as error:
             error_line(error.cause, error.remedy, machine=machine)
             sys.exit(1)
@@ -75,13 +74,18 @@ class _Commands(click.Group):
             where = error.ctx.command_path if error.ctx else "bakeout"
             error_line(error.format_message(), f"See `{where} --help`.", machine=machine)
             sys.exit(error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
+        except click.Abort:
             say("interrupted")
             sys.exit(130)
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
+def _require_directory() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise BakeoutError(
+            f"The current directory is not there any more ({error.strerror}).", "Change to another directory."
+        ) from None
 
 
 # \b keeps the lines below it as they are.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import DataError, Source, source_digest
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import scratch_directory
 from bakeout.models.progress import Track, untracked
 
 # Rows by the names they have in tables, or files, whose names without the ending are taken.
@@ -80,8 +80,8 @@ def _runners(directories: Sequence[Path], base: Path | None) -> Iterator[tuple[s
     """Each model under its name, the base model first, one at a time in memory."""
     models = [] if base is None else [(BASE, base)]
     for name, model in [*models, *zip(model_names(directories), directories, strict=True)]:
-        with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-            yield name, Runner(as_onnx(model, Path(scratch)))
+        with scratch_directory() as scratch:
+            yield name, Runner(as_onnx(model, scratch))
 
 
 def _paired_change(base: Graded, artifact: Graded) -> Change:

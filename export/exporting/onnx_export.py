@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space
-from bakeout.models.files.writing import disk_errors
+from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,8 +51,7 @@ def export_checkpoint(
         _require_finite(model, tried_on)
     # Once as torch writes it, tied weights apart, once more with the weights in one file.
     require_space(directory, 2 * _BYTES[dtype] * sum(weight.numel() for weight in model.state_dict().values()))
-    with disk_errors(directory), tempfile.TemporaryDirectory(prefix=".export.", dir=directory) as scratch:
-        exported = Path(scratch)
+    with scratch_directory(directory) as exported:
         export_with_optimum(model, exported, checkpoint, dtype)
         graph = load_graph(exported / GRAPH)
         tie_weights(graph.graph)

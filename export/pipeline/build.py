@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
-from bakeout.models.files.writing import new_directory, require_new
+from bakeout.models.files.writing import new_directory, require_new, scratch_directory
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track, untracked
@@ -77,8 +76,8 @@ def _measured(model: Path, name: str, tests: Mapping[str, Source], refusals: Ref
     """What ``model``, a directory or a graph's file, answers on the test files, as ONNX: exported where it has none."""
     if not tests:
         return []
-    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
-        runner = Runner(as_onnx(model, Path(scratch)))
+    with scratch_directory() as scratch:
+        runner = Runner(as_onnx(model, scratch))
         return list(measure(runner, name, tests, refusals, track=track))
 
 

@@ -1,5 +1,15 @@
-"""``python -m bakeout``: the command line."""
+"""``bakeout`` and ``python -m bakeout``: the command line, with signals handled before anything heavy is loaded."""
 
-from bakeout.export.cli.main import main
+from bakeout.export.cli.signals import ended_by_signals
 
-main()
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    with ended_by_signals():
+        from bakeout.export.cli.main import main as run
+
+        run()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.json_object import read_json
 from bakeout.models.files.reading import parse_json, read_regular, require_no_devices
+from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
     import torch
@@ -128,12 +128,12 @@ def _readable(directory: Path) -> Iterator[Path]:
     if not index or isinstance(index.get("metadata"), dict):
         yield directory
         return
-    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+    with scratch_directory() as scratch:
         for path in directory.iterdir():
             if path.is_file() and path.name != _INDEX:
-                (Path(scratch) / path.name).symlink_to(path.resolve())
-        (Path(scratch) / _INDEX).write_text(json.dumps({**index, "metadata": {}}), encoding="utf-8")
-        yield Path(scratch)
+                (scratch / path.name).symlink_to(path.resolve())
+        (scratch / _INDEX).write_text(json.dumps({**index, "metadata": {}}), encoding="utf-8")
+        yield scratch
 
 
 def weight_files(directory: Path) -> list[Path]:

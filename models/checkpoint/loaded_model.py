@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors import safe_open
 
 from bakeout.models.checkpoint.checkpoint_files import weight_files
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +55,10 @@ def as_checkpoint(
             "The model in memory is that of no checkpoint on this machine, and its tokenizer is not given.",
             "Give `tokenizer` too, or save both with save_pretrained and name the directory.",
         )
-    with tempfile.TemporaryDirectory(prefix="bakeout-") as scratch:
+    with scratch_directory() as scratch:
         model.save_pretrained(scratch, safe_serialization=True)
         tokenizer.save_pretrained(scratch)
-        yield Path(scratch)
+        yield scratch
 
 
 def local_checkpoint(name: str) -> Path | None:

@@ -1,7 +1,7 @@
 """The one way in which a file or a directory is written: whole or not at all.
 
-What is written grows under a temporary name beside its target, is forced to the disk, and becomes the target by one
-rename. Whatever fails, nothing is left: neither the temporary sibling nor parents that were created for it. Files
+What is written grows in a temporary directory beside its target, is forced to the disk, and becomes the target by one
+rename. Whatever fails, nothing is left: neither the temporary directory nor parents that were created for it. Files
 inside a ``new_directory`` may be written plainly, for they appear with it.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import shutil
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.temporary import temporary_directory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
@@ -32,25 +33,24 @@ _REFUSED = (
 )
 # Leaves room for the rest of a temporary name, whatever the characters are encoded to.
 _NAME = 32
+# What is written, in its temporary directory.
+_NEW = "new"
+# numpy's error for a file that takes a part alone; it has no number.
+_CUT = re.compile(r"\d+ requested and \d+ written")
 
 
 def require_new(path: Path) -> None:
     """Raise ``BakeoutError`` unless something new can be written at ``path``. Call it before long work begins.
 
     Whatever is there is refused, a symbolic link that leads nowhere too: nothing is written through it. So is a place
-    that the file system does not let us write to.
+    that cannot be written to, which is tried: a file system that is read-only or full, a directory without permission.
     """
-    with disk_errors(path), suppress(FileNotFoundError):
-        path.lstat()
-        raise BakeoutError(f"{path} exists already.", "Name another output, or remove it first.")
+    _require_free(path)
     parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not parent.is_dir():
         raise BakeoutError(f"{parent} is not a directory, so nothing can be written below it.", "Name another output.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise BakeoutError(
-            f"{path} cannot be written: there is no permission to write in {parent}.",
-            "Check the permissions, or name another output.",
-        )
+    with disk_errors(path), temporary_directory(parent, _prefix(path)) as scratch:
+        _write_through(scratch / "tried", b"1")
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -59,20 +59,19 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises ``BakeoutError``, leaving nothing behind, where ``path`` exists (``require_new``) and where the disk is full
     or refuses.
     """
-    require_new(path)
-    with _temporary_sibling(path) as temporary:
-        _write_through(temporary, content)
-        require_new(path)
-        temporary.rename(path)
+    _require_free(path)
+    with _beside(path) as scratch:
+        _write_through(scratch / _NEW, content)
+        _put(scratch / _NEW, path)
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
     """``write_file``, in the place of the file or symbolic link that may lie there. Either the old one is there or the
     new one, at any time.
     """
-    with _temporary_sibling(path) as temporary:
-        _write_through(temporary, content)
-        temporary.replace(path)
+    with _beside(path) as scratch:
+        _write_through(scratch / _NEW, content)
+        (scratch / _NEW).replace(path)
 
 
 @contextmanager
@@ -82,13 +81,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises ``BakeoutError`` before anything is written where ``path`` exists (``require_new``), and later where the disk
     is full or refuses, in the block too.
     """
-    require_new(path)
-    with _temporary_sibling(path) as temporary:
-        temporary.mkdir()
-        yield temporary
-        _force_to_disk(temporary)
-        require_new(path)
-        temporary.rename(path)
+    _require_free(path)
+    with _beside(path) as scratch:
+        directory = scratch / _NEW
+        directory.mkdir()
+        yield directory
+        _force_to_disk(directory)
+        _put(directory, path)
 
 
 @contextmanager
@@ -99,18 +98,32 @@ def replaced_directory(path: Path) -> Iterator[Path]:
             yield directory
         return
     path = path.resolve()
-    with _temporary_sibling(path) as temporary:
-        temporary.mkdir()
-        yield temporary
-        _force_to_disk(temporary)
-        earlier = _sibling_name(path)
+    with _beside(path) as scratch:
+        directory, earlier = scratch / _NEW, scratch / "earlier"
+        directory.mkdir()
+        yield directory
+        _force_to_disk(directory)
         path.rename(earlier)
         try:
-            temporary.rename(path)
+            directory.rename(path)
         except BaseException:
-            earlier.rename(path)
+            if not path.exists():
+                earlier.rename(path)
             raise
-        shutil.rmtree(earlier)
+
+
+@contextmanager
+def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
+    """A directory that vanishes when the block ends: in ``parent``, or among the system's temporary files.
+
+    Raises ``BakeoutError`` where the disk is full or refuses, in the block too.
+    """
+    try:
+        parent = parent or Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise BakeoutError("There is no directory for temporary files.", "Name one in TMPDIR.") from error
+    with disk_errors(parent), temporary_directory(parent, "scratch") as scratch:
+        yield scratch
 
 
 @contextmanager
@@ -119,9 +132,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL or _CUT.search(str(error)):
             raise BakeoutError(
-                f"{path} cannot be written: {error.strerror}.", "Make room, or name an output on another disk."
+                f"{path} cannot be written: {error.strerror or 'there is no room for a whole file'}.",
+                "Make room, or name an output on another disk.",
             ) from error
         if error.errno == errno.EFBIG:
             raise BakeoutError(
@@ -129,43 +143,69 @@ def disk_errors(path: Path) -> Iterator[None]:
                 "Raise the limit of file sizes (ulimit -f), or name an output on another disk.",
             ) from error
         if error.errno in _REFUSED:
+            place = str(error.filename or path)
             raise BakeoutError(
-                f"{error.filename or path} cannot be read or written: {error.strerror}.",
+                f"{path if f'{_prefix(path)}.' in place else place} cannot be read or written: {error.strerror}.",
                 "Check the path, its permissions and the disk.",
             ) from error
         raise
 
 
 @contextmanager
-def _temporary_sibling(path: Path) -> Iterator[Path]:
-    """A free name beside ``path``, for the block to write to and rename; nothing stays of it where the block fails."""
+def _beside(path: Path) -> Iterator[Path]:
+    """A directory beside ``path``, for the block to write what is renamed; nothing stays of it, nor of new parents."""
     target = path.absolute()
-    temporary = _sibling_name(target)
     new_parents = [parent for parent in target.parents if not os.path.lexists(parent)]
     try:
         with disk_errors(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            for changed in {target.parent, *(parent.parent for parent in new_parents)}:
-                _sync_directory(changed)
+            with temporary_directory(target.parent, _prefix(path)) as scratch:
+                yield scratch
+                for changed in {target.parent, *(parent.parent for parent in new_parents)}:
+                    _sync(changed)
     except BaseException:
-        _remove(temporary)
         for parent in new_parents:
             with suppress(OSError):
                 parent.rmdir()
         raise
 
 
-def _sibling_name(path: Path) -> Path:
-    return path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}")
+def _prefix(path: Path) -> str:
+    """How the names of temporary directories beside ``path`` begin."""
+    return f".{path.name[:_NAME]}"
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
+def _require_free(path: Path) -> None:
+    with disk_errors(path), suppress(FileNotFoundError):
+        path.lstat()
+        raise _taken(path)
+
+
+def _put(new: Path, path: Path) -> None:
+    """Give what lies at ``new`` the name ``path``, unless another process was faster."""
+    _require_free(path)
+    try:
+        if new.is_dir():
+            new.rename(path)
+        else:
+            _link(new, path)
+    except OSError as error:
+        if os.path.lexists(path):
+            raise _taken(path) from error
+        raise
+
+
+def _link(new: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(new)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        new.rename(path)
+
+
+def _taken(path: Path) -> BakeoutError:
+    return BakeoutError(f"{path} exists already.", "Name another output, or remove it first.")
 
 
 def _write_through(path: Path, content: bytes | str) -> None:
@@ -176,19 +216,15 @@ def _write_through(path: Path, content: bytes | str) -> None:
 
 
 def _force_to_disk(directory: Path) -> None:
-    for path in sorted(directory.rglob("*")):
-        if path.is_dir():
-            _sync_directory(path)
-        else:
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
-    _sync_directory(directory)
+    for path in (*sorted(directory.rglob("*")), directory):
+        _sync(path)
 
 
-def _sync_directory(path: Path) -> None:
-    if os.name == "nt":  # directories cannot be opened there, and need not be
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # directories cannot be opened there, and need not be
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows syncs what is open for writing; elsewhere the file may be read-only.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,0 +1,114 @@
+"""Temporary directories: each is locked while it is in use, and gone when its process ends.
+
+A name is noted before anything lies there, so that it is removed at exit wherever a signal cuts in. What a killed
+process left is not locked any more, and the next process that needs a temporary directory there removes it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+_LOG = logging.getLogger(__name__)
+
+# The lock of each directory that this process has, and the process's id: a forked one has others.
+_in_use: dict[Path, tuple[int, int | None]] = {}
+
+
+@contextmanager
+def temporary_directory(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new directory in ``parent``, for us alone, that is removed with all that lies in it when the block ends.
+
+    Its name is ``prefix``, eight random characters and ``.bakeout``. Those of this form that killed processes left in
+    ``parent`` are removed first, which a log line says. Raises ``OSError`` where none can be made.
+    """
+    remove_abandoned(parent, prefix)
+    path = _create(parent, prefix)
+    try:
+        yield path
+    finally:
+        _discard(path)
+
+
+def remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove the temporary directories ``prefix`` in ``parent`` that no process has locked: killed ones left them."""
+    if sys.platform == "win32":  # where nothing is locked
+        return
+    form = re.compile(rf"{re.escape(prefix)}\.[0-9a-f]{{8}}\.bakeout")
+    with os.scandir(parent) as entries:
+        ours = [Path(entry.path) for entry in entries if form.fullmatch(entry.name) and _is_ours(entry)]
+    for path in ours:
+        # Whatever cannot be locked is in use, or gone.
+        with suppress(OSError):
+            lock = _lock(path)
+            try:
+                shutil.rmtree(path)
+            finally:
+                os.close(lock)
+            _LOG.info(f"removed {path}, which a killed process had left")
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.getuid()
+
+
+def _create(parent: Path, prefix: str) -> Path:
+    while True:
+        path = parent.absolute() / f"{prefix}.{secrets.token_hex(4)}.bakeout"
+        _in_use[path] = os.getpid(), None
+        try:
+            path.mkdir(mode=0o700)
+        except BaseException:
+            _discard(path)
+            raise
+        if sys.platform == "win32":
+            return path
+        try:
+            _in_use[path] = os.getpid(), _lock(path)
+        except (BlockingIOError, FileNotFoundError):
+            # Another process takes it for abandoned, before it was locked.
+            del _in_use[path]
+            continue
+        except OSError:
+            # There are no locks on this file system, and nobody removes what cannot be locked.
+            return path
+        return path
+
+
+def _lock(directory: Path) -> int:
+    """The descriptor of a lock on ``directory``. Raises ``OSError`` where another process has it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), directory.lstat()):
+            raise FileNotFoundError(directory)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _discard(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    _, lock = _in_use.pop(path)
+    if lock is not None:
+        os.close(lock)
+
+
+@atexit.register
+def discard_all() -> None:
+    """Remove what this process still has: a signal may have cut in where no block removes it."""
+    for path, (process, _) in list(_in_use.items()):
+        if process == os.getpid():
+            _discard(path)
