@@ -13,7 +13,7 @@ from bench import Bench
 from bakeout.export.report.figures_file import Figure
 from bakeout.export.tuning.candidates import Meter
 from bakeout.export.tuning.frontiers import frontiers
-from bakeout.export.tuning.search import Measured, Trial, choose_trial
+from bakeout.export.tuning.trials import Measured, Trial, choose_trial
 from bakeout.export.tuning.tune import tune
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Use

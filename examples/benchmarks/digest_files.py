@@ -11,7 +11,7 @@ from typing import Any
 
 from digest_items import OUTPUT
 
-# Written for people, who may get other words; and Optuna's journal, which holds times.
+# Written for people, who may get other words; and the journal of searches, which holds the version.
 _PROSE = (".md", ".html", ".yaml", ".log")
 # Copied from the checkpoint: digested, as they are large and never written by Bakeout.
 _COPIED = {

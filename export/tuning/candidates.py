@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bakeout.export.tuning.search import Measured
+from bakeout.export.tuning.trials import Measured
 from bakeout.models.data.rows import Record
 from bakeout.models.data.spreading import spread
 from bakeout.models.errors import BakeoutError

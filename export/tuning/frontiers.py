@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bakeout.export.report.figures_file import Frontier, Setting
-from bakeout.export.tuning.search import Trial
+from bakeout.export.tuning.trials import Trial
 from bakeout.models.methods.search_space import SearchSpace, Settings
 
 

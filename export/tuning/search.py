@@ -1,75 +1,23 @@
-"""The search for a method's strength: candidates proposed by Optuna, measured, and one chosen by a stated rule."""
+"""The search for a method's strength: candidates proposed by Optuna, and measured."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bakeout.export.tuning.journal import Journal
+from bakeout.export.tuning.trials import KEPT, Measured, Trial, choose_trial, described
 from bakeout.models.methods.search_space import Among, Axes, Settings, Span
 
 _logger = logging.getLogger(__name__)
 
-# The rule: of the candidates that keep this share of every retained accuracy, the one that forgets most.
-KEPT = 0.95
 # Numbers are tried, and written into recipes, with this many digits; two closer than the tolerance count as equal.
 _DIGITS = 3
 _CLOSE = 1.1
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The effect of a candidate.
-
-    ``forget`` and ``retain``: per name the accuracy as a share of the base model's; ``divergence``: how far
-    the answers' first tokens diverge from the base model's on retain prompts, in nats.
-    """
-
-    forget: Mapping[str, float]
-    retain: Mapping[str, float]
-    divergence: float
-
-    @property
-    def left(self) -> float:
-        """The largest share that is left of a forgotten name."""
-        return max(self.forget.values())
-
-    @property
-    def kept(self) -> float:
-        """The smallest share that is kept of a retained name."""
-        return min(self.retain.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """As in the table of trials."""
-        return {"forget": dict(self.forget), "retain": dict(self.retain), "divergence": self.divergence}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate."""
-
-    settings: Settings
-    measured: Measured
-
-    def as_json(self) -> dict[str, Any]:
-        """A row of the table of trials."""
-        return {"settings": dict(self.settings), **self.measured.as_json()}
-
-
-def choose_trial(trials: Sequence[Trial]) -> Trial:
-    """The stated rule: the smallest forget accuracy among those that keep 95 % of the worst retained name's.
-
-    Among equals, the one with the smallest divergence, then the earlier one. If no trial keeps 95 %, the knee of the
-    trade-off: the trial nearest to nothing left and everything kept.
-    """
-    kept = [trial for trial in trials if trial.measured.kept >= KEPT]
-    if kept:
-        return min(kept, key=lambda trial: (trial.measured.left, trial.measured.divergence))
-    return min(trials, key=lambda trial: math.hypot(trial.measured.left, 1 - trial.measured.kept))
 
 
 def search(
@@ -87,44 +35,36 @@ def search(
     Then, two times in three, one ``near`` the candidate that the rule would choose; otherwise one from Optuna's TPE.
 
     Three aims (little left, much kept, little divergence), and the rule's bound as a constraint. Trials are kept in
-    the text file ``journal`` under ``name``; an interrupted search resumes from there, with the same proposals as
-    without the interruption. A log message for each trial shows the best one so far and the time left.
+    the text file ``journal`` under ``name``. A search that was cut takes from there what was measured, and goes on with
+    the proposals that it would have had. A log message for each trial shows the best one so far and the time left.
     """
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-        study_name=name,
-        directions=["minimize", "maximize", "minimize"],
-        load_if_exists=True,
-    )
-    for interrupted in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-        study.tell(interrupted.number, state=TrialState.FAIL)
-    done = [_read(trial.user_attrs) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    begun, before = time.monotonic(), len(done)
+    study = optuna.create_study(directions=["minimize", "maximize", "minimize"])
+    kept = Journal(journal, name)
+    before = min(kept.written, trials)
     if before:
         _logger.info(f"going on after {before} trials ({journal})")
+    done: list[Trial] = []
+    begun = time.monotonic()
     while len(done) < trials:
-        # Each trial has its own sampler, so that its draws do not depend on where the search was interrupted.
+        # Each trial has its own sampler, so that its draws do not depend on those before it.
         study.sampler = _sampler(seed, len(done))
         if (settled := _settled(done, space, starts)) is not None:
             study.enqueue_trial(dict(settled))
         trial = study.ask()
         settings = {key: _suggested(trial, key, axis) for key, axis in space.items()}
         known = next((earlier.measured for earlier in done if earlier.settings == settings), None)
-        measured = known or measure(settings)
-        trial.set_user_attr("settings", settings)
-        trial.set_user_attr("measured", measured.as_json())
+        measured = kept.measured(len(done), settings) or known or measure(settings)
         # Not above 0 where the rule's bound is kept.
         trial.set_constraint("kept", KEPT - measured.kept)
         study.tell(trial, [measured.left, measured.kept, measured.divergence])
         done.append(Trial(settings, measured))
-        _show(done, trials, (time.monotonic() - begun) / (len(done) - before))
+        if len(done) > kept.written:
+            kept.append(done[-1])
+        if len(done) > before:
+            _show(done, trials, (time.monotonic() - begun) / (len(done) - before))
     return done
 
 
@@ -174,23 +114,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _read(attributes: Mapping[str, Any]) -> Trial:
-    return Trial(attributes["settings"], Measured(**attributes["measured"]))
-
-
 def _show(done: Sequence[Trial], trials: int, seconds: float) -> None:
     best = choose_trial(done)
     left = round(seconds * (trials - len(done)))
     _logger.info(f"trial {len(done)} of {trials}: {described(done[-1])}")
     _logger.info(f"    best so far: {described(best)}; {left // 60}:{left % 60:02} left")
-
-
-def described(trial: Trial) -> str:
-    """A trial in a line."""
-    settings = ", ".join(f"{key} {value}" for key, value in trial.settings.items())
-    forget = ", ".join(f"{name} {share:.0%}" for name, share in trial.measured.forget.items())
-    worst = min(trial.measured.retain, key=lambda name: trial.measured.retain[name])
-    return (
-        f"{settings}: of base, {forget} left, all others at least {trial.measured.kept:.0%} ({worst}), "
-        f"divergence {trial.measured.divergence:.3f}"
-    )

@@ -18,18 +18,21 @@ from bakeout.export.recipes.recipe_inputs import open_inputs
 from bakeout.export.report.figures_file import Figure, figure, figures_json
 from bakeout.export.tuning.candidates import Meter
 from bakeout.export.tuning.frontiers import frontiers
-from bakeout.export.tuning.search import Trial, choose_trial, described, search
+from bakeout.export.tuning.search import search
+from bakeout.export.tuning.trials import Trial, choose_trial, described
 from bakeout.export.tuning.tuned_files import write_recipe, write_tables
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.writing import require_new, write_file
+from bakeout.models.files.writing import require_new, require_writable, write_file
 from bakeout.models.methods.fitting import Fitting, candidate_fitter, fit_method, method_figures
 from bakeout.models.methods.search_space import SearchSpace, Settings
 from bakeout.models.plan import Intervention
 from bakeout.models.progress import Track, untracked
 
 _logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.log"
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,9 @@ def tune(
 
     for path in (output, *([figures] if figures else [])):
         require_new(path)
-    recipe = load_recipe(recipe_file)
     directory = directory or output.with_name(f"{output.stem}.tuning")
+    require_writable(directory)
+    recipe = load_recipe(recipe_file)
     last = max((index for index, entry in enumerate(recipe.interventions) if _is_open(entry)), default=None)
     if last is None:
         raise BakeoutError(
@@ -157,7 +161,7 @@ def _search(
         lambda settings: meter.measure(fit(settings)),
         trials=trials,
         seed=seed,
-        journal=directory / "journal.log",
+        journal=directory / JOURNAL,
         name=name,
     )
 

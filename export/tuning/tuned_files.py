@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
 from bakeout.export.recipes.recipe import Recipe
-from bakeout.export.tuning.search import Trial
+from bakeout.export.tuning.trials import Trial
 from bakeout.models.files.writing import replace_file, write_file
 from bakeout.models.methods.search_space import Settings
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.temporary import temporary_directory
+from bakeout.models.files.temporary import remove_abandoned, temporary_directory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
@@ -35,6 +35,7 @@ _REFUSED = (
 _NAME = 32
 # What is written, in its temporary directory.
 _NEW = "new"
+_WRITABLE = "tried"
 # numpy's error for a file that takes a part alone; it has no number.
 _CUT = re.compile(r"\d+ requested and \d+ written")
 
@@ -46,11 +47,29 @@ def require_new(path: Path) -> None:
     that cannot be written to, which is tried: a file system that is read-only or full, a directory without permission.
     """
     _require_free(path)
-    parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if not parent.is_dir():
-        raise BakeoutError(f"{parent} is not a directory, so nothing can be written below it.", "Name another output.")
-    with disk_errors(path), temporary_directory(parent, _prefix(path)) as scratch:
-        _write_through(scratch / "tried", b"1")
+    with disk_errors(path):
+        _try_to_write(path.absolute().parent, _prefix(path))
+
+
+def require_writable(directory: Path) -> None:
+    """Raise ``BakeoutError`` unless files can be written in ``directory``, which need not be there yet."""
+    with disk_errors(directory):
+        _try_to_write(directory.absolute(), f".{_WRITABLE}")
+
+
+def _try_to_write(directory: Path, prefix: str) -> None:
+    place = next(parent for parent in (directory, *directory.parents) if os.path.lexists(parent))
+    if not place.is_dir():
+        raise BakeoutError(f"{place} is not a directory, so nothing can be written below it.", "Name another output.")
+    with temporary_directory(place, prefix) as scratch:
+        _write_through(scratch / _NEW, b"1")
+
+
+def forget_killed(path: Path) -> None:
+    """Remove what a process that was killed left beside ``path`` when it wrote there. Done by every later write too."""
+    if path.parent.is_dir():
+        with disk_errors(path):
+            remove_abandoned(path.parent, _prefix(path))
 
 
 def write_file(path: Path, content: bytes | str) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import require_writable
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release import METHOD
@@ -74,6 +75,7 @@ def fit_reveal_and_release(
             "Reveal-and-Release: `chat` is set, and the tokenizer has no chat template.",
             "Leave out `chat`, or take the chat model's tokenizer.",
         )
+    require_writable(options.directory)
     files = RoundFiles(options.directory)
     settings = {
         "candidates": options.instructions,

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.writing import replace_file, write_file
+from bakeout.models.files.writing import forget_killed, replace_file, write_file
 from bakeout.models.methods.lora_modules import Module
 
 _SCHEMA = 1
@@ -52,6 +52,8 @@ class RoundFiles:
                     "Choose another directory, or remove this one.",
                 )
             return
+        # A process that was killed while it wrote the marker is no other fit.
+        forget_killed(marker)
         if self._directory.exists() and (not self._directory.is_dir() or any(self._directory.iterdir())):
             raise BakeoutError(
                 f"{self._directory} exists and is no directory of Reveal-and-Release.", "Choose a new directory."

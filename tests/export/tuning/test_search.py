@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bakeout.export.tuning.search import Measured, Trial, choose_trial, near, search
+from bakeout.export.tuning.search import near, search
+from bakeout.export.tuning.trials import Measured, Trial, choose_trial
 from bakeout.models.methods.search_space import Among, Settings, Span
 
 SPACE: Mapping[str, Span | Among] = {"ratio": Span(0.003, 0.6), "selection": Among(("difference", "standardised"))}

@@ -16,7 +16,7 @@ from bakeout.export.cli.main import main
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.figures_file import Depth, Frontier, Inside, read_figures
-from bakeout.export.tuning.search import KEPT
+from bakeout.export.tuning.trials import KEPT
 from bakeout.export.tuning.tune import Tuned, tune
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
