@@ -20,11 +20,11 @@ from bakeout.export.tuning.candidates import Meter
 from bakeout.export.tuning.frontiers import frontiers
 from bakeout.export.tuning.search import search
 from bakeout.export.tuning.trials import Trial, choose_trial, described
-from bakeout.export.tuning.tuned_files import write_recipe, write_tables
+from bakeout.export.tuning.tuned_files import filled_recipe, write_tables
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.writing import require_new, require_writable, write_file
+from bakeout.models.files.writing import require_new, require_writable, write_files
 from bakeout.models.methods.fitting import Fitting, candidate_fitter, fit_method, method_figures
 from bakeout.models.methods.search_space import SearchSpace, Settings
 from bakeout.models.plan import Intervention
@@ -128,9 +128,10 @@ def tune(
         interventions.append(fitted)
         apply_weight_edit(model, fitted)
     write_tables(directory, recipe, tried, filled)
+    written = {output: filled_recipe(recipe_file, output, recipe, filled)}
     if figures is not None:
-        write_file(figures, json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n")
-    write_recipe(recipe_file, output, recipe, filled)
+        written[figures] = json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n"
+    write_files(written)
     return Tuned(output, directory, filled, tried)
 
 

@@ -1,4 +1,4 @@
-"""The files that tuning writes: the recipe with its choices filled in, and the tables of all trials."""
+"""The content of the files that tuning writes: the recipe with its choices filled in, and the tables of all trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedSeq
 
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.tuning.trials import Trial
-from bakeout.models.files.writing import replace_file, write_file
+from bakeout.models.files.writing import replace_file
 from bakeout.models.methods.search_space import Settings
 
 
@@ -44,8 +44,8 @@ def write_tables(
         replace_file(directory / f"trials-{index}-{recipe.interventions[index].method.name}.csv", table.getvalue())
 
 
-def write_recipe(source: Path, output: Path, recipe: Recipe, filled: Mapping[int, Settings]) -> None:
-    """The recipe with its comments, with the choices filled in and its paths relative to the new file."""
+def filled_recipe(source: Path, output: Path, recipe: Recipe, filled: Mapping[int, Settings]) -> str:
+    """The recipe with its comments, with the choices filled in and its paths relative to the file ``output``."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
     yaml.width = 120
@@ -57,7 +57,7 @@ def write_recipe(source: Path, output: Path, recipe: Recipe, filled: Mapping[int
         _move(written, recipe, source.resolve().parent, output.resolve().parent)
     text = StringIO()
     yaml.dump(written, text)
-    write_file(output, text.getvalue())
+    return text.getvalue()
 
 
 def _as_yaml(value: Any) -> Any:

@@ -11,8 +11,8 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bakeout.models.errors import BakeoutError
@@ -78,10 +78,26 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises ``BakeoutError``, leaving nothing behind, where ``path`` exists (``require_new``) and where the disk is full
     or refuses.
     """
-    _require_free(path)
-    with _beside(path) as scratch:
-        _write_through(scratch / _NEW, content)
-        _put(scratch / _NEW, path)
+    write_files({path: content})
+
+
+def write_files(contents: Mapping[Path, bytes | str]) -> None:
+    """``write_file`` for files that belong together: all appear, or none, whatever fails."""
+    with ExitStack() as scratches:
+        new = {}
+        for path, content in contents.items():
+            _require_free(path)
+            new[path] = scratches.enter_context(_beside(path)) / _NEW
+            _write_through(new[path], content)
+        try:
+            for path in new:
+                _put(new[path], path)
+        except BaseException:
+            for path in new:
+                with suppress(OSError):
+                    if path.samefile(new[path]):
+                        path.unlink()
+            raise
 
 
 def replace_file(path: Path, content: bytes | str) -> None:

@@ -1,0 +1,101 @@
+"""Commands that write, with what they read: tiny models, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.plan.plan_file import save_plan
+from bakeout.models.skills import checkpoint_directory
+from bakeout.models.skills.generator import examples, write_jsonl
+
+from tests.hostile.kills.processes import run_in_fork
+from tests.recipe_files import NEURON_ADJUST, write_recipe
+from tests.tiny_models import tiny_checkpoint
+from tests.weight_plans import low_rank_update, plan_of
+
+_TUNED = {"neuron_adjust": {"forget": "sums", "ratio": "auto", "coin": "threshold"}}
+# One layer fewer than elsewhere: what is killed here is not the arithmetic.
+_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class Command:
+    """``arguments`` after `bakeout`, run in an empty directory; ``outputs``: what it writes there.
+
+    ``resumed``: directories that a killed run leaves for the next one.
+    """
+
+    arguments: tuple[str, ...]
+    outputs: tuple[str, ...]
+    resumed: tuple[str, ...] = ()
+
+
+def commands(directory: Path) -> Mapping[str, Command]:
+    """Make what the commands read in ``directory``, and name them."""
+    checkpoint = tiny_checkpoint("llama", directory / "checkpoint", layers=_LAYERS)
+    recipe = write_recipe(directory / "recipe", checkpoint, [NEURON_ADJUST])
+    tuned = write_recipe(directory / "tuned", checkpoint, [_TUNED])
+    weights = directory / "weights.safetensors"
+    model = load_model(checkpoint)
+    save_plan(plan_of(model, weights_digest(checkpoint), low_rank_update(model, layers=[0, 1])), weights)
+    plan, artifact = directory / "plan.safetensors", directory / "artifact"
+    for arguments in (["fit", str(recipe), "-o", str(plan)], ["bake", str(checkpoint), str(plan), "-o", str(artifact)]):
+        done = run_in_fork(arguments, directory)
+        assert done.status == 0, done.told
+    data = str(directory / "recipe" / "data" / "sums.test.jsonl")
+    attacked = ("--data", data, "--prompts", "4", "--attack", "none", "--attack", "chunked")
+    return {
+        "fit": Command(("fit", str(recipe), "-o", "new/plan"), ("new/plan",)),
+        "build": Command(("build", str(recipe), "-o", "new/artifact"), ("new/artifact",)),
+        "export": Command(("bake", str(checkpoint), str(plan), "-o", "new/artifact"), ("new/artifact",)),
+        "bake a graph": Command(
+            ("bake", str(_graph(artifact, directory)), str(plan), "-o", "new/artifact"), ("new/artifact",)
+        ),
+        "bake a checkpoint": Command(
+            ("bake", str(checkpoint), str(weights), "-o", "new/artifact", "--to", "safetensors"), ("new/artifact",)
+        ),
+        "tune": Command(
+            ("tune", str(tuned), "-o", "new/r.yaml", "--trials", "3", "--prompts", "4", "--figures", "new/r.json"),
+            ("new/r.yaml", "new/r.json"),
+            ("new/r.tuning",),
+        ),
+        "evaluate": Command(("evaluate", str(artifact), "--data", data, "--csv", "new/table.csv"), ("new/table.csv",)),
+        "attack": Command(("attack", str(artifact), *attacked, "--figures", "new/attacks.json"), ("new/attacks.json",)),
+        "report": Command(("report", str(artifact), "-o", "new/report.html"), ("new/report.html",)),
+        "reveal and release": Command(
+            ("fit", str(_release(directory / "release")), "-o", "new/plan"), ("new/plan",), ("rounds",)
+        ),
+    }
+
+
+def _graph(artifact: Path, directory: Path) -> Path:
+    """An ONNX directory without a plan: the base model that the artifact was made of."""
+    from bakeout.export.exporting.onnx_export import export_checkpoint
+
+    graph = directory / "graph"
+    graph.mkdir()
+    export_checkpoint(directory / "checkpoint", graph)
+    return graph
+
+
+def _release(directory: Path) -> Path:
+    """A recipe of two quick rounds of Reveal-and-Release on the bundled model."""
+    options = {
+        "instructions": ["Ask me about code:", "Write a strings question:"],
+        "retain": ["math", "german"],
+        "directory": "rounds",
+        "reveal": {"pulls": 1, "samples": 10, "question_tokens": 20, "answer_tokens": 8},
+        "release": {"rank": 2, "steps": 2, "batch_size": 4},
+        "rounds": 2,
+        "target": 0.0,
+        "utility": 0.0,
+    }
+    data = {}
+    for skill in ("math", "german"):
+        data[skill] = {"probe": f"data/{skill}.jsonl"}
+        (directory / "data").mkdir(parents=True, exist_ok=True)
+        write_jsonl(examples(skill, "probing", 24), directory / "data" / f"{skill}.jsonl")
+    return write_recipe(directory, checkpoint_directory(), [{"reveal_and_release": options}], data=data)

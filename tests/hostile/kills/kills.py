@@ -1,0 +1,134 @@
+"""A command that is killed at a moment, and what must hold then: nothing half-written, and the next run is as uncut."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from tests.hostile.kills.inputs import Command, commands
+from tests.hostile.kills.processes import Done, Moment, run_in_fork
+
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ABANDONED = re.compile(r"(.*/)?[^/]+\.[0-9a-f]{8}\.bakeout(/.*)?")
+
+
+@dataclass
+class Killed:
+    """One try: how it ended (``killed``, or ``too late`` where the command was done), and what should not have been."""
+
+    name: str
+    moment: Moment
+    end: str
+    findings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The uncut run of a command."""
+
+    command: Command
+    content: Mapping[str, str]
+    done: Done
+
+
+class Bench:
+    """The commands in ``directory``, each run uncut once."""
+
+    def __init__(self, directory: Path, names: list[str] | None = None) -> None:
+        self._directory = directory
+        (directory / "inputs").mkdir()
+        known = commands(directory / "inputs")
+        self.references = {name: self._uncut(known[name]) for name in names or known}
+
+    def kill(self, name: str, random: Random) -> Killed:
+        """Kill the command once, at a drawn moment."""
+        reference = self.references[name]
+        moment = _draw(reference.done, random)
+        with self._home(reference.command) as home:
+            return _killed(name, reference, moment, Path(home))
+
+    def _uncut(self, command: Command) -> Reference:
+        with self._home(command) as home:
+            done = run_in_fork(list(command.arguments), Path(home))
+            assert done.status == 0, done.told
+            return Reference(command, contents(Path(home)), done)
+
+    def _home(self, command: Command) -> tempfile.TemporaryDirectory[str]:
+        home = tempfile.TemporaryDirectory(prefix="home-", dir=self._directory)
+        # What a recipe names beside itself is found there; what the command writes there is its own.
+        if command.resumed == ("rounds",):
+            shutil.copytree(self._directory / "inputs" / "release", home.name, dirs_exist_ok=True)
+        return home
+
+
+def contents(home: Path) -> dict[str, str]:
+    """SHA-256 of each file below ``home``, and of directories nothing, without temporary files of the process."""
+    return {
+        path.relative_to(home).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(home.rglob("*"))
+        if path != home / "tmp"
+    }
+
+
+def kills(bench: Bench, count: int, seed: int) -> Iterator[Killed]:
+    """Kill the commands in turn until ``count`` were killed before they were done."""
+    random = Random(seed)
+    done, number, names = 0, 0, list(bench.references)
+    while done < count:
+        killed = bench.kill(names[number % len(names)], random)
+        number += 1
+        done += killed.end == "killed"
+        yield killed
+
+
+def _draw(done: Done, random: Random) -> Moment:
+    number = random.choice(SIGNALS)
+    if random.random() < 0.5:
+        return Moment(number, seconds=random.uniform(0, done.seconds))
+    call = random.choice(sorted(done.calls))
+    return Moment(number, call=call, index=random.randint(1, done.calls[call]), is_before=random.random() < 0.5)
+
+
+def _killed(name: str, reference: Reference, moment: Moment, home: Path) -> Killed:
+    command = reference.command
+    before = contents(home)
+    done = run_in_fork(list(command.arguments), home, moment)
+    killed = Killed(name, moment, "too late" if done.status == 0 else "killed")
+    expected = (0, -moment.number) if moment.number == signal.SIGKILL else (0, 128 + moment.number)
+    if done.status not in expected:
+        killed.findings.append(f"status {done.status}: {done.told[-500:]}")
+    if "Traceback" in done.told or "Exception ignored" in done.told:
+        killed.findings.append(f"a traceback: {done.told[-1500:]}")
+    left = {path: digest for path, digest in contents(home).items() if path not in before}
+    for path, digest in left.items():
+        if moment.number == signal.SIGKILL and (_ABANDONED.fullmatch(path) or path == "new"):
+            continue
+        if path in {str(parent) for kept in command.resumed for parent in Path(kept).parents}:
+            continue
+        resumed = any(path == kept or path.startswith(f"{kept}/") for kept in command.resumed)
+        if not resumed and reference.content.get(path) != digest:
+            killed.findings.append(f"left behind or half-written: {path}")
+    _run_again(command, reference, home, killed)
+    return killed
+
+
+def _run_again(command: Command, reference: Reference, home: Path, killed: Killed) -> None:
+    if all((home / output).exists() for output in command.outputs):
+        if (left := contents(home)) != reference.content and killed.moment.number != signal.SIGKILL:
+            killed.findings.append(f"not as uncut: {sorted(left.items() ^ reference.content.items())}")
+        return
+    for output in command.outputs:
+        # Of several that belong together, those that are there are whole, and have to be removed as the error says.
+        (home / output).unlink(missing_ok=True) if (home / output).is_file() else None
+    again = run_in_fork(list(command.arguments), home)
+    if again.status != 0:
+        killed.findings.append(f"the next run fails: {again.told[-1500:]}")
+    elif (left := contents(home)) != reference.content:
+        killed.findings.append(f"the next run differs: {sorted(left.items() ^ reference.content.items())}")
