@@ -36,6 +36,7 @@ from bakeout.models.reference.canary import measure_canary
 from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.reference_model import Reference
 
+from tests.fitted_regions import fitted_regions
 from tests.tiny_models import END_OF_TEXT_ID
 
 STEPS = 8
@@ -102,8 +103,12 @@ def key_space_detection(
     positions: Positions,
     prompts: Prompts,
     earlier: Sequence[Intervention] = (),
+    region: str = "cube",
 ) -> KeySpaceDetection:
-    """Two cubes around the last tokens of two halves of the prompts, more than half of the prompts inside."""
+    """Two regions around the last tokens of two halves of the prompts, more than half of the prompts inside.
+
+    A half-space separates them from the prompts' first tokens.
+    """
     width = feed_forward_layers(model)[0].width
     shape = (2, len(layers) * width)
     blank = KeySpaceDetection(
@@ -115,26 +120,15 @@ def key_space_detection(
             model(input_ids=torch.tensor([prompt]))
             keys.append(hooks.seen[len(earlier)].numpy())
     queries = np.stack([key[-1] for key in keys])
-    halves = queries[::2], queries[1::2]
-    cubes = KeySpaceDetection(
-        layers,
-        Cubes(
-            np.stack([half.mean(axis=0) for half in halves]),
-            # Of a dead ReLU neuron the deviation is 0.
-            np.maximum([half.std(axis=0, ddof=1) for half in halves], 0.05),
-        ),
-        np.ones(2),
-        ("a", "b"),
-        REFUSAL,
-        positions,
-    )
+    regions = fitted_regions(region, [queries[::2], queries[1::2]], np.stack([key[0] for key in keys]))
+    check = replace(blank, regions=regions)
     # What decides over a prompt: its last token's margin, or with `every` the smallest.
     tested = [key if positions == "every" else key[-1:] for key in keys]
-    smallest = np.sort([cubes.margins(key).min() for key in tested])
+    smallest = np.sort([check.margins(key).min() for key in tested])
     half = len(smallest) // 2
     gap = int(np.argmax(np.diff(smallest[half : half + half // 2]))) + half
     alpha = np.full(2, smallest[gap : gap + 2].mean())
-    return replace(cubes, alpha=alpha)
+    return replace(check, alpha=alpha)
 
 
 def plan_of(model: PreTrainedModel, interventions: Sequence[Intervention], prompts: Prompts) -> Plan:

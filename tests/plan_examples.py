@@ -20,6 +20,7 @@ from bakeout.models.plan import (
     NeuronAdjust,
     Plan,
     Positions,
+    Regions,
     Role,
     WeightUpdate,
     ZeroColumns,
@@ -27,6 +28,7 @@ from bakeout.models.plan import (
 )
 from bakeout.models.plan.kinds.detection_report import FalseRefusals, KeySpaceDetectionReport
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
+from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
 
@@ -155,18 +157,24 @@ def _neuron_adjusts(draw: st.DrawFn) -> NeuronAdjust:
 @st.composite
 def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
     layers = tuple(sorted(draw(st.sets(st.integers(0, MODEL.layers - 1), min_size=1))))
-    cubes = draw(st.integers(1, 3))
-    shape = (cubes, len(layers) * MODEL.width)
+    regions = draw(st.integers(1, 3))
+    shape = (regions, len(layers) * MODEL.width)
     return KeySpaceDetection(
         layers=layers,
-        regions=Cubes(draw(_floats(shape)), draw(_floats(shape, 1e-9))),
-        alpha=draw(_floats((cubes,), 1e-9)),
-        skills=tuple(draw(st.lists(st.text(max_size=4), min_size=cubes, max_size=cubes))),
+        regions=draw(_regions(shape)),
+        alpha=draw(_floats((regions,), 1e-9)),
+        skills=tuple(draw(st.lists(st.text(max_size=4), min_size=regions, max_size=regions))),
         refusal=draw(arrays.arrays(np.int64, st.integers(2, 9), elements=st.integers(0, MODEL.vocabulary - 1))),
         other_ends=draw(st.lists(st.integers(0, MODEL.vocabulary - 1), max_size=3).map(tuple)),
         positions=draw(st.sampled_from(get_args(Positions))),
         report=KeySpaceDetectionReport(details=draw(_JSON)),
     )
+
+
+@st.composite
+def _regions(draw: st.DrawFn, shape: tuple[int, int]) -> Regions:
+    half_spaces = st.builds(HalfSpaces, _floats(shape), _floats(shape[:1]))
+    return draw(st.one_of(st.builds(Cubes, _floats(shape), _floats(shape, 1e-9)), half_spaces))
 
 
 @st.composite

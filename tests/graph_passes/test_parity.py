@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,8 +27,10 @@ from tests.baked_parity import (
     unbaked,
 )
 from tests.conftest import CheckpointOf
+from tests.fitted_regions import SHAPES
 from tests.tiny_models import random_prompts
 
+CUBE = "cube"
 MIDDLE, LAST = (1,), (3,)
 JOINT = (0, 2)
 # Optimum's OPT graph counts positions from the mask itself, as the model does, so padding is for all.
@@ -62,6 +65,25 @@ def test_key_space_detection(
 ) -> None:
     model = model_of(llama_checkpoint)
     plan = plan_of(model, [key_space_detection(model, layers, positions, PROMPTS)], PROMPTS)
+    runner = baked(llama_onnx, plan, early_exit=early_exit)
+    _require_parity(llama_checkpoint, llama_onnx, plan, runner)
+
+
+@pytest.mark.parametrize("early_exit", [True, False], ids=["early-exit", "branch-free"])
+@pytest.mark.parametrize(("layers", "positions"), [(JOINT, "query"), (MIDDLE, "every"), (LAST, "query")])
+@pytest.mark.parametrize("region", SHAPES)
+def test_every_shape_of_regions(
+    llama_checkpoint: Path,
+    llama_onnx: Path,
+    region: str,
+    positions: Positions,
+    layers: tuple[int, ...],
+    early_exit: bool,
+) -> None:
+    model = model_of(llama_checkpoint)
+    check = key_space_detection(model, layers, positions, PROMPTS, region=region)
+    assert check.regions.shape == (2, len(layers) * 96)
+    plan = plan_of(model, [check], PROMPTS)
     runner = baked(llama_onnx, plan, early_exit=early_exit)
     _require_parity(llama_checkpoint, llama_onnx, plan, runner)
 
@@ -121,13 +143,24 @@ def _padded_run(rows: Sequence[Sequence[int] | Integers], width: int, random: np
 
 
 @pytest.mark.parametrize("early_exit", [True, False], ids=["early-exit", "branch-free"])
-@pytest.mark.parametrize("layers", [MIDDLE, LAST], ids=["middle", "last"])
-@pytest.mark.parametrize("positions", ["query", "step", "every"])
+@pytest.mark.parametrize(
+    ("region", "layers", "positions"),
+    [
+        *((CUBE, layers, positions) for layers in (MIDDLE, LAST) for positions in get_args(Positions)),
+        *((shape, MIDDLE, "every") for shape in SHAPES if shape != CUBE),
+        *((shape, LAST, "query") for shape in SHAPES if shape != CUBE),
+    ],
+)
 def test_windows_of_a_conversation(
-    llama_checkpoint: Path, llama_onnx: Path, positions: Positions, layers: tuple[int, ...], early_exit: bool
+    llama_checkpoint: Path,
+    llama_onnx: Path,
+    region: str,
+    layers: tuple[int, ...],
+    positions: Positions,
+    early_exit: bool,
 ) -> None:
     model = model_of(llama_checkpoint)
-    plan = plan_of(model, [key_space_detection(model, layers, positions, PROMPTS)], PROMPTS)
+    plan = plan_of(model, [key_space_detection(model, layers, positions, PROMPTS, region=region)], PROMPTS)
     runner = baked(llama_onnx, plan, early_exit=early_exit)
     refused = []
     # One row at a time takes the early exit as soon as it is refused; among several it takes it seldom.

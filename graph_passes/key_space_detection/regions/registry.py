@@ -8,11 +8,16 @@ from typing import Any
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
 from bakeout.graph_passes.key_space_detection.regions.cube import CubeTest
+from bakeout.graph_passes.key_space_detection.regions.linear import HalfSpaceTest
 from bakeout.graph_passes.key_space_detection.regions.region_test import RegionTest
 from bakeout.models.plan.kinds.regions.cube import Cubes
+from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 from bakeout.models.plan.kinds.regions.regions import Regions
 
-_TESTS: dict[str, Callable[[GraphBuilder, Any], RegionTest]] = {Cubes.name: CubeTest}
+_TESTS: dict[str, Callable[[GraphBuilder, Any], RegionTest]] = {
+    Cubes.name: CubeTest,
+    HalfSpaces.name: HalfSpaceTest,
+}
 
 
 def region_test(build: GraphBuilder, regions: Regions) -> RegionTest:

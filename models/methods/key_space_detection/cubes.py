@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Cubes, Floats
+from bakeout.models.plan import Cubes, Floats, Integers
 
 LayerKeys = Mapping[int, NDArray[np.floating[Any]]]
 
@@ -22,17 +22,23 @@ DEAD_FLOOR = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """A skill's probe keys in clusters, the largest first: what cubes with any floor are made from.
+    """A skill's probe keys in clusters, the largest first: what regions of any shape are made from.
 
-    ``centre`` and ``measured``, the clusters' means and deviations (n - 1; 0 for one query alone): float64
-    [clusters, D]. ``overall``: the whole skill's deviation, ``dead``: the lowest that a dimension may have, [D] each.
+    ``members``: the rows of each. ``centre`` and ``measured``, the clusters' means and deviations (n - 1; 0 for one
+    query alone): float64 [clusters, D]. ``overall``: the whole skill's deviation, ``dead``: the lowest that a dimension
+    may have, [D] each.
     """
 
-    sizes: tuple[int, ...]
+    members: tuple[Integers, ...]
     centre: Floats
     measured: Floats
     overall: Floats
     dead: Floats
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many queries are in each."""
+        return tuple(len(rows) for rows in self.members)
 
     def cubes(self, floor: float) -> Cubes:
         """A cube per cluster, with deviations of at least ``floor`` times the skill's in that dimension."""
@@ -65,7 +71,7 @@ def cluster(keys: Floats, skill: str, *, layers: int, count: int, seed: int) -> 
     # One query alone has no deviation: its cube is the floor's.
     measured = [keys[rows].std(axis=0, ddof=1) if len(rows) > 1 else np.zeros_like(overall) for rows in members]
     return Clusters(
-        sizes=tuple(len(rows) for rows in members),
+        members=tuple(members),
         centre=np.stack([keys[rows].mean(axis=0) for rows in members]),
         measured=np.stack(measured),
         overall=overall,

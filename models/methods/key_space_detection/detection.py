@@ -1,4 +1,4 @@
-"""Key Space Detection (arXiv 2503.21730, section 3.2): cubes around the key vectors of the queries to refuse."""
+"""Key Space Detection (arXiv 2503.21730, section 3.2): regions around the key vectors of the queries to refuse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from scipy.stats import binomtest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, TimesLargest
-from bakeout.models.plan import Cubes, Floats, KeySpaceDetection
+from bakeout.models.methods.key_space_detection.regions.fitter import Probed
+from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
+from bakeout.models.plan import Floats, KeySpaceDetection, Regions
 from bakeout.models.plan.kinds.detection_report import (
     FalseRefusals,
     FormCoverage,
@@ -32,18 +34,20 @@ def fit_key_space_detection(
     options: KeySpaceDetectionOptions,
     *,
     refusal: ArrayLike,
+    against: Mapping[str, LayerKeys] | None = None,
     variants: Mapping[str, Mapping[str, LayerKeys]] | None = None,
 ) -> KeySpaceDetection:
-    """Fit up to `cubes` cubes per skill around its probe keys, and one alpha per skill.
+    """Fit up to `cubes` regions per skill to its probe keys, and one alpha per skill.
 
     ``probe``, ``calibration`` and ``retain`` map a name to key vectors per layer, [queries, F] each, of the queries'
     last tokens. Several layers are fitted jointly, their keys concatenated (our reading; the paper uses one layer).
-    Clusters are k-means on keys standardised by the skill's deviation; empty clusters leave fewer cubes. A deviation
-    is the cluster's (n - 1), at least `floor` times the skill's in that dimension, and at least 0.001 times the
-    median of its layer's non-zero ones.
+    Clusters are k-means on keys standardised by the skill's deviation; empty clusters leave fewer regions. A cube's
+    deviation is the cluster's (n - 1), at least `floor` times the skill's in that dimension, and at least 0.001 times
+    the median of its layer's non-zero ones. ``against``: other keys of the names to retain, which shapes that are
+    fitted against retained keys need.
 
     `alpha: auto` is the split-conformal quantile, at level 1 - `epsilon`, of the calibration queries' margins to
-    the nearest of the skill's cubes: a fresh query that is exchangeable with them is refused with at least that
+    the nearest of the skill's regions: a fresh query that is exchangeable with them is refused with at least that
     probability, provided that nothing else was chosen on them. ``variants``, calibration queries of a skill in another
     form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. `times_largest` is what the
     authors' code does; it guarantees nothing. The report carries alpha, and for each name in ``retain`` the false
@@ -64,19 +68,24 @@ def fit_key_space_detection(
     dimension = next(iter(probe_keys.values())).shape[1]
     for skill, keys in probe_keys.items():
         _require_dimension(keys, dimension, f"probe queries of {skill}")
+    fitter = FITTERS[structure.region]
+    retained = None
+    if fitter.needs_retained and against:
+        names = [joint_keys(keys, layers, f"probe queries of {name}") for name, keys in against.items()]
+        retained = np.concatenate(names)
+        _require_dimension(retained, dimension, "retained queries")
     skills: list[str] = []
-    centres, deviations = [], []
+    regions: list[Regions] = []
     sizes, floored = {}, {}
     for skill, keys in probe_keys.items():
         clusters = cluster(keys, skill, layers=len(layers), count=structure.cubes, seed=options.seed)
-        fitted = clusters.cubes(structure.floor)
-        centres.append(fitted.centre)
-        deviations.append(fitted.deviation)
+        regions.append(fitter.fit(Probed(keys, clusters, retained), structure.floor))
         skills += [skill] * len(clusters.sizes)
-        sizes[skill], floored[skill] = clusters.sizes, clusters.floored(structure.floor)
+        sizes[skill] = clusters.sizes
+        floored[skill] = clusters.floored(structure.floor) if fitter.uses_floor else (0,) * len(clusters.sizes)
     check = KeySpaceDetection(
         layers=layers,
-        regions=Cubes(np.concatenate(centres), np.concatenate(deviations)),
+        regions=regions[0].joined(regions[1:]),
         alpha=np.ones(len(skills)),
         skills=tuple(skills),
         refusal=np.asarray(refusal, dtype=np.int64),
@@ -120,8 +129,8 @@ def fit_key_space_detection(
         )
     check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
     report = KeySpaceDetectionReport(
-        floor=structure.floor,
-        dead_floor=DEAD_FLOOR,
+        floor=structure.floor if fitter.uses_floor else None,
+        dead_floor=DEAD_FLOOR if fitter.uses_floor else None,
         seed=options.seed,
         skills=coverage,
         retain={name: _false_refusals(check, keys, name) for name, keys in retain.items()},
@@ -136,7 +145,7 @@ def _margins(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
 
 
 def _skill_margins(check: KeySpaceDetection, keys: LayerKeys, skill: str, use: str) -> Floats:
-    """The margin [queries] of a skill's queries to the nearest of its own cubes."""
+    """The margin [queries] of a skill's queries to the nearest of its own regions."""
     own = [index for index, name in enumerate(check.skills) if name == skill]
     nearest: Floats = _margins(check, keys, f"{use} queries of {skill}")[:, own].min(axis=1)
     return nearest

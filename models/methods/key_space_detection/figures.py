@@ -11,8 +11,9 @@ from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.queries import fresh_queries, query_keys
+from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.separation import auroc, share_inside
-from bakeout.models.methods.key_space_detection.structure import layer_sets, nearest_margins
+from bakeout.models.methods.key_space_detection.structure import layer_sets
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import Floats, KeySpaceDetection
 
@@ -42,7 +43,7 @@ def figures(
 
 
 def inside_figures(check: KeySpaceDetection, keys: Mapping[str, LayerKeys]) -> Iterator[Mapping[str, Any]]:
-    """The paper's Figure 5 for each skill of ``check``: the share of each name's queries inside its own cubes.
+    """The paper's Figure 5 for each skill of ``check``: the share of each name's queries inside its own regions.
 
     ``keys``: per name and layer the queries' key vectors [queries, F], of the check's layers at least.
     """
@@ -53,7 +54,9 @@ def inside_figures(check: KeySpaceDetection, keys: Mapping[str, LayerKeys]) -> I
     for skill in dict.fromkeys(check.skills):
         own = [index for index, name in enumerate(check.skills) if name == skill]
         chosen = float(check.alpha[own[0]])
-        alpha = np.linspace(0, _BEYOND * chosen, _POINTS)
+        # Margins to a half-space can be negative.
+        lowest = min(0.0, *(float(rows[:, own].min()) for rows in margins.values()))
+        alpha = np.linspace(lowest, chosen + (_BEYOND - 1) * (chosen - lowest), _POINTS)
         shares = {name: share_inside(rows[:, own].min(axis=1), alpha).tolist() for name, rows in margins.items()}
         yield {
             "kind": "inside",

@@ -17,8 +17,9 @@ from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection, require_calibration
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
-from bakeout.models.methods.key_space_detection.queries import fresh_queries, query_keys
+from bakeout.models.methods.key_space_detection.queries import RetainedQueries, query_keys, retained_queries
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
+from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers, model_limits
@@ -33,7 +34,7 @@ _Widening = Mapping[str, Mapping[str, Mapping[Kind, Sequence[Record]]]]
 
 
 def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetection:
-    """Cubes on the probe queries, their structure chosen on the selection queries, alpha on the calibration queries.
+    """Regions on the probe queries, their structure chosen on the selection queries, alpha on the calibration queries.
 
     If `augment` names variants, those of the probe queries are probed too, those of the selection queries must be
     refused like these, and alpha covers the calibration queries themselves and each kind of variant.
@@ -62,7 +63,9 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     else:
         layers = [count - 1] if options.layers == "last" else sorted(set(options.layers))
     probe = {name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers) for name in forget}
-    choice = _choice(options, fitting, probe, retain, layers, widening) if options.is_chosen else None
+    queries = {name: retained_queries(fitting, name, fits=needs_retained(options.region)) for name in retain}
+    against = {name: query_keys(fitting, name, own.fitted, layers) for name, own in queries.items() if own.fitted}
+    choice = _choice(options, fitting, probe, queries, against, layers, widening) if options.is_chosen else None
     if choice is None:
         settled = options.model_copy(update={"layers": layers})
     else:
@@ -70,13 +73,14 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     layers = list(settled.structure.layers)
     calibrated = [name for name in forget if "calibration" in fitting.rows[name]]
     # False refusals are best counted on queries that no other choice was made on.
-    counted = {name: fitting.rows[name].get("calibration") or fresh_queries(fitting, name) for name in retain}
+    counted = {name: fitting.rows[name].get("calibration") or own.fresh for name, own in queries.items()}
     fitted = fit_key_space_detection(
         probe,
         {name: query_keys(fitting, name, fitting.rows[name]["calibration"], layers) for name in calibrated},
         {name: query_keys(fitting, name, queries, layers) for name, queries in counted.items()},
         settled,
         refusal=refusal,
+        against=against,
         variants={
             name: {
                 kind: query_keys(fitting, f"{name}, {kind}", records, layers)
@@ -95,9 +99,9 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
 
 
 def chosen(fitted: KeySpaceDetection) -> Settings:
-    """The choices of the fit: layers, cubes, floor and epsilon."""
+    """The choices of the fit: region, layers, cubes, floor and epsilon."""
     choice = fitted.report.choice
-    return {} if choice is None else choice.chosen.as_json()
+    return {} if choice is None else {"region": fitted.regions.name, **choice.chosen.as_json()}
 
 
 def _other_ends(ends: Sequence[int], refusal: Integers, fitting: Fitting) -> tuple[int, ...]:
@@ -129,16 +133,19 @@ def _choice(
     options: KeySpaceDetectionOptions,
     fitting: Fitting,
     probe: Mapping[str, LayerKeys],
-    retain: Sequence[str],
+    retained: Mapping[str, RetainedQueries],
+    against: Mapping[str, LayerKeys],
     layers: Sequence[int],
     widening: _Widening,
 ) -> Choice:
     selection = {name: _widened(fitting, widening, name, "selection") for name in probe}
-    selection |= {name: fresh_queries(fitting, name) for name in retain}
+    selection |= {name: list(own.fresh) for name, own in retained.items()}
     calibration = [len(fitting.rows[name].get("calibration", ())) for name in probe]
     return choose_structure(
         probe,
         {name: query_keys(fitting, name, records, layers) for name, records in selection.items() if records},
+        region=options.region,
+        against=against,
         layers="auto" if options.layers == "auto" else layers,
         cubes=options.cubes,
         floor=options.floor,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from bakeout.models.data.variants import Kind
 from bakeout.models.methods.options import Layers, MethodOptions, Names, Section, Seed
 from bakeout.models.plan import Positions
 
 # The options that are chosen on the selection queries if they are `auto`.
-STRUCTURE = ("layers", "cubes", "floor", "epsilon")
+STRUCTURE = ("region", "layers", "cubes", "floor", "epsilon")
+
+Region = Literal["cube", "linear"]
 
 
 class TimesLargest(Section):
@@ -29,6 +31,7 @@ class Structure:
     cubes: int
     floor: float
     epsilon: float
+    region: Region = "cube"
 
     @property
     def depth(self) -> int:
@@ -37,7 +40,7 @@ class Structure:
 
     @property
     def size(self) -> tuple[int, int]:
-        """How many tests there are: layers times cubes."""
+        """How many tests there are: layers times regions."""
         return len(self.layers), self.cubes
 
 
@@ -50,6 +53,13 @@ class KeySpaceDetectionOptions(MethodOptions):
     retain: Names | None = Field(
         default=None, description="Names of the data on which false refusals are counted; by default all others."
     )
+    region: Region = Field(
+        default="cube",
+        description="The shape of the regions in which a query is refused. `cube`: within alpha deviations of the mean "
+        "in every dimension (the paper). `linear`: on the skill's side of a linear discriminant (shrunk, of "
+        "standardised keys) against the probe queries of all retained data; it refuses what looks unlike those, "
+        "strangers perhaps included (our reading).",
+    )
     layers: Literal["auto", "last"] | Layers = Field(
         default="last",
         description="The layers whose key vectors are checked, jointly: `last` (the paper), a list counted from 0, or "
@@ -57,12 +67,13 @@ class KeySpaceDetectionOptions(MethodOptions):
     )
     cubes: Literal["auto"] | PositiveInt = Field(
         default=1,
-        description="Cubes of each skill: one around each cluster of its queries (the paper: 1). `auto` is "
-        "chosen with the layers.",
+        description="Cubes, or other regions, of each skill: one for each cluster of its queries (the paper: 1). "
+        "`auto` is chosen with the layers.",
     )
-    alpha: Literal["auto"] | PositiveFloat | TimesLargest = Field(
+    alpha: Literal["auto"] | float | TimesLargest = Field(
         default="auto",
-        description="The cubes' half-width in standard deviations; `auto` is the smallest that contains all but a "
+        description="The regions' size, of a cube its half-width in standard deviations, positive but for `region: "
+        "linear`; `auto` is the smallest that contains all but a "
         "share `epsilon` of fresh queries (split conformal), `{times_largest: 2}` twice the largest margin among the "
         "probe queries (the authors).",
     )
@@ -81,8 +92,8 @@ class KeySpaceDetectionOptions(MethodOptions):
     )
     floor: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         default=0.1,
-        description="Lowest deviation of a cube, as a share of the whole skill's in that dimension. `auto` is chosen "
-        "with the layers.",
+        description="Lowest deviation of a cube, as a share of the whole skill's in that dimension; other regions have "
+        "none. `auto` is chosen with the layers.",
     )
     augment: list[Kind] = Field(
         default=[],
@@ -91,17 +102,24 @@ class KeySpaceDetectionOptions(MethodOptions):
     )
     seed: Seed = Field(default=0, description="Seed of the clustering and of the variants.")
 
+    @field_validator("alpha")
+    @classmethod
+    def _alpha_is_a_size(cls, alpha: Any, info: ValidationInfo) -> Any:
+        if isinstance(alpha, float) and alpha <= 0 and info.data.get("region") != "linear":
+            raise ValueError(f"alpha is {alpha:g}: only that of `region: linear` can be 0 or less")
+        return alpha
+
     @property
     def is_chosen(self) -> bool:
         """Whether any part of the structure remains to be chosen on the selection queries."""
-        return "auto" in (self.layers, self.cubes, self.floor, self.epsilon)
+        return "auto" in (self.region, self.layers, self.cubes, self.floor, self.epsilon)
 
     @property
     def structure(self) -> Structure:
         """The structure, if no part of it remains to be chosen."""
         if isinstance(self.layers, str) or self.cubes == "auto" or self.floor == "auto" or self.epsilon == "auto":
             raise ValueError("the structure has yet to be chosen")
-        return Structure(tuple(sorted(set(self.layers))), self.cubes, self.floor, self.epsilon)
+        return Structure(tuple(sorted(set(self.layers))), self.cubes, self.floor, self.epsilon, self.region)
 
     def with_structure(self, structure: Structure) -> Self:
         """The same options with every part of the structure set."""

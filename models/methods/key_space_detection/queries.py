@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.fitting import Fitting
@@ -14,6 +15,25 @@ def fresh_queries(fitting: Fitting, name: str) -> list[Record]:
     """Queries of a name to retain on which its false refusals are not counted: those of its probe file."""
     rows = fitting.rows[name]
     return [*rows.get("selection", ()), *rows.get("probe", ())]
+
+
+@dataclass(frozen=True)
+class RetainedQueries:
+    """Queries of a name to retain: ``fitted`` ones, which regions are fitted against, and ``fresh`` ones."""
+
+    fitted: Sequence[Record]
+    fresh: Sequence[Record]
+
+
+def retained_queries(fitting: Fitting, name: str, *, fits: bool) -> RetainedQueries:
+    """The queries of a name to retain: all fresh, or if a shape ``fits`` against some, those of its probe file fitted.
+
+    Without a selection file, every other one of the probe queries stays fresh.
+    """
+    if not fits:
+        return RetainedQueries([], fresh_queries(fitting, name))
+    probe, selection = fitting.rows[name].get("probe", []), fitting.rows[name].get("selection", [])
+    return RetainedQueries(probe, selection) if selection else RetainedQueries(probe[::2], probe[1::2])
 
 
 def query_keys(fitting: Fitting, name: str, queries: Sequence[Record], layers: Sequence[int]) -> LayerKeys:

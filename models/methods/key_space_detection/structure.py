@@ -1,9 +1,9 @@
-"""The choice of Key Space Detection's layers, cubes, floor and epsilon, on queries that set nothing else."""
+"""The choice of Key Space Detection's regions: shape, layers, number, floor, epsilon, on queries that set no alpha."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.cubes import Clusters, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.detection import least_queries
-from bakeout.models.methods.key_space_detection.options import Structure
+from bakeout.models.methods.key_space_detection.options import Region, Structure
+from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
+from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc
-from bakeout.models.plan import Cubes, Floats
+from bakeout.models.plan import Floats
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 from bakeout.models.progress import Track, untracked
 
@@ -32,10 +34,10 @@ _DEPTHS = 12
 _JOINTLY = 3
 # Tolerated shares of correct answers: left of a skill to forget, and lost of any other. Errors are measured in these.
 LEFT, LOST = 0.02, 0.01
-# Margins are computed for this many queries at a time: they stay in the processor's cache.
-_ROWS = 64
 
 Correct = Mapping[str, NDArray[np.bool_]]
+# Shape, layers, regions a skill, and floor.
+_Setting = tuple[Region, tuple[int, ...], int, float]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Candidate:
             refused={name: share.value for name, share in self.refused.items()},
             auroc={name: (area.value, area.low, area.high) for name, area in self.auroc.items()},
             error=self.error,
+            region=None if self.structure.region == "cube" else self.structure.region,
         )
 
 
@@ -121,6 +124,8 @@ def choose_structure(
     probe: Mapping[str, LayerKeys],
     selection: Mapping[str, LayerKeys],
     *,
+    region: Region = "cube",
+    against: Mapping[str, LayerKeys] | None = None,
     layers: Literal["auto"] | Sequence[int],
     cubes: Literal["auto"] | int | Sequence[int],
     floor: Literal["auto"] | float,
@@ -132,7 +137,8 @@ def choose_structure(
 ) -> Choice:
     """Choose the shallowest structure that separates as well as the best, within the best one's confidence interval.
 
-    ``probe``: keys per layer of the skills to forget, ``selection``: fresh ones of these and of the names to retain.
+    ``probe``: keys per layer of the skills to forget, ``selection``: fresh ones of these and of the names to retain,
+    ``against``: other keys of the names to retain, for shapes that are fitted against them.
     ``correct``: per name, which selection queries the base model answers correctly: refusing the others costs nothing.
     Options that are not ``auto`` are kept. ``layers`` auto takes the ``layer_sets`` of all layers that are probed.
 
@@ -161,20 +167,23 @@ def choose_structure(
             "Key Space Detection: there is nothing to retain, which a choice needs for comparison.",
             "Name retain data, or the layers and the number of cubes.",
         )
-    search = _Search(probe, selection, retained, correct or {}, _epsilons(epsilon, calibration_queries), seed)
-    probed = min(len(next(iter(keys.values()))) for keys in probe.values())
-    counts = _counts(cubes, probed)
-    floors = FLOORS if floor == "auto" else (floor,)
-    sets = _sets(layers, probe)
-    few = [count for count in counts if count <= _FEW] or counts[:1]
-    middling = floors[len(floors) // 2]
-    candidates = search.all(itertools.product(sets, {few[0], few[-1]}, [middling]), track, "comparing layers")
-    promising = _promising(candidates, sets)
-    candidates += search.all(
-        ((layers, count, floor) for layers, count, floor in itertools.product(promising, counts, floors)),
-        track,
-        "comparing cubes",
+    search = _Search(
+        probe, against or {}, selection, retained, correct or {}, _epsilons(epsilon, calibration_queries), seed
     )
+    probed = min(len(next(iter(keys.values()))) for keys in probe.values())
+    sets = _sets(layers, probe)
+    candidates: list[Candidate] = []
+    for shape in [region]:
+        counts = _counts(cubes, probed, FITTERS[shape].counts)
+        floors = _floors(floor, FITTERS[shape])
+        few = [count for count in counts if count <= _FEW] or counts[:1]
+        middling = floors[len(floors) // 2]
+        alike = search.all(
+            itertools.product([shape], sets, {few[0], few[-1]}, [middling]), track, f"comparing layers, {shape}"
+        )
+        promising = _promising(alike, sets)
+        settings = itertools.product([shape], promising, counts, floors)
+        candidates += alike + search.all(settings, track, f"comparing regions, {shape}")
     unique = {one.structure: one for one in candidates}
     return Choice(choose(list(unique.values())), tuple(unique.values()))
 
@@ -199,6 +208,7 @@ class _Search:
     def __init__(
         self,
         probe: Mapping[str, LayerKeys],
+        against: Mapping[str, LayerKeys],
         selection: Mapping[str, LayerKeys],
         retained: Sequence[str],
         correct: Correct,
@@ -206,42 +216,32 @@ class _Search:
         seed: int,
     ) -> None:
         self._probe = probe
+        self._against = against
         self._selection = selection
         self._retained = retained
         self._correct = correct
         self._epsilons = epsilons
         self._seed = seed
-        self._seen: dict[tuple[tuple[int, ...], int, float], Candidate] = {}
+        self._seen: dict[_Setting, Candidate] = {}
         self._clusters: dict[tuple[tuple[int, ...], int], dict[str, Clusters]] = {}
 
-    def all(
-        self, settings: Iterable[tuple[tuple[int, ...], int, float]], track: Track, description: str
-    ) -> list[Candidate]:
-        """The candidates of several (layers, cubes, floor)."""
+    def all(self, settings: Iterable[_Setting], track: Track, description: str) -> list[Candidate]:
+        """The candidates of several settings."""
         todo = list(settings)
         for setting in track(todo, description, len(todo)):
             if setting not in self._seen:
                 self._seen[setting] = self._candidate(*setting)
         return [self._seen[setting] for setting in todo]
 
-    def _candidate(self, layers: tuple[int, ...], count: int, floor: float) -> Candidate:
-        if (layers, count) not in self._clusters:
-            self._clusters[layers, count] = {
-                skill: cluster(
-                    joint_keys(keys, layers, f"probe queries of {skill}"),
-                    skill,
-                    layers=len(layers),
-                    count=count,
-                    seed=self._seed,
-                )
-                for skill, keys in self._probe.items()
-            }
+    def _candidate(self, region: Region, layers: tuple[int, ...], count: int, floor: float) -> Candidate:
+        fitter = FITTERS[region]
+        fitted = {skill: fitter.fit(probed, floor) for skill, probed in self._probed(fitter, layers, count)}
         margins: dict[str, dict[str, Floats]] = {name: {} for name in self._selection}
         for name, keys in self._selection.items():
             joint = joint_keys(keys, layers, f"selection queries of {name}").astype(np.float32)
-            for skill, clusters in self._clusters[layers, count].items():
+            for skill, regions in fitted.items():
                 if name == skill or name in self._retained:
-                    margins[name][skill] = nearest_margins(joint, clusters.cubes(floor))
+                    margins[name][skill] = fitter.nearest(joint, regions)
         areas = {
             name: min(
                 (auroc(margins[skill][skill], self._counted(name, margins[name][skill])) for skill in self._probe),
@@ -250,9 +250,23 @@ class _Search:
             for name in self._retained
         }
         candidates = [
-            self._at(Structure(layers, count, floor, epsilon), margins, areas) for epsilon in sorted(self._epsilons)
+            self._at(Structure(layers, count, floor, epsilon, region), margins, areas)
+            for epsilon in sorted(self._epsilons)
         ]
         return min(candidates, key=lambda candidate: candidate.feared_error)
+
+    def _probed(self, fitter: Fitter, layers: tuple[int, ...], count: int) -> Iterator[tuple[str, Probed]]:
+        """What each skill's regions are fitted to."""
+        retained = None
+        if fitter.needs_retained and self._against:
+            names = [joint_keys(keys, layers, f"probe queries of {name}") for name, keys in self._against.items()]
+            retained = np.concatenate(names)
+        clusters = self._clusters.setdefault((layers, count), {})
+        for skill, keys in self._probe.items():
+            joint = joint_keys(keys, layers, f"probe queries of {skill}")
+            if skill not in clusters:
+                clusters[skill] = cluster(joint, skill, layers=len(layers), count=count, seed=self._seed)
+            yield skill, Probed(joint, clusters[skill], retained)
 
     def _at(
         self, structure: Structure, margins: Mapping[str, Mapping[str, Floats]], areas: Mapping[str, Auroc]
@@ -276,20 +290,6 @@ class _Search:
         return rows if correct is None or not correct.any() else rows[correct]
 
 
-def nearest_margins(keys: NDArray[np.float32], cubes: Cubes) -> Floats:
-    """The margin of each key [n, D] to the nearest cube, computed in float32, the keys' dtype: float64 [n]."""
-    nearest = np.full(len(keys), np.inf)
-    centres, inverses = cubes.centre.astype(np.float32), (1 / cubes.deviation).astype(np.float32)
-    for start in range(0, len(keys), _ROWS):
-        rows = keys[start : start + _ROWS]
-        for centre, inverse in zip(centres, inverses, strict=True):
-            away = rows - centre
-            np.abs(away, out=away)
-            away *= inverse
-            np.minimum(nearest[start : start + _ROWS], away.max(axis=1), out=nearest[start : start + _ROWS])
-    return nearest
-
-
 def _promising(candidates: Sequence[Candidate], sets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The third of the layer sets that has separated best so far, and the one that would be chosen now."""
     lowest = {
@@ -307,12 +307,18 @@ def _sets(layers: Literal["auto"] | Sequence[int], probe: Mapping[str, LayerKeys
     return [tuple(available[index] for index in places) for places in layer_sets(len(available))]
 
 
-def _counts(cubes: Literal["auto"] | int | Sequence[int], queries: int) -> list[int]:
+def _counts(cubes: Literal["auto"] | int | Sequence[int], queries: int, most: int) -> list[int]:
     if isinstance(cubes, int):
         return [cubes]
     if cubes != "auto":
         return sorted(set(cubes))
-    return [count for count in CUBES if count == 1 or count * _QUERIES_A_CUBE <= queries]
+    return [count for count in CUBES if count == 1 or (count <= most and count * _QUERIES_A_CUBE <= queries)]
+
+
+def _floors(floor: Literal["auto"] | float, fitter: Fitter) -> Sequence[float]:
+    if floor != "auto":
+        return (floor,)
+    return FLOORS if fitter.uses_floor else (0.0,)
 
 
 def _epsilons(epsilon: Literal["auto"] | float, calibration_queries: int | None) -> list[float]:

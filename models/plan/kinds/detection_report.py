@@ -63,7 +63,10 @@ class FalseRefusals(Figures):
 
 @dataclass(frozen=True, kw_only=True)
 class StructureFigures(Figures):
-    """A structure, and what it does on the selection queries: shares missed and refused, AUROC with its interval."""
+    """A structure, and what it does on the selection queries: shares missed and refused, AUROC with its interval.
+
+    ``cubes``: how many regions a skill, of the shape ``region``, None for cubes.
+    """
 
     layers: tuple[int, ...]
     cubes: int
@@ -74,6 +77,7 @@ class StructureFigures(Figures):
     refused: Mapping[str, float]
     auroc: Mapping[str, tuple[float, ...]]
     error: float
+    region: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
     assert detection.model_dump() == {
         "forget": ["math"],
         "retain": None,
+        "region": "cube",
         "layers": "last",
         "cubes": 1,
         "alpha": "auto",

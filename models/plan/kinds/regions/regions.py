@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -39,6 +39,11 @@ class Regions(ABC):
     @abstractmethod
     def from_file(cls, take: Take) -> Self:
         """The regions that ``arrays`` were given by."""
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """These regions, and then all ``others``."""
+        parts = [one.arrays() for one in (self, *others)]
+        return type(self)(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     # In key space
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bakeout.models.plan.arrays import PlanError
 from bakeout.models.plan.kinds.regions.cube import Cubes
+from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 from bakeout.models.plan.kinds.regions.regions import Regions
 
-REGIONS: dict[str, type[Regions]] = {regions.name: regions for regions in (Cubes,)}
+REGIONS: dict[str, type[Regions]] = {regions.name: regions for regions in (Cubes, HalfSpaces)}
 
 
 def find_regions(name: str) -> type[Regions]:

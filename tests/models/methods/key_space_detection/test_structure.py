@@ -11,6 +11,7 @@ import pytest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Structure
+from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.separation import Share, auroc
 from bakeout.models.methods.key_space_detection.structure import (
     Candidate,
@@ -18,7 +19,6 @@ from bakeout.models.methods.key_space_detection.structure import (
     choose,
     choose_structure,
     layer_sets,
-    nearest_margins,
 )
 from bakeout.models.plan import Cubes
 

@@ -1,0 +1,1 @@
+"""How regions of key space are fitted: one module a shape."""

@@ -1,0 +1,47 @@
+"""How regions of one shape are fitted to a skill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.models.methods.key_space_detection.cubes import Clusters
+from bakeout.models.plan import Floats, Regions
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What a skill's regions are fitted to: its probe keys, float64 [queries, D], and their clusters.
+
+    ``retained``: keys of queries that must not be refused, float64 [n, D]; None where no shape in play needs them.
+    """
+
+    keys: Floats
+    clusters: Clusters
+    retained: Floats | None = None
+
+
+def _nearest(keys: NDArray[np.float32], regions: Any) -> Floats:
+    nearest: Floats = regions.margins(keys).min(axis=1)
+    return nearest
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """One shape: its ``name``, and ``fit``, from what was probed and a floor to a region for each cluster.
+
+    ``nearest``: the margin of each key [n, D] to the nearest region, float64 [n], for a choice among many.
+    ``needs_retained``: it is fitted against retained keys. ``uses_floor``: `floor` is the lowest deviation in it;
+    ``counts``: the most regions a skill that a choice tries.
+    """
+
+    name: str
+    fit: Callable[[Probed, float], Regions]
+    nearest: Callable[[NDArray[np.float32], Any], Floats] = _nearest
+    needs_retained: bool = False
+    uses_floor: bool = False
+    counts: int = 1

@@ -1,0 +1,113 @@
+"""Regions of every shape from a recipe to a verified artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from bakeout.export.artifacts.file_names import GRAPH
+from bakeout.export.artifacts.inspection import inspect, lines
+from bakeout.export.baking.bake import bake
+from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.running.runner import Runner
+from bakeout.export.verification.verify import verify
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import KeySpaceDetection, Plan
+from bakeout.models.plan.plan_file import save_plan
+
+from tests.fitted_regions import SHAPES
+from tests.hostile.test_tampering import _rewrite_manifest as rewrite_manifest
+from tests.recipe_files import NEURON_ADJUST, rows, write_recipe
+
+OTHERS = [name for name in SHAPES if name != "cube"]
+
+
+def _fitted(directory: Path, checkpoint: Path, region: str, **options: Any) -> Plan:
+    entry = {"forget": "sums", "layers": [1, 2], "cubes": 2, "epsilon": 0.1, "region": region, **options}
+    return fit(load_recipe(write_recipe(directory, checkpoint, [NEURON_ADJUST, {"key_space_detection": entry}])))
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def plan(request: pytest.FixtureRequest, llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return _fitted(tmp_path_factory.mktemp("recipe"), llama_checkpoint, request.param)
+
+
+def _check(plan: Plan) -> KeySpaceDetection:
+    check = plan.interventions[-1]
+    assert isinstance(check, KeySpaceDetection)
+    return check
+
+
+def test_it_is_told_everywhere(plan: Plan, tmp_path: Path) -> None:
+    save_plan(plan, tmp_path / "plan.safetensors")
+    told = "\n".join(lines(inspect(tmp_path / "plan.safetensors")))
+    check = _check(plan)
+    assert f"2 {check.regions.noun}s in layer 1, 2, checked at query" in told
+    assert "at least 90 % of fresh ones" in told
+    assert "cube" not in told.replace("rotated cube", "")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_the_artifact_is_verified_and_its_edits_are_found(
+    plan: Plan, dtype: Any, llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    artifact = bake(llama_checkpoint, plan, tmp_path / "artifact", BakeOptions(dtype=dtype, monitor=True)).directory
+    checks = verify(artifact, base=llama_checkpoint)
+    assert not [check for check in checks if not check.ok]
+    told = {check.name: check.detail for check in checks}
+    assert "refused prompts got the whole refusal" in told["canary"]
+    for name in _check(plan).regions.arrays():
+        edited = _edited(artifact / GRAPH, name)
+        rewrite_manifest(artifact)
+        failed = {check.name for check in verify(artifact, base=llama_checkpoint) if not check.ok}
+        assert failed & {"canary", "parity"}, name
+        edited()
+
+
+def _edited(path: Path, name: str) -> Any:
+    """Doubles an array of the check in the graph, and returns what takes that back."""
+    before = path.read_bytes()
+    model = onnx.load(path, load_external_data=False)
+    found = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.name.startswith(f"bakeout.key_space_detection.{name}")
+        or (name == "deviation" and tensor.name.endswith(".precision"))
+    ]
+    assert found, name
+    for tensor in found:
+        tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor, str(path.parent)), tensor.name))
+    path.write_bytes(model.SerializeToString())
+    return lambda: path.write_bytes(before)
+
+
+def test_the_monitor_has_the_margins(plan: Plan, llama_checkpoint: Path, tmp_path: Path) -> None:
+    artifact = bake(llama_checkpoint, plan, tmp_path / "artifact", BakeOptions(monitor=True)).directory
+    runner = Runner(artifact / GRAPH)
+    ids = plan.canary.input_ids
+    step = runner.step(ids, np.ones_like(ids)).others
+    assert step["margin"].dtype == np.float32
+    np.testing.assert_allclose(step["margin"], plan.canary.expected[-1], rtol=2e-3, atol=2e-3)
+    assert step["refused"].tolist() == list(plan.canary.refused or ())
+
+
+def test_the_skill_is_covered_and_the_other_kept(plan: Plan) -> None:
+    report = _check(plan).report
+    assert ((report.skills or {})["sums"].calibration_inside or 0) >= 0.9
+    assert (report.retain or {})["names"].queries == len(rows("names", "calibration"))
+
+
+def test_a_half_space_needs_data_to_retain(llama_checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "recipe"
+    data = {"sums": {use: f"data/sums.{use}.jsonl" for use in ("probe", "calibration")}}
+    entry = {"key_space_detection": {"forget": "sums", "layers": [2], "epsilon": 0.1, "region": "linear"}}
+    path = write_recipe(directory, llama_checkpoint, [entry], data=data)
+    with pytest.raises(BakeoutError, match=r"against retained queries|no data to retain"):
+        fit(load_recipe(path))

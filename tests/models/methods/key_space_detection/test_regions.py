@@ -1,0 +1,176 @@
+"""Every shape of regions: what it promises of its own keys, what it refuses of others, and its mathematics."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.covariance import ledoit_wolf as ledoit_wolf_of_scikit_learn
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.regions.linear import discriminant
+from bakeout.models.methods.key_space_detection.regions.shrinkage import ledoit_wolf
+from bakeout.models.plan import Floats, KeySpaceDetection
+
+from tests.fitted_regions import SHAPES, fitted_regions
+
+WIDTH = 20
+REFUSAL = [7, 8, 1]
+_MIX = np.random.default_rng(0).normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH)
+Keys = dict[int, np.ndarray]
+
+
+def _gaussian(count: int, seed: int, centre: float = 0.0) -> Keys:
+    """Correlated keys of two layers."""
+    generator = np.random.default_rng(seed)
+    return {layer: (centre + generator.normal(size=(count, WIDTH)) @ _MIX).astype(np.float32) for layer in (0, 2)}
+
+
+def _together(*parts: Keys) -> Keys:
+    return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
+
+
+def _joint(keys: Keys) -> Floats:
+    return np.concatenate([keys[0], keys[2]], axis=1).astype(np.float64)
+
+
+def _fit(region: str, **options: Any) -> KeySpaceDetection:
+    """Two clusters of a skill, and something else between them and beyond."""
+    skill = [_together(_gaussian(150, seed, -3.0), _gaussian(150, seed + 1, 3.0)) for seed in (10, 20)]
+    return fit_key_space_detection(
+        {"math": skill[0]},
+        {"math": skill[1]},
+        {"code": _together(_gaussian(200, 31), _gaussian(200, 32, 8.0))},
+        KeySpaceDetectionOptions(
+            **{"forget": ["math"], "layers": [0, 2], "cubes": 2, "epsilon": 0.05, "region": region, **options}
+        ),
+        refusal=REFUSAL,
+        against={"code": _together(_gaussian(200, 41), _gaussian(200, 42, 8.0))},
+    )
+
+
+@pytest.mark.parametrize("region", SHAPES)
+def test_fresh_queries_are_covered_as_promised(region: str) -> None:
+    check = _fit(region)
+    fresh = _joint(_together(_gaussian(2000, 51, -3.0), _gaussian(2000, 52, 3.0)))
+    covered = check.is_inside(check.margins(fresh)).mean()
+    # The coverage is beta-distributed about 0.95 with a deviation of 0.0125.
+    assert 0.91 < covered < 0.99
+    figures = (check.report.skills or {})["math"]
+    assert figures.guaranteed_coverage == 0.95
+    assert figures.cubes == (150, 150)
+    assert check.regions.name == region
+    assert check.regions.shape == (2, 2 * WIDTH)
+    assert check.contradiction == ""
+
+
+@pytest.mark.parametrize("region", SHAPES)
+def test_a_skill_apart_from_what_is_retained_is_told_from_it(region: str) -> None:
+    near, far = _gaussian(300, 61), _gaussian(300, 62, 6.0)
+    check = fit_key_space_detection(
+        {"math": near},
+        {"math": _gaussian(300, 63)},
+        {"code": _gaussian(300, 64, 6.0)},
+        KeySpaceDetectionOptions(forget=["math"], layers=[0, 2], epsilon=0.01, region=region),
+        refusal=REFUSAL,
+        against={"code": far},
+    )
+    assert (check.report.retain or {})["code"].rate <= 0.01
+
+
+@pytest.mark.parametrize("region", SHAPES)
+def test_joined_regions_are_those_of_each(region: str) -> None:
+    """Two skills together have the margins of each one alone."""
+    keys = {"math": _gaussian(100, 1), "code": _gaussian(80, 2, 4.0)}
+    retained = {"names": _gaussian(90, 3, -4.0)}
+    options = KeySpaceDetectionOptions(forget=["math"], layers=[0, 2], alpha=3.0, region=region)
+
+    def fit(*skills: str) -> KeySpaceDetection:
+        probe = {skill: keys[skill] for skill in skills}
+        return fit_key_space_detection(probe, {}, {}, options, refusal=REFUSAL, against=retained)
+
+    fresh = _joint(_gaussian(20, 4, 2.0))
+    both, math, code = fit("math", "code"), fit("math"), fit("code")
+    expected = np.concatenate([math.margins(fresh), code.margins(fresh)], axis=1)
+    np.testing.assert_allclose(both.margins(fresh), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("region", SHAPES)
+def test_margins_grow_along_the_slope(region: str) -> None:
+    generator = np.random.default_rng(5)
+    regions = fitted_regions(
+        region, [generator.normal(size=(60, 8)), generator.normal(2, 1, (50, 8))], np.full((9, 8), 5)
+    )
+    key = generator.normal(size=(1, 8)) + 3
+    for index in range(2):
+        slope = regions.slope(key, index, 2.0)
+        assert slope.shape == (1, 8)
+        step = 1e-5 * slope / np.linalg.norm(slope)
+        assert regions.margins(key + step)[0, index] > regions.margins(key)[0, index]
+
+
+@pytest.mark.parametrize("region", SHAPES)
+def test_nearness_is_1_on_the_boundary(region: str) -> None:
+    check = _fit(region)
+    on_boundary = np.tile(check.alpha, (3, 1))
+    np.testing.assert_allclose(check.nearness_of_each(on_boundary), 1)
+    margins = check.margins(_joint(_gaussian(200, 71, 2.0)))
+    assert ((check.nearness(margins) <= 1) == check.is_inside(margins)).all()
+
+
+def test_a_half_space_can_have_an_alpha_below_0() -> None:
+    check = _fit("linear", cubes=1, alpha=-1.0)
+    assert check.alpha.tolist() == [-1.0]
+    margins = check.margins(_joint(_together(_gaussian(500, 81, -3.0), _gaussian(500, 82, 3.0))))
+    near = check.nearness(margins)
+    assert 0 < (near <= 1).mean() < 1
+    assert ((near <= 1) == check.is_inside(margins)).all()
+    with pytest.raises(BakeoutError, match="alpha is not positive"):
+        replace(_fit("cube", cubes=1), alpha=check.alpha)
+
+
+def test_a_half_space_needs_retained_keys() -> None:
+    with pytest.raises(BakeoutError, match="fitted against retained queries"):
+        fit_key_space_detection(
+            {"math": _gaussian(50, 1)},
+            {"math": _gaussian(50, 2)},
+            {},
+            KeySpaceDetectionOptions(forget=["math"], layers=[0, 2], epsilon=0.1, region="linear"),
+            refusal=REFUSAL,
+        )
+
+
+@pytest.mark.parametrize(("skill", "retained", "dimensions"), [(40, 70, 200), (300, 500, 60)])
+def test_the_discriminant_is_scikit_learns(skill: int, retained: int, dimensions: int) -> None:
+    """With more dimensions than keys and the reverse, dimensions of very different size, and a constant one."""
+    generator = np.random.default_rng(0)
+    size = 10 ** generator.uniform(-2, 2, dimensions)
+    inside = size * (generator.normal(size=(skill, dimensions)) + 0.5)
+    outside = size * generator.normal(size=(retained, dimensions))
+    inside[:, 0] = outside[:, 0] = 3.0
+    weight, bias = discriminant(inside, outside)
+    labels = np.repeat([1, 0], [skill, retained])
+    theirs = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    theirs.fit(np.concatenate([inside, outside]), labels)
+    direction = theirs[-1].coef_[0] / theirs[0].scale_
+    scale = np.linalg.norm(direction * size)
+    np.testing.assert_allclose(weight * size / np.linalg.norm(weight * size), direction * size / scale, atol=1e-10)
+    assert abs(weight @ inside.mean(axis=0) + bias) < 1e-9
+
+
+@pytest.mark.parametrize("rows", [12, 300])
+def test_the_shrinkage_is_scikit_learns(rows: int) -> None:
+    generator = np.random.default_rng(rows)
+    values = generator.normal(size=(rows, 40)) * generator.uniform(0.1, 3, 40)
+    values -= values.mean(axis=0)
+    shrinkage = ledoit_wolf(values)
+    covariance, share = ledoit_wolf_of_scikit_learn(values, assume_centered=True)
+    assert shrinkage.share == pytest.approx(share)
+    assert shrinkage.variance == pytest.approx(np.trace(covariance) / 40)
