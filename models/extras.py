@@ -11,12 +11,14 @@ from bakeout.models.errors import BakeoutError
 # Each is the name of a package as it is imported, and the extra that brings it.
 EXTRAS: Mapping[str, str] = MappingProxyType(
     {
+        "gguf": "gguf",
         "lm_eval": "harness",
         "matplotlib": "report",
         "optimum": "fit",
         "optuna": "tune",
         "peft": "fit",
         "pyarrow": "parquet",
+        "rouge_score": "rouge",
         "scipy": "fit",
         "torch": "fit",
         "transformers": "fit",

@@ -133,7 +133,7 @@ def test_every_extra_is_named_for_what_it_brings() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     brought = {
         Requirement(line).name.replace("-", "_"): extra
-        for extra in ("fit", "tune", "report", "harness", "parquet")
+        for extra in ("fit", "tune", "report", "harness", "parquet", "rouge", "gguf")
         for line in extras[extra]
     }
     brought = {package: extra for package, extra in brought.items() if package not in ("bakeout", "optimum_onnx")}

@@ -16,6 +16,7 @@ from bakeout.export.baking.bake import bake
 from bakeout.export.evaluation.grading import grade, measure
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
@@ -68,7 +69,9 @@ class Bench:
         """Which of a split's prompts (as for ``records``) the base model answers correctly."""
         with tempfile.TemporaryDirectory() as scratch:
             path = self._write(skill, split, count or PROMPTS[split], Path(scratch))
-            return grade(self.runner(self.base), path, Refusals(), batch_size=64).correct
+            return grade(
+                self.runner(self.base), path, Refusals(), options=EvaluateOptions(rows="all", batch_size=64)
+            ).correct
 
     def _write(self, skill: str, split: str, count: int, directory: Path, seed: int = 0) -> Path:
         path = directory / f"{skill}.jsonl"
@@ -81,7 +84,9 @@ class Bench:
 
     def accuracies(self, graph: Path) -> dict[str, float]:
         """Accuracy per skill on the test split."""
-        rows = measure(self.runner(graph), "artifact", self.files, Refusals(), batch_size=64)
+        rows = measure(
+            self.runner(graph), "artifact", self.files, Refusals(), options=EvaluateOptions(rows="all", batch_size=64)
+        )
         return {row.data: row.accuracy for row in rows}
 
     def plan(self, intervention: Intervention, prompts: Sequence[list[int]]) -> Plan:

@@ -24,6 +24,7 @@ from bakeout.export.baking.quantise import quantise
 from bakeout.export.evaluation.grading import measure
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
@@ -124,7 +125,13 @@ def measured(bench: Bench, files: dict[str, Path]) -> None:
             if (key := f"{precision} {name}") in bench.rows:
                 continue
             graph = unbaked(bench, precision) if name == "none" else baked(bench, precision, fitted[name])
-            rows = measure(Runner(graph, threads=1), key, files, Refusals(), batch_size=BATCH[precision])
+            rows = measure(
+                Runner(graph, threads=1),
+                key,
+                files,
+                Refusals(),
+                options=EvaluateOptions(rows="all", batch_size=BATCH[precision]),
+            )
             bench.save(key, {row.data: row.accuracy for row in rows})
             print(f"{key}: {bench.rows[key]}", flush=True)
 

@@ -10,6 +10,7 @@ from bench import Bench
 from weights_plans import baked, kept_plan
 
 from bakeout.export.evaluation.grading import measure
+from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.verification.parity import check_parity
 from bakeout.models.checkpoint.checkpoint import Checkpoint
@@ -45,7 +46,13 @@ def rows(bench: Bench) -> None:
     for skill, fit in alone.items():
         if (key := f"composition {skill} alone") not in bench.rows:
             graph = baked(bench, kept_plan(bench, key, fit))
-            (row,) = measure(bench.runner(graph), "artifact", {skill: bench.files[skill]}, Refusals(), batch_size=64)
+            (row,) = measure(
+                bench.runner(graph),
+                "artifact",
+                {skill: bench.files[skill]},
+                Refusals(),
+                options=EvaluateOptions(rows="all", batch_size=64),
+            )
             print(f"{key}: {row.accuracy}", flush=True)
             bench.save(key, row.accuracy)
     if (key := "composition together") not in bench.rows:

@@ -10,6 +10,7 @@ from bench import Bench
 from weights_plans import baked, kept_plan
 
 from bakeout.export.evaluation.grading import measure
+from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.methods.learn.fit import fit_learn
@@ -94,5 +95,11 @@ def _known(bench: Bench, graph: Path) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "new.jsonl"
         write_jsonl(new_examples("test", LEARNED), path)
-        (row,) = measure(bench.runner(graph), "artifact", {"new people": path}, Refusals(), batch_size=64)
+        (row,) = measure(
+            bench.runner(graph),
+            "artifact",
+            {"new people": path},
+            Refusals(),
+            options=EvaluateOptions(rows="all", batch_size=64),
+        )
     return row.accuracy

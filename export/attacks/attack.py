@@ -10,7 +10,7 @@ from typing import Any
 from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.baking.bake import bake
 from bakeout.export.evaluation.evaluate import data_names
-from bakeout.export.evaluation.grading import Grader
+from bakeout.export.evaluation.grading import AnswerJudge
 from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.report.figures_file import Attack, Attacks
 from bakeout.export.running.refusals import Refusals
@@ -105,10 +105,10 @@ def attack(
             jobs = list(_jobs(asked, attacks, runner, others, seed))
             for kind, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
                 _require_responses(given)
-                grader = Grader(given, refusals, runner.tokenizer)
-                graded = grader.grade(feed(runner, [record.prompt_ids for record in given], grader.max_new_tokens))
-                refused = int(graded.refused.sum()) if refusals else None
-                rows.append(AttackRow(target, name, kind, len(given), refused, int(graded.correct.sum())))
+                judge = AnswerJudge.of_exact(given, refusals, runner)
+                judged = judge.judge(feed(runner, [record.prompt_ids for record in given], judge.longest))
+                refused = sum(one.refused for one in judged) if refusals else None
+                rows.append(AttackRow(target, name, kind, len(given), refused, sum(one.right for one in judged)))
     return rows
 
 

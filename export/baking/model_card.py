@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Undefined
 
 from bakeout.export.artifacts.titles import described
-from bakeout.export.evaluation.rows import BASE, Row
+from bakeout.export.evaluation.rows import BASE, Row, TaskRow
 from bakeout.models.plan import Decode, Plan
 from bakeout.models.plan.plan_file import plan_bytes
 
@@ -27,14 +27,15 @@ def model_card(
     *,
     form: Form = "onnx",
     quantized: str | None = None,
+    tasks: Sequence[TaskRow] = (),
 ) -> str:
-    """The card as Markdown. ``rows`` are the base model's and the artifact's, on the same data, or none.
+    """The card as Markdown. ``rows`` are the base model's and the artifact's, on the same data, or none; so ``tasks``.
 
     ``tokenizer`` writes a refusal as text, and is not needed where nothing is refused; ``quantized`` names what the
     weights were quantised to. The card does not depend on where the artifact lies, nor on what its directory is called.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
-    environment.filters["cell"] = _cell
+    environment.filters |= {"cell": _cell, "percent": _percent}
     template = environment.from_string(
         files("bakeout.export").joinpath("templates/model_card.md.j2").read_text("utf-8")
     )
@@ -48,6 +49,7 @@ def model_card(
         edits_weights=plan.edits_weights,
         in_graph=list(dict.fromkeys(one.title for one in plan.interventions if not one.edits_weights)),
         rows=_beside_base(rows),
+        tasks=_tasks_beside_base(tasks),
         plan_digest=hashlib.sha256(plan_bytes(plan)).hexdigest(),
         data=plan.provenance.get("data", {}),
         versions=plan.provenance.get("versions", {}),
@@ -60,6 +62,11 @@ def _decode(tokenizer: Tokenizer | None) -> Decode | None:
     return lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
+def _percent(share: float | Undefined) -> str:
+    """A share; of figures that were not measured, a dash."""
+    return "–" if isinstance(share, Undefined) else f"{100 * share:.1f} %"
+
+
 def _cell(text: str) -> str:
     """Text in a table of Markdown."""
     return " ".join(text.split()).replace("|", "\\|")
@@ -67,4 +74,15 @@ def _cell(text: str) -> str:
 
 def _beside_base(rows: Sequence[Row]) -> list[dict[str, Any]]:
     base = {row.data: row.accuracy for row in rows if row.model == BASE}
-    return [row.as_json() | {"base": base[row.data]} for row in rows if row.model != BASE]
+    return [
+        row.as_json() | {"base": base[row.data], "asked": row.asked.removesuffix(" prompts"), "score": row.score}
+        for row in rows
+        if row.model != BASE
+    ]
+
+
+def _tasks_beside_base(tasks: Sequence[TaskRow]) -> list[dict[str, Any]]:
+    base = {(row.task, row.metric, row.filter): row.value for row in tasks if row.model == BASE}
+    return [
+        row.as_json() | {"base": base.get((row.task, row.metric, row.filter))} for row in tasks if row.model != BASE
+    ]

@@ -12,6 +12,7 @@ from bakeout.export.cli.console import emit_json, emit_table, progress
 from bakeout.export.cli.options import PATH, directories, json_output
 
 if TYPE_CHECKING:
+    from bakeout.export.evaluation.graders.grader import Grader
     from bakeout.export.evaluation.rows import Evaluation, Row, TaskRow, TextRow
 
 
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 @click.option(
     "--text", "texts", type=PATH, multiple=True, help="JSONL to measure perplexity and divergence on; repeatable."
 )
+@click.option(
+    "--grade",
+    "grades",
+    multiple=True,
+    metavar="[NAME=]GRADER",
+    help="How the answers to a file, or to all, are judged, as in gsm8k=number; repeatable.",
+)
+@click.option("--rows", type=click.IntRange(1), help="Measure at most this many rows of each file; by default all.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Where answers are cut off.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of answers that are drawn.")
+@click.option("--answers", type=PATH, help="Write every answer to this file at once, and go on with those in it.")
 @click.option("--tasks", help="Tasks of lm-evaluation-harness, as in gsm8k,mmlu.")
 @click.option("--task-directory", type=PATH, help="Directory with the YAML files of more tasks.")
 @click.option("--task-code", is_flag=True, help="Let these tasks run the Python functions that they name.")
@@ -35,6 +49,13 @@ def evaluate(
     directories: tuple[Path, ...],
     data: tuple[Path, ...],
     texts: tuple[Path, ...],
+    grades: tuple[str, ...],
+    rows: int | None,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    answers: Path | None,
     tasks: str | None,
     task_directory: Path | None,
     task_code: bool,
@@ -52,6 +73,10 @@ def evaluate(
     names it; otherwise its figures are those stored when the artifact was built on the same data. Changes come with
     Newcombe's 95 % interval: for pairs with --base, for two samples without it.
 
+    --grade: exact, contains, number, choice, rouge, regex, python or likelihood, with options as in
+    'code={python: {show_tests: 1}}'; `bakeout recipe --explain` lists them. An answer is right, wrong, cut off or
+    refused.
+
     --text: perplexity of responses or plain text, and with --base the divergence of the first token from the base's.
 
     --tasks: the tasks of lm-evaluation-harness (pip install "bakeout[harness]"). A refusal appears only in generated
@@ -63,22 +88,67 @@ def evaluate(
         raise click.UsageError("Missing option '--tasks': the other options about tasks have no effect without it.")
     from bakeout.export.evaluation.csv_table import write_csv
     from bakeout.export.evaluation.evaluate import evaluate
-    from bakeout.export.evaluation.harness import Tasks
+    from bakeout.export.recipes.evaluation import EvaluateOptions, Tasks
     from bakeout.models.files.writing import require_new
 
     if table is not None:
         require_new(table)
-    chosen = Tasks(_names(tasks), task_directory, few_shot, limit, chat_template, task_code) if tasks else None
-    with progress() as track:
-        evaluation = evaluate(
-            directories, data, texts=texts, tasks=chosen, base=base, batch_size=batch_size, track=track
+    chosen = (
+        Tasks(
+            names=_names(tasks),
+            directory=task_directory,
+            few_shot=few_shot,
+            limit=limit,
+            chat=chat_template,
+            code=task_code,
         )
+        if tasks
+        else None
+    )
+    options = EvaluateOptions(
+        rows=rows or "all",
+        max_new_tokens=max_new_tokens or "auto",
+        batch_size=batch_size,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        answers=answers,
+        tasks=chosen,
+    )
+    graders = _graders(grades, [path.stem for path in data])
+    with progress() as track:
+        evaluation = evaluate(directories, data, texts=texts, base=base, grades=graders, options=options, track=track)
     if table is not None:
         write_csv(evaluation, table)
     if machine:
         emit_json(evaluation.as_json())
     else:
         print_evaluation(evaluation)
+
+
+def _graders(grades: Sequence[str], names: Sequence[str]) -> dict[str, Grader]:
+    """The graders by the name of the data: of `NAME=GRADER`, or of `GRADER`, which is for all others."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    from bakeout.export.evaluation.graders.registry import grader_of
+
+    written: dict[str, str] = {}
+    for grade in grades:
+        name, named, grader = grade.partition("=")
+        if named and name in names:
+            written[name] = grader
+        elif named and "{" not in name:
+            raise click.UsageError(f"--grade names {name}, and the data are {', '.join(names) or 'none'}.")
+        else:
+            written = {**dict.fromkeys(names, grade), **written}
+    graders = {}
+    for name, grader in written.items():
+        try:
+            graders[name] = grader_of(YAML(typ="safe").load(grader), name)
+        except YAMLError:
+            raise click.UsageError(f"--grade {grader} is not YAML.") from None
+    return graders
 
 
 def _names(tasks: str) -> tuple[str, ...]:
@@ -89,9 +159,18 @@ def _names(tasks: str) -> tuple[str, ...]:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """A row for each data file: every model's accuracy, its change from the base with the interval, and refusals."""
+    """A row for each data file: every model's accuracy, its change from the base with the interval, and refusals.
+
+    Where answers were judged by another grader than exact match, all four outcomes follow, and scores.
+    """
     if evaluation.rows:
         _print_rows(evaluation.rows)
+    if judged := [row for row in evaluation.rows if row.grade != "exact"]:
+        emit_table(
+            ["data", "model", "grader", "right", "wrong", "cut off", "refused", "score", "95 %", "to base's", "95 %"],
+            [_judged_cells(row) for row in judged],
+            title="Answers as they were judged",
+        )
     if evaluation.texts:
         emit_table(
             ["text", "model", "perplexity", "to base's", "95 %", "divergence", "95 %", "refused"],
@@ -115,7 +194,7 @@ def _print_rows(rows: Sequence[Row]) -> None:
         columns += [model, *(["change, 95 %"] if changed else []), "refused"]
     table = []
     for name in dict.fromkeys(row.data for row in rows):
-        cells = [name, str(next(row.prompts for row in rows if row.data == name))]
+        cells = [name, next(row.asked for row in rows if row.data == name).removesuffix(" prompts")]
         for model in models:
             changed = any(row.change for row in rows if row.model == model)
             row = row_of.get((model, name))
@@ -132,6 +211,19 @@ def _change(row: Row | None) -> str:
         return "-"
     low, high = row.change.interval
     return f"{100 * row.change.accuracy:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _judged_cells(row: Row) -> list[str]:
+    shares = [row.accuracy, row.wrong, row.cut_off, row.refusals]
+    cells = [row.data, row.model, row.grade, *("-" if share is None else f"{share:.1%}" for share in shares)]
+    score = row.score
+    if score is None:
+        return [*cells, *["-"] * 4]
+    cells += [f"{score.name} {score.mean:.4g}", f"[{score.interval[0]:.4g}, {score.interval[1]:.4g}]"]
+    if score.ratio is None or score.ratio_interval is None:
+        return [*cells, "-", "-"]
+    low, high = score.ratio_interval
+    return [*cells, f"{score.ratio:.4g}", f"[{low:.4g}, {high:.4g}]"]
 
 
 def _text_cells(row: TextRow) -> list[str]:

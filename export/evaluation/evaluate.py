@@ -1,20 +1,25 @@
-"""How much a model still answers: exact match and refusals per data file, artifacts beside their base model."""
+"""How much a model still answers: what is right and what is refused, per data file, beside the base model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.model_source import model_source
-from bakeout.export.evaluation.grading import Graded, grade
-from bakeout.export.evaluation.harness import Tasks, run_tasks
+from bakeout.export.evaluation.answering.questions import choose_rows
+from bakeout.export.evaluation.graders.grader import Grader
+from bakeout.export.evaluation.grading import ALL_ROWS, EXACT_GRADER, EXACTLY, Graded, grade_each, how_judged
+from bakeout.export.evaluation.harness import run_tasks
 from bakeout.export.evaluation.intervals import paired_difference, unpaired_difference
 from bakeout.export.evaluation.likelihood import Predicted, predict, text_row
 from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
+from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import DataError, Source, source_digest
@@ -31,38 +36,40 @@ def evaluate(
     data: NamedData,
     *,
     texts: NamedData = (),
-    tasks: Tasks | None = None,
     base: Path | None = None,
-    batch_size: int = 32,
+    grades: Mapping[str, Grader] = MappingProxyType({}),
+    options: EvaluateOptions = ALL_ROWS,
     track: Track = untracked,
 ) -> Evaluation:
-    """Evaluate artifacts, or any ONNX directories, on rows of prompts and responses, ``texts`` and ``tasks``.
+    """Evaluate artifacts, or any ONNX directories, on rows of prompts and responses, ``texts`` and tasks.
 
-    An artifact that is a checkpoint is exported first, as the base model's checkpoint is.
+    An artifact that is a checkpoint is exported first, as the base model's checkpoint is. ``grades``: how the answers
+    to each of ``data`` are judged, by exact match where it says nothing.
     The base model's rows come first: of ``base`` (a checkpoint or an ONNX directory), or else as they were stored when
     the first artifact was built on a file of the same content. Raises ``BakeoutError`` for what cannot be read or run.
     """
     if not directories and base is None:
         raise BakeoutError("There is no model to evaluate.", "Name an artifact's directory.")
+    tasks, batch_size = options.tasks, options.batch_size
     sources = data_names(data) if data or not (texts or tasks) else {}
+    if strange := sorted(set(grades) - set(sources)):
+        raise BakeoutError(f"No data are called {strange[0]!r}.", f"There are {', '.join(sources) or 'none'}.")
     text_sources = data_names(texts) if texts else {}
     refusals = Refusals.of_artifacts(directories)
-    rows = [] if base is not None or not sources else stored_base_rows(directories[0], sources)
+    rows = [] if base is not None or not sources else stored_base_rows(directories[0], sources, grades, options)
     stored = {row.data: row for row in rows}
     text_rows: list[TextRow] = []
     task_rows: list[TaskRow] = []
     base_answers: dict[str, Graded] = {}
     base_texts: dict[str, Predicted] = {}
     for model, runner in _runners(directories, base):
-        for name, source in sources.items():
-            graded = grade(
-                runner, source, refusals, batch_size=batch_size, track=track, description=f"{model} on {name}"
-            )
-            row = graded.row(model, name)
+        graded = grade_each(runner, model, sources, refusals, grades=grades, options=options, track=track)
+        for name, one in graded.items():
+            row = one.row(model, name)
             if model == BASE:
-                base_answers[name] = graded
+                base_answers[name] = one
             elif name in base_answers:
-                row = replace(row, change=_paired_change(base_answers[name], graded))
+                row = replace(row, change=_paired_change(base_answers[name], one), score=one.beside(base_answers[name]))
             elif name in stored:
                 row = replace(row, change=unpaired_change(stored[name], row))
             rows.append(row)
@@ -113,17 +120,53 @@ def data_names(data: NamedData) -> dict[str, Source]:
     return names
 
 
-def stored_base_rows(directory: Path, data: Mapping[str, Source]) -> list[Row]:
-    """The base model's rows on those of ``data`` that an artifact's manifest has figures for, by the files' content."""
+def stored_base_rows(
+    directory: Path,
+    data: Mapping[str, Source],
+    grades: Mapping[str, Grader] = MappingProxyType({}),
+    options: EvaluateOptions = ALL_ROWS,
+) -> list[Row]:
+    """The base model's rows on those of ``data`` that an artifact's manifest has figures for.
+
+    These are known by the content of the rows that they were measured on, which may be some of those in ``data``, and
+    by how answers were generated and judged.
+    """
     if not (directory / MANIFEST).is_file():
         return []
-    figures = {figure["digest"]: figure for figure in read_manifest(directory).get("base_figures", [])}
-    digests = {name: source_digest(source) for name, source in data.items()}
-    return [
-        Row(BASE, name, figure["prompts"], figure["accuracy"], figure["refusals"])
-        for name, digest in digests.items()
-        if (figure := figures.get(digest)) is not None
-    ]
+    figures = read_manifest(directory).get("base_figures", [])
+    rows = []
+    for name, source in data.items():
+        how = how_judged(grades.get(name, EXACT_GRADER), options)
+        for figure in figures:
+            chosen = choose_rows(source, figure["prompts"])
+            if figure.get("how", EXACTLY) == how and source_digest(chosen.source) == figure["digest"]:
+                rows.append(
+                    Row(
+                        BASE,
+                        name,
+                        figure["prompts"],
+                        figure["accuracy"],
+                        figure["refusals"],
+                        cut_off=figure.get("cut_off"),
+                        grade=next(iter(how["grade"])),
+                        available=figure.get("available"),
+                    )
+                )
+                break
+    return rows
+
+
+def stored_figure(graded: Graded, row: Row) -> dict[str, Any]:
+    """A row of the base model as an artifact's manifest keeps it, with how and on which rows it was measured."""
+    figure: dict[str, Any] = {
+        "digest": source_digest(graded.source),
+        "prompts": row.prompts,
+        "accuracy": row.accuracy,
+        "refusals": row.refusals,
+        "cut_off": row.cut_off,
+        "available": row.available,
+    }
+    return figure if graded.how == EXACTLY else {**figure, "how": graded.how}
 
 
 def as_onnx(model: Path, scratch: Path) -> Path:

@@ -1,54 +1,148 @@
-"""Exact match and refusals: a model's greedy answers beside the expected ones."""
+"""A model's answers to some rows, judged: right, wrong, cut off or refused."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.export.evaluation.rows import Row
+from bakeout.export.evaluation.answering.answer_file import AnswerFile, answer_key
+from bakeout.export.evaluation.answering.pace import paced
+from bakeout.export.evaluation.answering.questions import Chosen, choose_rows, read_questions
+from bakeout.export.evaluation.graders.exact import Exact
+from bakeout.export.evaluation.graders.grader import AnswerGrader, Grader, Question, ReadingGrader, Verdict
+from bakeout.export.evaluation.graders.registry import make_grader
+from bakeout.export.evaluation.intervals import bootstrap
+from bakeout.export.evaluation.rows import Row, Score
+from bakeout.export.recipes.evaluation import EvaluateOptions
+from bakeout.export.recipes.grades import EXACT, ExactOptions
 from bakeout.export.running.refusals import Refusals, answer_text
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.row_source import DataError, Source
-from bakeout.models.data.rows import Record, read_records
-from bakeout.models.data.tokenizers.tokenization import Tokenizer
+from bakeout.export.running.sampling import Sampling
+from bakeout.graph_passes.graph.graph_file import data_files, load_graph
+from bakeout.models.data.row_source import Source
+from bakeout.models.data.rows import Record
+from bakeout.models.files.hashing import hash_files
 from bakeout.models.progress import Track, untracked
+
+_LOG = logging.getLogger("bakeout")
+ALL_ROWS = EvaluateOptions(rows="all")
+EXACT_GRADER = make_grader(EXACT)
 
 
 @dataclass(frozen=True, eq=False)
 class Graded:
-    """A model's answers to some rows, in their order: bool [rows] each, exact match and refusal."""
+    """A model's answers to some rows, in their order: bool [rows] each; what is none of the three is wrong.
+
+    ``scores``: float64 [rows], NaN for rows that have none; None where the grader gives none. ``how``: the grader, and
+    how answers were generated, as JSON; ``source``: the rows, out of ``available``.
+    """
 
     correct: NDArray[np.bool_]
     refused: NDArray[np.bool_]
+    cut_off: NDArray[np.bool_]
+    scores: NDArray[np.float64] | None
+    grader: Grader
+    how: Mapping[str, Any]
+    source: Source
+    available: int
 
     def row(self, model: str, data: str) -> Row:
-        """The shares of both."""
-        return Row(model, data, len(self.correct), float(self.correct.mean()), float(self.refused.mean()))
+        """The shares of all outcomes, and the mean score."""
+        return Row(
+            model,
+            data,
+            len(self.correct),
+            float(self.correct.mean()),
+            float(self.refused.mean()),
+            cut_off=float(self.cut_off.mean()),
+            available=self.available,
+            grade=next(iter(self.how["grade"])),
+            score=self._score(),
+        )
+
+    def beside(self, base: Graded) -> Score | None:
+        """The score beside the base model's on the same rows, over those that have one from both."""
+        if self.scores is None or base.scores is None:
+            return self._score()
+        own, others = self.scores, base.scores
+        both = np.flatnonzero(~np.isnan(own) & ~np.isnan(others))
+        score = self._score()
+        if score is None or len(both) < 2:
+            return score
+
+        def ratio(chosen: NDArray[np.int64]) -> float:
+            rows = both[chosen]
+            if self.grader.is_logarithm:
+                return float(np.exp((own[rows] - others[rows]).mean()))
+            of = others[rows].mean()
+            return float(own[rows].mean() / of) if of else float("nan")
+
+        value = ratio(np.arange(len(both)))
+        interval = bootstrap(len(both), ratio)
+        if not np.isfinite([value, *interval]).all():
+            return score
+        return Score(score.name, score.mean, score.interval, value, interval)
+
+    def _score(self) -> Score | None:
+        if self.scores is None or self.grader.score is None:
+            return None
+        known = self.scores[~np.isnan(self.scores)]
+        if len(known) < 2:
+            return None
+        interval = bootstrap(len(known), lambda chosen: float(known[chosen].mean()))
+        return Score(self.grader.score, float(known.mean()), interval)
 
 
-class Grader:
-    """Grades answers to ``records``: correct is the response, surrounding whitespace aside.
+@dataclass(frozen=True)
+class Judged:
+    """What became of one answer."""
 
-    ``max_new_tokens``: one more than the longest response and refusal, so that an answer shows that it ends, or goes
-    on.
+    right: bool = False
+    refused: bool = False
+    cut_off: bool = False
+    score: float | None = None
+
+
+class AnswerJudge:
+    """Judges generated answers to ``questions``.
+
+    ``longest``: one more token than the longest response and refusal have, so that an answer shows that it ends, or
+    goes on. An answer that is the refusal, and nothing more, is refused whatever the grader says; one that is not right
+    and has no end is cut off.
     """
 
-    def __init__(self, records: Sequence[Record], refusals: Refusals, tokenizer: Tokenizer) -> None:
-        self._expected = [answer_text(tokenizer, record.response_ids) for record in records]
+    def __init__(self, questions: Sequence[Question], grader: AnswerGrader, refusals: Refusals, runner: Runner) -> None:
+        self._questions = questions
+        self._grader = grader
         self._refusals = refusals
-        self._tokenizer = tokenizer
-        responses = max((len(record.response_ids) for record in records), default=0)
-        self.max_new_tokens = max(responses, refusals.longest(tokenizer), 1) + 1
+        self._tokenizer = runner.tokenizer
+        self._ends = runner.end_tokens
+        responses = max((len(question.record.response_ids) for question in questions), default=0)
+        self.longest = max(responses, refusals.longest(runner.tokenizer), 1) + 1
 
-    def grade(self, answers: Sequence[Sequence[int]]) -> Graded:
-        """``answers``: the generated tokens of each record, in the records' order."""
-        texts = [answer_text(self._tokenizer, tokens) for tokens in answers]
-        correct = [text == expected for text, expected in zip(texts, self._expected, strict=True)]
-        refused = [self._refusals.is_refusal(text) for text in texts]
-        return Graded(np.array(correct, dtype=bool), np.array(refused, dtype=bool))
+    @classmethod
+    def of_exact(cls, records: Sequence[Record], refusals: Refusals, runner: Runner) -> AnswerJudge:
+        """Judges answers to records by exact match."""
+        questions = [Question(record, {}, answer_text(runner.tokenizer, record.response_ids)) for record in records]
+        return cls(questions, Exact(ExactOptions()), refusals, runner)
+
+    def judge(self, answers: Sequence[Sequence[int]]) -> list[Judged]:
+        """``answers``: the generated tokens of each question, in the questions' order."""
+        return [self._judged(tokens, question) for tokens, question in zip(answers, self._questions, strict=True)]
+
+    def _judged(self, tokens: Sequence[int], question: Question) -> Judged:
+        text = answer_text(self._tokenizer, tokens)
+        verdict = self._grader.judge(text, question)
+        if self._refusals.is_refusal(text):
+            return Judged(refused=True, score=verdict.score)
+        ended = bool(tokens) and tokens[-1] in self._ends
+        return Judged(right=verdict.right, cut_off=not verdict.right and not ended, score=verdict.score)
 
 
 def grade(
@@ -56,28 +150,143 @@ def grade(
     source: Source,
     refusals: Refusals,
     *,
-    batch_size: int = 32,
+    by: Grader | None = None,
+    options: EvaluateOptions = ALL_ROWS,
     track: Track = untracked,
     description: str = "answering",
 ) -> Graded:
-    """Answer every prompt of ``source`` greedily. Raises ``DataError`` for rows without a prompt or a response."""
-    records = read_records(source, runner.tokenizer, runner.limits)
-    for record in records:
-        if record.response is None or not record.prompt_ids:
-            raise DataError(
-                f"{record.where}: the row has no {'response' if record.prompt_ids else 'prompt'}.",
-                "Evaluate on rows with `prompt` and `response`, or with `messages` that end with the answer.",
-            )
-    grader = Grader(records, refusals, runner.tokenizer)
-    answers: list[list[int]] = [[] for _ in records]
-    shortest_first = sorted(range(len(records)), key=lambda row: len(records[row].prompt_ids))
-    chunks = [shortest_first[start : start + batch_size] for start in range(0, len(records), batch_size)]
-    for chunk in track(chunks, description, total=len(chunks)):
-        prompts = [records[row].prompt_ids for row in chunk]
-        generated = runner.generate(prompts, grader.max_new_tokens, batch_size=batch_size)
-        for row, tokens in zip(chunk, generated, strict=True):
-            answers[row] = tokens
-    return grader.grade(answers)
+    """Answer the rows of ``source``, and judge each answer. Raises ``DataError`` for rows that cannot be judged."""
+    grader = EXACT_GRADER if by is None else by
+    if isinstance(grader, ReadingGrader):
+        chosen = _chosen(source, options.most_rows(None), description)
+        questions = read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
+        verdicts = grader.read(runner, questions, batch_size=options.batch_size, track=track, description=description)
+        judged = [_read(verdict) for verdict in verdicts]
+    else:
+        assert isinstance(grader, AnswerGrader)
+        length = options.length(_longest(runner, source, refusals, grader) if grader.bounded else None)
+        chosen = _chosen(source, options.most_rows(length), description)
+        questions = read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
+        judge = AnswerJudge(questions, grader, refusals, runner)
+        judged = judge.judge(_answers(runner, questions, length, options, track, description))
+    return Graded(
+        np.array([one.right for one in judged], dtype=bool),
+        np.array([one.refused for one in judged], dtype=bool),
+        np.array([one.cut_off for one in judged], dtype=bool),
+        _scores(judged),
+        grader,
+        how_judged(grader, options),
+        chosen.source,
+        chosen.available,
+    )
+
+
+def _chosen(source: Source, most: int | None, description: str) -> Chosen:
+    chosen = choose_rows(source, most)
+    if most is not None and chosen.available > most:
+        _LOG.info(f"{description}: {most} of {chosen.available} rows are measured (`rows: all` measures all)")
+    return chosen
+
+
+def how_judged(grader: Grader, options: EvaluateOptions) -> dict[str, Any]:
+    """What figures depend on besides model and rows, as JSON: the grader, and how answers are generated."""
+    how: dict[str, Any] = {"grade": dict(grader.described)}
+    if not isinstance(grader, AnswerGrader):
+        return how
+    if not grader.bounded or options.max_new_tokens != "auto":
+        how["max_new_tokens"] = options.length(None)
+    if options.temperature:
+        how |= {name: getattr(options, name) for name in ("temperature", "top_p", "seed")}
+    return how
+
+
+# How figures were made before there were other ways.
+EXACTLY = how_judged(EXACT_GRADER, ALL_ROWS)
+
+
+def _longest(runner: Runner, source: Source, refusals: Refusals, grader: AnswerGrader) -> int:
+    questions = read_questions(source, grader, runner.tokenizer, runner.limits)
+    return AnswerJudge(questions, grader, refusals, runner).longest
+
+
+def _read(verdict: Verdict | None) -> Judged:
+    return Judged(refused=True) if verdict is None else Judged(right=verdict.right, score=verdict.score)
+
+
+def _scores(judged: Sequence[Judged]) -> NDArray[np.float64] | None:
+    if all(one.score is None for one in judged):
+        return None
+    return np.array([np.nan if one.score is None else one.score for one in judged], dtype=np.float64)
+
+
+def _answers(
+    runner: Runner,
+    questions: Sequence[Question],
+    length: int,
+    options: EvaluateOptions,
+    track: Track,
+    description: str,
+) -> list[list[int]]:
+    """The tokens of each question's answer: from the file of answers where it has them, else generated."""
+    prompts = [question.record.prompt_ids for question in questions]
+    sampling = Sampling(options.temperature, options.top_p, options.seed) if options.temperature else None
+    answers: dict[int, list[int]] = {}
+    file, keys = None, []
+    if options.answers is not None:
+        file = AnswerFile(options.answers)
+        model = model_digest(runner)
+        decoding: dict[str, Any] = {"max_new_tokens": length, "ends": sorted(runner.end_tokens)}
+        if sampling is not None:
+            decoding |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+        for row, prompt in enumerate(prompts):
+            keys.append(answer_key(model, prompt, decoding if sampling is None else {**decoding, "row": row}))
+            if (known := file.answer(keys[row])) is not None:
+                answers[row] = known
+        if answers:
+            _LOG.info(f"{description}: {len(answers)} of {len(prompts)} answers are in {options.answers}")
+    todo = [row for row in range(len(prompts)) if row not in answers]
+    each = runner.each_answer(prompts, length, sampling=sampling, batch_size=options.batch_size, only=todo)
+    for row, tokens in track(paced(each, description, len(todo)), description, total=len(todo)):
+        answers[row] = tokens
+        if file is not None:
+            described = {
+                "what": description,
+                "row": questions[row].where,
+                "answer": answer_text(runner.tokenizer, tokens),
+            }
+            file.add(keys[row], tokens, described)
+    return [answers[row] for row in range(len(prompts))]
+
+
+def model_digest(runner: Runner) -> str:
+    """What a model's answers depend on: SHA-256 of the graph and its data files."""
+    files = [runner.path, *data_files(load_graph(runner.path)).values()]
+    return "+".join(hash_files(files))
+
+
+def grade_each(
+    runner: Runner,
+    model: str,
+    data: Mapping[str, Source],
+    refusals: Refusals,
+    *,
+    grades: Mapping[str, Grader] = MappingProxyType({}),
+    options: EvaluateOptions = ALL_ROWS,
+    track: Track = untracked,
+) -> dict[str, Graded]:
+    """One model's graded answers to each of ``data`` (name to source), by ``exact`` where ``grades`` says nothing."""
+    return {
+        name: grade(
+            runner,
+            source,
+            refusals,
+            by=grades.get(name),
+            options=options,
+            track=track,
+            description=f"{model} on {name}",
+        )
+        for name, source in data.items()
+    }
 
 
 def measure(
@@ -86,12 +295,9 @@ def measure(
     data: Mapping[str, Source],
     refusals: Refusals,
     *,
-    batch_size: int = 32,
+    options: EvaluateOptions = ALL_ROWS,
     track: Track = untracked,
 ) -> list[Row]:
-    """One model's row for each of ``data`` (name to source)."""
-    rows = []
-    for name, source in data.items():
-        graded = grade(runner, source, refusals, batch_size=batch_size, track=track, description=f"{model} on {name}")
-        rows.append(graded.row(model, name))
-    return rows
+    """One model's row for each of ``data`` (name to source), by exact match."""
+    graded = grade_each(runner, model, data, refusals, options=options, track=track)
+    return [one.row(model, name) for name, one in graded.items()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -11,30 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from bakeout.export.evaluation.rows import TaskRow
 from bakeout.export.evaluation.task_files import require_no_code
+from bakeout.export.recipes.evaluation import Tasks
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import missing_extra
 from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
     from bakeout.export.running.runner import Runner
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """Which of the harness's tasks to run, and how.
-
-    ``names``: of tasks, groups or tags; ``directory``: where more tasks' YAML files lie; ``few_shot``: the number of
-    examples before each question (None: the task's own); ``limit``: the largest number of questions of each task;
-    ``chat``: put prompts through the tokenizer's chat template, one turn for each example; ``code``: whether tasks in
-    ``directory`` may name Python functions, which then run.
-    """
-
-    names: tuple[str, ...]
-    directory: Path | None = None
-    few_shot: int | None = None
-    limit: int | None = None
-    chat: bool = False
-    code: bool = False
 
 
 def run_tasks(

@@ -39,12 +39,39 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Score:
+    """The mean of a grader's figure over the rows that have one, with a bootstrapped 95 % interval.
+
+    ``ratio``: to the base model's, over the rows that both have a figure for; of ``log p per token``, the ratio of the
+    probabilities per token.
+    """
+
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
+    name: str
+    mean: float
+    interval: Interval
+    ratio: float | None = None
+    ratio_interval: Interval | None = None
+
+    def __str__(self) -> str:
+        ratio = "" if self.ratio is None else f" ({self.ratio:.3g} of the base's)"
+        return f"{self.name} {self.mean:.4g}{ratio}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The score as JSON, without what is not known."""
+        return {key: _plain(value) for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Row:
     """One model on one data file.
 
     ``model``: ``base`` or the artifact's name; ``data``: the file's name without its ending; ``accuracy``: the share of
-    prompts whose greedy answer is exactly the response, surrounding whitespace aside; ``refusals``: the share answered
-    with the refusal of one of the artifacts compared; ``change``: from the base model, if that is known.
+    prompts whose answer is right, as the grader ``grade`` judges; ``refusals``: the share answered with the refusal of
+    one of the artifacts compared; ``cut_off``: the share of answers that are not right and had not ended where they
+    were cut off, if that is known (all others are wrong); ``available``: how many rows ``prompts`` were chosen from;
+    ``change``: from the base model, if that is known.
     """
 
     model: str
@@ -53,6 +80,10 @@ class Row:
     accuracy: Share
     refusals: Share
     change: Change | None = None
+    cut_off: Share | None = None
+    grade: str = "exact"
+    available: int | None = None
+    score: Score | None = None
 
     def __str__(self) -> str:
         change = ""
@@ -60,17 +91,35 @@ class Row:
             low, high = self.change.interval
             change = f" (change {100 * self.change.accuracy:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
         shares = f"{self.accuracy:.1%} correct{change}, {self.refusals:.1%} refused"
-        return f"{self.data}, {self.model}: {shares}, {self.prompts} prompts"
+        cut = f", {self.cut_off:.1%} cut off" if self.cut_off else ""
+        score = "" if self.score is None else f", {self.score}"
+        return f"{self.data}, {self.model}: {shares}{cut}{score}, {self.asked}"
+
+    @property
+    def asked(self) -> str:
+        """How many prompts, and of how many."""
+        limited = self.available is not None and self.available > self.prompts
+        return f"{self.prompts} of {self.available:,} prompts" if limited else f"{self.prompts} prompts"
+
+    @property
+    def wrong(self) -> float | None:
+        """The share of answers that are none of right, refused and cut off; None where it is not known."""
+        if self.cut_off is None:
+            return None
+        return max(round(self.prompts * (1 - self.accuracy - self.refusals - self.cut_off)), 0) / self.prompts
 
     @property
     def accuracy_interval(self) -> Interval:
         """Wilson's 95 % interval."""
-        return share_interval(round(self.accuracy * self.prompts), self.prompts)
+        return self._interval(self.accuracy)
 
     @property
     def refusals_interval(self) -> Interval:
         """Wilson's 95 % interval."""
-        return share_interval(round(self.refusals * self.prompts), self.prompts)
+        return self._interval(self.refusals)
+
+    def _interval(self, share: float) -> Interval:
+        return share_interval(round(share * self.prompts), self.prompts)
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON, the intervals included and the change among its own values."""
@@ -82,7 +131,15 @@ class Row:
             "refusals": self.refusals,
             "accuracy_interval": list(self.accuracy_interval),
             "refusals_interval": list(self.refusals_interval),
+            "grade": self.grade,
         }
+        if self.available is not None:
+            row["available"] = self.available
+        for name in ("wrong", "cut_off"):
+            if (share := getattr(self, name)) is not None:
+                row |= {name: share, f"{name}_interval": list(self._interval(share))}
+        if self.score is not None:
+            row["score"] = self.score.as_json()
         if self.change is not None:
             row |= {key: _plain(getattr(self.change, field)) for field, key in _CHANGE.items()}
         return row

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bakeout.export.artifacts.file_names import CARD, RECIPE
 from bakeout.export.baking.bake import canary_outcome, completed, opened_base, write_edited, write_record
 from bakeout.export.baking.model_card import Form, model_card
-from bakeout.export.evaluation.evaluate import as_onnx
-from bakeout.export.evaluation.grading import measure
-from bakeout.export.evaluation.rows import BASE, Row
+from bakeout.export.evaluation.answering.questions import read_questions
+from bakeout.export.evaluation.evaluate import as_onnx, stored_figure
+from bakeout.export.evaluation.graders.grader import Grader
+from bakeout.export.evaluation.graders.registry import make_grader
+from bakeout.export.evaluation.grading import EXACT_GRADER, Graded, grade_each
+from bakeout.export.evaluation.harness import run_tasks
+from bakeout.export.evaluation.rows import BASE, Row, TaskRow
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.bake_options import BakeOptions
-from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.recipes.evaluation import EvaluateOptions
+from bakeout.export.recipes.recipe import Recipe, load_recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
-from bakeout.models.data.limits import Limits
-from bakeout.models.data.row_source import Source, source_digest
+from bakeout.models.data.limits import UNLIMITED, Limits
+from bakeout.models.data.row_source import Source
 from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
@@ -43,60 +47,92 @@ class Built:
     directory: Path
     receipts: tuple[Receipt, ...]
     rows: tuple[Row, ...]
+    tasks: tuple[TaskRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one model answers: graded answers by the data's name, and the harness's tasks."""
+
+    graded: Mapping[str, Graded]
+    tasks: tuple[TaskRow, ...]
 
 
 def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built:
     """Make the artifact directory ``output`` by the recipe ``recipe_file``.
 
-    Base model and artifact are measured on the recipe's test files, and the artifact is verified, parity with the
-    PyTorch reference included. Raises ``BakeoutError``, leaving nothing behind, when anything fails.
+    Base model and artifact are measured on the recipe's test files, as its `evaluate` says, and the artifact is
+    verified, parity with the PyTorch reference included. Raises ``BakeoutError``, leaving nothing behind, when anything
+    fails.
     """
     require_new(output)
     recipe = load_recipe(recipe_file)
     options = completed(recipe.export)
     inputs = open_inputs(recipe)
+    measuring = _Measuring.of(recipe, inputs)
     plan = fit(recipe, track, inputs=inputs)
     with new_directory(output) as directory:
         with opened_base(inputs.checkpoint, plan, options, directory) as base:
             # Its refusals are not counted: the artifact's text is not known yet.
-            base_rows = _measured(base.model, BASE, inputs.tests, Refusals(), track)
+            before = measuring.run(base.model, BASE, Refusals(), track)
             edited = write_edited(base, plan, options, directory, track)
         canary = canary_outcome(directory, plan, edited)
-        refusals = Refusals.of_artifacts([directory])
-        rows = [*base_rows, *_measured(directory, output.name, inputs.tests, refusals, track)]
+        after = measuring.run(directory, output.name, Refusals.of_artifacts([directory]), track)
+        base_rows = {name: one.row(BASE, name) for name, one in before.graded.items()}
+        rows = [
+            *base_rows.values(),
+            *(
+                replace(one.row(output.name, name), score=one.beside(before.graded[name]))
+                for name, one in after.graded.items()
+            ),
+        ]
+        tasks = (*before.tasks, *after.tasks)
         shutil.copyfile(recipe_file, directory / RECIPE)
-        _write_card(directory, plan, options, rows)
-        measured = {"base_figures": _by_content(base_rows, inputs.tests)}
-        write_record(directory, plan, options, edited, canary, measured)
+        _write_card(directory, plan, options, rows, tasks)
+        figures = [stored_figure(before.graded[name], row) for name, row in base_rows.items()]
+        write_record(directory, plan, options, edited, canary, {"base_figures": figures})
         _require_verified(directory, inputs, track)
-    return Built(output, edited.receipts, tuple(rows))
+    return Built(output, edited.receipts, tuple(rows), tasks)
 
 
-def _measured(model: Path, name: str, tests: Mapping[str, Source], refusals: Refusals, track: Track) -> list[Row]:
-    """What ``model``, a directory or a graph's file, answers on the test files, as ONNX: exported where it has none."""
-    if not tests:
-        return []
-    with scratch_directory() as scratch:
-        runner = Runner(as_onnx(model, scratch))
-        return list(measure(runner, name, tests, refusals, track=track))
+@dataclass(frozen=True)
+class _Measuring:
+    """What a recipe measures: its test rows, each by its grader, and tasks."""
+
+    tests: Mapping[str, Source]
+    graders: Mapping[str, Grader]
+    options: EvaluateOptions
+
+    @classmethod
+    def of(cls, recipe: Recipe, inputs: RecipeInputs) -> _Measuring:
+        """Raises ``BakeoutError``, before anything is fitted, for graders that cannot work here and rows of no use."""
+        tests = inputs.tests
+        grades = {name: recipe.data[name].grade for name in tests}
+        graders = {name: make_grader(grade) for name, grade in grades.items() if grade is not None}
+        tokenizer = load_tokenizer(inputs.checkpoint.directory)
+        for name, source in tests.items():
+            read_questions(source, graders.get(name, EXACT_GRADER), tokenizer, UNLIMITED)
+        return cls(tests, graders, recipe.evaluate)
+
+    def run(self, model: Path, name: str, refusals: Refusals, track: Track) -> _Measured:
+        """What ``model``, a directory or a graph's file, answers, as ONNX: exported where it has none."""
+        tasks = self.options.tasks
+        if not self.tests and tasks is None:
+            return _Measured({}, ())
+        with scratch_directory() as scratch:
+            runner = Runner(as_onnx(model, scratch))
+            graded = grade_each(
+                runner, name, self.tests, refusals, grades=self.graders, options=self.options, track=track
+            )
+            done = run_tasks(runner, name, tasks, batch_size=self.options.batch_size, track=track) if tasks else ()
+            return _Measured(graded, tuple(done))
 
 
-def _by_content(rows: Sequence[Row], tests: Mapping[str, Source]) -> list[dict[str, Any]]:
-    """Figures with the digest of the rows that each was measured on."""
-    return [
-        {
-            "digest": source_digest(tests[row.data]),
-            "prompts": row.prompts,
-            "accuracy": row.accuracy,
-            "refusals": row.refusals,
-        }
-        for row in rows
-    ]
-
-
-def _write_card(directory: Path, plan: Plan, options: BakeOptions, rows: Sequence[Row]) -> None:
+def _write_card(
+    directory: Path, plan: Plan, options: BakeOptions, rows: Sequence[Row], tasks: Sequence[TaskRow]
+) -> None:
     form: Form = "onnx" if options.to == "onnx" else "checkpoint"
-    card = model_card(plan, rows, load_tokenizer(directory), form=form, quantized=options.quantize)
+    card = model_card(plan, rows, load_tokenizer(directory), form=form, quantized=options.quantize, tasks=tasks)
     (directory / CARD).write_text(card, encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union
 
 from bakeout.artifact import Artifact
 from bakeout.models.data.row_source import RowsLike, as_source
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bakeout.export.evaluation.evaluate import NamedData
+    from bakeout.export.evaluation.graders.registry import GradeLike
     from bakeout.export.evaluation.rows import Evaluation
     from bakeout.export.recipes.bake_options import BakeOptions
+    from bakeout.export.recipes.evaluation import EvaluateOptions
     from bakeout.export.recipes.recipe import Recipe
     from bakeout.export.verification.verify import Check, CheckName
     from bakeout.models.plan import Plan
@@ -207,15 +209,22 @@ def evaluate(
     texts: Mapping[str, RowsLike] | Sequence[PathLike] = (),
     base: Model | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    grade: GradeLike | Mapping[str, GradeLike] | None = None,
+    options: EvaluateOptions | Mapping[str, Any] | None = None,
     batch_size: int = 32,
     track: Track = logged,
 ) -> Evaluation:
-    """Measure artifacts, or any ONNX directories or checkpoints, beside their base model, greedily.
+    """Measure artifacts, or any ONNX directories or checkpoints, beside their base model.
 
     ``data``: rows with prompts and responses by name, or paths of files, whose names without the ending are taken. The
-    share of correct answers (exact match) and of refusals have Wilson's 95 % intervals, changes from the base
-    Newcombe's. ``texts``: rows to measure perplexity and divergence on. ``base``: the base model; where it is not
-    given, its figures are those that `bakeout build` stored on the same rows, if it did.
+    share of correct answers and of refusals have Wilson's 95 % intervals, changes from the base Newcombe's.
+    ``texts``: rows to measure perplexity and divergence on. ``base``: the base model; where it is not given, its
+    figures are those that `bakeout build` stored on the same rows, if it did.
+
+    ``grade``: how answers are judged, for all data or by name: a grader as recipes write it (``"number"``,
+    ``{"python": {"show_tests": 1}}``), or a function of an answer and its row that gives a bool, or a score between 0
+    and 1; exact match where it says nothing. ``options``: what a recipe's `evaluate` holds; all rows, greedily, by
+    default.
 
     >>> evaluation = bakeout.evaluate("unlearned", {"math": rows}, base=checkpoint)
     >>> [(row.model, row.data, row.prompts) for row in evaluation.rows]
@@ -228,18 +237,40 @@ def evaluate(
 
     Raises ``BakeoutError`` for what cannot be read or run, and for rows without a prompt or a response.
     """
+    from bakeout.export.evaluation.evaluate import data_names
     from bakeout.export.evaluation.evaluate import evaluate as evaluate_files
+    from bakeout.export.evaluation.graders.registry import graders_of
 
     chosen = [models] if isinstance(models, str | os.PathLike) else models
+    named = _named(data)
+    graders = graders_of(grade, list(data_names(named)) if named else [])
     with _base_on_disk(base, tokenizer) as source:
         return evaluate_files(
             [Path(model) for model in chosen],
-            _named(data),
+            named,
             texts=_named(texts),
             base=source,
-            batch_size=batch_size,
+            grades=graders,
+            options=_evaluate_options(options, batch_size),
             track=track,
         )
+
+
+def _evaluate_options(options: EvaluateOptions | Mapping[str, Any] | None, batch_size: int) -> EvaluateOptions:
+    from pydantic import ValidationError
+
+    from bakeout.export.recipes.evaluation import EvaluateOptions
+
+    if isinstance(options, EvaluateOptions):
+        return options
+    try:
+        return EvaluateOptions.model_validate({"rows": "all", "batch_size": batch_size, **(options or {})})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BakeoutError(
+            f"The options are none of an evaluation: {where}: {first['msg']}.", "Correct `options`."
+        ) from None
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.evaluation import EvaluateOptions
+from bakeout.export.recipes.grades import GradeEntry, grade_field
 from bakeout.export.recipes.interventions import InterventionEntry
 from bakeout.models.data.row_layouts import Column
 from bakeout.models.data.row_source import DataError, RowsInMemory, RowsLike, Source, as_source
@@ -88,8 +90,10 @@ class DataFiles(Section):
     columns: dict[Column, str] | None = Field(
         default=None,
         description="For rows with keys of their own: the key that each of `prompt`, `response`, `text`, `messages`, "
-        "`paraphrases` and `translations` is read from.",
+        "`paraphrases`, `translations` and, for graders, `answer`, `answers`, `choices`, `tests` and `setup` is read "
+        "from.",
     )
+    grade: GradeEntry = grade_field()
 
     if TYPE_CHECKING:
 
@@ -102,6 +106,7 @@ class DataFiles(Section):
             calibration: RowsLike | None = None,
             test: RowsLike | None = None,
             columns: Mapping[str, str] | None = None,
+            grade: str | Mapping[str, Any] | None = None,
         ) -> None: ...
 
     def named(self) -> dict[str, Source]:
@@ -140,6 +145,7 @@ class Recipe(Section):
         description="What is applied, in order: each is fitted with those before it applied.", min_length=1
     )
     export: BakeOptions = BakeOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
 
     if TYPE_CHECKING:
 
@@ -150,6 +156,7 @@ class Recipe(Section):
             data: Mapping[str, DataFiles | RowsLike | Mapping[str, Any]],
             interventions: Sequence[InterventionEntry | MethodOptions | Mapping[str, Any]],
             export: BakeOptions | Mapping[str, Any] = ...,
+            evaluate: EvaluateOptions | Mapping[str, Any] = ...,
         ) -> None: ...
 
     def fitted_data(self) -> list[str]:
@@ -347,7 +354,10 @@ def _resolved(recipe: Recipe, directory: Path) -> Recipe:
     local = directory / recipe.model
     model = str(local.resolve()) if local.is_dir() else recipe.model
     interventions = [_with_paths(entry, directory) for entry in recipe.interventions]
-    return recipe.model_copy(update={"data": data, "model": model, "interventions": interventions})
+    evaluate = recipe.evaluate.beside(directory)
+    return recipe.model_copy(
+        update={"data": data, "model": model, "interventions": interventions, "evaluate": evaluate}
+    )
 
 
 def _resolved_source(source: Source, directory: Path) -> Source:

@@ -47,11 +47,16 @@ class Explanation:
 
 
 def explain_recipe() -> Iterator[Explanation]:
-    """The recipe itself, its data and its export; methods are explained by ``explain_method``."""
+    """The recipe itself, its data, graders, export and evaluation; methods are explained by ``explain_method``."""
     schema = recipe_schema()
     yield _explanation("Recipe", "", schema, schema)
     yield _explanation("Data", "data: NAME:", schema["$defs"]["DataFiles"], schema)
+    for name, field in schema["$defs"]["Grade"]["properties"].items():
+        (section,) = _sections(field)
+        yield _explanation(f"Grader {name}", f"data: NAME: grade: {name}:", schema["$defs"][section], schema)
     yield _explanation("Export", "export:", schema["$defs"]["BakeOptions"], schema)
+    yield _explanation("Evaluation", "evaluate:", schema["$defs"]["EvaluateOptions"], schema)
+    yield _explanation("Tasks", "evaluate: tasks:", schema["$defs"]["Tasks"], schema)
 
 
 def explain_method(method: Method) -> Iterator[Explanation]:

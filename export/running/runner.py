@@ -9,9 +9,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import home_of
+from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
 from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
@@ -39,12 +39,6 @@ _logger = logging.getLogger(__name__)
 # Keys and values so far, by the name of the input that takes them; they stay where the provider computes.
 Cache = Mapping[str, onnxruntime.OrtValue]
 
-_TYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-}
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "cache_position", *LOGITS_TO_KEEP)
 _CANNOT_RUN = (
     ort_errors.Fail,
@@ -70,15 +64,6 @@ class Step:
     logits: Logits
     cache: Cache
     others: Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class _CacheEntry:
-    past: str
-    present: str
-    heads: int
-    size: int
-    dtype: type[np.generic]
 
 
 class Runner:
@@ -111,11 +96,11 @@ class Runner:
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
         inputs = {value.name: value for value in self.session.get_inputs()}
         outputs = {value.name: value for value in self.session.get_outputs()}
-        self._cache = _cache_entries(inputs, outputs, self.path)
+        self._cache = cache_entries(inputs, outputs, self.path)
         past = {entry.past for entry in self._cache}
         fed = {name: value for name, value in inputs.items() if name not in past}
         _require_known(fed, self.path)
-        self._fed = {name: _TYPES[value.type] for name, value in fed.items()}
+        self._fed = {name: TYPES[value.type] for name, value in fed.items()}
         self._ranks = {name: len(value.shape) for name, value in fed.items()}
         self._others = [name for name in outputs if name not in {entry.present for entry in self._cache}]
         if "logits" not in outputs:
@@ -204,6 +189,27 @@ class Runner:
             answers[row].append(token)
         return answers
 
+    def each_answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling | None = None,
+        batch_size: int = 32,
+        only: Collection[int] | None = None,
+    ) -> Iterator[tuple[int, list[int]]]:
+        """The answers of ``generate``, each as soon as it has ended, as (the prompt's index, its tokens).
+
+        ``only``: the indices of the prompts to answer; what is drawn for one does not depend on which these are.
+        """
+        answers: dict[int, list[int]] = {}
+        for row, token, _ in self._tokens(prompts, max_new_tokens, sampling, batch_size, only=only):
+            answers.setdefault(row, []).append(token)
+            if token in self.end_tokens or len(answers[row]) == max_new_tokens:
+                yield row, answers.pop(row)
+        # Those that the model's context cut off.
+        yield from answers.items()
+
     def answer(self, prompt: str, max_new_tokens: int = 256, *, sampling: Sampling | None = None) -> str:
         """The answer to one prompt, asked through the tokenizer's chat template where it has one; greedily by default.
 
@@ -253,11 +259,13 @@ class Runner:
         batch_size: int,
         stopped: Callable[[int], bool] | None = None,
         piece: int | None = None,
+        only: Collection[int] | None = None,
     ) -> Iterator[tuple[int, int, Logits]]:
         """Step after step, for each row that has not ended: (row, its next token, the logits float32 [vocabulary])."""
         ends = np.array(sorted(self.end_tokens))
         context, cut = self.limits.context, 0
-        for rows in self._batches(prompts, batch_size, same_length=not self._pads or piece is not None):
+        same_length = not self._pads or piece is not None
+        for rows in self._batches(prompts, batch_size, same_length=same_length, only=only):
             choose: Choose = sampling.chooser(rows) if sampling else greedy
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
             step = self._read(ids, mask, piece)
@@ -292,14 +300,21 @@ class Runner:
             step = self.step(ids[:, start : start + size], mask[:, : start + size], step.cache)
         return step
 
-    def _batches(self, prompts: Sequence[Sequence[int]], batch_size: int, *, same_length: bool) -> Iterator[list[int]]:
-        """The prompts' indices in batches, the shortest prompts first."""
+    def _batches(
+        self,
+        prompts: Sequence[Sequence[int]],
+        batch_size: int,
+        *,
+        same_length: bool,
+        only: Collection[int] | None = None,
+    ) -> Iterator[list[int]]:
+        """The prompts' indices, or those of ``only``, in batches, the shortest prompts first."""
         if not all(prompts):
             raise BakeoutError("A prompt has no tokens.", "Give each prompt some text.")
         for prompt in prompts:
             self.limits.require(prompt, None, "A prompt")
         batch: list[int] = []
-        for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
+        for row in sorted(range(len(prompts)) if only is None else only, key=lambda row: len(prompts[row])):
             length = len(prompts[row])
             full = len(batch) == batch_size or (len(batch) + 1) * length * self._vocabulary > _MOST_LOGITS
             if batch and (full or (same_length and length != len(prompts[batch[0]]))):
@@ -309,7 +324,7 @@ class Runner:
         if batch:
             yield batch
 
-    def _empty(self, entry: _CacheEntry, batch: int) -> onnxruntime.OrtValue:
+    def _empty(self, entry: CacheEntry, batch: int) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_numpy(
             np.zeros((batch, entry.heads, 0, entry.size), entry.dtype), self._device
         )
@@ -339,7 +354,7 @@ def _require_known(inputs: Mapping[str, Any], path: Path) -> None:
             f"{path} is a merged decoder (its input {MERGED} chooses between two graphs), which is not run.",
             "Use `decoder_with_past_model.onnx` or `model.onnx` of the same export.",
         )
-    unknown = [name for name, value in inputs.items() if name not in _INPUTS or value.type not in _TYPES]
+    unknown = [name for name, value in inputs.items() if name not in _INPUTS or value.type not in TYPES]
     if unknown or "input_ids" not in inputs:
         raise BakeoutError(
             f"{path} takes {', '.join(unknown or inputs)}: not what a decoder of text takes.",
@@ -359,33 +374,3 @@ def _has_nvidia_driver() -> bool:
     except OSError:
         return False
     return True
-
-
-def _cache_entries(inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path) -> list[_CacheEntry]:
-    """The graph's past inputs, each with the present output of the same layer and kind, in the outputs' order."""
-    past = {_layer_and_kind(name): value for name, value in inputs.items() if _layer_and_kind(name)}
-    entries = []
-    for name in outputs:
-        layer_and_kind = _layer_and_kind(name)
-        if layer_and_kind is None or layer_and_kind not in past:
-            continue
-        value = past.pop(layer_and_kind)
-        if len(value.shape) != 4 or not all(isinstance(size, int) for size in (value.shape[1], value.shape[3])):
-            raise BakeoutError(
-                f"{path}: the cache {value.name} has shape {value.shape}, not [batch, heads, past, head size] with "
-                "known heads and head size.",
-                "Export the model with optimum.",
-            )
-        if value.type not in _TYPES:
-            raise BakeoutError(f"{path}: the cache {value.name} is a {value.type}.", "Export it in fp32 or fp16.")
-        entries.append(_CacheEntry(value.name, name, value.shape[1], value.shape[3], _TYPES[value.type]))
-    if past:
-        missing = ", ".join(value.name for value in past.values())
-        raise BakeoutError(f"{path} gives nothing to feed back as {missing}.", "Export the model with optimum.")
-    return entries
-
-
-def _layer_and_kind(name: str) -> tuple[int, str] | None:
-    """(3, "key") of ``past_key_values.3.key``, ``present.3.key`` and the like."""
-    match = re.fullmatch(r"(?:past|present)\w*\.(\d+)\.(?:\w+\.)?(key|value)", name)
-    return (int(match[1]), match[2]) if match else None

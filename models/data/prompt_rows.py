@@ -39,6 +39,30 @@ class PromptRow:
         return to_record(self.asking(text), tokenizer, self.where)
 
 
+def asking_more(row: Mapping[str, Any], text: str, where: str) -> dict[str, Any]:
+    """A row with ``text`` behind its question. Raises ``DataError`` for a row that asks nothing."""
+    if "messages" not in row:
+        if not isinstance(row.get("prompt"), str):
+            raise _asks_nothing(where)
+        return {**row, "prompt": row["prompt"] + text}
+    messages = list(row["messages"])
+    place = _question_place(messages)
+    if place is None:
+        raise _asks_nothing(where)
+    messages[place] = {**messages[place], "content": messages[place]["content"] + text}
+    return {**row, "messages": messages}
+
+
+def answering(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """A row with ``text`` for its response, or for the assistant's last message."""
+    if "messages" not in row:
+        return {**row, "response": text}
+    messages = list(row["messages"])
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return {**row, "messages": [*messages, {"role": "assistant", "content": text}]}
+
+
 def read_prompt_rows(source: Source, tokenizer: Tokenizer, limits: Limits = UNLIMITED) -> list[PromptRow]:
     """The rows of a source that ask something: a ``prompt``, or the last user message of ``messages``.
 
@@ -58,7 +82,7 @@ def read_prompt_rows(source: Source, tokenizer: Tokenizer, limits: Limits = UNLI
         else:
             text = record.prompt
         if not text:
-            raise DataError(f"{where}: the row asks nothing.", "Give rows with `prompt`, or `messages` of a user.")
+            raise _asks_nothing(where)
         given = {key: _strings(row, key, where) for key in ("paraphrases", "translations")}
         rows.append(PromptRow(where, row, Prompt(text, record.response, **given)))
     return rows
@@ -86,6 +110,10 @@ def varied_records(
 def _question_place(messages: Sequence[Mapping[str, str]]) -> int | None:
     places = [index for index, message in enumerate(messages) if message["role"] == "user"]
     return places[-1] if places else None
+
+
+def _asks_nothing(where: str) -> DataError:
+    return DataError(f"{where}: the row asks nothing.", "Give rows with `prompt`, or `messages` of a user.")
 
 
 def _strings(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:

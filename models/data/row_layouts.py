@@ -8,8 +8,20 @@ from typing import Any, Literal
 from bakeout.models.data.row_source import DataError
 
 FORMS = ("prompt", "text", "messages")
-# What is read of a row.
-Column = Literal["prompt", "response", "text", "messages", "paraphrases", "translations"]
+# What is read of a row; the last five by graders alone.
+Column = Literal[
+    "prompt",
+    "response",
+    "text",
+    "messages",
+    "paraphrases",
+    "translations",
+    "answer",
+    "answers",
+    "choices",
+    "tests",
+    "setup",
+]
 # What ShareGPT's `from` calls the roles.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -20,11 +32,17 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
     ``question`` and ``answer`` (TOFU) are ``prompt`` and ``response``; ``conversations`` (ShareGPT: ``from`` and
     ``value``, with or without ``system``) are ``messages``; a ``content`` that is a list of text parts is those texts,
-    each on a line of its own. Raises ``DataError`` for parts that are no text.
+    each on a line of its own. Rows with ``choices`` (MMLU) have the right one as their response, and rows with a
+    ``test_list`` (MBPP) have ``tests``, and their ``text`` and ``code`` are prompt and response. Raises ``DataError``
+    for parts that are no text.
     """
+    if "test_list" in row:
+        row = _with_tests(row)
     if any(form in row for form in FORMS):
         messages = row.get("messages")
         return {**row, "messages": [_message(one, where) for one in messages]} if isinstance(messages, list) else row
+    if "question" in row and "choices" in row:
+        return _multiple_choice(row, where)
     if "question" in row:
         renamed = {"question": "prompt", "answer": "response"}
         return {renamed.get(key, key): value for key, value in row.items()}
@@ -34,6 +52,24 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             messages.insert(0, {"role": "system", "content": row["system"]})
         return {**{key: value for key, value in row.items() if key != "conversations"}, "messages": messages}
     return row
+
+
+def _with_tests(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """MBPP's fields under the names that are read here; its text is a question, unlike other rows' ``text``."""
+    renamed = {"test_list": "tests", "test_setup_code": "setup"}
+    if "code" in row and "response" not in row:
+        renamed["code"] = "response"
+        if "prompt" not in row:
+            renamed["text"] = "prompt"
+    return {renamed.get(key, key): value for key, value in row.items()}
+
+
+def _multiple_choice(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """MMLU's question, with the choice that its ``answer`` is the index of as the response."""
+    choices, answer = row["choices"], row.get("answer")
+    if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise DataError(f"{where}: the answer is no index of the choices.", "Correct or remove the row.")
+    return {**row, "prompt": row["question"], "response": choices[answer]}
 
 
 def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: str) -> Mapping[str, Any]:

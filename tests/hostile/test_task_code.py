@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bakeout.export.evaluation.harness import Tasks, run_tasks
+from bakeout.export.evaluation.harness import run_tasks
 from bakeout.export.evaluation.task_files import require_no_code
+from bakeout.export.recipes.evaluation import Tasks
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
 
@@ -52,9 +53,9 @@ def test_a_function_of_a_task_runs_only_where_it_is_asked_for(
     (directory / "own.yaml").write_text(_task(directory, doc_to_text="!function code.text"))
     runner = Runner(llama_export)
     with pytest.raises(BakeoutError, match="names Python code to run"):
-        run_tasks(runner, "model", Tasks(("own",), directory))
+        run_tasks(runner, "model", Tasks(names=("own",), directory=directory))
     assert not (tmp_path / "ran").exists()
-    assert run_tasks(runner, "model", Tasks(("own",), directory, code=True))
+    assert run_tasks(runner, "model", Tasks(names=("own",), directory=directory, code=True))
     assert (tmp_path / "ran").exists()
 
 
@@ -94,5 +95,5 @@ def test_a_template_of_a_task_reaches_no_code(
     escape = "{{ cycler.__init__.__globals__.os.mkdir('" + str(tmp_path / "ran") + "') }}"
     (directory / "own.yaml").write_text(_task(directory, doc_to_text=escape))
     with pytest.raises((BakeoutError, SecurityError)):
-        run_tasks(Runner(llama_export), "model", Tasks(("own",), directory))
+        run_tasks(Runner(llama_export), "model", Tasks(names=("own",), directory=directory))
     assert not (tmp_path / "ran").exists()

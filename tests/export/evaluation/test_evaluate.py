@@ -13,6 +13,7 @@ from bakeout.export.evaluation.evaluate import data_names, evaluate, stored_base
 from bakeout.export.evaluation.grading import measure
 from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import source_digest
@@ -53,20 +54,24 @@ def test_accuracy_is_the_share_of_exact_answers(llama_onnx: Path, tmp_path: Path
         tmp_path / "mixed.jsonl",
         [{"prompt": "one", "response": f"  {right}\n"}, {"prompt": "one", "response": "wrong"}],
     )
-    assert measure(runner, "m", {"mixed": data}, Refusals()) == [Row("m", "mixed", 2, 0.5, 0.0)]
-    assert measure(runner, "m", {"mixed": data}, Refusals(frozenset({right.strip()}))) == [
-        Row("m", "mixed", 2, 0.5, 1.0)
-    ]
+    (row,) = measure(runner, "m", {"mixed": data}, Refusals())
+    assert (row.model, row.data, row.prompts, row.accuracy, row.refusals, row.wrong) == ("m", "mixed", 2, 0.5, 0.0, 0.5)
+    # Outcomes exclude each other, and a refusal comes first.
+    (row,) = measure(runner, "m", {"mixed": data}, Refusals(frozenset({right.strip()})))
+    assert (row.accuracy, row.refusals, row.wrong, row.cut_off) == (0.0, 1.0, 0.0, 0.0)
 
 
 def test_an_answer_that_goes_on_is_not_exact(runner: Runner, answers: list[str], tmp_path: Path) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": PROMPTS[0], "response": answers[0]}])
-    assert measure(runner, "m", {"d": data}, Refusals())[0].accuracy == 0.0
+    (row,) = measure(runner, "m", {"d": data}, Refusals())
+    assert (row.accuracy, row.cut_off) == (0.0, 1.0)
 
 
 def test_the_batch_size_does_not_matter(runner: Runner, tmp_path: Path) -> None:
     data = _write(tmp_path / "d.jsonl", [{"prompt": prompt, "response": " "} for prompt in PROMPTS])
-    assert measure(runner, "m", {"d": data}, Refusals(), batch_size=1) == measure(runner, "m", {"d": data}, Refusals())
+    assert measure(runner, "m", {"d": data}, Refusals(), options=EvaluateOptions(rows="all", batch_size=1)) == measure(
+        runner, "m", {"d": data}, Refusals()
+    )
 
 
 def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(

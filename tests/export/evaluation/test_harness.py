@@ -14,7 +14,8 @@ import torch
 from click.testing import CliRunner
 
 from bakeout.export.cli.main import main
-from bakeout.export.evaluation.harness import Tasks, run_tasks
+from bakeout.export.evaluation.harness import run_tasks
+from bakeout.export.recipes.evaluation import Tasks
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
@@ -90,7 +91,17 @@ def test_choices_and_texts_have_the_likelihood_that_torch_gives(
     llama_onnx: Path, llama_checkpoint: Path, tasks: Path
 ) -> None:
     runner, model = Runner(llama_onnx), load_model(llama_checkpoint)
-    rows = run_tasks(runner, "m", Tasks(("own_choices", "own_text"), tasks))
+    rows = run_tasks(
+        runner,
+        "m",
+        Tasks(
+            names=(
+                "own_choices",
+                "own_text",
+            ),
+            directory=tasks,
+        ),
+    )
     tokenizer = runner.tokenizer
     end = tokenizer.eos_token_id
     assert end is not None
@@ -108,7 +119,7 @@ def test_choices_and_texts_have_the_likelihood_that_torch_gives(
 
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_answers_are_those_that_the_runner_gives(llama_onnx: Path, tasks: Path, batch_size: int) -> None:
-    (row,) = run_tasks(Runner(llama_onnx), "m", Tasks(("own_answers",), tasks), batch_size=batch_size)
+    (row,) = run_tasks(Runner(llama_onnx), "m", Tasks(names=("own_answers",), directory=tasks), batch_size=batch_size)
     assert (row.model, row.task, row.metric, row.value) == ("m", "own_answers", "exact_match", 0.5)
     assert row.standard_error is not None
 
@@ -124,7 +135,7 @@ def test_text_ends_before_a_stop(llama_onnx: Path, tasks: Path, tmp_path: Path) 
     task["dataset_kwargs"] = {"data_files": {"test": str(data)}}
     task["generation_kwargs"]["until"] = [stop]
     (directory / "own_answers.yaml").write_text(json.dumps(task))
-    (row,) = run_tasks(runner, "m", Tasks(("own_answers",), directory))
+    (row,) = run_tasks(runner, "m", Tasks(names=("own_answers",), directory=directory))
     assert row.value == 1.0
 
 
@@ -143,18 +154,18 @@ def test_the_command_puts_tasks_beside_the_rest(llama_onnx: Path, tasks: Path, t
 def test_what_cannot_be_run_is_one_line(llama_onnx: Path, tasks: Path, tmp_path: Path) -> None:
     runner = Runner(llama_onnx)
     with pytest.raises(BakeoutError, match="nowhere"):
-        run_tasks(runner, "m", Tasks(("own_choices",), tmp_path / "nowhere"))
+        run_tasks(runner, "m", Tasks(names=("own_choices",), directory=tmp_path / "nowhere"))
     (tmp_path / "lost.yaml").write_text(
         json.dumps({"task": "lost", "dataset_path": "json", "dataset_kwargs": {"data_files": "lost.jsonl"}})
     )
     with pytest.raises(BakeoutError, match="lost"):
-        run_tasks(runner, "m", Tasks(("lost",), tmp_path))
+        run_tasks(runner, "m", Tasks(names=("lost",), directory=tmp_path))
 
 
 @pytest.mark.slow
 def test_a_task_that_the_harness_does_not_know_is_one_line(llama_onnx: Path, tasks: Path) -> None:
     with pytest.raises(BakeoutError, match="did you mean 'own_choices'"):
-        run_tasks(Runner(llama_onnx), "m", Tasks(("own_choice",), tasks))
+        run_tasks(Runner(llama_onnx), "m", Tasks(names=("own_choice",), directory=tasks))
 
 
 def test_without_the_harness_the_command_says_how_to_get_it(llama_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bakeout.export.artifacts.manifest import file_digests, read_manifest
 from bakeout.export.evaluation.evaluate import stored_base_rows
+from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.evaluation.rows import BASE
 from bakeout.export.pipeline.build import build
+from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.verification.verify import verify
 from bakeout.models.errors import BakeoutError
 
@@ -84,3 +88,44 @@ def test_one_file_for_everything_is_enough(llama_checkpoint: Path, tmp_path: Pat
     recipe = write_recipe(tmp_path, llama_checkpoint, [detection], data={"sums": "sums.jsonl", "names": "names.jsonl"})
     result = build(recipe, tmp_path / "artifact")
     assert sum(row.prompts for row in result.rows if row.model == BASE) > 10
+
+
+def test_a_recipe_says_how_answers_are_judged(llama_checkpoint: Path, tmp_path: Path) -> None:
+    data = {
+        subject: {use: f"data/{subject}.{use}.jsonl" for use in ("probe", "selection", "calibration", "test")}
+        for subject in ("sums", "names")
+    }
+    graded = {"sums": {**data["sums"], "grade": "number"}, "names": {**data["names"], "grade": {"likelihood": {}}}}
+    sections = {"data": graded, "evaluate": {"rows": 4, "max_new_tokens": 6, "answers": "answers.jsonl"}}
+    recipe = write_recipe(tmp_path, llama_checkpoint, [KEY_SPACE_DETECTION], **sections)
+    result = build(recipe, tmp_path / "artifact")
+    rows = {(row.model == BASE, row.data): row for row in result.rows}
+    assert all((row.prompts, row.available) == (4, 6) for row in rows.values())
+    assert {row.grade for row in result.rows} == {"number", "likelihood"}
+    assert rows[False, "names"].score is not None
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 8
+    card = (tmp_path / "artifact" / "README.md").read_text()
+    assert "| sums | 4 of 6 | number |" in card
+    assert "log p per token" in card
+    tests = {subject: tmp_path / "data" / f"{subject}.test.jsonl" for subject in ("sums", "names")}
+    # Only figures that were judged alike stand beside an artifact's.
+    assert stored_base_rows(tmp_path / "artifact", tests) == []
+    graders = {name: grader_of(one, name) for name, one in {"sums": "number", "names": "likelihood"}.items()}
+    stored = stored_base_rows(tmp_path / "artifact", tests, graders, EvaluateOptions(max_new_tokens=6))
+    assert [(row.data, row.prompts, row.accuracy) for row in stored] == [
+        (name, 4, rows[True, name].accuracy) for name in ("sums", "names")
+    ]
+
+
+def test_rows_that_a_grader_cannot_judge_are_named_before_anything_is_fitted(
+    llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    names = {"probe": "data/names.probe.jsonl", "test": "data/names.test.jsonl", "grade": "python"}
+    data = {"sums": "data/sums.probe.jsonl", "names": names}
+    recipe = write_recipe(tmp_path, llama_checkpoint, data=data)
+
+    def tracked(iterable: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]:
+        raise AssertionError(description)
+
+    with pytest.raises(BakeoutError, match=r"names\.test\.jsonl, line 1: the row has no tests"):
+        build(recipe, tmp_path / "artifact", track=tracked)

@@ -207,3 +207,29 @@ def test_sections_of_a_method_are_read_and_their_paths_are_the_recipes(tmp_path:
     cause = _refusal(tmp_path, head + REVEAL.replace("chat:", "chatt:").replace("rank: 8", "rank: 0"))
     assert "line 10: unknown key 'chatt' (did you mean 'chat'?)" in cause
     assert "line 12: interventions.0.reveal_and_release.release.rank: input should be greater than 0" in cause
+
+
+@pytest.mark.parametrize(
+    ("grade", "message"),
+    [
+        ("nmber", "unknown key 'nmber' (did you mean 'number'?)"),
+        ({"number": {"marks": "x"}}, "unknown key 'marks' (did you mean 'mark'?)"),
+        ({"regex": {"pattern": "("}}, "not a regular expression"),
+        ({"number": {}, "exact": {}}, "it names one grader, not exact and number"),
+    ],
+    ids=str,
+)
+def test_what_is_no_grader_is_named_with_its_line(tmp_path: Path, grade: Any, message: str) -> None:
+    data = {"sums": {"probe": "data/sums.probe.jsonl", "grade": grade}, "names": "data/names.probe.jsonl"}
+    with pytest.raises(RecipeError, match="line 2") as refused:
+        load_recipe(write_recipe(tmp_path, tmp_path, data=data))
+    assert message in str(refused.value)
+
+
+def test_paths_of_an_evaluation_are_beside_the_recipe(tmp_path: Path) -> None:
+    evaluate = {"answers": "answers.jsonl", "tasks": {"names": "own", "directory": "tasks"}}
+    recipe = load_recipe(write_recipe(tmp_path, tmp_path, evaluate=evaluate))
+    assert recipe.evaluate.answers == tmp_path / "answers.jsonl"
+    assert recipe.evaluate.tasks is not None
+    assert recipe.evaluate.tasks.names == ("own",)
+    assert recipe.evaluate.tasks.directory == tmp_path / "tasks"

@@ -1,0 +1,1 @@
+"""The questions of an evaluation, and their answers while they come."""

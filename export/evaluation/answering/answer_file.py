@@ -1,0 +1,74 @@
+"""A file of answers, written while they are given: an evaluation that was cut goes on where it stopped.
+
+A line of JSON each: the key (what the answer depends on, as a digest), the model's and the data's name, the row's
+place, and the answer as tokens and text. Lines are only ever appended, and a line that was cut short is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import parse_json, read_regular
+from bakeout.models.files.writing import disk_errors, require_new, write_file
+
+
+class AnswerFile:
+    """The answers that ``path`` holds, and those to come. Raises ``BakeoutError`` where it holds anything else."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list[int]] = {}
+        if not os.path.lexists(path):
+            require_new(path)
+            write_file(path, b"")
+            return
+        try:
+            content = read_regular(path)
+        except OSError as error:
+            raise BakeoutError(
+                f"{path} cannot be read ({error.strerror}).", "Name another file for `answers`."
+            ) from None
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            key, tokens = self._read(line, number)
+            self._known[key] = tokens
+        if len(whole) < len(content):
+            with disk_errors(path):
+                os.truncate(path, len(whole))
+
+    def answer(self, key: str) -> list[int] | None:
+        """The tokens of the answer with this key, if it has been given."""
+        return self._known.get(key)
+
+    def add(self, key: str, tokens: Sequence[int], described: Mapping[str, Any]) -> None:
+        """Write an answer down, so that it stays whatever happens next. Raises ``BakeoutError`` where it cannot."""
+        self._known[key] = list(tokens)
+        line = json.dumps({"key": key, **described, "tokens": list(tokens)}, ensure_ascii=False) + "\n"
+        with disk_errors(self._path), self._path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, line: bytes, number: int) -> tuple[str, list[int]]:
+        try:
+            row = parse_json(line.decode("utf-8"))
+            key, tokens = row["key"], row["tokens"]
+        except (ValueError, LookupError, TypeError):
+            key, tokens = None, None
+        if not isinstance(key, str) or not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+            raise BakeoutError(
+                f"{self._path}, line {number}: not an answer of an evaluation.", "Name another file for `answers`."
+            )
+        return key, tokens
+
+
+def answer_key(model: str, prompt: Sequence[int], decoding: Mapping[str, Any]) -> str:
+    """What an answer depends on, as a digest: the model's files, the prompt's tokens, and how tokens are chosen."""
+    content = json.dumps([model, list(prompt), decoding], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

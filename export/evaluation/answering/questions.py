@@ -1,0 +1,58 @@
+"""The rows of a data name as they are asked when it is measured: some of them, with all of their fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bakeout.export.evaluation.graders.grader import Grader, Question
+from bakeout.export.running.refusals import answer_text
+from bakeout.models.data.limits import Limits
+from bakeout.models.data.row_layouts import in_known_layout
+from bakeout.models.data.row_source import DataError, RowsInMemory, Source, source_lines, source_name
+from bakeout.models.data.rows import json_rows, read_records
+from bakeout.models.data.spreading import spread
+
+if TYPE_CHECKING:
+    from bakeout.models.data.tokenizers.tokenization import Tokenizer
+
+
+def read_questions(source: Source, grader: Grader, tokenizer: Tokenizer, limits: Limits) -> list[Question]:
+    """Every row as the grader asks it. Raises ``DataError`` for rows that are not asked, or cannot be judged."""
+    places, rows = [], []
+    for where, written in json_rows(source):
+        places.append(where)
+        rows.append(grader.asked(in_known_layout(written, where), where))
+    lines = tuple(json.dumps(row, ensure_ascii=False).encode() for row in rows)
+    records = read_records(RowsInMemory(source_name(source), lines, tuple(places)), tokenizer, limits)
+    questions = []
+    for record, row in zip(records, rows, strict=True):
+        if not record.prompt_ids:
+            raise DataError(
+                f"{record.where}: the row has no prompt.",
+                "Evaluate on rows with `prompt` and `response`, or with `messages` that end with the answer.",
+            )
+        expected = None if record.response is None else answer_text(tokenizer, record.response_ids)
+        questions.append(Question(record, row, expected))
+        grader.require(questions[-1])
+    return questions
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows to measure, out of ``available``; the source itself where they are all of them."""
+
+    source: Source
+    available: int
+
+
+def choose_rows(source: Source, most: int | None) -> Chosen:
+    """At most ``most`` rows of a source, in their order and spread evenly over them."""
+    rows: Sequence[tuple[str, bytes]] = list(source_lines(source))
+    if most is None or len(rows) <= most:
+        return Chosen(source, len(rows))
+    kept = spread(rows, most)
+    chosen = RowsInMemory(source_name(source), tuple(line for _, line in kept), tuple(where for where, _ in kept))
+    return Chosen(chosen, len(rows))

@@ -1,0 +1,64 @@
+"""What a model gives tokens that it is shown: the log-probability of every token of a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.export.evaluation.likelihood import log_probabilities
+from bakeout.export.running.refusals import is_refused
+from bakeout.models.errors import BakeoutError
+from bakeout.models.progress import Track
+
+if TYPE_CHECKING:
+    from bakeout.export.running.runner import Runner
+    from bakeout.models.data.rows import Record
+
+# A refusal leaves other tokens a log-probability below -20,000; no model gives one that low by itself.
+_REFUSED = -10_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The log p of each token of a response, float64 [tokens], and whether each was the most probable one."""
+
+    logarithms: NDArray[np.float64]
+    greedy: bool
+
+    @property
+    def mean(self) -> float:
+        """Log p per token."""
+        return float(self.logarithms.mean())
+
+
+def read_responses(
+    runner: Runner, records: Sequence[Record], *, batch_size: int, track: Track, description: str
+) -> list[Reading | None]:
+    """Each response behind its prompt; None where the model refuses the prompt, or within the response.
+
+    Whether it refuses is asked with the prompt alone, as where an answer is generated. Raises ``BakeoutError`` where
+    the graph gives the logits of the last token alone.
+    """
+    prompts = {tuple(record.prompt_ids): False for record in records}
+    unread = list(prompts)
+    asked = runner.each_logits(unread, batch_size=batch_size)
+    for row, logits in track(asked, f"{description}: prompts", total=len(unread)):
+        prompts[unread[row]] = is_refused(logits[-1])
+    readings: list[Reading | None] = [None] * len(records)
+    wholes = [record.prompt_ids + record.response_ids for record in records]
+    for row, logits in track(runner.each_logits(wholes, batch_size=batch_size), description, total=len(wholes)):
+        if len(logits) != len(wholes[row]):
+            raise BakeoutError(
+                "This graph gives the logits of the last token alone, so what it is shown cannot be read.",
+                "Use a grader that generates, or export the graph with all logits.",
+            )
+        targets = np.array(records[row].response_ids)
+        predicted = logits[len(logits) - len(targets) - 1 : -1]
+        logarithms = log_probabilities(predicted)[np.arange(len(targets)), targets]
+        if not prompts[tuple(records[row].prompt_ids)] and logarithms.min() > _REFUSED:
+            readings[row] = Reading(logarithms, bool((predicted.argmax(axis=-1) == targets).all()))
+    return readings
