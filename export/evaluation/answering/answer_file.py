@@ -49,7 +49,8 @@ class AnswerFile:
     def add(self, key: str, tokens: Sequence[int], described: Mapping[str, Any]) -> None:
         """Write an answer down, so that it stays whatever happens next. Raises ``BakeoutError`` where it cannot."""
         self._known[key] = list(tokens)
-        line = json.dumps({"key": key, **described, "tokens": list(tokens)}, ensure_ascii=False) + "\n"
+        content = {"key": key, **described, "tokens": list(tokens), "check": _check(key, tokens)}
+        line = json.dumps(content, ensure_ascii=False) + "\n"
         with disk_errors(self._path), self._path.open("ab") as file:
             file.write(line.encode())
             file.flush()
@@ -58,14 +59,19 @@ class AnswerFile:
     def _read(self, line: bytes, number: int) -> tuple[str, list[int]]:
         try:
             row = parse_json(line.decode("utf-8"))
-            key, tokens = row["key"], row["tokens"]
+            key, tokens, check = row["key"], row["tokens"], row["check"]
         except (ValueError, LookupError, TypeError):
-            key, tokens = None, None
-        if not isinstance(key, str) or not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+            key, tokens, check = "", None, None
+        if not isinstance(tokens, list) or check != _check(key, tokens):
             raise BakeoutError(
                 f"{self._path}, line {number}: not an answer of an evaluation.", "Name another file for `answers`."
             )
         return key, tokens
+
+
+def _check(key: Any, tokens: Any) -> str:
+    """What a line that was changed no longer has."""
+    return hashlib.sha256(json.dumps([key, tokens]).encode()).hexdigest()[:16]
 
 
 def answer_key(model: str, prompt: Sequence[int], decoding: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,14 @@ def test_a_build_measures_as_many_rows_as_take_minutes(length: int | None, most:
 
 
 def test_drawn_answers_depend_on_the_seed_alone(runner: Runner, tmp_path: Path) -> None:
-    def answers(**options: Any) -> list[float]:
+    def answers(**options: Any) -> list[str]:
         seen: list[str] = []
-        by = grader_of(lambda answer, row: bool(seen.append(answer)), "d")
+
+        def note(answer: str, row: Mapping[str, Any]) -> bool:
+            seen.append(answer)
+            return True
+
+        by = grader_of(note, "d")
         grade(runner, as_source(ROWS), Refusals(), by=by, options=EvaluateOptions(max_new_tokens=6, **options))
         return seen
 
@@ -123,6 +128,17 @@ def test_answers_of_another_length_are_generated_anew(runner: Runner, tmp_path: 
         options = EvaluateOptions(max_new_tokens=length, answers=file)
         grade(runner, as_source(ROWS), Refusals(), by=by, options=options)
     assert len(file.read_text().splitlines()) == 2 * len(ROWS)
+
+
+def test_an_answer_that_was_changed_is_noticed(runner: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    by, options = grader_of("number", "d"), EvaluateOptions(max_new_tokens=3, answers=file)
+    grade(runner, as_source(ROWS), Refusals(), by=by, options=options)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[1]["tokens"] = lines[0]["tokens"] + [5]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(BakeoutError, match="line 2: not an answer"):
+        grade(runner, as_source(ROWS), Refusals(), by=by, options=options)
 
 
 @pytest.mark.parametrize("content", [b"something else\n", b'{"key": 1, "tokens": []}\n', b'{"key": "k"}\n', b"[]\n"])

@@ -70,9 +70,8 @@ def test_the_base_models_figures_travel_with_it(built: Path) -> None:
     assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "sums", 6), (BASE, "names", 6)]
 
 
-def test_a_build_that_fails_late_leaves_nothing(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_build_that_fails_leaves_nothing(llama_checkpoint: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, llama_checkpoint, [KEY_SPACE_DETECTION])
-    # It is read last: when the artifact is measured.
     (tmp_path / "data" / "names.test.jsonl").write_text(json.dumps({"text": "no question"}) + "\n")
     with pytest.raises(BakeoutError, match=r"names\.test\.jsonl"):
         build(recipe, tmp_path / "out" / "artifact")
