@@ -16,8 +16,7 @@ env.allowRemoteModels = false;
 env.localModelPath = dirname(resolve(model));
 const name = basename(resolve(model));
 const tokenizer = await AutoTokenizer.from_pretrained(name);
-// The graph lies beside the tokenizer, not in a folder onnx/.
-const decoder = await AutoModelForCausalLM.from_pretrained(name, { subfolder: "" });
+const decoder = await AutoModelForCausalLM.from_pretrained(name);
 
 for (const prompt of prompts) {
   const inputs = tokenizer.apply_chat_template([{ role: "user", content: prompt }], {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.models.errors import BakeoutError
@@ -14,8 +14,9 @@ SUBFOLDER = "onnx"
 
 _CONFIGS = ("config.json", "genai_config.json")
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken")
-# What transformers.js calls the variant without suffix, and the one whose files are named otherwise.
+# What transformers.js calls the variant without suffix, the one whose files are named otherwise, and all that it knows.
 _PLAIN, _SUFFIXES = "fp32", {"fp32": "", "q8": "_quantized"}
+_VARIANTS = (_PLAIN, "fp16", "int8", "uint8", "q8", "q4", "q4f16", "bnb4", "q2", "q2f16", "q1", "q1f16")
 _STEMS = ("model", "decoder_with_past_model")
 # optimum's older exports: the first computes no cache's continuation, and the second holds both under an `If`.
 _HALVES = ("decoder_model", "decoder_model_merged")
@@ -56,6 +57,17 @@ def graph_files(variant: str | None = None) -> list[str]:
     suffix = _suffix(variant or _PLAIN)
     names = [f"{folder}{stem}{suffix}.onnx" for folder in ("", f"{SUBFOLDER}/") for stem in _STEMS]
     return [pattern for name in names for pattern in (name, f"{name}_data*", f"{name}.data")]
+
+
+def public_graph(variant: str = _PLAIN) -> str:
+    """Where public repositories, and transformers.js, have a decoder's variant: ``onnx/model_q4.onnx`` for ``q4``."""
+    return f"{SUBFOLDER}/{_STEMS[0]}{_suffix(variant)}.onnx"
+
+
+def variant_of(graph: str) -> str:
+    """The variant that a graph's file name tells, by transformers.js's names; ``fp32`` where it tells none of them."""
+    by_name = {f"{stem}{_suffix(variant)}.onnx": variant for stem in _STEMS for variant in _VARIANTS}
+    return by_name.get(PurePosixPath(graph).name, _PLAIN)
 
 
 def home_of(graph: Path) -> Path:

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from bakeout.export.artifacts.file_names import CARD, GRAPH, PLAN
+from bakeout.export.artifacts.file_names import CARD, PLAN
 from bakeout.export.artifacts.manifest import write_manifest
+from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.baking.bake_checkpoint import CheckpointBase, checkpoint_base, write_edited_checkpoint
 from bakeout.export.baking.bake_graph import GraphBase, graph_base, write_baked_graph
 from bakeout.export.baking.model_card import model_card
@@ -141,9 +142,10 @@ def canary_outcome(directory: Path, plan: Plan, edited: Edited, *, run: bool = T
         return "not needed: the base model's digest is the plan's"
     if not run:
         return "not run"
+    graph = find_graph(directory)
     # What is baked in can overflow where the base model does not.
-    require_finite(directory / GRAPH, plan.canary.input_ids.tolist())
-    matches = require_canary(directory / GRAPH, plan, edited.receipts)
+    require_finite(graph, plan.canary.input_ids.tolist())
+    matches = require_canary(graph, plan, edited.receipts)
     return "nothing to compare" if all(match.skipped for match in matches) else "passed"
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
-from bakeout.export.artifacts.file_names import CARD, GRAPH, MANIFEST, PLAN, RECIPE
+from bakeout.export.artifacts.file_names import CARD, MANIFEST, PLAN, RECIPE
 from bakeout.export.artifacts.model_source import model_source, require_unbaked
 from bakeout.export.artifacts.onnx_directory import companion_files
-from bakeout.export.artifacts.onnx_layout import home_of
+from bakeout.export.artifacts.onnx_layout import home_of, variant_of
 from bakeout.export.baking.bake_checkpoint import require_weights
 from bakeout.export.baking.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.baking.quantise import quantise
-from bakeout.export.baking.runtimes import describe_to, name_data_for, require_served
+from bakeout.export.baking.runtimes import describe_to, name_data_for, place_of_graph, require_served
 from bakeout.export.baking.tokenizer_config import limit_tokenizer
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.overflow import require_finite
@@ -84,13 +84,18 @@ def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan, variant: str
 def write_baked_graph(
     base: GraphBase, plan: Plan, options: BakeOptions, directory: Path, track: Track
 ) -> list[Receipt]:
-    """Write baked graph, data files, companion files and genai's configuration into ``directory``."""
+    """Write baked graph, data files, companion files and genai's configuration into ``directory``.
+
+    The graph lies where the runtimes look for it (``place_of_graph``), and its data files beside it; ``find_graph``
+    finds it there, for every later step and command.
+    """
     with scratch_directory(directory) as scratch:
         graph = load_graph(base.graph)
         receipts = edit_weights(graph, plan)
         if options.quantize:
             graph = quantise(graph, scratch)
-        name_data_for(options.runtimes, graph)
+        place = place_of_graph(options.runtimes, _variant(base, options))
+        name_data_for(options.runtimes, graph, place)
         companions = companion_files(base.directory)
         weights = data_files(graph)
         receipts = apply_plan(
@@ -102,36 +107,45 @@ def write_baked_graph(
             edited=receipts,
         )
         require_served(options.runtimes, graph, {path.name for path in companions})
-        _require_own_names(base.graph, weights, companions)
+        _require_own_names(base.graph, weights, companions, place)
         content = graph_bytes(graph)
         are_ours = base.exported or options.quantize is not None
         copied = companions if are_ours else [*companions, *weights.values()]
         require_space(directory, len(content) + sum(room_on_disk(path) for path in copied))
+        beside_graph = (directory / place).parent
         for name, path in track(weights.items(), "copying the weights", len(weights)):
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (beside_graph / name).parent.mkdir(parents=True, exist_ok=True)
             if are_ours:
-                path.replace(directory / name)
+                path.replace(beside_graph / name)
             else:
-                copy_by_kernel(path, directory / name)
-        write_edited_tensors(graph, directory)
-    (directory / GRAPH).write_bytes(content)
+                copy_by_kernel(path, beside_graph / name)
+        write_edited_tensors(graph, beside_graph)
+    beside_graph.mkdir(exist_ok=True)
+    (directory / place).write_bytes(content)
     for path in companions:
         if path.name != GENAI_CONFIG:
             copy_by_kernel(path, directory / path.name)
     limit_tokenizer(directory, {str(value.name) for value in graph.graph.inputs})
-    _describe_to_genai(graph, base.directory, directory)
-    describe_to(options.runtimes, graph, directory)
+    _describe_to_genai(graph, base.directory, directory, place)
+    describe_to(options.runtimes, graph, directory, place)
     return receipts
 
 
-def _describe_to_genai(graph: ir.Model, source: Path, directory: Path) -> None:
+def _variant(base: GraphBase, options: BakeOptions) -> str:
+    """Which variant of the model the baked graph is, by the names of public repositories."""
+    if options.quantize:
+        return options.quantize
+    return options.dtype if base.exported else variant_of(base.graph.name)
+
+
+def _describe_to_genai(graph: ir.Model, source: Path, directory: Path, place: str) -> None:
     if (source / GENAI_CONFIG).is_file():
-        copy_genai_config(source, directory)
+        copy_genai_config(source, directory, place)
     elif (directory / "config.json").is_file() and has_cache(graph):
-        write_genai_config(directory, graph)
+        write_genai_config(directory, graph, place)
 
 
-def _require_own_names(graph: Path, weights: Mapping[str, Path], companions: Sequence[Path]) -> None:
-    taken = {GRAPH, PLAN, MANIFEST, GENAI_CONFIG, CARD, RECIPE} | {path.name for path in companions}
+def _require_own_names(graph: Path, weights: Mapping[str, Path], companions: Sequence[Path], place: str) -> None:
+    taken = {PurePosixPath(place).name, PLAN, MANIFEST, GENAI_CONFIG, CARD, RECIPE} | {path.name for path in companions}
     if clash := sorted(taken & weights.keys()):
         raise GraphError(f"{graph}: its data file has the name of another file, {clash[0]}.", "Export it again.")

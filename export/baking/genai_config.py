@@ -34,8 +34,8 @@ _INPUTS = ("input_ids", "attention_mask", "position_ids")
 _CACHE = re.compile(r"(?P<before>(?:past|present)\w*\.)\d+(?P<after>\.(?:\w+\.)?(?P<kind>key|value))")
 
 
-def write_genai_config(directory: Path, model: ir.Model) -> None:
-    """Write ``genai_config.json`` for ``model``, the graph ``model.onnx`` of ``directory``, from its names and shapes.
+def write_genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> None:
+    """Write ``genai_config.json`` for ``model``, the graph at ``place`` in ``directory``, from its names and shapes.
 
     Heads, context length and special tokens come from ``config.json`` and ``generation_config.json`` beside it. Raises
     ``BakeoutError`` where these are missing there, or where the graph has no cache that genai could feed back.
@@ -46,13 +46,13 @@ def write_genai_config(directory: Path, model: ir.Model) -> None:
     past = _cache_templates(list(inputs))
     present = _cache_templates([value.name or "" for value in model.graph.outputs])
     if past.keys() != {"key", "value"} or present.keys() != past.keys():
-        raise BakeoutError(f"{directory / GRAPH} has no cache of keys and values.", "Export it with past.")
+        raise BakeoutError(f"{directory / place} has no cache of keys and values.", "Export it with past.")
     layers = sum(_CACHE.fullmatch(name) is not None for name in inputs) // 2
     key = inputs[past["key"] % 0].shape
     heads, size = (key[1], key[3]) if key is not None and len(key) == 4 else (None, None)
     if not isinstance(heads, int) or not isinstance(size, int):
         raise BakeoutError(
-            f"{directory / GRAPH}: the number of heads is not in the cache's shape.", "Export it with optimum."
+            f"{directory / place}: the number of heads is not in the cache's shape.", "Export it with optimum."
         )
     context = _first({**config, "seq_length": config.get("seq_length", _UNBOUNDED_CONTEXT)}, _CONTEXT, directory)
     content = {
@@ -60,7 +60,7 @@ def write_genai_config(directory: Path, model: ir.Model) -> None:
             **({"bos_token_id": config["bos_token_id"]} if isinstance(config.get("bos_token_id"), int) else {}),
             "context_length": context,
             "decoder": {
-                "filename": GRAPH,
+                "filename": place,
                 "head_size": size,
                 "hidden_size": _first(config, ("hidden_size", "n_embd", "d_model"), directory),
                 "inputs": {
@@ -97,11 +97,11 @@ def has_cache(model: ir.Model) -> bool:
     return bool(_cache_templates([value.name or "" for value in model.graph.inputs]))
 
 
-def copy_genai_config(source: Path, directory: Path) -> None:
-    """Take over the ``genai_config.json`` of another graph's directory, for ``model.onnx``."""
+def copy_genai_config(source: Path, directory: Path, place: str = GRAPH) -> None:
+    """Take over the ``genai_config.json`` of another graph's directory, for the graph at ``place``."""
     content = read_json(source / GENAI_CONFIG)
     try:
-        content["model"]["decoder"]["filename"] = GRAPH
+        content["model"]["decoder"]["filename"] = place
     except (KeyError, TypeError):
         raise BakeoutError(f"{source / GENAI_CONFIG} names no decoder.", "Remove it, or copy it again.") from None
     _write(directory, content)

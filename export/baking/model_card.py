@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined, Undefined
 
 from bakeout.export.artifacts.titles import described
 from bakeout.export.evaluation.rows import BASE, Row, TaskRow
+from bakeout.export.recipes.bake_options import RuntimeName
 from bakeout.models.plan import Decode, Plan
 from bakeout.models.plan.plan_file import plan_bytes
 
@@ -28,11 +29,13 @@ def model_card(
     form: Form = "onnx",
     quantized: str | None = None,
     tasks: Sequence[TaskRow] = (),
+    runtimes: Sequence[RuntimeName] = (),
 ) -> str:
     """The card as Markdown. ``rows`` are the base model's and the artifact's, on the same data, or none; so ``tasks``.
 
     ``tokenizer`` writes a refusal as text, and is not needed where nothing is refused; ``quantized`` names what the
-    weights were quantised to. The card does not depend on where the artifact lies, nor on what its directory is called.
+    weights were quantised to; ``runtimes``: those that the artifact was made for, whose code is shown. The card does
+    not depend on where the artifact lies, nor on what its directory is called.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"cell": _cell, "percent": _percent}
@@ -42,6 +45,7 @@ def model_card(
     return template.render(
         form=form,
         quantized=quantized,
+        runtimes=runtimes,
         forgotten=plan.forgets,
         learned=plan.learns,
         model=plan.model,

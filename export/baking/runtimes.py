@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import GRAPH
+from bakeout.export.artifacts.onnx_layout import public_graph, variant_of
 from bakeout.export.baking.genai_config import GENAI_CONFIG, has_cache
 from bakeout.export.recipes.bake_options import RuntimeName
 from bakeout.graph_passes.graph.graph_file import data_files, name_data_files
@@ -58,11 +59,16 @@ def take_functions(names: Iterable[RuntimeName]) -> bool:
     return all(RUNTIMES[name].functions for name in names)
 
 
-def name_data_for(names: Sequence[RuntimeName], graph: ir.Model) -> None:
-    """Give a loaded graph's data files the names by which these runtimes look for them."""
+def place_of_graph(names: Sequence[RuntimeName], variant: str) -> str:
+    """Where the graph lies in an artifact for these runtimes: for transformers.js as in its public repositories."""
+    return public_graph(variant) if "transformers.js" in names else GRAPH
+
+
+def name_data_for(names: Sequence[RuntimeName], graph: ir.Model, place: str) -> None:
+    """Give a loaded graph's data files the names by which these runtimes look for them beside ``place``."""
     if "transformers.js" in names:
-        files = data_files(graph)
-        name_data_files(graph, {old: _chunk(index) for index, old in enumerate(files)})
+        name, files = PurePosixPath(place).name, data_files(graph)
+        name_data_files(graph, {old: _chunk(name, index) for index, old in enumerate(files)})
 
 
 def require_served(names: Sequence[RuntimeName], graph: ir.Model, files: Collection[str]) -> None:
@@ -92,10 +98,10 @@ def require_served(names: Sequence[RuntimeName], graph: ir.Model, files: Collect
                 )
 
 
-def describe_to(names: Sequence[RuntimeName], graph: ir.Model, directory: Path) -> None:
-    """Add what these runtimes need to the configuration files of the artifact of ``graph``."""
+def describe_to(names: Sequence[RuntimeName], graph: ir.Model, directory: Path, place: str) -> None:
+    """Add what these runtimes need to the configuration files of the artifact whose ``graph`` lies at ``place``."""
     if "transformers.js" in names:
-        _describe_to_transformers_js(graph, directory)
+        _describe_to_transformers_js(graph, directory, place)
 
 
 def _contributed(graph: ir.Model) -> Iterable[str]:
@@ -104,20 +110,24 @@ def _contributed(graph: ir.Model) -> Iterable[str]:
             yield node.op_type
 
 
-def _chunk(index: int) -> str:
+def _chunk(name: str, index: int) -> str:
     """The name that transformers.js gives a graph's data files."""
-    return f"{GRAPH}_data" + (f"_{index}" if index else "")
+    return f"{name}_data" + (f"_{index}" if index else "")
 
 
-def _describe_to_transformers_js(graph: ir.Model, directory: Path) -> None:
-    """Set the file of the unquantised graph as the default, and the number of its data files.
+def _describe_to_transformers_js(graph: ir.Model, directory: Path, place: str) -> None:
+    """Set the graph as the default, and the number of its data files; what the model's own entry says else stays.
 
     It reads the chat template in the tokenizer's configuration alone.
     """
-    known: dict[str, Any] = {"dtype": "fp32"}
+    config = directory / "config.json"
+    own = read_json(config).get("transformers.js_config")
+    known: dict[str, Any] = {**own} if isinstance(own, dict) else {}
+    known.pop("use_external_data_format", None)
+    known["dtype"] = variant_of(place)
     if files := data_files(graph):
-        known["use_external_data_format"] = {GRAPH: len(files)}
-    _update(directory / "config.json", {"transformers.js_config": known})
+        known["use_external_data_format"] = {PurePosixPath(place).name: len(files)}
+    _update(config, {"transformers.js_config": known})
     template = directory / "chat_template.jinja"
     if template.is_file():
         _update(directory / "tokenizer_config.json", {"chat_template": template.read_text(encoding="utf-8")})

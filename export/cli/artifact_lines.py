@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def show_artifact(directory: Path, receipts: Sequence[Receipt], *, machine: bool) -> None:
     """Print the directory, its receipts, the digest of its manifest, and what to run next."""
-    from bakeout.export.artifacts.file_names import GRAPH, MANIFEST
+    from bakeout.export.artifacts.file_names import MANIFEST
+    from bakeout.export.artifacts.model_source import local_form
     from bakeout.models.files.hashing import hash_file
 
     digest = hash_file(directory / MANIFEST)
@@ -24,7 +25,7 @@ def show_artifact(directory: Path, receipts: Sequence[Receipt], *, machine: bool
         )
         return
     show(f"{directory}: edits with a receipt: {len(receipts)}; {MANIFEST} has sha256 {digest}")
-    if (directory / GRAPH).is_file():
+    if local_form(directory) == "graph":
         show(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
     else:
         show(f"Next: bakeout verify {directory} --base MODEL, or bakeout inspect {directory}")

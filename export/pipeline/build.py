@@ -132,7 +132,15 @@ def _write_card(
     directory: Path, plan: Plan, options: BakeOptions, rows: Sequence[Row], tasks: Sequence[TaskRow]
 ) -> None:
     form: Form = "onnx" if options.to == "onnx" else "checkpoint"
-    card = model_card(plan, rows, load_tokenizer(directory), form=form, quantized=options.quantize, tasks=tasks)
+    card = model_card(
+        plan,
+        rows,
+        load_tokenizer(directory),
+        form=form,
+        quantized=options.quantize,
+        tasks=tasks,
+        runtimes=options.runtimes,
+    )
     (directory / CARD).write_text(card, encoding="utf-8")
 
 

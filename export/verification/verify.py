@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from bakeout.export.artifacts.file_names import GRAPH, MANIFEST, PLAN
+from bakeout.export.artifacts.file_names import MANIFEST, PLAN
 from bakeout.export.artifacts.manifest import read_manifest, receipts_of
-from bakeout.export.artifacts.model_source import find_checkpoint, local_form
+from bakeout.export.artifacts.model_source import find_checkpoint, find_graph, local_form
 from bakeout.export.verification.file_checks import compare_files, irregular_entries
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.errors import BakeoutError
@@ -59,8 +61,7 @@ def verify(
     asked = check_names(directory) if checks is None else checks
     _require_checks(directory, asked, digest, base is not None, prompts)
     checkpoint = None if base is None else find_checkpoint(base)
-    receipts = receipts_of(manifest)
-    artifact = _Checkpoint if _is_checkpoint(directory) else _Graph
+    artifact = (_Checkpoint if _is_checkpoint(directory) else _Graph)(directory, manifest)
     done: list[Check] = []
     if irregular := irregular_entries(directory):
         # Other libraries would follow a link, and wait for a FIFO.
@@ -70,7 +71,7 @@ def verify(
         done += _digest_check(directory, digest)
         done.append(Check("files", *compare_files(directory, manifest["files"], track)))
     if artifact.form in asked:
-        done.append(artifact.check_form(directory, receipts))
+        done.append(Check(artifact.form, *artifact.form_is_sound()))
         if not done[-1].ok:
             return [*done, *(_skipped(name) for name in ("canary", "parity") if name in asked)]
     if not {"canary", "parity"} & set(asked):
@@ -79,16 +80,17 @@ def verify(
         plan = load_plan(directory / PLAN)
     except BakeoutError as error:
         return [*done, Check("plan", False, str(error)), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
-    if wrong := plan.contradiction or _not_owed(plan, receipts):
+    if wrong := plan.contradiction or _not_owed(plan, artifact.receipts):
         return [*done, Check("plan", False, wrong), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
     if "canary" in asked:
-        done.append(_canary_check(artifact, directory, plan, receipts))
+        done.append(_canary_check(artifact, plan))
     if "parity" in asked:
         prompts = [*plan.canary.input_ids.tolist(), *prompts]
         try:
-            done.append(artifact.check_parity(directory, plan, receipts, checkpoint, prompts, track))
+            done.append(artifact.parity(plan, checkpoint, prompts, track))
             if plan.check and done[-1].ok:
-                done[-1] = _with_refusals(done[-1], directory, plan.check.refusal.tolist(), prompts)
+                ok, told = artifact.refuses_to_the_end(plan.check.refusal.tolist(), prompts)
+                done[-1] = Check("parity", ok, f"{done[-1].detail}; {told}")
         except BakeoutError as error:
             done.append(Check("parity", False, str(error)))
     return done
@@ -121,14 +123,6 @@ def _require_checks(
             )
 
 
-def _with_refusals(parity: Check, directory: Path, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> Check:
-    """Parity, and the refusals of its prompts said to their end."""
-    from bakeout.export.verification.refusals_said import check_refusals
-
-    ok, told = check_refusals(directory / GRAPH, refusal, prompts)
-    return Check(parity.name, ok, f"{parity.detail}; {told}")
-
-
 def _not_owed(plan: Plan, receipts: Sequence[Receipt]) -> str:
     """How the receipts differ from those that baking the plan gives; empty if they do not."""
     given = Counter((one.intervention, one.kind, one.layer, one.count) for one in receipts)
@@ -151,17 +145,15 @@ def _digest_check(directory: Path, digest: str | None) -> Iterator[Check]:
     yield Check("digest", ok, f"{MANIFEST} has sha256 {actual}" + ("" if ok else ", not the one supplied"))
 
 
-def _canary_check(
-    artifact: type[_Graph] | type[_Checkpoint], directory: Path, plan: Plan, receipts: Sequence[Receipt]
-) -> Check:
+def _canary_check(artifact: _Artifact, plan: Plan) -> Check:
     if artifact.computes_with_torch and (lacking := _lacking()):
         return _skipped("canary", f"it needs {lacking}")
     try:
-        matches = artifact.match_canary(directory, plan, receipts)
+        matches = artifact.match_canary(plan)
         compared = [match for match in matches if not match.skipped]
         if not compared:
             return _skipped("canary", "all its values are downstream of a stochastic coin")
-        ok, decided = artifact.check_decisions(directory, plan, receipts)
+        ok, decided = artifact.decides(plan)
     except BakeoutError as error:
         return Check("canary", False, str(error))
     told = [
@@ -173,102 +165,130 @@ def _canary_check(
     )
 
 
-class _Graph:
-    """The checks of an ONNX artifact."""
+class _Artifact(ABC):
+    """What is checked of an artifact, by what kind of model it holds: ``form`` is the name of the check of that."""
 
-    form: CheckName = "graph"
+    form: ClassVar[CheckName]
+    computes_with_torch: ClassVar[bool]
+
+    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.files = manifest["files"]
+        self.receipts = receipts_of(manifest)
+
+    @abstractmethod
+    def form_is_sound(self) -> tuple[bool, str]:
+        """The check ``form``."""
+
+    @abstractmethod
+    def match_canary(self, plan: Plan) -> tuple[CanaryMatch, ...]:
+        """How near the model comes to the plan's canary."""
+
+    def decides(self, plan: Plan) -> tuple[bool, str]:
+        """Whether the model refuses what the plan refuses of its canary. No weight refuses."""
+        return True, ""
+
+    @abstractmethod
+    def parity(self, plan: Plan, base: Checkpoint | None, prompts: Sequence[Sequence[int]], track: Track) -> Check:
+        """The check of parity. Raises ``BakeoutError`` where the model cannot be run."""
+
+    def refuses_to_the_end(self, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[bool, str]:
+        """Whether refusals are whole, and then stop."""
+        return True, "no weight refuses"
+
+
+class _Graph(_Artifact):
+    """An ONNX artifact."""
+
+    form = "graph"
     computes_with_torch = False
 
-    @staticmethod
-    def check_form(directory: Path, _receipts: Sequence[Receipt]) -> Check:
+    @cached_property
+    def graph(self) -> Path:
+        """The graph that every command runs. Raises ``BakeoutError`` where the directory does not hold one."""
+        return find_graph(self.directory)
+
+    def form_is_sound(self) -> tuple[bool, str]:
         import onnx
         from google.protobuf.message import DecodeError
 
-        graph = directory / GRAPH
         try:
-            onnx.checker.check_model(str(graph))
+            if others := self._other_graphs():
+                return False, f"runtimes may run another graph than {self.graph.name}: {', '.join(others)}"
+            onnx.checker.check_model(str(self.graph))
+        except BakeoutError as error:
+            return False, str(error)
         except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
-            return Check("graph", False, f"the ONNX checker refuses it: {' '.join(str(error).split())}")
-        return Check("graph", True, "the ONNX checker accepts it")
+            return False, f"the ONNX checker refuses it: {' '.join(str(error).split())}"
+        return True, "the ONNX checker accepts it"
 
-    @staticmethod
-    def match_canary(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+    def _other_graphs(self) -> list[str]:
+        """ONNX files beside the artifact's one graph, which is among the manifest's files."""
+        listed = {self.directory / name for name in self.files if name.endswith(".onnx")}
+        if listed == {self.graph}:
+            return []
+        from bakeout.graph_passes.graph.graph_file import data_files, load_graph
+
+        data = {self.graph.parent / name for name in data_files(load_graph(self.graph))}
+        return sorted(path.relative_to(self.directory).as_posix() for path in listed - data - {self.graph})
+
+    def match_canary(self, plan: Plan) -> tuple[CanaryMatch, ...]:
         from bakeout.export.verification.graph_canary import match_canary
 
-        return match_canary(directory / GRAPH, plan, receipts)
+        return match_canary(self.graph, plan, self.receipts)
 
-    @staticmethod
-    def check_decisions(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[bool, str]:
+    def decides(self, plan: Plan) -> tuple[bool, str]:
         from bakeout.export.verification.decisions import check_decisions
 
-        return check_decisions(directory / GRAPH, plan, receipts)
+        return check_decisions(self.graph, plan, self.receipts)
 
-    @staticmethod
-    def check_parity(
-        directory: Path,
-        plan: Plan,
-        receipts: Sequence[Receipt],
-        base: Checkpoint | None,
-        prompts: Sequence[Sequence[int]],
-        track: Track,
-    ) -> Check:
+    def parity(self, plan: Plan, base: Checkpoint | None, prompts: Sequence[Sequence[int]], track: Track) -> Check:
         from bakeout.export.verification.formulas import check_formulas
         from bakeout.graph_passes.graph.graph_file import load_graph
         from bakeout.graph_passes.graph.precision import stored_precision
 
-        graph = directory / GRAPH
         if plan.is_stochastic:
-            ok, detail = check_formulas(graph, plan, receipts, prompts, track)
+            ok, detail = check_formulas(self.graph, plan, self.receipts, prompts, track)
             return Check("parity", ok, f"stochastic coin, not comparable token for token; instead: {detail}")
         if base is None or _lacking():
             return _skipped("parity", _needs(base))
         from bakeout.export.verification.parity import check_parity, check_quantised
 
-        if stored_precision(load_graph(graph)) == "quantised":
-            return Check("parity", *check_quantised(graph, plan, receipts, base, prompts, track))
-        return Check("parity", *check_parity(graph, plan, base, prompts, track))
+        if stored_precision(load_graph(self.graph)) == "quantised":
+            return Check("parity", *check_quantised(self.graph, plan, self.receipts, base, prompts, track))
+        return Check("parity", *check_parity(self.graph, plan, base, prompts, track))
+
+    def refuses_to_the_end(self, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[bool, str]:
+        from bakeout.export.verification.refusals_said import check_refusals
+
+        return check_refusals(self.graph, refusal, prompts)
 
 
-class _Checkpoint:
-    """The checks of an artifact that is a checkpoint."""
+class _Checkpoint(_Artifact):
+    """An artifact that is a checkpoint."""
 
-    form: CheckName = "tensors"
+    form = "tensors"
     computes_with_torch = True
 
-    @staticmethod
-    def check_form(directory: Path, receipts: Sequence[Receipt]) -> Check:
+    def form_is_sound(self) -> tuple[bool, str]:
         from bakeout.export.verification.checkpoint_checks import check_tensors
 
         try:
-            return Check("tensors", *check_tensors(directory, receipts))
+            return check_tensors(self.directory, self.receipts)
         except BakeoutError as error:
-            return Check("tensors", False, str(error))
+            return False, str(error)
 
-    @staticmethod
-    def match_canary(directory: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
+    def match_canary(self, plan: Plan) -> tuple[CanaryMatch, ...]:
         from bakeout.export.verification.checkpoint_checks import match_checkpoint_canary
 
-        return match_checkpoint_canary(directory, plan, receipts)
+        return match_checkpoint_canary(self.directory, plan, self.receipts)
 
-    @staticmethod
-    def check_decisions(_directory: Path, _plan: Plan, _receipts: Sequence[Receipt]) -> tuple[bool, str]:
-        # No weight refuses.
-        return True, ""
-
-    @staticmethod
-    def check_parity(
-        directory: Path,
-        plan: Plan,
-        receipts: Sequence[Receipt],
-        base: Checkpoint | None,
-        prompts: Sequence[Sequence[int]],
-        track: Track,
-    ) -> Check:
+    def parity(self, plan: Plan, base: Checkpoint | None, prompts: Sequence[Sequence[int]], track: Track) -> Check:
         if base is None or _lacking():
             return _skipped("parity", _needs(base))
         from bakeout.export.verification.checkpoint_checks import check_checkpoint_parity
 
-        return Check("parity", *check_checkpoint_parity(directory, plan, receipts, base, prompts, track))
+        return Check("parity", *check_checkpoint_parity(self.directory, plan, self.receipts, base, prompts, track))
 
 
 def _needs(base: Checkpoint | None) -> str:

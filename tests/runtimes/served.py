@@ -55,8 +55,13 @@ class Served:
 
     @property
     def artifact(self) -> Path:
-        """The artifact, for every runtime."""
+        """The artifact, for every runtime that is given the graph, or finds it beside the rest."""
         return self.root / "artifact"
+
+    @property
+    def public(self) -> Path:
+        """The same, in the layout of public repositories, for transformers.js and all others."""
+        return self.root / "public"
 
     @cached_property
     def prompts(self) -> dict[str, list[str]]:
@@ -117,7 +122,10 @@ def make(root: Path) -> None:
     save_plan(plan, root / "plan.safetensors")
     (root / "base").mkdir()
     export_checkpoint(checkpoint_directory(), root / "base")
-    bake(root / "base", plan, root / "artifact", BakeOptions(runtimes=tuple(RUNTIMES)))
+    everything = tuple(RUNTIMES)
+    beside = tuple(name for name in everything if name != "transformers.js")
+    bake(root / "base", plan, root / "artifact", BakeOptions(runtimes=beside))
+    bake(root / "base", plan, root / "public", BakeOptions(runtimes=everything))
     served = Served(root)
     said = {name: Runner(root / name, threads=1).generate(served.ids, LONGEST) for name in ("base", "artifact")}
     (root / "said.json").write_text(json.dumps(said), encoding="utf-8")

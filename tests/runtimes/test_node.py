@@ -38,7 +38,7 @@ def answers(example: Path, script: str, model: Path, texts: list[str]) -> list[d
 
 @pytest.mark.parametrize("script", ["answer.mjs", "transformers.mjs"])
 def test_each_prompt(served: Served, example: Path, script: str) -> None:
-    heard = answers(example, script, served.artifact, served.texts)
+    heard = answers(example, script, served.public if script == "transformers.mjs" else served.artifact, served.texts)
     assert [one["tokens"] for one in heard] == served.expected
     assert [one["answer"] for one in heard] == [served.text(tokens) for tokens in served.expected]
 
@@ -50,11 +50,16 @@ def test_the_base_model(served: Served, example: Path) -> None:
 
 @pytest.mark.slow
 def test_half_precision(served: Served, example: Path, tmp_path: Path) -> None:
-    options = BakeOptions(dtype="fp16", runtimes=("node", "transformers.js"))
-    half = bake(checkpoint_directory(), served.plan, tmp_path / "half", options).directory
+    half = bake(checkpoint_directory(), served.plan, tmp_path / "half", BakeOptions(dtype="fp16")).directory
     expected = Runner(half, threads=1).generate(served.ids, LONGEST)
-    for script in ("answer.mjs", "transformers.mjs"):
-        assert [one["tokens"] for one in answers(example, script, half, served.texts)] == expected
+    public = bake(
+        checkpoint_directory(),
+        served.plan,
+        tmp_path / "public",
+        BakeOptions(dtype="fp16", runtimes=("transformers.js",)),
+    ).directory
+    for script, model in (("answer.mjs", half), ("transformers.mjs", public)):
+        assert [one["tokens"] for one in answers(example, script, model, served.texts)] == expected
     command = [sys.executable, str(EXAMPLES / "python" / "answer.py"), str(half), *served.texts]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == [served.text(tokens) for tokens in expected]

@@ -55,8 +55,12 @@ def test_transformers_js_finds_what_it_looks_for(llama_export: Path, tiny_plan: 
     plain = bake(base, tiny_plan, tmp_path / "plain", canary=False).directory
     baked = bake(base, tiny_plan, tmp_path / "baked", BakeOptions(runtimes=("transformers.js",))).directory
 
-    assert (baked / "model.onnx_data").read_bytes() == (plain / "model.onnx.data").read_bytes()
-    assert not (baked / "model.onnx.data").exists()
+    assert sorted(path.name for path in (baked / "onnx").iterdir()) == ["model.onnx", "model.onnx_data"]
+    assert (baked / "onnx" / "model.onnx_data").read_bytes() == (plain / "model.onnx.data").read_bytes()
+    assert not list(baked.glob("model*"))
+    genai = [json.loads((path / "genai_config.json").read_text(encoding="utf-8")) for path in (baked, plain)]
+    assert [one["model"]["decoder"].pop("filename") for one in genai] == ["onnx/model.onnx", "model.onnx"]
+    assert genai[0] == genai[1]
     config = json.loads((baked / "config.json").read_text(encoding="utf-8"))
     known = config.pop("transformers.js_config")
     assert known == {"dtype": "fp32", "use_external_data_format": {"model.onnx": 1}}
@@ -75,7 +79,7 @@ def test_two_data_files_are_numbered(llama_export: Path, tiny_plan: Plan, tmp_pa
     next(entry for entry in largest.external_data if entry.key == "location").value = "second.bin"
     onnx.save(model, base / "model.onnx")
     baked = bake(base, tiny_plan, tmp_path / "baked", BakeOptions(runtimes=("transformers.js",))).directory
-    assert sorted(path.name for path in baked.glob("model.onnx_data*")) == ["model.onnx_data", "model.onnx_data_1"]
+    assert sorted(path.name for path in baked.glob("onnx/model.onnx_data*")) == ["model.onnx_data", "model.onnx_data_1"]
     config = json.loads((baked / "config.json").read_text(encoding="utf-8"))
     assert config["transformers.js_config"]["use_external_data_format"] == {"model.onnx": 2}
 
