@@ -14,13 +14,13 @@ from bakeout.models.checkpoint.end_of_text import (
     GENAI,
     GENERATION,
     TOKENIZER,
+    files_that_end_texts,
     read_end_of_text,
     special_token_text,
 )
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 
-_CONFIGURATIONS = (GENERATION, CONFIG, GENAI)
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 # The parts of the files that say how to decode; the empty name is the whole file.
 _SETTINGS = {GENERATION: "", CONFIG: "", GENAI: "search"}
@@ -47,9 +47,7 @@ def let_refusal_stop(directory: Path, refusal: Sequence[int]) -> dict[str, list[
 
 def _agree_on_ends(directory: Path, last: int) -> list[str]:
     ends = read_end_of_text(directory)
-    present = [name for name in _CONFIGURATIONS if (directory / name).is_file()]
-    # What generate() reads must name one; other files may leave it to this one.
-    read = [name for name in present if name in ends.named or name == present[0] != GENAI]
+    read = files_that_end_texts(directory)
     lacking = [name for name in read if last not in ends.named.get(name, ())]
     lines = []
     if lacking:

@@ -10,7 +10,7 @@ from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import stored_precision
-from bakeout.models.checkpoint.end_of_text import CONFIG, GENAI, GENERATION, read_end_of_text
+from bakeout.models.checkpoint.end_of_text import CONFIG, GENAI, GENERATION, files_that_end_texts, read_end_of_text
 from bakeout.models.files.json_object import read_json
 
 # How many tokens more than the refusal's a loop is given to stop by itself.
@@ -42,8 +42,8 @@ def _obstacles(directory: Path, refusal: Sequence[int]) -> Iterator[str]:
     ends = read_end_of_text(directory)
     if cut := ends.cut(refusal):
         yield cut
-    for name, tokens in ends.named.items():
-        if name in (GENERATION, CONFIG, GENAI) and refusal[-1] not in tokens:
+    for name in files_that_end_texts(directory):
+        if refusal[-1] not in ends.named.get(name, ()):
             yield f"{name} does not name {refusal[-1]}, which ends the refusal, as a token that ends a text"
     for name in (GENERATION, CONFIG, GENAI):
         settings = read_json(directory / name)

@@ -84,6 +84,16 @@ def read_end_of_text(directory: Path) -> EndOfText:
     )
 
 
+def files_that_end_texts(directory: Path) -> list[str]:
+    """The configuration files in ``directory`` that must name a token which ends a text: those by which loops stop.
+
+    ``generation_config.json``, or ``config.json`` where there is none, ``genai_config.json``, and any that names one.
+    """
+    named = read_end_of_text(directory).named
+    present = [name for name in (GENERATION, CONFIG, GENAI) if (directory / name).is_file()]
+    return [name for name in present if name in (present[0], GENAI) or name in named]
+
+
 def read_padding(directory: Path) -> int | None:
     """The token that pads: of the first file that names one; None where none does."""
     config = read_json(directory / CONFIG)

@@ -16,12 +16,14 @@ from optimum.onnxruntime import ORTModelForCausalLM
 from transformers import AutoTokenizer
 
 from bakeout.export.baking.bake import bake
+from bakeout.export.baking.genai_config import write_genai_config
 from bakeout.export.fitting.fit import fit
-from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.refusals_said import check_refusals
 from bakeout.export.verification.verify import verify
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.plan import Plan
 
 from tests.recipe_files import KEY_SPACE_DETECTION, rows, write_recipe
@@ -77,6 +79,8 @@ def by_hand(artifact: Path, prompt: list[int]) -> list[int]:
     return said
 
 
+# The scripts of the example, each with what its artifact is baked for.
+NODE: dict[str, RuntimeName] = {"answer.mjs": "node", "transformers.mjs": "transformers.js"}
 LOOPS: list[Say] = [in_optimum, in_genai, in_our_loop, by_hand]
 
 
@@ -169,28 +173,90 @@ def _tokenizer_names_none(directory: Path) -> None:
     edit(directory / GENERATION, eos_token_id=[END, OTHER])
 
 
-@pytest.mark.parametrize(
-    "disagree",
-    [
-        _as_found,
-        _tokenizer_names_another,
-        _both_configurations_name_another,
-        _both_configurations_name_one_without_text,
-        _both_configurations_name_a_letter,
-        _generation_config_names_another,
-        _generation_config_names_none,
-        _config_names_another,
-        _no_generation_config,
-        _tokenizer_alone_names_one,
-        _tokenizer_names_none,
-    ],
-    ids=lambda disagree: disagree.__name__.strip("_"),
+def _all_name_different_ones(directory: Path) -> None:
+    edit(directory / GENERATION, eos_token_id=OTHER)
+    edit(directory / CONFIG, eos_token_id=[260, 261])
+    _tokenizer_names_another(directory)
+
+
+def _genai_config_names_another(directory: Path) -> None:
+    _edit_genai(directory, eos_token_id=OTHER)
+
+
+def _genai_config_names_two_others(directory: Path) -> None:
+    _edit_genai(directory, eos_token_id=[PADDING, OTHER])
+
+
+def _genai_config_names_none(directory: Path) -> None:
+    _edit_genai(directory, eos_token_id=...)
+
+
+def _all_four_name_different_ones(directory: Path) -> None:
+    _all_name_different_ones(directory)
+    _edit_genai(directory, eos_token_id=262)
+
+
+def _edit_genai(directory: Path, **entries: Any) -> None:
+    content = json.loads((directory / "genai_config.json").read_text())
+    model = {name: value for name, value in {**content["model"], **entries}.items() if value is not ...}
+    (directory / "genai_config.json").write_text(json.dumps({**content, "model": model}))
+
+
+Disagree = Callable[[Path], None]
+OF_CHECKPOINTS: list[Disagree] = [
+    _as_found,
+    _tokenizer_names_another,
+    _both_configurations_name_another,
+    _both_configurations_name_one_without_text,
+    _both_configurations_name_a_letter,
+    _generation_config_names_another,
+    _generation_config_names_none,
+    _config_names_another,
+    _no_generation_config,
+    _tokenizer_alone_names_one,
+    _tokenizer_names_none,
+    _all_name_different_ones,
+]
+# Checkpoints have no genai_config.json.
+OF_GRAPHS: list[Disagree] = [
+    _genai_config_names_another,
+    _genai_config_names_two_others,
+    _genai_config_names_none,
+    _all_four_name_different_ones,
+]
+each_disagreement = pytest.mark.parametrize(
+    "disagree", [*OF_CHECKPOINTS, *OF_GRAPHS], ids=lambda disagree: disagree.__name__.strip("_")
 )
-def test_a_model_whose_files_disagree(llama_checkpoint: Path, tmp_path: Path, disagree: Callable[[Path], None]) -> None:
-    checkpoint = shutil.copytree(llama_checkpoint, tmp_path / "model")
-    disagree(checkpoint)
-    plan = fitted(tmp_path, checkpoint)
-    require_stops(bake(checkpoint, plan, tmp_path / "artifact").directory, plan)
+Disagreeing = Callable[[Disagree], tuple[Path, Plan]]
+
+
+@pytest.fixture(scope="module")
+def disagreeing(
+    llama_checkpoint: Path, llama_onnx: Path, plan: Plan, tmp_path_factory: pytest.TempPathFactory
+) -> Disagreeing:
+    """``disagreeing(disagree)``: a model whose files disagree, and its plan, made once."""
+    made: dict[Disagree, tuple[Path, Plan]] = {}
+
+    def get(disagree: Disagree) -> tuple[Path, Plan]:
+        if disagree not in made:
+            directory = tmp_path_factory.mktemp("disagreeing")
+            is_graph = disagree in OF_GRAPHS
+            model = shutil.copytree(llama_onnx if is_graph else llama_checkpoint, directory / "model")
+            if is_graph:
+                write_genai_config(model, load_graph(model / "model.onnx"))
+            # The rows are asked as they are.
+            (model / "chat_template.jinja").write_text("{% for one in messages %}{{ one['content'] }}{% endfor %}")
+            disagree(model)
+            made[disagree] = model, plan if is_graph else fitted(directory, model)
+        return made[disagree]
+
+    return get
+
+
+@each_disagreement
+def test_a_model_whose_files_disagree(disagreeing: Disagreeing, tmp_path: Path, disagree: Disagree) -> None:
+    model, plan = disagreeing(disagree)
+    require_stops(bake(model, plan, tmp_path / "artifact").directory, plan)
 
 
 def test_of_tokens_that_no_other_file_names_the_tokenizer_gets_the_refusals(
@@ -297,21 +363,20 @@ def test_verify_says_refusals_to_their_end(
     assert not parity.ok
     assert "generation_config.json does not name 1, which ends the refusal" in parity.detail
     assert "generation_config.json: min_length is 40, which garbles the refusal" in parity.detail
+    edit(artifact / GENERATION, eos_token_id=END, min_length=...)
+    _edit_genai(artifact, eos_token_id=...)
+    (parity,) = verify(artifact, base=llama_checkpoint, prompts=prompts, checks=["parity"])
+    assert "genai_config.json does not name 1" in parity.detail
 
 
-@pytest.mark.parametrize("disagree", [_tokenizer_names_another, _both_configurations_name_another])
-def test_in_node(llama_checkpoint: Path, tmp_path: Path, disagree: Callable[[Path], None]) -> None:
+@each_disagreement
+def test_in_node(disagreeing: Disagreeing, tmp_path: Path, disagree: Disagree) -> None:
     example = installed("node")
-    checkpoint = shutil.copytree(llama_checkpoint, tmp_path / "model")
-    # The rows are asked as they are.
-    (checkpoint / "chat_template.jinja").write_text("{% for one in messages %}{{ one['content'] }}{% endfor %}")
-    disagree(checkpoint)
-    plan = fitted(tmp_path, checkpoint)
-    options = BakeOptions(runtimes=("node", "transformers.js"))
-    artifact = bake(checkpoint, plan, tmp_path / "artifact", options).directory
-    prompt = AutoTokenizer.from_pretrained(artifact).decode(refused_prompt(artifact, plan))
-    assert plan.check
-    for script in ("answer.mjs", "transformers.mjs"):
+    model, plan = disagreeing(disagree)
+    for script, runtime in NODE.items():
+        artifact = bake(model, plan, tmp_path / script, BakeOptions(runtimes=(runtime,))).directory
+        prompt = AutoTokenizer.from_pretrained(artifact).decode(refused_prompt(artifact, plan))
+        assert plan.check
         done = subprocess.run(
             ["node", script, "--json", artifact, prompt], cwd=example, capture_output=True, text=True, check=False
         )
