@@ -16,6 +16,8 @@ class BakeoutError(Exception):
     """
 
     def __init__(self, cause: str, remedy: str) -> None:
+        # What files name, and what other libraries say, may have several lines.
+        cause, remedy = " ".join(cause.splitlines()), " ".join(remedy.splitlines())
         super().__init__(f"{cause} {remedy}")
         self.cause = cause
         self.remedy = remedy

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import Environment, StrictUndefined, Undefined
 
 from bakeout.export.artifacts.titles import described
+from bakeout.export.baking.markdown import as_code, as_text
 from bakeout.export.evaluation.rows import BASE, Row, TaskRow
 from bakeout.export.recipes.bake_options import RuntimeName
 from bakeout.models.plan import Decode, Plan
@@ -38,7 +39,7 @@ def model_card(
     not depend on where the artifact lies, nor on what its directory is called.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {"cell": _cell, "percent": _percent}
+    environment.filters |= {"text": as_text, "code": as_code, "percent": _percent}
     template = environment.from_string(
         files("bakeout.export").joinpath("templates/model_card.md.j2").read_text("utf-8")
     )
@@ -69,11 +70,6 @@ def _decode(tokenizer: Tokenizer | None) -> Decode | None:
 def _percent(share: float | Undefined) -> str:
     """A share; of figures that were not measured, a dash."""
     return "–" if isinstance(share, Undefined) else f"{100 * share:.1f} %"
-
-
-def _cell(text: str) -> str:
-    """Text in a table of Markdown."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _beside_base(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from io import TextIOWrapper
 from typing import Any, TextIO, TypeVar
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.printable import printable
 from bakeout.models.progress import Track
 
 Item = TypeVar("Item")
@@ -31,13 +32,14 @@ def progress() -> Iterator[Track]:
         yield _announce
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
 
         def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-            task = bars.add_task(description, total=total)
+            task = bars.add_task(escape(_line(description)), total=total)
             try:
                 for item in iterable:
                     yield item
@@ -106,11 +108,11 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def say(line: str) -> None:
-    """A line for people, on standard error."""
+    """A line for people, on standard error, which stays one line whatever is in it."""
     # Without standard error, or where it takes nothing, there is nowhere to tell that.
     if sys.stderr is not None:
         with suppress(OSError):
-            print(printable(line), file=sys.stderr, flush=True)
+            print(_line(line), file=sys.stderr, flush=True)
 
 
 def show(text: str, *, end: str = "\n") -> None:
@@ -121,15 +123,12 @@ def show(text: str, *, end: str = "\n") -> None:
 def show_lines(lines: Iterable[str]) -> None:
     """Results for people, on standard output, each of which stays one line whatever is in it."""
     for line in lines:
-        show(line.replace("\n", "\\n"))
+        show(_line(line))
 
 
-def printable(text: str) -> str:
-    """``text`` with what a terminal would obey, or could not show, as escapes: control characters, but for line ends.
-
-    Names come from files of others. A line end is kept, where a text has several lines.
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+def _line(text: str) -> str:
+    """A text on one line."""
+    return printable(text).replace("\n", "\\n")
 
 
 def emit_json(content: Mapping[str, Any]) -> None:
@@ -146,9 +145,10 @@ def emit_table(
     from rich.table import Table
     from rich.text import Text
 
+    title = None if title is None else _line(title)
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if figures and index else "left", overflow="fold")
+        table.add_column(Text(_line(column)), justify="right" if figures and index else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(" ".join(cell.split("\n")))) for cell in row))
     # Without a terminal there is no width to keep to. Cells are text: prompts may hold what looks like markup.

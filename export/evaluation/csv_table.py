@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.evaluation.rows import Evaluation
+from bakeout.models.files.csv_cells import as_cell
 from bakeout.models.files.writing import write_file
 
 _INTERVALS = (
@@ -38,9 +39,10 @@ def write_csv(evaluation: Evaluation, path: Path) -> None:
     table = StringIO()
     writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_flat(row.as_json()) for row in evaluation.rows)
-    writer.writerows(_flat(text.as_json()) for text in evaluation.texts)
-    writer.writerows(task.as_json() for task in evaluation.tasks)
+    rows = [_flat(row.as_json()) for row in evaluation.rows]
+    rows += [_flat(text.as_json()) for text in evaluation.texts]
+    rows += [task.as_json() for task in evaluation.tasks]
+    writer.writerows({name: as_cell(value) for name, value in row.items()} for row in rows)
     write_file(path, table.getvalue())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.inspection import inspect
@@ -25,6 +26,7 @@ from bakeout.export.report.figures_file import (
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.writing import require_new, write_file
+from bakeout.models.printable import printable
 
 # Shown on a page that lacks a figure: the figure, and the command that measures it.
 _MISSING: Mapping[type[Any], tuple[str, str]] = {
@@ -61,7 +63,9 @@ def report(directories: Sequence[Path], *, evaluations: Sequence[Path] = (), fig
     rows = [row for result in results for row in result.rows]
     texts = [row for result in results for row in result.texts]
     tasks = [row for result in results for row in result.tasks]
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True, finalize=_shown
+    )
     environment.filters |= {"percent": percent, "signed": _signed}
     template = environment.from_string(files("bakeout.export").joinpath("templates/report.html.j2").read_text("utf-8"))
     return template.render(
@@ -101,6 +105,11 @@ def _artifact(directory: Path, number: int) -> dict[str, Any]:
             if (adjustment := one.adjustment) is not None
         ],
     }
+
+
+def _shown(value: Any) -> Any:
+    """Texts of files without characters that turn a line round, or that XML does not have."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _signed(points: float) -> str:

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bakeout.export.report.figures_file import Depth, Frontier, Inside, Languages
 from bakeout.models.plan import Adjustment
+from bakeout.models.printable import printable
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; those too pale for a white page are left out.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
@@ -83,7 +84,7 @@ def depth(figure: Depth, identifier: str) -> str:
             axes = canvas.add_subplot(len(figure.panels), 1, number)
             _lines(axes, figure.layers, panel.series, names, figure.skill)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_title(panel.label, loc="left", fontsize=11)
+            axes.set_title(_short(panel.label), loc="left", fontsize=11)
         axes.set_xlabel("layer")
         _legend(canvas)
         return _svg(canvas, identifier)
@@ -192,6 +193,7 @@ def _lines(
 
 def _short(name: str) -> str:
     """A name that leaves room for the drawing; the tables have the whole one."""
+    name = printable(name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 

@@ -49,6 +49,8 @@ _CANNOT_RUN = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
+# The highest of ONNX Runtime's log levels.
+_FATAL = 4
 # The logits of one batch's prompts stay within a gibibyte of float32.
 _MOST_LOGITS = 1 << 28
 
@@ -332,6 +334,8 @@ class Runner:
 
 def _session(path: Path, threads: int | None, graph: bytes | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    # Its own lines, on standard error, hold the graph's names as they are. What it raises is told.
+    options.log_severity_level = _FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = ["CPUExecutionProvider"]

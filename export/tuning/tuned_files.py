@@ -15,6 +15,7 @@ from ruamel.yaml.comments import CommentedSeq
 
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.tuning.trials import Trial
+from bakeout.models.files.csv_cells import as_cell
 from bakeout.models.files.writing import replace_file
 from bakeout.models.methods.search_space import Settings
 
@@ -36,7 +37,8 @@ def write_tables(
         table = StringIO()
         writer = csv.writer(table, lineterminator="\n")
         first = trials[0]
-        writer.writerow([*first.settings, *first.measured.forget, *first.measured.retain, "divergence"])
+        columns = [*first.settings, *first.measured.forget, *first.measured.retain, "divergence"]
+        writer.writerow(map(as_cell, columns))
         for trial in trials:
             measured = trial.measured
             shares = [*measured.forget.values(), *measured.retain.values()]
