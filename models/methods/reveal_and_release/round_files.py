@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.files.writing import forget_killed, replace_file, write_file
 from bakeout.models.methods.lora_modules import Module
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Round:
 class RoundFiles:
     """The directory of one fit. ``claim`` it first.
 
-    A round is finished once its ``.json``, which is written last, is there.
+    A round is finished once its ``.json``, which is written last, is there; it holds the digest of both files.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -74,8 +75,10 @@ class RoundFiles:
         for kind, module in (("forget", finished.forget), ("retain", finished.retain)):
             for name, (left, right) in module.items():
                 tensors |= {f"{kind}.B.{name}": left, f"{kind}.A.{name}": right}
-        replace_file(self._path(number, "safetensors"), save({name: t.contiguous() for name, t in tensors.items()}))
-        replace_file(self._path(number, "json"), json.dumps(finished.figures, indent=1) + "\n")
+        content = save({name: t.contiguous() for name, t in tensors.items()})
+        replace_file(self._path(number, "safetensors"), content)
+        written = {"figures": finished.figures, "sha256": _digest(content, finished.figures)}
+        replace_file(self._path(number, "json"), json.dumps(written, indent=1) + "\n")
 
     def load(self) -> list[Round]:
         """The finished rounds, in order. Raises ``BakeoutError`` for a damaged file."""
@@ -87,9 +90,13 @@ class RoundFiles:
     def _load(self, number: int) -> Round:
         path = self._path(number, "safetensors")
         try:
-            tensors = load(path.read_bytes())
-            figures = json.loads(self._path(number, "json").read_bytes())
-        except (OSError, SafetensorError, ValueError) as error:
+            content = read_regular(path)
+            written = parse_json(read_regular(self._path(number, "json")))
+            figures = written["figures"]
+            if written["sha256"] != _digest(content, figures):
+                raise ValueError("it is not as it was written")
+            tensors = load(content)
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             raise BakeoutError(
                 f"{path}: the round cannot be read ({error}).", "Remove the round's files; it is fitted again."
             ) from None
@@ -104,6 +111,11 @@ class RoundFiles:
 
     def _path(self, number: int, suffix: str) -> Path:
         return self._directory / f"round-{number}.{suffix}"
+
+
+def _digest(tensors: bytes, figures: Mapping[str, Any]) -> str:
+    """SHA-256 of a round: a fit never goes on from another than it left."""
+    return hashlib.sha256(tensors + json.dumps(figures, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(model: PreTrainedModel, settings: Mapping[str, Any]) -> str:

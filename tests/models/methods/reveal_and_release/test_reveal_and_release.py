@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.fit import fit_reveal_and_release
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions, RevealAndReleaseOptions, RevealOptions
 from bakeout.models.methods.reveal_and_release.release import Text, reproduced
+from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import untracked
@@ -162,21 +165,42 @@ def test_a_round_that_costs_utility_is_undone(
     model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
 ) -> None:
     first = _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
-    ruinous = tmp_path / "fit" / "round-1.json"
-    figures = json.loads(ruinous.read_text())
+    files = RoundFiles(tmp_path / "fit")
+    (whole,) = files.load()
+    ruinous = replace(whole, figures={**whole.figures, "kept": {**whole.figures["kept"], "math": 0.1}})
     # A second round that is already there, and has ruined a skill.
-    for suffix in ("jsonl", "safetensors"):
-        (tmp_path / "fit" / f"round-2.{suffix}").write_bytes((tmp_path / "fit" / f"round-1.{suffix}").read_bytes())
-    figures["kept"]["math"] = 0.1
-    (tmp_path / "fit" / "round-2.json").write_text(json.dumps(figures))
+    shutil.copyfile(tmp_path / "fit" / "round-1.jsonl", tmp_path / "fit" / "round-2.jsonl")
+    files.save(2, ruinous)
     edit = _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)
     assert edit.report.details["stopped"] == "utility fell"
     assert (edit.report.details["rounds_kept"], len(edit.report.details["rounds"])) == (1, 2)
     assert _arrays(edit) == _arrays(first)
     (tmp_path / "fit" / "round-2.json").unlink()
-    ruinous.write_text(json.dumps(figures))
+    files.save(1, ruinous)
     with pytest.raises(BakeoutError, match=r"first round leaves 10\.0%"):
         _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("round-1.json", b'"known": ', b'"known": 0'),
+        ("round-1.json", b'"math": ', b'"maths": '),
+        ("round-1.json", b"{", b"[" * 100_000),
+        ("round-1.safetensors", b"\x00" * 8, b"\x00" * 7 + b"\x01"),
+        ("round-1.safetensors", b"forget.B", b"retain.C"),
+    ],
+)
+def test_a_fit_goes_on_from_no_round_that_was_changed(tmp_path: Path, file: str, before: bytes, after: bytes) -> None:
+    forget, retain = ({"x": (torch.ones(2, 3), torch.ones(3, 2))} for _ in range(2))
+    files = RoundFiles(tmp_path)
+    files.save(1, Round(forget, retain, {"state": torch.zeros(4)}, {"known": 0.5, "kept": {"math": 0.9}}))
+    assert files.load()[0].figures["known"] == 0.5
+    content = (tmp_path / file).read_bytes()
+    assert before in content
+    (tmp_path / file).write_bytes(content.replace(before, after, 1))
+    with pytest.raises(BakeoutError, match="the round cannot be read"):
+        files.load()
 
 
 def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
