@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifacts.file_names import PLAN
-from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.manifest import read_manifest, receipts_of
 from bakeout.export.artifacts.titles import described
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Description, Plan, counted, find_kind
@@ -52,7 +52,8 @@ def inspect(path: Path) -> Inspection:
             f"{path} is neither a plan nor an artifact.", "Name what `bakeout fit` or `bakeout build` wrote."
         )
     manifest = read_manifest(path)
-    return _described(load_plan(path / PLAN), manifest["files"], tuple(manifest["receipts"]))
+    receipts = tuple(receipt.as_json() for receipt in receipts_of(manifest))
+    return _described(load_plan(path / PLAN), manifest["files"], receipts)
 
 
 def _described(

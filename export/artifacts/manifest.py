@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -14,9 +15,48 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.plan.arrays import PlanError
+from bakeout.models.plan.kinds.report import Figures
+from bakeout.models.plan.model_identity import ModelIdentity
 from bakeout.models.plan.receipt import Receipt
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseFigures(Figures):
+    """What the base model answered on rows that are known by their SHA-256: as of ``evaluation.rows.Row``.
+
+    ``how`` answers were generated and judged; None for greedy ones, judged by exact match.
+    """
+
+    digest: str
+    prompts: int
+    accuracy: float
+    refusals: float
+    cut_off: float | None = None
+    available: int | None = None
+    how: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        shares = self.accuracy, self.refusals, self.cut_off or 0.0
+        if min(self.prompts, self.available or 1) < 1 or not all(0 <= share <= 1 for share in shares):
+            raise PlanError("base_figures holds a count or a share that is none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entries(Figures):
+    """What a manifest holds beside ``files``. Artifacts of earlier versions lack some of it."""
+
+    receipts: tuple[Receipt, ...]
+    base: ModelIdentity | None = None
+    base_figures: tuple[BaseFigures, ...] | None = None
+    data: Mapping[str, Mapping[str, str]] | None = None
+    plan: str | None = None
+    versions: Mapping[str, Mapping[str, str]] | None = None
+    options: Mapping[str, Any] | None = None
+    canary: str | None = None
+    decoding: tuple[str, ...] | None = None
+    end_of_text: tuple[str, ...] | None = None
 
 
 def file_digests(directory: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -66,18 +106,29 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not all(_is_file_entry(name, entry) for name, entry in files.items()):
         raise _malformed(path, "`files` is not a table of digests and sizes")
     try:
-        receipts_of(manifest)
+        _entries(manifest)
     except PlanError as error:
         raise _malformed(path, error.cause) from None
     return manifest
 
 
 def receipts_of(manifest: Mapping[str, Any]) -> tuple[Receipt, ...]:
-    """The receipts in a manifest. Raises ``PlanError`` where something else is in their place."""
-    receipts = manifest.get("receipts")
-    if not isinstance(receipts, list):
-        raise PlanError("`receipts` is not a list of receipts")
-    return tuple(Receipt.from_json(receipt, f"receipts.{number}") for number, receipt in enumerate(receipts))
+    """The receipts in a manifest that was read."""
+    return _entries(manifest).receipts
+
+
+def base_figures_of(manifest: Mapping[str, Any]) -> tuple[BaseFigures, ...]:
+    """The base model's figures in a manifest that was read; none where it was not measured."""
+    return _entries(manifest).base_figures or ()
+
+
+def _entries(manifest: Mapping[str, Any]) -> _Entries:
+    """What a manifest says of how it was made. Raises ``PlanError``, naming the entry, for values of other types.
+
+    Entries that this version does not know are left alone.
+    """
+    known = {own.name for own in fields(_Entries)}
+    return _Entries.from_json({name: entry for name, entry in manifest.items() if name in known}, "the manifest")
 
 
 def _is_file_entry(name: str, entry: Any) -> bool:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bakeout.export.artifacts.file_names import MANIFEST
-from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.manifest import base_figures_of, read_manifest
 from bakeout.export.artifacts.model_source import model_source
 from bakeout.export.evaluation.answering.questions import choose_rows
 from bakeout.export.evaluation.graders.grader import Grader
@@ -133,23 +133,23 @@ def stored_base_rows(
     """
     if not (directory / MANIFEST).is_file():
         return []
-    figures = read_manifest(directory).get("base_figures", [])
+    figures = base_figures_of(read_manifest(directory))
     rows = []
     for name, source in data.items():
         how = how_judged(grades.get(name, EXACT_GRADER), options)
         for figure in figures:
-            chosen = choose_rows(source, figure["prompts"])
-            if figure.get("how", EXACTLY) == how and source_digest(chosen.source) == figure["digest"]:
+            chosen = choose_rows(source, figure.prompts)
+            if (figure.how or EXACTLY) == how and source_digest(chosen.source) == figure.digest:
                 rows.append(
                     Row(
                         BASE,
                         name,
-                        figure["prompts"],
-                        figure["accuracy"],
-                        figure["refusals"],
-                        cut_off=figure.get("cut_off"),
+                        figure.prompts,
+                        figure.accuracy,
+                        figure.refusals,
+                        cut_off=figure.cut_off,
                         grade=next(iter(how["grade"])),
-                        available=figure.get("available"),
+                        available=figure.available,
                     )
                 )
                 break

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import read_regular
 
 SCHEMA = 1
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -165,7 +166,7 @@ def read_figures(path: Path) -> list[Figure]:
 def read_json_as(kind: type[Content], path: Path, remedy: str) -> Content:
     """A JSON file of a known form. Raises ``BakeoutError`` with the first thing that is wrong, and ``remedy``."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_regular(path))
     except OSError as error:
         raise BakeoutError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except ValidationError as error:
