@@ -20,12 +20,13 @@ test: setup
 test-all: setup
 	@$(PYTEST)
 
-# make fuzz INPUTS=50000 SEED=7
+# make fuzz INPUTS=50000 COMMANDS=500 SEED=7: so many inputs, some of them as whole commands.
 INPUTS ?= 20000
+COMMANDS ?= 300
 SEED ?= 0
 
 fuzz: setup
-	@$(BIN)/python -m tests.hostile.fuzz --inputs $(INPUTS) --seed $(SEED)
+	@$(BIN)/python -m tests.hostile.fuzz --inputs $(INPUTS) --commands $(COMMANDS) --seed $(SEED)
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

@@ -1,63 +1,26 @@
-"""What is done to good input: to its bytes, to its JSON, to a plan's header, to a graph's protobuf."""
+"""What is done to good input: to its bytes, to its JSON, to its YAML, to the header of a safetensors file."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-import onnx
+from tests.hostile.fuzz.odd_values import ODD, RAW, YAML_PARTS
 
 DEEP = 100_000
-
-# What stands in the place of a value.
-ODD: Sequence[Any] = (
-    None,
-    True,
-    False,
-    0,
-    -1,
-    1,
-    7,
-    2**31,
-    2**63,
-    -(2**64),
-    10**30,
-    1.5,
-    -0.0,
-    1e308,
-    float("nan"),
-    float("inf"),
-    "",
-    "x",
-    "x" * 300,
-    "\x1b[31mred\x1b[0m\nsecond line\r",
-    "\ud800",
-    "../../etc/passwd",
-    "/dev/zero",
-    "2024-13-45",
-    "{{ 7 * 7 }}",
-    "<script>alert(1)</script>",
-    "=1+1",
-    "\u202e\u0000",
-    [],
-    {},
-    [[]],
-    [None],
-    [1, "two", 3.0],
-    {"": None},
-    {"kind": "neuron_adjust"},
-)
+# Stands where a text is put that json would not write.
+_MARK = "\ue000mark\ue000"
 
 
 def mutated_bytes(content: bytes, random: Random) -> bytes:
-    """Cut, flipped, repeated, or with something in between."""
+    """Cut, flipped, repeated, exchanged, or with something in between."""
     data = bytearray(content)
     for _ in range(random.choice((1, 1, 2, 5))):
         place = random.randrange(len(data) + 1)
-        match random.randrange(7):
+        match random.randrange(8):
             case 0:
                 del data[place:]
             case 1 if place < len(data):
@@ -70,8 +33,11 @@ def mutated_bytes(content: bytes, random: Random) -> bytes:
                 data[place:place] = data[max(0, place - random.choice((1, 16, 64))) : place]
             case 5:
                 data[place:place] = random.choice(
-                    (b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\n", b"9" * 5000)
+                    (b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\n", b"\x1b[2J", b"9" * 400, b"9" * 5000)
                 )
+            case 6:
+                there, size = random.randrange(len(data) + 1), random.choice((1, 8, 100))
+                data[place : place + size] = data[there : there + size]
             case _:
                 data[place:place] = random.choice((b"[", b"{", b'{"a":')) * random.choice((2, DEEP))
     return bytes(data)
@@ -82,36 +48,81 @@ def mutated_json(content: bytes, random: Random) -> bytes:
     document = json.loads(content)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         document = _mutated_value(document, random)
-    return json.dumps(document).encode()
+    return json.dumps(document, ensure_ascii=random.random() < 0.9).encode("utf-8", "surrogatepass")
+
+
+def spliced_json(content: bytes, random: Random) -> bytes:
+    """One value of a JSON document replaced by what no writer would write, or its key given twice."""
+    document = json.loads(content)
+    places = list(_places(document))
+    if not places:
+        return random.choice(RAW).encode("utf-8", "surrogatepass")
+    parent, key = random.choice(places)
+    text, parent[key] = json.dumps(parent[key]), _MARK
+    if isinstance(parent, dict) and random.random() < 0.2:
+        instead = f"{text}, {json.dumps(key)}: {json.dumps(random.choice(ODD))}"
+    else:
+        instead = random.choice(RAW)
+    return json.dumps(document).replace(json.dumps(_MARK), instead).encode("utf-8", "surrogatepass")
+
+
+def deep_json(content: bytes, random: Random) -> bytes:
+    """Nested more deeply than any parser follows."""
+    opened = random.choice((b"[", b'{"a":', b"- ", b"{a: "))
+    return random.choice((b"", content, b"a: ", b'{"schema": 1, "x": ')) + opened * DEEP
 
 
 def mutated_lines(content: bytes, random: Random) -> bytes:
     """One of the JSON lines mutated."""
     lines = content.splitlines()
     index = random.randrange(len(lines))
-    lines[index] = mutated_json(lines[index], random)
+    lines[index] = random.choice((mutated_json, spliced_json))(lines[index], random)
     return b"\n".join(lines) + b"\n"
 
 
-def mutated_plan(content: bytes, random: Random) -> bytes:
+def mutated_table(content: bytes, random: Random) -> bytes:
+    """A field of a CSV table replaced."""
+    lines = content.split(b"\n")
+    index = random.randrange(len(lines))
+    fields = lines[index].split(b",")
+    odd = str(random.choice(ODD)).encode("utf-8", "surrogatepass")
+    fields[random.randrange(len(fields))] = random.choice((b"", odd, b'"' + odd + b'"', b'"', b"\r", b"a,b"))
+    lines[index] = b",".join(fields)
+    return b"\n".join(lines)
+
+
+def mutated_safetensors(content: bytes, random: Random) -> bytes:
     """The header of a safetensors file mutated, or the JSON that it holds as a plan."""
     size = int.from_bytes(content[:8], "little")
+    mutate = random.choice((mutated_json, mutated_json, spliced_json))
     header = json.loads(content[8 : 8 + size])
-    if random.random() < 0.8 and "__metadata__" in header:
+    if random.random() < 0.8 and "bakeout" in header.get("__metadata__", {}):
         text = header["__metadata__"]["bakeout"]
-        header["__metadata__"]["bakeout"] = mutated_json(text.encode(), random).decode()
+        header["__metadata__"]["bakeout"] = mutate(text.encode(), random).decode("utf-8", "surrogatepass")
+        written = json.dumps(header).encode()
     else:
-        header = json.loads(mutated_json(json.dumps(header).encode(), random))
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+        written = mutate(json.dumps(header).encode(), random)
+    return len(written).to_bytes(8, "little") + written + content[8 + size :]
 
 
-def mutated_graph(content: bytes, random: Random) -> bytes:
-    """One to three things about nodes, values, initialisers or attributes of a graph changed."""
-    model = onnx.load_model_from_string(content)
-    for _ in range(random.choice((1, 1, 2, 3))):
-        random.choice(_GRAPH)(model, random)
-    return bytes(model.SerializeToString())
+def mutated_yaml(content: bytes, random: Random) -> bytes:
+    """A line of YAML replaced, or its value, or with more behind it."""
+    rows = content.decode().splitlines()
+    index = random.randrange(len(rows))
+    head, colon, _ = rows[index].partition(":")
+    part = random.choice((*YAML_PARTS, json.dumps(random.choice(ODD))))
+    match random.randrange(6):
+        case 0:
+            rows[index] = part
+        case 1:
+            rows[index] = f"{rows[index]} {part}"
+        case 2:
+            rows[index] = f"  {part}"
+        case 3:
+            rows.insert(random.randrange(len(rows)), rows[index])
+        case _:
+            rows[index] = f"{head}{colon} {part}"
+    return "\n".join(rows).encode("utf-8", "surrogatepass")
 
 
 def _mutated_value(document: Any, random: Random) -> Any:
@@ -124,22 +135,22 @@ def _mutated_value(document: Any, random: Random) -> Any:
         case 0:
             del parent[key]
         case 1 if isinstance(parent, dict):
-            parent[random.choice(("x", "", "kind", "\x1b[2J", "é" * 200))] = parent.pop(key)
+            parent[str(random.choice(("x", "", "kind", "é" * 200, random.choice(ODD))))] = parent.pop(key)
         case 2:
             other, there = random.choice(places)
             parent[key] = copy.deepcopy(other[there])
         case 3 if isinstance(parent, list):
-            parent *= random.choice((2, 20))
+            parent *= random.choice((2, 5))
         case 4 if isinstance(parent[key], int | float):
             parent[key] = random.choice((-1, 2, 0.5, 10**6)) * parent[key]
         case 5 if isinstance(parent[key], str):
-            parent[key] += random.choice(("x", "\n", "\x07", "\ud801", " " * 300))
+            parent[key] += random.choice(("x", "\n", "\x07", "\ud801", "\u202e", "|`", " " * 300))
         case _:
             parent[key] = random.choice(ODD)
     return document
 
 
-def _places(document: Any, depth: int = 0) -> Any:
+def _places(document: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
     """Where values stand: (list or dict, key); of long lists, the first few alone."""
     if isinstance(document, dict):
         keys: Any = list(document)
@@ -149,128 +160,5 @@ def _places(document: Any, depth: int = 0) -> Any:
         return
     for key in keys:
         yield document, key
-        if depth < 6:
+        if depth < 12:
             yield from _places(document[key], depth + 1)
-
-
-def _node(model: onnx.ModelProto, random: Random) -> onnx.NodeProto:
-    node: onnx.NodeProto = model.graph.node[random.randrange(len(model.graph.node))]
-    return node
-
-
-def _rename_input(model: onnx.ModelProto, random: Random) -> None:
-    node, other = _node(model, random), _node(model, random)
-    if node.input:
-        node.input[random.randrange(len(node.input))] = random.choice(("", "nowhere", other.output[0], node.output[0]))
-
-
-def _rename_output(model: onnx.ModelProto, random: Random) -> None:
-    node, other = _node(model, random), _node(model, random)
-    node.output[0] = random.choice(("", "new", other.output[0]))
-
-
-def _remove(model: onnx.ModelProto, random: Random) -> None:
-    part = random.choice((model.graph.node, model.graph.input, model.graph.output, model.graph.initializer))
-    if part:
-        del part[random.randrange(len(part))]
-
-
-def _repeat(model: onnx.ModelProto, random: Random) -> None:
-    part: Any = random.choice((model.graph.node, model.graph.input, model.graph.output, model.graph.initializer))
-    if part:
-        part.append(copy.deepcopy(part[random.randrange(len(part))]))
-
-
-def _reorder(model: onnx.ModelProto, random: Random) -> None:
-    nodes = list(model.graph.node)
-    random.shuffle(nodes)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def _operator(model: onnx.ModelProto, random: Random) -> None:
-    node = _node(model, random)
-    if random.random() < 0.7:
-        node.op_type = random.choice(("", "If", "Loop", "Add", "MatMul", "Gather", "NoSuch", "Constant", "Identity"))
-    else:
-        node.domain = random.choice(("com.microsoft", "bakeout", "x" * 300))
-
-
-def _initialiser(model: onnx.ModelProto, random: Random) -> None:
-    if not model.graph.initializer:
-        return
-    tensor = model.graph.initializer[random.randrange(len(model.graph.initializer))]
-    match random.randrange(5):
-        case 0:
-            tensor.dims[:] = random.choice(([], [-1], [0], [2**40], [-3, 5], [1, 2, 3]))
-        case 1:
-            tensor.data_type = random.choice((0, 1, 7, 8, 10, 99, 16, 21))
-        case 2:
-            tensor.name = random.choice(("", "x", "logits", "input_ids"))
-        case 3:
-            for entry in tensor.external_data:
-                entry.value = random.choice(("-1", "x", "", "99999999999999", "../../x", "/dev/zero", "."))
-        case _:
-            tensor.raw_data = tensor.raw_data[: len(tensor.raw_data) // 2]
-
-
-def _value(model: onnx.ModelProto, random: Random) -> None:
-    values: Any = random.choice((model.graph.input, model.graph.output))
-    if not values:
-        return
-    value = values[random.randrange(len(values))]
-    match random.randrange(4):
-        case 0:
-            value.name = random.choice(("", "x", "input_ids", "logits", "past_key_values.99.key"))
-        case 1:
-            value.ClearField("type")
-        case 2:
-            value.type.tensor_type.elem_type = random.choice((0, 1, 7, 8, 99))
-        case _:
-            for dim in value.type.tensor_type.shape.dim:
-                dim.dim_value = random.choice((-1, 0, 1, 2**40))
-
-
-def _attribute(model: onnx.ModelProto, random: Random) -> None:
-    nodes = [node for node in model.graph.node if node.attribute]
-    if not nodes:
-        return
-    node = random.choice(nodes)
-    attribute = node.attribute[random.randrange(len(node.attribute))]
-    match random.randrange(4):
-        case 0:
-            attribute.type = random.choice((0, 1, 2, 3, 4, 5, 6, 7, 99))
-        case 1:
-            attribute.name = random.choice(("", "axis", "value", "to"))
-        case 2:
-            attribute.i = random.choice((-(2**63), 2**62, 77))
-        case _:
-            attribute.t.dims[:] = [-4, 2]
-
-
-def _model(model: onnx.ModelProto, random: Random) -> None:
-    match random.randrange(4):
-        case 0:
-            model.ir_version = random.choice((0, -1, 3, 99, 2**31))
-        case 1:
-            del model.opset_import[:]
-        case 2:
-            for opset in model.opset_import:
-                opset.version = random.choice((-1, 0, 1, 9, 99, 2**40))
-        case _:
-            model.ClearField("graph")
-            model.graph.node.add().output.append("x")
-
-
-_GRAPH: Sequence[Callable[[onnx.ModelProto, Random], None]] = (
-    _rename_input,
-    _rename_output,
-    _remove,
-    _repeat,
-    _reorder,
-    _operator,
-    _initialiser,
-    _value,
-    _attribute,
-    _model,
-)

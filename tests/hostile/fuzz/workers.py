@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Of a processor's time: a busy machine is no hang. Whoever waits, spends none, and is ended later.
-SECONDS = 5.0
-_PATIENCE = 12
 _MEMORY = 6 << 30
 # What no loader has a reason to do: events of ``sys.addaudithook``.
-_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn", "socket.connect")
+_FORBIDDEN = (
+    *("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn"),
+    *("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind"),
+)
+
+Run = Callable[[Any], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,16 @@ class Outcome:
         return self.kind not in ("read", "refused")
 
 
-def run_cases(run: Callable[[Any], tuple[str, str]], cases: Iterable[Any], workers: int) -> Iterator[Outcome]:
-    """``run(case)`` gives a kind and a detail; it runs in a process of its own that is forked from this one."""
+def run_cases(
+    run: Run, cases: Iterable[Any], workers: int, seconds: Callable[[Any], float], writes_below: Path
+) -> Iterator[Outcome]:
+    """``run(case)`` gives a kind and a detail; it runs in a process of its own that is forked from this one.
+
+    A case that takes longer than its ``seconds`` of the wall's clock hangs. What it waited for a processor, while
+    other programs had them all, does not count. Files may be written below ``writes_below`` alone.
+    """
     waiting = iter(cases)
-    crew = [_Worker(run) for _ in range(workers)]
+    crew = [_Worker(run, writes_below) for _ in range(workers)]
     for worker in crew:
         worker.start(next(waiting, None))
     while busy := [worker for worker in crew if worker.case is not None]:
@@ -50,22 +58,22 @@ def run_cases(run: Callable[[Any], tuple[str, str]], cases: Iterable[Any], worke
             case, outcome = worker.case, None
             if worker.results in ready:
                 outcome = worker.outcome()
-            elif worker.seconds() > SECONDS or time.monotonic() - worker.begun > _PATIENCE * SECONDS:
-                outcome = Outcome(case, "hung", f"more than {SECONDS:g} seconds")
+            elif worker.seconds() > seconds(case):
+                outcome = Outcome(case, "hung", f"more than {seconds(case):g} seconds")
             if outcome is not None:
                 yield outcome
                 if outcome.kind in ("hung", "died"):
                     worker.end()
-                    worker = crew[index] = _Worker(run)
+                    worker = crew[index] = _Worker(run, writes_below)
                 worker.start(next(waiting, None))
     for worker in crew:
         worker.end()
 
 
 class _Worker:
-    def __init__(self, run: Callable[[Any], tuple[str, str]]) -> None:
+    def __init__(self, run: Run, writes_below: Path) -> None:
         self.case: Any = None
-        self.begun = self._spent = 0.0
+        self._begun = self._waited = 0.0
         asked, ask = os.pipe()
         self.results, answer = os.pipe()
         self._ask = ask
@@ -75,25 +83,26 @@ class _Worker:
         if self._process == 0:
             os.close(ask)
             os.close(self.results)
-            _serve(run, asked, answer)
+            _serve(run, asked, answer, writes_below)
         os.close(asked)
         os.close(answer)
 
     def start(self, case: Any) -> None:
-        self.case, self.begun, self._spent = case, time.monotonic(), self._processor()
+        self.case, self._begun, self._waited = case, time.monotonic(), self._wait()
         if case is not None:
             _send(self._ask, case)
 
     def seconds(self) -> float:
-        """The processor's time that the case has taken so far."""
-        return self._processor() - self._spent
+        """How long the case has run, or waited for anything but a processor."""
+        return time.monotonic() - self._begun - (self._wait() - self._waited)
 
-    def _processor(self) -> float:
+    def _wait(self) -> float:
+        """The seconds in which the process was ready to run, and no processor was free. Linux alone counts them."""
         try:
-            fields = Path(f"/proc/{self._process}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{self._process}/schedstat").read_text().split()
         except OSError:
-            return time.monotonic()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            return 0.0
+        return int(fields[1]) / 1e9
 
     def outcome(self) -> Outcome:
         answer = _receive(self.results)
@@ -109,16 +118,17 @@ class _Worker:
         os.close(self.results)
 
 
-def _serve(run: Callable[[Any], tuple[str, str]], asked: int, answer: int) -> None:
+def _serve(run: Run, asked: int, answer: int, writes_below: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    sys.dont_write_bytecode = True
     ran: list[str] = []
 
     def watch(event: str, arguments: Any) -> None:
-        if event in _FORBIDDEN:
+        if event in _FORBIDDEN or (event == "open" and _writes_elsewhere(arguments[0], arguments[2], writes_below)):
             ran.append(f"{event} {arguments!r}"[:200])
             raise PermissionError(event)
 
@@ -130,6 +140,14 @@ def _serve(run: Callable[[Any], tuple[str, str]], asked: int, answer: int) -> No
             ran.clear()
         _send(answer, (kind, detail))
     os._exit(0)
+
+
+def _writes_elsewhere(path: Any, flags: Any, below: Path) -> bool:
+    """Whether a file that is opened is to be written, and lies where nothing has a reason to write."""
+    writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+    if not writes or isinstance(path, int):
+        return False
+    return not os.path.abspath(os.fsdecode(path)).startswith((str(below), os.devnull))  # noqa: PTH100
 
 
 def _send(descriptor: int, content: Any) -> None:
