@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
-from bakeout.graph_passes.graph.graph_file import CONVERTED_FROM
+from bakeout.graph_passes.graph.graph_file import CONVERTED_FROM, sound_graph
 from bakeout.graph_passes.graph.opset import OLDEST_OPSET
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
@@ -24,6 +24,7 @@ from bakeout.models.plan.receipt import Receipt
 IR_VERSION = 10
 
 
+@sound_graph()
 def edit_weights(model: ir.Model, plan: Plan) -> list[Receipt]:
     """Make a plan's weight edits alone, and return their receipts.
 
@@ -37,6 +38,7 @@ def edit_weights(model: ir.Model, plan: Plan) -> list[Receipt]:
     return weights.receipts
 
 
+@sound_graph()
 def apply_plan(
     model: ir.Model,
     plan: Plan,
@@ -76,10 +78,7 @@ def _require_fit(model: ir.Model, plan: Plan) -> None:
             f"The graph is of opset {opset}; {OLDEST_OPSET} is the oldest that interventions can be baked into.",
             f"Export it with opset {OLDEST_OPSET} or later.",
         )
-    try:
-        anatomy = read_anatomy(model)
-    except RecursionError:
-        raise GraphError("The graph contradicts itself (its nodes form a cycle).", "Export it again.") from None
+    anatomy = read_anatomy(model)
     plan.model.require_shape(layers=len(anatomy.layers), width=anatomy.width, hidden=anatomy.hidden)
 
 

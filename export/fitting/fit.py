@@ -39,7 +39,6 @@ def fit(
     checkpoint, the data or the options.
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
-    from bakeout.models.checkpoint.this_machine import computed_in, require_weights_in_memory
     from bakeout.models.network.families import identity, model_limits
     from bakeout.models.reference.canary import synthesise_canary
     from bakeout.models.reference.search_vocabulary import Vocabulary
@@ -49,7 +48,7 @@ def fit(
     if loaded is None:
         inputs = inputs or open_inputs(recipe)
         checkpoint = inputs.checkpoint
-        model, tokenizer = load_model(checkpoint.directory, recipe.placement), load_tokenizer(checkpoint.directory)
+        model, tokenizer = load_model(checkpoint.directory), load_tokenizer(checkpoint.directory)
         digest = checkpoint.digest
     else:
         model, tokenizer, digest = loaded.model, loaded.tokenizer, loaded.digest
@@ -67,8 +66,6 @@ def fit(
                 earlier=tuple(interventions),
                 track=track,
             )
-            if entry.method.kind.edits_weights:
-                require_weights_in_memory(model, entry.method.title)
             fitted = fit_method(entry.method, entry.options, fitting)
             interventions.append(fitted)
             if loaded is None:
@@ -87,8 +84,6 @@ def fit(
                 for name, files in recipe.data.items()
             },
             "versions": {package: version(package) for package in _PACKAGES},
-            # Nothing where it was float32 on the CPU.
-            **({"computed_in": computed} if (computed := computed_in(model)) else {}),
         },
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -18,8 +18,6 @@ from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.recipes.grades import GradeEntry, grade_field
 from bakeout.export.recipes.interventions import InterventionEntry
-from bakeout.export.recipes.placement_options import PlacementOptions
-from bakeout.models.checkpoint.placement import DeviceMap, Dtype
 from bakeout.models.data.row_layouts import Column
 from bakeout.models.data.row_source import DataError, RowsInMemory, RowsLike, Source, as_source
 from bakeout.models.data.uses import USES, Use
@@ -122,7 +120,7 @@ class DataFiles(Section):
         return {use: source for use, source in sources.items() if source is not None}
 
 
-class Recipe(PlacementOptions):
+class Recipe(Section):
     """What to remove, from which model, and how: a recipe in YAML, or as an object.
 
     >>> recipe = bakeout.Recipe(
@@ -159,9 +157,6 @@ class Recipe(PlacementOptions):
             interventions: Sequence[InterventionEntry | MethodOptions | Mapping[str, Any]],
             export: BakeOptions | Mapping[str, Any] = ...,
             evaluate: EvaluateOptions | Mapping[str, Any] = ...,
-            device: str = ...,
-            dtype: Dtype = ...,
-            device_map: DeviceMap | None = ...,
         ) -> None: ...
 
     def fitted_data(self) -> list[str]:
@@ -292,7 +287,7 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
         if not files:
             yield ["data", name], f"{name} has no file"
         for use, file in files.items():
-            if isinstance(file, Path) and not _is_file(directory / file):
+            if isinstance(file, Path) and not _is(directory / file, Path.is_file):
                 yield ["data", name, use], f"there is no file {file}"
     for contradiction in recipe.export.contradictions():
         yield ["export", contradiction.option], contradiction.cause
@@ -311,9 +306,10 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
             yield ["interventions"], f"{count} times {kind.title} (put their skills into one: `forget` takes a list)"
 
 
-def _is_file(path: Path) -> bool:
+def _is(path: Path, form: Callable[[Path], bool]) -> bool:
+    """Whether a path, as somebody wrote it, leads to something of this form."""
     try:
-        return path.is_file()
+        return form(path)
     # A name that is too long, or that holds a zero byte.
     except (OSError, ValueError):
         return False
@@ -357,7 +353,7 @@ def _resolved(recipe: Recipe, directory: Path) -> Recipe:
         for name, files in recipe.data.items()
     }
     local = directory / recipe.model
-    model = str(local.resolve()) if local.is_dir() else recipe.model
+    model = str(local.resolve()) if _is(local, Path.is_dir) else recipe.model
     interventions = [_with_paths(entry, directory) for entry in recipe.interventions]
     evaluate = recipe.evaluate.beside(directory)
     return recipe.model_copy(

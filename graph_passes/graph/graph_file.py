@@ -27,7 +27,16 @@ _LARGEST_FILE = 2**31 - 1
 
 
 # What onnx_ir raises for a graph whose parts do not fit together.
-_CONTRADICTIONS = (ir.serde.SerdeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_CONTRADICTIONS = (
+    ir.serde.SerdeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class DataTensor(ir.ExternalTensor):
@@ -68,11 +77,15 @@ def load_graph(path: Path) -> ir.Model:
 
 @contextmanager
 def sound_graph() -> Iterator[None]:
-    """Raise as ``GraphError`` what onnx_ir raises, in this block, for a graph that contradicts itself."""
+    """Raise as ``GraphError`` what is raised in this block, or function, for a graph that contradicts itself.
+
+    ONNX asks a great deal of a graph, and what reads or edits one relies on it: values without a type, a name twice,
+    nodes in a cycle or shapes that do not fit end in as many ways as there are places. The cause is kept.
+    """
     try:
         yield
     except _CONTRADICTIONS as error:
-        raise GraphError(f"The graph contradicts itself ({_reason(error)}).", "Copy or export it again.") from None
+        raise GraphError(f"The graph contradicts itself ({_reason(error)}).", "Copy or export it again.") from error
 
 
 def _in_newer_opset(path: Path, opset: int) -> ir.Model:
@@ -142,7 +155,12 @@ def _reason(error: Exception) -> str:
     """The root of onnx_ir's errors, which show the whole graph before they come to it."""
     while isinstance(error, ir.serde.SerdeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    try:
+        text = str(error)
+    except _CONTRADICTIONS:
+        # It shows the graph, which cannot be shown.
+        text = ""
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

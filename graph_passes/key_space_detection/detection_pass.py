@@ -16,7 +16,7 @@ from onnx_ir.passes.common import (
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
 from bakeout.graph_passes.graph.graph_builder import END, GraphBuilder
-from bakeout.graph_passes.graph.graph_file import graph_digest, sound_graph
+from bakeout.graph_passes.graph.graph_file import graph_digest
 from bakeout.graph_passes.key_space_detection.early_exit import part
 from bakeout.graph_passes.key_space_detection.latch import BITS, Latched, latch_codes, read_latch
 from bakeout.graph_passes.key_space_detection.margins import Margins
@@ -90,8 +90,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         self._select_refusal(graph, anatomy, verdict, matched)
         if self.monitor:
             self._report(graph, anatomy, verdict, margin, window)
-        with sound_graph():
-            graph.sort()
+        graph.sort()
         moved = self._part(graph, anatomy, cache, window, verdict, matched, code) if self.early_exit else 0
         RemoveUnusedNodesPass()(model)
         after = graph_digest(model)
@@ -302,10 +301,9 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
 
 def _share_subexpressions(model: ir.Model) -> None:
     """Compute once what a graph computes repeatedly: runtimes do not look across the branches that it gets."""
-    with sound_graph():
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        DeduplicateInitializersPass()(model)
-        CommonSubexpressionEliminationPass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    DeduplicateInitializersPass()(model)
+    CommonSubexpressionEliminationPass()(model)
 
 
 def _any(build: GraphBuilder, condition: ir.Value, name: str) -> ir.Value:

@@ -32,6 +32,9 @@ class _Attention:
     present_value = 2
 
 
+# Of heads, and of values in one: what a graph says is written into it as constants.
+_MOST = 2**16
+
 _ATTENTION = {"GroupQueryAttention": _Attention(3, 4), "MultiHeadAttention": _Attention(6, 7)}
 
 
@@ -64,6 +67,8 @@ class ValueCache:
                 "heads and head size.",
                 "Export the model with optimum or the genai builder.",
             )
+        if not (0 < shape[1] <= _MOST and 0 < shape[3] <= _MOST):
+            raise GraphError(f"The graph says that its value cache has {shape[1]} heads of {shape[3]} values.")
         self.heads, self.head_size = shape[1], shape[3]
 
     @property

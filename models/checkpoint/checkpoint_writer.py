@@ -7,7 +7,6 @@ the result.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from bakeout.models.checkpoint.weight_arithmetic import (
 )
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 
@@ -226,7 +226,7 @@ def _tensors_in(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file, whose header safetensors has found to be sound."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
+        header: dict[str, Any] = parse_json(file.read(length))
     return {
         name: StoredTensor(
             name, path.name, entry["dtype"], tuple(entry["shape"]), _LENGTH + length + entry["data_offsets"][0]
@@ -243,12 +243,17 @@ def _weight_map(index: Path) -> Mapping[str, str]:
             "Save the model with save_pretrained.",
         )
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = parse_json(read_regular(index))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError):
         weight_map = None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
         raise BakeoutError(f"{index} is not an index of shards.", "Copy the checkpoint again.")
     return weight_map
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether this names a shard beside its index, and leads nowhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
 
 
 def _tensor(name: str, family: Family, tensors: Mapping[str, StoredTensor], checkpoint: Path) -> StoredTensor:

@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 
 from bakeout.models.errors import BakeoutError
 
+# Far more than any file has that is meant to be read here.
+_DEEPEST, _LONGEST_NUMBER = 100, 300
+
 
 def open_regular(path: Path) -> BufferedReader:
     """A regular file, or what links to one, opened for reading. Raises ``OSError`` for all else, and never waits."""
@@ -42,18 +45,41 @@ def require_no_devices(directory: Path) -> None:
 def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
     """A JSON document. Raises ``ValueError``, and nothing else, for what is none.
 
-    That is what nests too deeply, too, and what holds half of a surrogate pair: no file can hold it as text. With
-    ``finite``, NaN and infinite numbers are refused, which JSON does not have but Python reads.
+    That is what nests too deeply, too, what holds half of a surrogate pair (no file can hold it as text), and a number
+    that no float holds. With ``finite``, NaN and infinite numbers are refused, which JSON does not have but Python
+    reads.
     """
     try:
-        content = json.loads(text, parse_constant=_refuse_constant if finite else None)
+        content = json.loads(text, parse_int=_integer, parse_constant=_refuse_constant if finite else None)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
+    _require_shallow(content)
     if _may_hold_surrogates(text):
         json.dumps(content, ensure_ascii=False).encode()
     if finite:
         json.dumps(content, allow_nan=False)
     return content
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _require_shallow(content: Any) -> None:
+    """Raise ``ValueError`` for what no function that calls itself, level by level, could follow to its end."""
+    level = [content] if isinstance(content, (dict, list)) else []
+    for _ in range(_DEEPEST):
+        level = [
+            value
+            for one in level
+            for value in (one.values() if isinstance(one, dict) else one)
+            if isinstance(value, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError("it nests too deeply")
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -12,6 +12,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.files.writing import write_file
 from bakeout.models.plan import Floats
 
@@ -86,10 +87,10 @@ class NeuronStatistics:
     def load(cls, path: Path) -> NeuronStatistics:
         """Read what ``save`` wrote. Raises ``BakeoutError`` for anything else."""
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
             arrays = load_tensors(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            described = json.loads(header["__metadata__"][_KEY])
+            header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            described = parse_json(header["__metadata__"][_KEY])
             moments = Moments(described["tokens"], arrays["mean"], arrays["m2"])
             schema = described["schema"]
         except OSError as error:

@@ -24,7 +24,9 @@ _ITEM = 20
 # The largest number that a filter or a call is given, that repeats something, or that a format is as wide as.
 _LARGEST = 100_000
 _LARGEST_POWER = 64
-_WIDE = re.compile(r"\d{6}")
+# Of the numbers that are computed: Python's have no end.
+_MOST_BITS = 128
+_WIDE = re.compile(r"\d{6}|%[-+ #0.\d]*\*")
 
 _left: ContextVar[list[int]] = ContextVar("_left")
 
@@ -131,6 +133,8 @@ def _counted(items: Any) -> Iterator[Any]:
 def _measured(value: Any) -> Any:
     if isinstance(value, str):
         _spend(_STEP + len(value))
+    elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise TemplateError("a number is too large")
     else:
         _spend(_STEP + (_ITEM * len(value) if isinstance(value, list | tuple | dict) else 0))
     return value

@@ -18,9 +18,6 @@ from bakeout.models.data.tokenizers.bounded_templates import BoundedEnvironment,
 if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
-# What the expressions of a template raise: they are Python's, and can raise what any expression can.
-_WHATEVER = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
-
 
 class ChatTemplate:
     """A Jinja template of chats. Raises ``jinja2.TemplateError`` for one that is not Jinja.
@@ -39,7 +36,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except TemplateError:
             raise
-        except _WHATEVER as error:
+        except Exception as error:  # noqa: BLE001 - Jinja compiles it to Python, which may fail in any way
             raise TemplateError(_reason(error)) from None
 
     def render(
@@ -57,7 +54,7 @@ class ChatTemplate:
                 )
         except TemplateError:
             raise
-        except _WHATEVER as error:
+        except Exception as error:  # noqa: BLE001 - its expressions are Python's, and raise what any can
             raise TemplateError(_reason(error)) from None
 
 

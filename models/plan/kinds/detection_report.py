@@ -58,7 +58,7 @@ class FalseRefusals(Figures):
     queries: int
     refused: int
     rate: float
-    interval: tuple[float, ...]
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class KeySpaceDetectionReport(FitReport):
                 (
                     "chosen",
                     f"among {len(self.choice.candidates)} structures: {chosen.missed:.1%} missed, at most "
-                    f"{max(chosen.refused.values()):.1%} refused falsely, on the selection queries",
+                    f"{max(chosen.refused.values(), default=0.0):.1%} refused falsely, on the selection queries",
                 )
             )
         return facts

@@ -108,7 +108,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, UnionType):
         present = [argument for argument in arguments if argument is not NoneType]
         return None if value is None else _read(present[0], value, where)
-    if origin is tuple and isinstance(value, (list, tuple)):
+    has_length = arguments[-1:] == (...,) or (isinstance(value, (list, tuple)) and len(value) == len(arguments))
+    if origin is tuple and isinstance(value, (list, tuple)) and has_length:
         return tuple(_read(arguments[0], item, where) for item in value)
     if origin is Mapping and isinstance(value, Mapping):
         return {name: _read(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
