@@ -15,11 +15,12 @@ from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.report.figures_file import Attack, Attacks
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, varied_records
+from bakeout.models.data.forms.forms import WAYS_OF_RUNNING
+from bakeout.models.data.forms.kinds import KINDS, SYSTEM_PROMPTS, Kind
+from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, takes_system_messages, varied_records
 from bakeout.models.data.row_source import DataError
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
-from bakeout.models.data.variants import KINDS, WAYS_OF_RUNNING, Kind
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import scratch_directory
 from bakeout.models.plan import Positions
@@ -84,10 +85,11 @@ def attack(
 ) -> list[AttackRow]:
     """Attack artifacts with up to ``prompts`` rows of each file of ``data``, under ONNX Runtime, greedily.
 
-    ``attacks``: names out of ``ATTACKS``; variants are those held out of `augment` (``variants``). An attack
-    that a file gives nothing for (``paraphrase``, ``language``) has no row, nor has ``batch_mixing`` without ``mixed``:
-    prompts of other kinds that share a batch with those of ``data``. ``positions``: other
-    settings of Key Space Detection than the artifact's own to measure as well, which needs ``base``, its base model.
+    ``attacks``: names out of ``ATTACKS``; forms are those held out of `augment` (``forms.variants``). An attack
+    that a file gives nothing for (``paraphrase``, ``language``; forms of conversations without any) has no row, nor has
+    ``batch_mixing`` without ``mixed``: prompts of other kinds that share a batch with those of ``data``. ``positions``:
+    other settings of Key Space Detection than the artifact's own to measure as well, which needs ``base``, its base
+    model.
 
     Raises ``BakeoutError`` for unknown attacks, rows without a response, and what cannot be read or run.
     """
@@ -151,8 +153,9 @@ def _jobs(
     rows: Sequence[PromptRow], attacks: Sequence[str], runner: Runner, others: Sequence[Sequence[int]], seed: int
 ) -> Iterator[tuple[str, Feed, Sequence[Record]]]:
     """(attack, how its prompts are fed, the prompts)."""
-    plain = [row.record(row.prompt.text, runner.tokenizer) for row in rows]
-    kinds: list[Kind] = [kind for kind in KINDS if kind in attacks]
+    plain = [row.plain(runner.tokenizer) for row in rows]
+    with_system = takes_system_messages(runner.tokenizer)
+    kinds: list[Kind] = [kind for kind in KINDS if kind in attacks and (with_system or kind not in SYSTEM_PROMPTS)]
     varied = varied_records(rows, kinds, runner.tokenizer, seed=seed, use="testing")
     ways: Mapping[str, Feed] = {
         "token_by_token": _in_pieces(1),
@@ -160,8 +163,8 @@ def _jobs(
         "batch_mixing": _mixed_with(others),
     }
     for name in attacks:
-        if name in varied:
-            if varied[name]:
+        if name in KINDS:
+            if varied.get(name):
                 yield name, _whole, [record for _, record in varied[name]]
         elif name == NONE:
             yield name, _whole, plain

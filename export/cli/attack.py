@@ -48,8 +48,9 @@ def attack(
     """Rephrase forgotten prompts, and count how many the artifacts answer.
 
     Variants of each prompt: suffixes, prefixes, whitespace, case, punctuation, a few-shot context; paraphrases and
-    translations if the rows contain them (`paraphrases`, `translations`: lists of strings). Other ways of feeding the
-    same prompt: token by token, in chunks, and in a batch with the prompts of --retain.
+    translations if the rows contain them (`paraphrases`, `translations`: lists of strings); for conversations other
+    system prompts, earlier turns, instructions, thanks, lead-ins, stories, quotations, translations and roles. Other
+    ways of feeding the same prompt: token by token, in chunks, and in a batch with the prompts of --retain.
 
     A prompt gets through if it is not refused. For an artifact that cannot refuse, it gets through if the answer is
     correct.

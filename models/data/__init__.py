@@ -1,1 +1,1 @@
-"""Data: rows of files as token ids, and variants of their prompts."""
+"""Data: rows of files as token ids, and other forms of their queries."""

@@ -43,11 +43,15 @@ class Limits:
                 f"{where}: token {beyond}{written} is beyond the model's {self.embeddings} embeddings.",
                 "Use the model's own tokenizer and chat template, or resize the model's embeddings.",
             )
-        if self.context is not None and len(ids) > self.context:
+        if not self.hold(ids):
             raise DataError(
                 f"{where}: {len(ids)} tokens; the model's context is {self.context}.",
                 "Shorten or remove the text.",
             )
+
+    def hold(self, ids: Sequence[int] | Integers) -> bool:
+        """Whether the context is long enough for a text of ``ids``."""
+        return self.context is None or len(ids) <= self.context
 
 
 UNLIMITED = Limits()

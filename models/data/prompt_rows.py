@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from bakeout.models.data.forms.forms import Form, Query, mixture, variants
+from bakeout.models.data.forms.kinds import PLAIN, Kind, Plain, Use
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import in_known_layout
 from bakeout.models.data.row_source import DataError, Source
 from bakeout.models.data.rows import Record, json_rows, to_record
-from bakeout.models.data.variants import Kind, Prompt, Use, variants
 
 if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
@@ -22,21 +23,32 @@ class PromptRow:
 
     where: str
     row: Mapping[str, Any]
-    prompt: Prompt
+    query: Query
 
-    def asking(self, text: str) -> dict[str, Any]:
-        """The row with ``text`` for its question."""
-        if "messages" not in self.row:
-            return {**self.row, "prompt": text}
+    def plain(self, tokenizer: Tokenizer) -> Record:
+        """The row as it is, encoded."""
+        return to_record(self.row, tokenizer, self.where)
+
+    def record(self, form: Form, tokenizer: Tokenizer) -> Record:
+        """The row with its question in another form, encoded."""
+        return to_record(self._asking(form), tokenizer, self.where)
+
+    def _asking(self, form: Form) -> dict[str, Any]:
+        if not self.query.is_chat:
+            return {**self.row, "prompt": form.text}
         messages = list(self.row["messages"])
         place = _question_place(messages)
         assert place is not None
-        messages[place] = {**messages[place], "content": text}
-        return {**self.row, "messages": messages}
-
-    def record(self, text: str, tokenizer: Tokenizer) -> Record:
-        """The row with ``text`` for its question, encoded."""
-        return to_record(self.asking(text), tokenizer, self.where)
+        messages[place] = {**messages[place], "content": form.text}
+        system = messages[:1] if messages[0]["role"] == "system" else []
+        rest = messages[len(system) :]
+        if form.system is not None:
+            system = [{"role": "system", "content": form.system}]
+        roles = ("user", "assistant")
+        earlier = [
+            {"role": role, "content": text} for turn in form.turns for role, text in zip(roles, turn, strict=True)
+        ]
+        return {**self.row, "messages": [*system, *earlier, *rest]}
 
 
 def asking_more(row: Mapping[str, Any], text: str, where: str) -> dict[str, Any]:
@@ -84,7 +96,8 @@ def read_prompt_rows(source: Source, tokenizer: Tokenizer, limits: Limits = UNLI
         if not text:
             raise _asks_nothing(where)
         given = {key: _strings(row, key, where) for key in ("paraphrases", "translations")}
-        rows.append(PromptRow(where, row, Prompt(text, record.response, **given)))
+        response = _answer(row["messages"]) if "messages" in row else record.response
+        rows.append(PromptRow(where, row, Query(text, response, **given, is_chat="messages" in row)))
     return rows
 
 
@@ -96,15 +109,54 @@ def varied_records(
     seed: int,
     use: Use,
 ) -> dict[Kind, list[tuple[int, Record]]]:
-    """Per kind, a variant of each row that has any, encoded, with its row's index. Errors are ``attacks.variants``'."""
-    prompts = [row.prompt for row in rows]
+    """Per kind, a form of each row that has any, encoded, with its row's index. Errors are ``forms.variants``'."""
+    queries = [row.query for row in rows]
     return {
         kind: [
-            (variant.source, rows[variant.source].record(variant.text, tokenizer))
-            for variant in variants(prompts, kind, seed=seed, use=use, shots=prompts)
+            (form.source, rows[form.source].record(form, tokenizer))
+            for form in variants(queries, kind, seed=seed, use=use, shots=queries)
         ]
         for kind in kinds
     }
+
+
+def drawn_records(
+    rows: Sequence[PromptRow],
+    shares: Mapping[Kind | Plain, int],
+    tokenizer: Tokenizer,
+    *,
+    seed: str,
+    use: Use,
+    limits: Limits = UNLIMITED,
+) -> list[Record]:
+    """Each row in one drawn form (``forms.mixture``), encoded; the record names the form's kind.
+
+    A row counts as plain where its chat template renders the form as the row itself, and stays plain where the model's
+    context does not hold the form.
+    """
+    queries = [row.query for row in rows]
+    drawn = []
+    for row, form in zip(rows, mixture(queries, shares, seed=seed, use=use, shots=queries), strict=True):
+        plain = row.plain(tokenizer)
+        record = plain if form.kind == PLAIN else row.record(form, tokenizer)
+        is_plain = record.prompt_ids == plain.prompt_ids or not limits.hold(record.prompt_ids + record.response_ids)
+        drawn.append(replace(plain, form=PLAIN) if is_plain else replace(record, form=form.kind))
+    return drawn
+
+
+def has_conversations(source: Source) -> bool:
+    """Whether any row is rendered through the chat template."""
+    return any("messages" in in_known_layout(row, where) for where, row in json_rows(source))
+
+
+def takes_system_messages(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template renders a system message."""
+    messages = [{"role": "system", "content": "A system prompt."}, {"role": "user", "content": "A question?"}]
+    try:
+        record = to_record({"messages": messages}, tokenizer, "a system message")
+    except DataError:
+        return False
+    return messages[0]["content"] in record.prompt
 
 
 def _question_place(messages: Sequence[Mapping[str, str]]) -> int | None:
@@ -114,6 +166,11 @@ def _question_place(messages: Sequence[Mapping[str, str]]) -> int | None:
 
 def _asks_nothing(where: str) -> DataError:
     return DataError(f"{where}: the row asks nothing.", "Give rows with `prompt`, or `messages` of a user.")
+
+
+def _answer(messages: Sequence[Mapping[str, str]]) -> str | None:
+    """The answer that ends a conversation, without what a chat template adds to it."""
+    return messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
 
 
 def _strings(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ class Record:
     response_ids: list[int]
     # Where the row stands, for errors.
     where: str = field(default="", compare=False)
+    # In which form it was drawn, if it was: "plain", or a kind of ``forms``.
+    form: str = field(default="", compare=False)
 
 
 # Records by data name and use, and where they come from.

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bakeout.models.data.forms.kinds import CHAT_KINDS, Kind
 from bakeout.models.data.prompt_rows import read_prompt_rows, varied_records
 from bakeout.models.data.rows import Record, Rows, Sources
 from bakeout.models.data.uses import Use
-from bakeout.models.data.variants import Kind
+from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.method import Method, load
 from bakeout.models.methods.options import MethodOptions
 from bakeout.models.methods.search_space import Settings
@@ -47,12 +48,19 @@ class Fitting:
     def variants(self, name: str, use: Use, kinds: Sequence[Kind], *, seed: int) -> dict[Kind, list[Record]]:
         """The records of a name in other forms, for widening: per kind, a variant of each row that has any.
 
-        Raises ``DataError`` for rows that ask nothing.
+        Raises ``DataError`` for rows that ask nothing, and ``BakeoutError`` for kinds that only conversations have
+        where none of the rows is one.
         """
         from bakeout.models.network.families import model_limits
 
         limits = model_limits(self.model)
         rows = read_prompt_rows(self.sources[name][use], self.tokenizer, limits) if kinds else []
+        chat_kinds = [kind for kind in kinds if kind in CHAT_KINDS]
+        if chat_kinds and not any(row.query.is_chat for row in rows):
+            raise BakeoutError(
+                f"`augment`: {chat_kinds[0]} is a form of conversations, and {name} has none.",
+                "Give rows with `messages`, or remove the kind.",
+            )
         varied = varied_records(rows, kinds, self.tokenizer, seed=seed, use="widening")
         return {kind: [record for _, record in records] for kind, records in varied.items()}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from bakeout.models.errors import BakeoutError
@@ -36,6 +37,7 @@ def fit_key_space_detection(
     refusal: ArrayLike,
     against: Mapping[str, LayerKeys] | None = None,
     variants: Mapping[str, Mapping[str, LayerKeys]] | None = None,
+    forms: Mapping[str, Sequence[str]] | None = None,
 ) -> KeySpaceDetection:
     """Fit up to `cubes` regions per skill to its probe keys, and one alpha per skill.
 
@@ -49,14 +51,15 @@ def fit_key_space_detection(
     `alpha: auto` is the split-conformal quantile, at level 1 - `epsilon`, of the calibration queries' margins to
     the nearest of the skill's regions: a fresh query that is exchangeable with them is refused with at least that
     probability, provided that nothing else was chosen on them. ``variants``, calibration queries of a skill in another
-    form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. `times_largest` is what the
-    authors' code does; it guarantees nothing. The report carries alpha, and for each name in ``retain`` the false
-    refusals with a Clopper-Pearson 95 % interval.
+    form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. ``forms``: by name the form
+    of each calibration or retained query, empty for one as it was given; the guarantee is over their mixture, and the
+    report has figures for each. `times_largest` is what the authors' code does; it guarantees nothing. The report has
+    alpha, and for each name in ``retain`` the false refusals with a Clopper-Pearson 95 % interval.
 
     In ``options`` every part of the structure is set. Raises ``BakeoutError`` for too few probe or calibration
     queries, and for keys that are not finite or do not fit together.
     """
-    structure, alpha, variants = options.structure, options.alpha, variants or {}
+    structure, alpha, variants, forms = options.structure, options.alpha, variants or {}, forms or {}
     layers, epsilon = structure.layers, structure.epsilon
     if not probe:
         raise BakeoutError("Key Space Detection: there is no skill to refuse.", "Name forget data.")
@@ -98,7 +101,7 @@ def fit_key_space_detection(
             margins = _skill_margins(check, calibration.get(skill, {}), skill, "calibration")
         else:
             margins = np.empty(0)
-        forms = {
+        varied = {
             form: _skill_margins(check, keys, skill, f"calibration ({form})")
             for form, keys in variants.get(skill, {}).items()
         }
@@ -107,7 +110,7 @@ def fit_key_space_detection(
             alphas[skill] = alpha.times_largest * largest
         elif alpha == "auto":
             quantiles = [conformal_quantile(margins, epsilon, skill)]
-            quantiles += [conformal_quantile(rows, epsilon, f"{skill} ({form})") for form, rows in forms.items()]
+            quantiles += [conformal_quantile(rows, epsilon, f"{skill} ({form})") for form, rows in varied.items()]
             alphas[skill] = max(quantiles)
         else:
             alphas[skill] = float(alpha)
@@ -123,9 +126,10 @@ def fit_key_space_detection(
             largest_margin=largest,
             variants={
                 form: FormCoverage(queries=len(rows), inside=_share_inside(rows, alphas[skill]))
-                for form, rows in forms.items()
+                for form, rows in varied.items()
             }
             or None,
+            forms=_by_form(margins <= alphas[skill], forms.get(skill, ())),
         )
     check = replace(check, alpha=np.array([alphas[skill] for skill in skills]))
     report = KeySpaceDetectionReport(
@@ -133,7 +137,7 @@ def fit_key_space_detection(
         dead_floor=DEAD_FLOOR if fitter.uses_floor else None,
         seed=options.seed,
         skills=coverage,
-        retain={name: _false_refusals(check, keys, name) for name, keys in retain.items()},
+        retain={name: _false_refusals(check, keys, name, forms.get(name, ())) for name, keys in retain.items()},
     )
     return replace(check, report=report)
 
@@ -181,16 +185,26 @@ def _share_inside(margins: Floats, alpha: float) -> float:
     return float((margins <= alpha).mean())
 
 
-def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str) -> FalseRefusals:
-    margins = _margins(check, keys, f"queries of {name}")
-    refused, queries = int((margins <= check.alpha).any(axis=1).sum()), len(margins)
+def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str, forms: Sequence[str]) -> FalseRefusals:
+    inside = np.any(_margins(check, keys, f"queries of {name}") <= check.alpha, axis=1)
+    refused, queries = int(inside.sum()), len(inside)
     interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
     return FalseRefusals(
         queries=queries,
         refused=refused,
         rate=refused / queries,
         interval=(float(interval.low), float(interval.high)),
+        forms=_by_form(inside, forms),
     )
+
+
+def _by_form(inside: Sequence[bool] | NDArray[np.bool_], forms: Sequence[str]) -> dict[str, FormCoverage] | None:
+    """How many of the queries of each form lie inside; None where no forms were drawn."""
+    if not any(forms):
+        return None
+    forms = [form or "plain" for form in forms]
+    counts, caught = Counter(forms), Counter(form for form, is_in in zip(forms, inside, strict=True) if is_in)
+    return {form: FormCoverage(queries=count, inside=caught[form] / count) for form, count in sorted(counts.items())}
 
 
 def _require_dimension(keys: Floats, dimension: int, what: str) -> None:

@@ -13,6 +13,7 @@ from bakeout.models.methods.key_space_detection.options import KeySpaceDetection
 from bakeout.models.methods.key_space_detection.queries import fresh_queries, query_keys
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.separation import auroc, share_inside
+from bakeout.models.methods.key_space_detection.served import as_served
 from bakeout.models.methods.key_space_detection.structure import layer_sets
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import Floats, KeySpaceDetection
@@ -28,6 +29,7 @@ def figures(
     options: KeySpaceDetectionOptions, fitting: Fitting, fitted: KeySpaceDetection
 ) -> Iterator[Mapping[str, Any]]:
     """The figures of a fit for a report: the paper's Figures 5 and 6, on queries that were not used for fitting."""
+    fitting, _ = as_served(options, fitting)
     names = options.names(fitting.data)
     depths = {layer for layers in layer_sets(len(feed_forward_layers(fitting.model))) for layer in layers}
     layers = sorted({*depths, *fitted.layers})

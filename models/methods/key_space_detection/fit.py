@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bakeout.models.data.forms.kinds import Kind
 from bakeout.models.data.rows import Record
-from bakeout.models.data.variants import Kind
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
@@ -20,6 +20,7 @@ from bakeout.models.methods.key_space_detection.options import KeySpaceDetection
 from bakeout.models.methods.key_space_detection.queries import RetainedQueries, query_keys, retained_queries
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
+from bakeout.models.methods.key_space_detection.served import as_served
 from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers, model_limits
@@ -36,17 +37,19 @@ _Widening = Mapping[str, Mapping[str, Mapping[Kind, Sequence[Record]]]]
 def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetection:
     """Regions on the probe queries, their structure chosen on the selection queries, alpha on the calibration queries.
 
-    If `augment` names variants, those of the probe queries are probed too, those of the selection queries must be
-    refused like these, and alpha covers the calibration queries themselves and each kind of variant.
+    Conversations are probed, selected and calibrated in drawn forms (``as_served``), of all names, and the report has a
+    figure for each form. If `augment` names variants, those of the probe queries are probed too, those of the selection
+    queries must be refused like these, and alpha covers the calibration queries themselves and each kind of variant.
 
     Raises ``BakeoutError``, before anything is probed, where queries are lacking or are too few for the guarantee.
     """
     names = options.names(fitting.data)
     forget, retain = names["forget"], [name for name in names.get("retain", []) if fitting.rows[name]]
     _require_queries(options, fitting, forget)
+    fitting, mixture = as_served(options, fitting)
     widening: _Widening = {
         name: {
-            use: fitting.variants(name, use, options.augment, seed=options.seed)
+            use: fitting.variants(name, use, options.variants, seed=options.seed)
             for use in ("probe", "selection", "calibration")
             if use in fitting.rows[name]
         }
@@ -89,10 +92,15 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
             }
             for name in calibrated
         },
+        forms={
+            name: [record.form for record in records]
+            for name, records in {**counted, **{name: fitting.rows[name]["calibration"] for name in calibrated}}.items()
+        },
     )
     report = replace(
         fitted.report,
-        augment=tuple(options.augment) or None,
+        augment=tuple(options.variants) or None,
+        mixture=mixture or None,
         choice=None if choice is None else choice.figures(),
     )
     return replace(fitted, report=report, other_ends=_other_ends(ends.tokens, refusal, fitting))

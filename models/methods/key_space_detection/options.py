@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
-from bakeout.models.data.variants import Kind
+from bakeout.models.data.forms.kinds import MIXTURE, PLAIN, Kind, Plain
 from bakeout.models.methods.options import Layers, MethodOptions, Names, Section, Seed
 from bakeout.models.plan import Positions
 
@@ -21,6 +21,12 @@ class TimesLargest(Section):
     """The authors' alpha: a multiple of the largest margin among the skill's probe queries."""
 
     times_largest: PositiveFloat = Field(description="The factor, the authors' m.")
+
+
+class Mixture(Section):
+    """The mixture of `augment: auto`, with kinds left out."""
+
+    without: list[Kind] = Field(description="Kinds of forms in which no query is asked.")
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,29 @@ class KeySpaceDetectionOptions(MethodOptions):
         description="Lowest deviation of a cube, as a share of the whole skill's in that dimension; other regions have "
         "none. `auto` is chosen with the layers.",
     )
-    augment: list[Kind] = Field(
-        default=[],
-        description="Kinds of variants (`suffix`, `prefix`, `whitespace`, `case`, `punctuation`, `few_shot`, or "
-        "`paraphrase` and `language` if rows have any) of the skill's own queries that are refused as well.",
+    augment: Literal["auto"] | Mixture | list[Kind] = Field(
+        default="auto",
+        description="The forms in which queries are asked for the fit. `auto`: conversations (rows of `messages`) "
+        "each in one drawn form: plain, in a second or third turn, under other system prompts, in other words, in "
+        "frames; all other rows as they are. `{without: [translation]}`: the same but for these kinds. A list: the "
+        "skill's queries as they are and, beside them, a variant of each kind (`suffix`, `prefix`, `whitespace`, "
+        "`case`, `punctuation`, `few_shot`, `paraphrase` and `language` if rows have any, and for conversations those "
+        "of `auto`). `[]`: all rows as they are (the paper).",
     )
-    seed: Seed = Field(default=0, description="Seed of the clustering and of the variants.")
+    seed: Seed = Field(default=0, description="Seed of the clustering and of the forms.")
+
+    @property
+    def variants(self) -> list[Kind]:
+        """The kinds of variants beside the queries themselves."""
+        return self.augment if isinstance(self.augment, list) else []
+
+    @property
+    def mixture(self) -> dict[Kind | Plain, int]:
+        """The relative shares of the forms that conversations are asked in; empty where they stay as they are."""
+        if isinstance(self.augment, list):
+            return {}
+        left_out = self.augment.without if isinstance(self.augment, Mixture) else ()
+        return {kind: share for kind, share in MIXTURE.items() if kind == PLAIN or kind not in left_out}
 
     @field_validator("alpha")
     @classmethod

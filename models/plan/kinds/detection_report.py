@@ -15,7 +15,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class FormCoverage(Figures):
-    """How many of a skill's calibration ``queries`` in another form lie ``inside``, as a share."""
+    """How many ``queries`` in one form lie ``inside``, as a share."""
 
     queries: int
     inside: float
@@ -27,6 +27,8 @@ class SkillCoverage(Figures):
 
     ``floored_dimensions``: per cube, how many deviations were raised to the floor. ``calibration_inside`` is a share,
     None without calibration queries; ``epsilon`` and ``guaranteed_coverage`` are None where alpha was given.
+    ``variants``: of queries in another form beside the calibration queries; ``forms``: of the calibration queries
+    themselves, where these are in several forms.
     """
 
     probe_queries: int
@@ -39,6 +41,7 @@ class SkillCoverage(Figures):
     guaranteed_coverage: float | None
     largest_margin: float | None = None
     variants: Mapping[str, FormCoverage] | None = None
+    forms: Mapping[str, FormCoverage] | None = None
 
     @property
     def is_possible(self) -> bool:
@@ -53,12 +56,16 @@ class SkillCoverage(Figures):
 
 @dataclass(frozen=True, kw_only=True)
 class FalseRefusals(Figures):
-    """How many ``queries`` of a name to retain are refused, as a ``rate`` with its Clopper-Pearson 95 % interval."""
+    """How many ``queries`` of a name to retain are refused, as a ``rate`` with its Clopper-Pearson 95 % interval.
+
+    ``forms``: the same by form, where the queries are in several.
+    """
 
     queries: int
     refused: int
     rate: float
     interval: tuple[float, float]
+    forms: Mapping[str, FormCoverage] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +97,14 @@ class StructureChoice(Figures):
 
 @dataclass(frozen=True, kw_only=True)
 class KeySpaceDetectionReport(FitReport):
-    """Per skill to refuse its coverage, per name to retain its false refusals, and what the cubes were made with."""
+    """Per skill to refuse its coverage, per name to retain its false refusals, and what the cubes were made with.
+
+    ``augment``: kinds of variants beside the queries; ``mixture``: the share of each form in which conversations were
+    asked, plain included. What is guaranteed, and what is counted, is over that mixture.
+    """
 
     augment: tuple[str, ...] | None = None
+    mixture: Mapping[str, float] | None = None
     choice: StructureChoice | None = None
     floor: float | None = None
     dead_floor: float | None = None
@@ -117,6 +129,11 @@ class KeySpaceDetectionReport(FitReport):
         facts = super().facts()
         facts += [("coverage", _covered(skill, figures)) for skill, figures in (self.skills or {}).items()]
         facts += [("refused", _refused(name, figures)) for name, figures in (self.retain or {}).items()]
+        if self.mixture:
+            facts.append(("mixture", "conversations are asked " + _shares(self.mixture)))
+            asked = {name: figures.forms for name, figures in (self.skills or {}).items()}
+            asked |= {name: figures.forms for name, figures in (self.retain or {}).items()}
+            facts += [("by form", f"{name}, inside: {_by_form(forms)}") for name, forms in asked.items() if forms]
         if self.augment:
             facts.append(("augmented", ", ".join(self.augment)))
         if self.floor is not None:
@@ -136,7 +153,8 @@ class KeySpaceDetectionReport(FitReport):
 def _covered(skill: str, figures: SkillCoverage) -> str:
     promise = "no guarantee, alpha was given"
     if figures.guaranteed_coverage is not None:
-        promise = f"at least {100 * figures.guaranteed_coverage:.4g} % of fresh ones"
+        asked = ", asked in the mixture of forms" if figures.forms else ""
+        promise = f"at least {100 * figures.guaranteed_coverage:.4g} % of fresh ones{asked}"
     inside = ""
     if figures.calibration_inside is not None:
         inside = f"{figures.calibration_inside:.1%} of {figures.calibration_queries} calibration queries inside, "
@@ -146,3 +164,11 @@ def _covered(skill: str, figures: SkillCoverage) -> str:
 def _refused(name: str, figures: FalseRefusals) -> str:
     low, high = figures.interval
     return f"{name}: {figures.rate:.2%} of {figures.queries} queries, falsely (interval {low:.2%} to {high:.2%})"
+
+
+def _shares(mixture: Mapping[str, float]) -> str:
+    return ", ".join(f"{form} {share:.0%}" for form, share in mixture.items())
+
+
+def _by_form(forms: Mapping[str, FormCoverage]) -> str:
+    return ", ".join(f"{form} {figures.inside:.0%} of {figures.queries}" for form, figures in forms.items())

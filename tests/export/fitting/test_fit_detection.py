@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bakeout.export.artifacts.inspection import inspect, lines
@@ -113,6 +115,67 @@ def test_variants_are_probed_and_held_with_the_queries_themselves(llama_checkpoi
     assert all(found["inside"] >= 0.9 and found["queries"] == 20 for found in report["variants"].values())
     assert report["calibration_queries"] == 20
     assert widened.report.as_json()["augment"] == ["suffix", "prefix"]
+
+
+def _chat_data(directory: Path) -> dict[str, Any]:
+    """The recipe's data with every row a conversation."""
+    uses = ("probe", "selection", "calibration")
+    for name in ("sums", "names"):
+        for use in uses:
+            conversations = [
+                {
+                    "messages": [
+                        {"role": "user", "content": row["prompt"]},
+                        {"role": "assistant", "content": row["response"]},
+                    ]
+                }
+                for row in rows(name, use)
+            ]
+            write_rows(directory / "data" / f"chat.{name}.{use}.jsonl", conversations)
+    return {name: {use: f"data/chat.{name}.{use}.jsonl" for use in uses} for name in ("sums", "names")}
+
+
+def test_conversations_are_fitted_in_drawn_forms_and_counted_by_form(llama_checkpoint: Path, tmp_path: Path) -> None:
+    data = _chat_data(tmp_path)
+    plain = _fitted(tmp_path, llama_checkpoint, {"layers": [2], "augment": []}, data=data)
+    drawn = _fitted(tmp_path, llama_checkpoint, {"layers": [2]}, data=data)
+    again = _fitted(tmp_path, llama_checkpoint, {"layers": [2]}, data=data)
+    fewer = _fitted(tmp_path, llama_checkpoint, {"layers": [2], "augment": {"without": ["story", "case"]}}, data=data)
+    assert drawn.report == again.report
+    assert not np.array_equal(drawn.alpha, plain.alpha)
+    report = drawn.report.as_json()
+    skill, names = report["skills"]["sums"], report["retain"]["names"]
+    assert skill["probe_queries"] == plain.report.as_json()["skills"]["sums"]["probe_queries"]
+    for figures, queries in ((skill, skill["calibration_queries"]), (names, names["queries"])):
+        assert sum(form["queries"] for form in figures["forms"].values()) == queries
+    caught = sum(form["queries"] * form["inside"] for form in skill["forms"].values())
+    assert caught == pytest.approx(skill["calibration_inside"] * skill["calibration_queries"])
+    assert sum(report["mixture"].values()) == pytest.approx(1)
+    assert {"plain", "second_turn", "story", "case"} <= report["mixture"].keys()
+    assert fewer.report.as_json()["mixture"].keys() == report["mixture"].keys() - {"story", "case"}
+    assert "mixture" not in plain.report.as_json() and "forms" not in plain.report.as_json()["skills"]["sums"]
+    facts = dict(drawn.report.facts())
+    assert "second_turn" in facts["mixture"]
+    assert "asked in the mixture of forms" in facts["coverage"]
+
+
+def test_forms_of_conversations_need_conversations(llama_checkpoint: Path, tmp_path: Path) -> None:
+    assert "mixture" not in _fitted(tmp_path, llama_checkpoint, {"layers": [2]}).report.as_json()
+    with pytest.raises(BakeoutError, match=r"story is a form of conversations, and sums has none.*messages"):
+        _fitted(tmp_path, llama_checkpoint, {"layers": [2], "augment": ["story"]})
+
+
+def test_a_template_without_system_messages_is_told(
+    llama_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(llama_checkpoint, checkpoint)
+    template = "{% for m in messages %}{{ m.content if m.role != 'system' }}{% endfor %}"
+    (checkpoint / "chat_template.jinja").write_text(template, encoding="utf-8")
+    data = _chat_data(tmp_path)
+    fitted = _fitted(tmp_path, checkpoint, {"layers": [2]}, data=data)
+    assert not {"system_prompt", "no_system_prompt"} & fitted.report.as_json()["mixture"].keys()
+    assert "system_prompt and no_system_prompt are left out" in caplog.text
 
 
 def test_an_unknown_kind_of_variant_is_an_error_of_the_recipe(llama_checkpoint: Path, tmp_path: Path) -> None:

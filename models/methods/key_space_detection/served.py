@@ -1,0 +1,60 @@
+"""Queries as a model is served them: each conversation in one drawn form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bakeout.models.data.forms.kinds import SYSTEM_PROMPTS
+from bakeout.models.data.prompt_rows import (
+    drawn_records,
+    has_conversations,
+    read_prompt_rows,
+    takes_system_messages,
+)
+from bakeout.models.data.rows import Record
+from bakeout.models.data.uses import Use
+from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.network.families import model_limits
+
+_logger = logging.getLogger(__name__)
+
+_USES: tuple[Use, ...] = ("probe", "selection", "calibration")
+
+
+def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitting, dict[str, float]]:
+    """``fitting`` with each conversation in one form of the options' mixture, of all names and uses alike.
+
+    Also the share of each form in that mixture; empty where all rows stay as they are. Kinds that need a system message
+    are left out, with a warning, where the chat template takes none. Raises ``DataError`` for a conversation that asks
+    nothing.
+    """
+    mixture = options.mixture
+    conversations = {
+        name: {use: source for use, source in uses.items() if use in _USES and has_conversations(source)}
+        for name, uses in (fitting.sources.items() if mixture else ())
+    }
+    if not any(conversations.values()):
+        return fitting, {}
+    if not takes_system_messages(fitting.tokenizer) and not mixture.keys().isdisjoint(SYSTEM_PROMPTS):
+        mixture = {kind: share for kind, share in mixture.items() if kind not in SYSTEM_PROMPTS}
+        _logger.warning(
+            "The chat template takes no system message: %s are left out of `augment`.", " and ".join(SYSTEM_PROMPTS)
+        )
+    limits = model_limits(fitting.model)
+    rows: dict[str, dict[Use, Sequence[Record]]] = {name: dict(uses) for name, uses in fitting.rows.items()}
+    for name, uses in conversations.items():
+        for use, source in uses.items():
+            rows[name][use] = drawn_records(
+                read_prompt_rows(source, fitting.tokenizer, limits),
+                mixture,
+                fitting.tokenizer,
+                # Other draws for every file: the forms of fresh queries owe nothing to those that were fitted.
+                seed=f"{options.seed}/{name}/{use}",
+                use="widening",
+                limits=limits,
+            )
+    total = sum(mixture.values())
+    return replace(fitting, rows=rows), {kind: share / total for kind, share in mixture.items()}
