@@ -27,8 +27,8 @@ def model_source(model: str | Path | Checkpoint, variant: str | None = None) -> 
     read.
 
     A directory that holds both is the checkpoint, which a log line says; ``variant`` chooses among its graphs, as
-    ``choose_graph``. Raises ``BakeoutError`` for what holds no model, and for what Bakeout does not read: an adapter,
-    GGUF, a single file of weights.
+    ``choose_graph``. A GGUF file, or a directory with one, is the checkpoint that it is converted to once. Raises
+    ``BakeoutError`` for what holds no model, and for what Bakeout does not read: an adapter, a single file of weights.
     """
     path = model.directory if isinstance(model, Checkpoint) else _local(model, variant)
     if variant is not None:
@@ -42,6 +42,10 @@ def model_source(model: str | Path | Checkpoint, variant: str | None = None) -> 
         if graphs := graphs_in(path):
             _LOG.info("%s is taken as a checkpoint; to take the graph in it, name %s.", path, graphs[0])
         return Checkpoint(resolve_checkpoint(path))
+    if form == "gguf":
+        from bakeout.models.checkpoint.gguf_checkpoint import find_gguf, gguf_checkpoint
+
+        return Checkpoint(gguf_checkpoint(find_gguf(path)))
     raise _refusal(model, path, form)
 
 
@@ -145,7 +149,10 @@ def _refusal(model: str | Path, path: Path, form: Form) -> BakeoutError:
             f"{model} is a checkpoint with an adapter beside it, of {base}, and transformers would load both.",
             f"First {_MERGE}, or move adapter_config.json out of the directory.",
         ),
-        "gguf": (f"{model} is GGUF, which is not read.", "Name the model's safetensors checkpoint or an ONNX graph."),
+        "gguf": (
+            f"{model} is GGUF, which ONNX Runtime does not run.",
+            "Bake a plan into it, or name an artifact or an ONNX directory.",
+        ),
         "weights file": (f"{model} is a single file of weights.", "Name the checkpoint's directory."),
     }.get(form, (f"There is no file or directory {model}.", "Check the path."))
     return BakeoutError(cause, remedy)

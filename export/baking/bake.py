@@ -165,6 +165,7 @@ def write_record(
     entries = {
         "base": asdict(plan.model),
         "data": plan.provenance.get("data", {}),
+        **({"source": source} if (source := plan.provenance.get("source")) else {}),
         "plan": hashlib.sha256(plan_bytes(plan)).hexdigest(),
         "versions": {
             "baked_with": _versions(options, edited),

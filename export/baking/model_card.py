@@ -57,6 +57,7 @@ def model_card(
         tasks=_tasks_beside_base(tasks),
         plan_digest=hashlib.sha256(plan_bytes(plan)).hexdigest(),
         data=plan.provenance.get("data", {}),
+        source=plan.provenance.get("source", {}),
         versions=plan.provenance.get("versions", {}),
     )
 

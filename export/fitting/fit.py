@@ -49,9 +49,9 @@ def fit(
         inputs = inputs or open_inputs(recipe)
         checkpoint = inputs.checkpoint
         model, tokenizer = load_model(checkpoint.directory), load_tokenizer(checkpoint.directory)
-        digest = checkpoint.digest
+        digest, source = checkpoint.digest, checkpoint.source
     else:
-        model, tokenizer, digest = loaded.model, loaded.tokenizer, loaded.digest
+        model, tokenizer, digest, source = loaded.model, loaded.tokenizer, loaded.digest, {}
     sources = without_tests(by_use(recipe.data) if inputs is None else inputs.sources)
     rows = read_rows(sources, tokenizer, model_limits(model))
     interventions: list[Intervention] = []
@@ -84,6 +84,7 @@ def fit(
                 for name, files in recipe.data.items()
             },
             "versions": {package: version(package) for package in _PACKAGES},
+            **({"source": source} if source else {}),
         },
     )
 

@@ -136,7 +136,7 @@ class Recipe(Section):
     """
 
     model: Annotated[str, BeforeValidator(_as_text)] = Field(
-        description="A checkpoint's directory, relative to the recipe, or a hub id."
+        description="A checkpoint's directory or a GGUF file, relative to the recipe, or a hub id."
     )
     data: dict[str, Annotated[DataFiles, BeforeValidator(_as_files)]] = Field(
         description="The data, by the names that the interventions use.", min_length=1
@@ -353,7 +353,11 @@ def _resolved(recipe: Recipe, directory: Path) -> Recipe:
         for name, files in recipe.data.items()
     }
     local = directory / recipe.model
+<<<<<<< HEAD
     model = str(local.resolve()) if _is(local, Path.is_dir) else recipe.model
+=======
+    model = str(local.resolve()) if local.is_dir() or _is_file(local) else recipe.model
+>>>>>>> b5439d1 (Take GGUF files as models, dequantised once, ended as the file says)
     interventions = [_with_paths(entry, directory) for entry in recipe.interventions]
     evaluate = recipe.evaluate.beside(directory)
     return recipe.model_copy(

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bakeout.models.checkpoint.checkpoint_files import combined_digest, weight_file_digests
+from bakeout.models.checkpoint.gguf_checkpoint import gguf_source
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,11 @@ class Checkpoint:
     """
 
     directory: Path
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The GGUF file that it was made of; empty for others."""
+        return gguf_source(self.directory)
 
     @cached_property
     def file_digests(self) -> Mapping[str, str]:

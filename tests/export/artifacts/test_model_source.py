@@ -54,8 +54,8 @@ def absent_graph(directory: Path, checkpoint: Path) -> Path:
 REFUSED: dict[Callable[[Path, Path], Path], str] = {
     adapter: "is an adapter alone",
     adapted_checkpoint: "with an adapter beside it",
-    gguf_file: "is GGUF",
-    gguf_directory: "is GGUF",
+    gguf_file: "is GGUF|is not a whole GGUF file",
+    gguf_directory: "is GGUF|is not a whole GGUF file",
     weights_file: "single file of weights",
     absent_graph: "no file or directory",
 }
