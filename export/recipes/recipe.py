@@ -353,11 +353,8 @@ def _resolved(recipe: Recipe, directory: Path) -> Recipe:
         for name, files in recipe.data.items()
     }
     local = directory / recipe.model
-<<<<<<< HEAD
-    model = str(local.resolve()) if _is(local, Path.is_dir) else recipe.model
-=======
-    model = str(local.resolve()) if local.is_dir() or _is_file(local) else recipe.model
->>>>>>> b5439d1 (Take GGUF files as models, dequantised once, ended as the file says)
+    beside = _is(local, Path.is_dir) or _is(local, Path.is_file)
+    model = str(local.resolve()) if beside else recipe.model
     interventions = [_with_paths(entry, directory) for entry in recipe.interventions]
     evaluate = recipe.evaluate.beside(directory)
     return recipe.model_copy(
