@@ -68,7 +68,7 @@ def _without_its_words(value: Any, refusal: Sequence[int]) -> Any:
 
 
 def _without_its_biases(value: Any, refusal: Sequence[int]) -> Any:
-    """Sequences whose last token is made likelier or less likely: [[tokens], bias], by much or little."""
+    """Sequences whose last token becomes more or less likely: [[tokens], bias], by much or little."""
     return [
         [word, bias]
         for word, bias in value
@@ -102,7 +102,7 @@ def _not_too_large(value: Any, refusal: Sequence[int]) -> Any:
 
 
 def _after_it(value: Any, refusal: Sequence[int]) -> Any:
-    """From how many new tokens on the end grows likelier, and by which factor a token; twofold, it is the likeliest."""
+    """[start, factor]: with each token behind ``start``, scores of end tokens rise by the factor; doubled, they win."""
     start, factor = value
     return value if factor ** max(len(refusal) - start, 0) < 2 else [len(refusal), factor]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bakeout.export.running.runner import Runner
-from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
+from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph, name_data_files_as_stored
 from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.errors import BakeoutError
 
@@ -22,7 +22,8 @@ def require_finite(graph_file: Path, prompts: Sequence[Sequence[int]]) -> None:
     if not prompts or stored_precision(graph) == "float32":
         return
     # As it was loaded: ONNX Runtime cannot read a tensor in an attribute that lies in a data file.
-    for _, logits in Runner(graph_file, graph=graph_bytes(graph)).each_logits(prompts):
+    folder = name_data_files_as_stored(graph)
+    for _, logits in Runner(graph_file, graph=graph_bytes(graph), data=folder).each_logits(prompts):
         if not np.isfinite(logits).all():
             raise overflow()
 

@@ -75,7 +75,7 @@ class Runner:
     ``cache_position`` and ``num_logits_to_keep`` likewise), and past keys and values where it has a cache; outputs
     ``logits`` and the present ones. CUDA is used where ONNX Runtime has it; ``provider`` names the execution provider
     that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in place of the file's content: an edited
-    copy, whose data files are those beside ``path``.
+    copy, whose data files are those beside ``path``, or in the folder ``data``.
 
     >>> runner = bakeout.Runner("unlearned")
     >>> runner.answer("Now, fish and house in German?")
@@ -88,12 +88,19 @@ class Runner:
     Raises ``BakeoutError`` when ``path`` holds no graph that ONNX Runtime can run as a decoder of text.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, graph: bytes | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        graph: bytes | None = None,
+        data: Path | None = None,
+    ) -> None:
         self.path = find_graph(Path(path))
         self.directory = home_of(self.path)
         ends, padding = read_end_of_text(self.directory).require(self.directory), read_padding(self.directory)
         self.end_tokens, self.padding_token = frozenset(ends), ends[0] if padding is None else padding
-        self.session = _session(self.path, threads, graph)
+        self.session = _session(self.path, threads, graph, data or self.path.parent)
         self.provider: str = self.session.get_providers()[0]
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
         inputs = {value.name: value for value in self.session.get_inputs()}
@@ -332,7 +339,7 @@ class Runner:
         )
 
 
-def _session(path: Path, threads: int | None, graph: bytes | None) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int | None, graph: bytes | None, data: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # Its own lines, on standard error, hold the graph's names as they are. What it raises is told.
     options.log_severity_level = _FATAL
@@ -344,7 +351,7 @@ def _session(path: Path, threads: int | None, graph: bytes | None) -> onnxruntim
         onnxruntime.preload_dlls()
         providers.insert(0, "CUDAExecutionProvider")
     if graph is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
     try:
         return onnxruntime.InferenceSession(graph or path, options, providers)
     except _CANNOT_RUN as error:

@@ -133,6 +133,20 @@ def name_data_files(model: ir.Model, names: Mapping[str, str]) -> None:
         tensor.name_in_graph = names.get(tensor.name_in_graph, tensor.name_in_graph)
 
 
+def name_data_files_as_stored(model: ir.Model) -> Path | None:
+    """Let a loaded graph refer to its data files by their own names, and give the folder that they lie in.
+
+    The hub's cache links files to others elsewhere, and ONNX Runtime does not follow a link out of the folder it is
+    given. None, and nothing is renamed, where there are no data files, or in several folders.
+    """
+    files = data_files(model)
+    folders = {path.parent for path in files.values()}
+    if len(folders) != 1:
+        return None
+    name_data_files(model, {name: path.name for name, path in files.items()})
+    return folders.pop()
+
+
 def data_tensors(model: ir.Model) -> Iterator[DataTensor]:
     """The tensors of a loaded graph that lie in data files."""
     for value in _initialisers(model):

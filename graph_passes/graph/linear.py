@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 _PASSES_A_CONSTANT_ON = frozenset(("Transpose", "Cast", "Identity", "DequantizeLinear"))
+# ONNX Runtime's products with weights that are quantised block by block, whose scales are the third input.
+_IN_BLOCKS = frozenset(("MatMulNBits", "MatMulBnb4"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +28,10 @@ class Linear:
 
 
 def as_linear(node: ir.Node) -> Linear | None:
-    """The linear that a node computes: MatMul or Gemm with a constant weight, MatMulNBits, or the Mul in which a
-    dynamically quantised product ends; None for others.
+    """The linear that a node computes: MatMul or Gemm with a constant weight, MatMulNBits or MatMulBnb4, or the Mul in
+    which a dynamically quantised product ends; None for others.
     """
-    if (node.domain, node.op_type) == ("com.microsoft", "MatMulNBits"):
+    if node.domain == "com.microsoft" and node.op_type in _IN_BLOCKS:
         data, scales = node.inputs[0], node.inputs[2]
         if data is None or scales is None or scales.const_value is None:
             return None

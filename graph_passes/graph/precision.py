@@ -9,7 +9,7 @@ import onnx_ir as ir
 Precision = Literal["float32", "float16", "quantised"]
 
 # What multiplies by quantised weights, or makes them ready for that.
-_QUANTISED = frozenset(("DequantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulNBits"))
+_QUANTISED = frozenset(("DequantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulNBits", "MatMulBnb4"))
 
 
 def stored_precision(model: ir.Model) -> Precision:
