@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bakeout.models.files.links import require_own_file
+
 # What travels with a model's weights: configuration, whatever a tokenizer of transformers reads, licence.
 _COMPANIONS = (
     "config.json",
@@ -33,5 +35,11 @@ _COMPANIONS = (
 
 
 def companion_files(directory: Path) -> list[Path]:
-    """A model's configuration, tokenizer and licence files in ``directory``, in order of name."""
-    return sorted({path for pattern in _COMPANIONS for path in directory.glob(pattern) if path.is_file()})
+    """A model's configuration, tokenizer and licence files in ``directory``, in order of name.
+
+    Raises ``BakeoutError`` where one of them is a link that leads out of it.
+    """
+    companions = sorted({path for pattern in _COMPANIONS for path in directory.glob(pattern) if path.is_file()})
+    for path in companions:
+        require_own_file(path, directory)
+    return companions

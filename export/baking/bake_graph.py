@@ -27,6 +27,7 @@ from bakeout.graph_passes.weight_edits import write_edited_tensors
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space, room_on_disk
+from bakeout.models.files.links import require_own_file
 from bakeout.models.files.writing import scratch_directory
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
@@ -111,6 +112,8 @@ def write_baked_graph(
         content = graph_bytes(graph)
         are_ours = base.exported or options.quantize is not None
         copied = companions if are_ours else [*companions, *weights.values()]
+        if not are_ours:
+            _require_own_data(base, weights)
         require_space(directory, len(content) + sum(room_on_disk(path) for path in copied))
         beside_graph = (directory / place).parent
         for name, path in track(weights.items(), "copying the weights", len(weights)):
@@ -143,6 +146,11 @@ def _describe_to_genai(graph: ir.Model, source: Path, directory: Path, place: st
         copy_genai_config(source, directory, place)
     elif (directory / "config.json").is_file() and has_cache(graph):
         write_genai_config(directory, graph, place)
+
+
+def _require_own_data(base: GraphBase, weights: Mapping[str, Path]) -> None:
+    for name in weights:
+        require_own_file(base.graph.parent / name, base.directory)
 
 
 def _require_own_names(graph: Path, weights: Mapping[str, Path], companions: Sequence[Path], place: str) -> None:

@@ -16,6 +16,7 @@ from bakeout.export.pipeline.build import build
 from bakeout.export.report.page import write_report
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.links import require_own_file
 from bakeout.models.files.writing import replaced_directory, require_new
 from bakeout.models.progress import Track, untracked
 from bakeout.models.skills import checkpoint_directory
@@ -63,6 +64,8 @@ def run_demo(directory: Path, model: Path | None = None, *, track: Track = untra
     require_earlier_demo(directory)
     with replaced_directory(directory) as scratch:
         checkpoint = model or checkpoint_directory()
+        for path in checkpoint.rglob("*"):
+            require_own_file(path, checkpoint)
         shutil.copytree(checkpoint, scratch / "model")
         _write_data(scratch / "data", track)
         (scratch / "base").mkdir()

@@ -10,6 +10,7 @@ from typing import Any
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.models.files.hashing import hash_files
+from bakeout.models.files.links import leads_to_blob
 from bakeout.models.progress import Track
 
 
@@ -47,16 +48,9 @@ def _irregular(directory: Path, top: Path) -> Iterator[tuple[str, str]]:
     for entry in entries:
         path = Path(entry.path)
         if entry.is_symlink():
-            if not _leads_to_blob(path, top):
+            if not (path.is_file() and leads_to_blob(path, top)):
                 yield path.relative_to(top).as_posix(), "a link"
         elif entry.is_dir():
             yield from _irregular(path, top)
         elif not entry.is_file():
             yield path.relative_to(top).as_posix(), "not a regular file"
-
-
-def _leads_to_blob(link: Path, top: Path) -> bool:
-    absolute = top.absolute()
-    if absolute.parent.name != "snapshots" or not link.is_file():
-        return False
-    return link.resolve().parent == (absolute.parent.parent / "blobs").resolve()

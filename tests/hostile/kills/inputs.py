@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,20 @@ _LAYERS = 2
 
 @dataclass(frozen=True)
 class Command:
-    """``arguments`` after `bakeout`, run in an empty directory; ``outputs``: what it writes there.
+    """``arguments`` after `bakeout`, run in a directory of its own; ``outputs``: what it writes there.
 
-    ``resumed``: directories that a killed run leaves for the next one.
+    ``resumed``: directories that a killed run leaves for the next one; ``beside``: what has to lie in its directory.
     """
 
     arguments: tuple[str, ...]
     outputs: tuple[str, ...]
     resumed: tuple[str, ...] = ()
+    beside: Path | None = None
+
+    def prepare(self, home: Path) -> None:
+        """Copy what has to lie there into the directory ``home``."""
+        if self.beside is not None:
+            shutil.copytree(self.beside, home, dirs_exist_ok=True)
 
 
 def commands(directory: Path) -> Mapping[str, Command]:
@@ -66,7 +73,10 @@ def commands(directory: Path) -> Mapping[str, Command]:
         "attack": Command(("attack", str(artifact), *attacked, "--figures", "new/attacks.json"), ("new/attacks.json",)),
         "report": Command(("report", str(artifact), "-o", "new/report.html"), ("new/report.html",)),
         "reveal and release": Command(
-            ("fit", str(_release(directory / "release")), "-o", "new/plan"), ("new/plan",), ("rounds",)
+            ("fit", _release(directory / "release").name, "-o", "new/plan"),
+            ("new/plan",),
+            ("rounds",),
+            beside=directory / "release",
         ),
     }
 

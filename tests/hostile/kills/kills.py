@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -62,9 +61,7 @@ class Bench:
 
     def _home(self, command: Command) -> tempfile.TemporaryDirectory[str]:
         home = tempfile.TemporaryDirectory(prefix="home-", dir=self._directory)
-        # What a recipe names beside itself is found there; what the command writes there is its own.
-        if command.resumed == ("rounds",):
-            shutil.copytree(self._directory / "inputs" / "release", home.name, dirs_exist_ok=True)
+        command.prepare(Path(home.name))
         return home
 
 

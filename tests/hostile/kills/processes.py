@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -10,10 +12,12 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.directory_tree import tree
 
 # Whatever changes what lies in directories, and what is written or forced to the disk before it does.
 CALLS = ("mkdir", "open", "fsync", "link", "rename", "replace", "unlink", "rmdir", "truncate")
@@ -22,12 +26,16 @@ _LONGEST = 300
 
 @dataclass(frozen=True)
 class Done:
-    """How a process ended: its status (of a signal, minus its number), what it told, and how long it took."""
+    """How a process ended: its status (of a signal, minus its number), what it told, and how long it took.
+
+    ``calls``: how many of ``CALLS`` it made; ``left``: what lay in its directory in the end.
+    """
 
     status: int
     told: str
     seconds: float
     calls: Mapping[str, int]
+    left: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -42,16 +50,26 @@ class Moment:
 
 
 def run_in_fork(
-    arguments: list[str], home: Path, moment: Moment | None = None, prepare: Callable[[], None] = lambda: None
+    arguments: Sequence[str], home: Path, moment: Moment | None = None, prepare: Callable[[], None] = lambda: None
 ) -> Done:
-    """Run `bakeout` with ``arguments`` in the directory ``home``, its temporary files in ``tmp`` there."""
+    """Run `bakeout` with ``arguments`` in the directory ``home``, its temporary files in ``tmp`` there.
+
+    ``prepare`` runs in the process, before the command.
+    """
     (home / "tmp").mkdir(exist_ok=True)
+    # Pipes know no limits of file sizes. A command tells less than they hold.
+    told, tell = os.pipe()
+    answer, ask = os.pipe()
+    for descriptor in (tell, ask):
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 1 << 20)
     begun = time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()
     process = os.fork()
     if process == 0:
-        _serve(arguments, home, moment, prepare)
+        _serve(arguments, home, moment, prepare, tell, ask)
+    os.close(tell)
+    os.close(ask)
     if moment is not None and moment.seconds is not None:
         time.sleep(moment.seconds)
         os.kill(process, moment.number)
@@ -59,40 +77,36 @@ def run_in_fork(
         if time.monotonic() - begun > _LONGEST:
             os.kill(process, signal.SIGKILL)
         time.sleep(0.005)
-    status = os.waitstatus_to_exitcode(waited[1])
-    told = (home / "tmp" / "told").read_text(errors="replace") if (home / "tmp" / "told").exists() else ""
-    counted = home / "tmp" / "calls"
-    calls = dict(line.split() for line in counted.read_text().splitlines()) if counted.exists() else {}
-    for name in ("told", "calls"):
-        (home / "tmp" / name).unlink(missing_ok=True)
-    return Done(status, told, time.monotonic() - begun, {name: int(count) for name, count in calls.items()})
+    seconds = time.monotonic() - begun
+    with os.fdopen(told, errors="replace") as lines, os.fdopen(answer, "rb") as results:
+        calls, left = pickle.loads(results.read() or pickle.dumps(({}, [])))
+        return Done(os.waitstatus_to_exitcode(waited[1]), lines.read(), seconds, calls, left)
 
 
-def _serve(arguments: list[str], home: Path, moment: Moment | None, prepare: Callable[[], None]) -> None:
+def _serve(
+    arguments: Sequence[str], home: Path, moment: Moment | None, prepare: Callable[[], None], tell: int, ask: int
+) -> None:
     status = 99
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        told = os.open(home / "tmp" / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(told, 1)
-        os.dup2(told, 2)
+        for standard in (1, 2):
+            os.dup2(tell, standard)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.chdir(home)
         tempfile.tempdir = str(home / "tmp")
+        prepare()
         calls: Counter[str] = Counter()
         for name in CALLS:
             setattr(os, name, _counted(name, getattr(os, name), calls, moment))
-        prepare()
         status = _run(arguments)
-        if moment is None:
-            counted = "".join(f"{name} {count}\n" for name, count in calls.items())
-            (home / "tmp" / "calls").write_text(counted)
+        os.write(ask, pickle.dumps((dict(calls), tree(home))))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: Sequence[str]) -> int:
     from bakeout.__main__ import main
     from bakeout.models.files.temporary import discard_all
 
