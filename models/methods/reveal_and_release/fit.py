@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -79,7 +80,7 @@ def fit_reveal_and_release(
     files = RoundFiles(options.directory)
     settings = {
         "candidates": options.instructions,
-        "retain": {name: [asdict(record) for record in records] for name, records in retain.items()},
+        "retain": {name: [_content(record) for record in records] for name, records in retain.items()},
         "scorer": options.patterns or "novelty",
         "reveal": options.reveal.model_dump(),
         "release": options.release.model_dump(),
@@ -114,6 +115,11 @@ def fit_reveal_and_release(
         "residual": residual,
     }
     return LowRankUpdate(METHOD.name, updates, RetainReport(details=report))
+
+
+def _content(record: Record) -> dict[str, Any]:
+    """A row without the place where it stands: a fit goes on in a directory that was moved."""
+    return {name: value for name, value in asdict(record).items() if name != "where"}
 
 
 def _verdict(done: Sequence[Round], options: RevealAndReleaseOptions) -> str | None:
