@@ -46,21 +46,16 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
     if sys.platform == "win32":  # where nothing is locked
         return
     form = re.compile(rf"{re.escape(prefix)}\.[0-9a-f]{{8}}\.bakeout")
-    with os.scandir(parent) as entries:
-        ours = [Path(entry.path) for entry in entries if form.fullmatch(entry.name) and _is_ours(entry)]
-    for path in ours:
-        # Whatever cannot be locked is in use, or gone.
+    for path in [path for path in parent.iterdir() if form.fullmatch(path.name)]:
+        # Whatever cannot be locked is in use, or gone, or no directory.
         with suppress(OSError):
             lock = _lock(path)
             try:
-                shutil.rmtree(path)
+                if os.fstat(lock).st_uid == os.getuid():
+                    shutil.rmtree(path)
+                    _LOG.info(f"removed {path}, which a killed process had left")
             finally:
                 os.close(lock)
-            _LOG.info(f"removed {path}, which a killed process had left")
-
-
-def _is_ours(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.getuid()
 
 
 def _create(parent: Path, prefix: str) -> Path:

@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bakeout.__main__ import main
+from bakeout.export.cli.signals import end_by_signals
+from bakeout.models.files.temporary import discard_all
+
 from tests.directory_tree import tree
 
 # Whatever changes what lies in directories, and what is written or forced to the disk before it does.
@@ -70,6 +74,7 @@ def run_in_fork(
         _serve(arguments, home, moment, prepare, tell, ask)
     os.close(tell)
     os.close(ask)
+    os.read(answer, 1)
     if moment is not None and moment.seconds is not None:
         time.sleep(moment.seconds)
         os.kill(process, moment.number)
@@ -95,6 +100,8 @@ def _serve(
         os.chdir(home)
         tempfile.tempdir = str(home / "tmp")
         prepare()
+        end_by_signals()
+        os.write(ask, b".")
         calls: Counter[str] = Counter()
         for name in CALLS:
             setattr(os, name, _counted(name, getattr(os, name), calls, moment))
@@ -107,9 +114,6 @@ def _serve(
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from bakeout.__main__ import main
-    from bakeout.models.files.temporary import discard_all
-
     sys.argv = ["bakeout", *arguments]
     try:
         main()
