@@ -1,4 +1,4 @@
-# make demo, make test, make test-all, make fuzz, make lint: each sets up .venv first, once, and again after a change of
+# make demo, make test, make test-all, make fuzz, make kills, make lint: each sets up .venv first, once, and again after a change of
 # pyproject.toml, of constraints.txt, or of which files the packages hold (a strict editable install links them singly).
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/py
 PACKAGES := $(shell grep --count == constraints.txt)
 PYTEST := $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4
 
-.PHONY: demo test test-all fuzz lint setup FORCE
+.PHONY: demo test test-all fuzz kills lint setup FORCE
 
 demo: setup
 	@$(BIN)/bakeout demo
@@ -27,6 +27,12 @@ SEED ?= 0
 
 fuzz: setup
 	@$(BIN)/python -m tests.hostile.fuzz --inputs $(INPUTS) --commands $(COMMANDS) --seed $(SEED)
+
+# make kills KILLS=500 SEED=7
+KILLS ?= 100
+
+kills: setup
+	@$(BIN)/python -m tests.hostile.kills --kills $(KILLS) --seed $(SEED)
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

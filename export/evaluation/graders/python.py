@@ -9,7 +9,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from bakeout.export.recipes.grades import PythonOptions
 from bakeout.models.data.prompt_rows import asking_more
 from bakeout.models.data.row_source import DataError
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import scratch_directory
 
 _FENCED = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 # Seconds for the interpreter to start in.
@@ -74,14 +74,14 @@ class Python(AnswerGrader):
             "token": token,
             "isolated": self._isolated,
         }
-        with tempfile.TemporaryDirectory(prefix="bakeout-", ignore_cleanup_errors=True) as directory:
+        with scratch_directory() as directory:
             process = subprocess.Popen(
                 [sys.executable, "-I", str(Path(confined.__file__))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=directory,
-                env=_environment(directory),
+                env=_environment(str(directory)),
                 start_new_session=True,
             )
             try:
