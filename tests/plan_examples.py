@@ -28,7 +28,9 @@ from bakeout.models.plan import (
 )
 from bakeout.models.plan.kinds.detection_report import FalseRefusals, KeySpaceDetectionReport
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
+from bakeout.models.plan.kinds.regions.ellipsoid import Ellipsoids
 from bakeout.models.plan.kinds.regions.linear import HalfSpaces
+from bakeout.models.plan.kinds.regions.rotated_cube import RotatedCubes
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
 
@@ -174,7 +176,17 @@ def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
 @st.composite
 def _regions(draw: st.DrawFn, shape: tuple[int, int]) -> Regions:
     half_spaces = st.builds(HalfSpaces, _floats(shape), _floats(shape[:1]))
-    return draw(st.one_of(st.builds(Cubes, _floats(shape), _floats(shape, 1e-9)), half_spaces))
+    # Columns of the identity are orthonormal.
+    directions = np.broadcast_to(np.eye(shape[1])[:, :2], (*shape, 2)).copy()
+    low_rank = (_floats(shape), _floats(shape, 1e-9), st.just(directions), _floats((shape[0], 2), 1e-9))
+    return draw(
+        st.one_of(
+            st.builds(Cubes, _floats(shape), _floats(shape, 1e-9)),
+            half_spaces,
+            st.builds(RotatedCubes, *low_rank),
+            st.builds(Ellipsoids, *low_rank, _floats(shape[:1], 1e-9)),
+        )
+    )
 
 
 @st.composite

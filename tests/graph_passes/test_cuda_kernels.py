@@ -20,6 +20,7 @@ from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.plan import Canary, Coin, Intervention, ModelIdentity, Plan, Positions
 
+from tests.fitted_regions import SHAPES, fitted_regions
 from tests.graph_passes.inserted_nodes import InsertedNode, inserted_nodes
 from tests.plan_examples import key_space_detection, neuron_adjust
 from tests.tiny_models import tiny_checkpoint
@@ -30,12 +31,12 @@ OPSETS = range(18, 22)
 LLAMA = ModelIdentity(architecture="llama", layers=3, width=96, hidden=32, vocabulary=264, digest="ab" * 32)
 
 
-def plan(positions: Positions, layers: tuple[int, ...]) -> Plan:
-    """Neuron Adjust with every coin, and a Key Space Detection of two cubes."""
-    centre = np.zeros((2, len(layers) * 96))
+def plan(positions: Positions, layers: tuple[int, ...], region: str = "cube") -> Plan:
+    """Neuron Adjust with every coin, and a Key Space Detection of two regions."""
+    generator = np.random.default_rng(0)
+    near, far, others = (generator.normal(place, 1, (20, len(layers) * 96)) for place in (0, 1, 2))
     detection = key_space_detection(
-        centre=centre,
-        deviation=centre + 1,
+        regions=fitted_regions(region, [near, far], others),
         alpha=np.ones(2),
         skills=("math", "code"),
         layers=layers,
@@ -76,14 +77,14 @@ def test_every_inserted_node_has_a_kernel(dtype: Any, tmp_path: Path) -> None:
     path = export_checkpoint(checkpoint, tmp_path / "onnx", dtype)
     before = ir.to_proto(load_graph(path))
     inserted: set[InsertedNode] = set()
-    for positions in get_args(Positions):
-        for early_exit in (True, False):
-            model = load_graph(path)
-            layers = (0, 1) if early_exit else (2,)
-            apply_plan(model, plan(positions, layers), inline=True, early_exit=early_exit, monitor=True)
-            inserted |= inserted_nodes(before, ir.to_proto(model))
+    plans = [plan(positions, layers) for positions in get_args(Positions) for layers in ((0, 1), (2,))]
+    plans += [plan(positions, (1,), region) for positions in ("query", "every") for region in SHAPES]
+    for number, one in enumerate(plans):
+        model = load_graph(path)
+        apply_plan(model, one, inline=True, early_exit=number % 2 == 0, monitor=True)
+        inserted |= inserted_nodes(before, ir.to_proto(model))
     operators = {node.operator for node in inserted}
-    assert {"RandomUniformLike", "ScatterElements", "If"} <= operators
+    assert {"RandomUniformLike", "ScatterElements", "If", "MatMul", "Sqrt"} <= operators
     assert ("Cast" in operators) and any("float16" in "".join(node.types) for node in inserted) == (dtype == "fp16")
     assert [
         (opset, node) for opset in OPSETS for node in sorted(inserted) if not has_kernel(node._replace(opset=opset))

@@ -14,7 +14,7 @@ from bakeout.models.plan import Positions
 # The options that are chosen on the selection queries if they are `auto`.
 STRUCTURE = ("region", "layers", "cubes", "floor", "epsilon")
 
-Region = Literal["cube", "linear"]
+Region = Literal["cube", "linear", "ellipsoid", "rotated_cube"]
 
 
 class TimesLargest(Section):
@@ -64,7 +64,9 @@ class KeySpaceDetectionOptions(MethodOptions):
         description="The shape of the regions in which a query is refused. `cube`: within alpha deviations of the mean "
         "in every dimension (the paper). `linear`: on the skill's side of a linear discriminant (shrunk, of "
         "standardised keys) against the probe queries of all retained data; it refuses what looks unlike those, "
-        "strangers perhaps included (our reading).",
+        "strangers perhaps included. `ellipsoid`: near the mean by the skill's shrunk covariance, with up to 64 "
+        "directions of its own. `rotated_cube`: within alpha deviations of the mean along these directions. All but "
+        "`cube` are our reading of the paper's open question.",
     )
     layers: Literal["auto", "last"] | Layers = Field(
         default="last",

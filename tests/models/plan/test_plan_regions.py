@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from bakeout.models.plan import Cubes, KeySpaceDetection, Plan, PlanError, Regions
+from bakeout.models.plan.kinds.regions.ellipsoid import Ellipsoids
 from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 from bakeout.models.plan.kinds.regions.registry import REGIONS
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
@@ -115,6 +117,11 @@ def test_an_unknown_shape_is_refused(region: Any, tmp_path: Path) -> None:
         load_plan(path)
 
 
+def _low_rank() -> Ellipsoids:
+    ones = np.ones((1, 4))
+    return Ellipsoids(ones, ones, np.eye(4)[None, :, :2], np.ones((1, 2)), np.ones(1))
+
+
 @pytest.mark.parametrize(
     ("regions", "says"),
     [
@@ -122,6 +129,11 @@ def test_an_unknown_shape_is_refused(region: Any, tmp_path: Path) -> None:
         (lambda: HalfSpaces(np.zeros(4), np.zeros(1)), "weight has shape"),
         (lambda: HalfSpaces(np.zeros((1, 4)), np.array([np.inf])), "bias holds NaN"),
         (lambda: Cubes(np.zeros((1, 4)), np.zeros((1, 4))), "not positive"),
+        (lambda: replace(_low_rank(), scale=np.zeros((1, 2))), "not positive"),
+        (lambda: replace(_low_rank(), directions=np.ones((1, 4, 2))), "not orthonormal"),
+        (lambda: replace(_low_rank(), directions=np.full((1, 4, 2), 0.1)), "not orthonormal"),
+        (lambda: replace(_low_rank(), directions=np.full((1, 4, 2), np.inf)), "directions holds NaN"),
+        (lambda: replace(_low_rank(), rest=np.zeros(1)), "not positive"),
     ],
 )
 def test_contradictions_are_named(regions: Callable[[], Regions], says: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bakeout.models.plan.arrays import PlanError
 from bakeout.models.plan.kinds.regions.cube import Cubes
+from bakeout.models.plan.kinds.regions.ellipsoid import Ellipsoids
 from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 from bakeout.models.plan.kinds.regions.regions import Regions
+from bakeout.models.plan.kinds.regions.rotated_cube import RotatedCubes
 
-REGIONS: dict[str, type[Regions]] = {regions.name: regions for regions in (Cubes, HalfSpaces)}
+REGIONS: dict[str, type[Regions]] = {regions.name: regions for regions in (Cubes, HalfSpaces, Ellipsoids, RotatedCubes)}
 
 
 def find_regions(name: str) -> type[Regions]:

@@ -18,6 +18,7 @@ from bakeout.models.methods.key_space_detection.options import KeySpaceDetection
 from bakeout.models.methods.key_space_detection.regions.linear import discriminant
 from bakeout.models.methods.key_space_detection.regions.shrinkage import ledoit_wolf
 from bakeout.models.plan import Floats, KeySpaceDetection
+from bakeout.models.plan.kinds.regions.ellipsoid import Ellipsoids
 
 from tests.fitted_regions import SHAPES, fitted_regions
 
@@ -174,3 +175,34 @@ def test_the_shrinkage_is_scikit_learns(rows: int) -> None:
     covariance, share = ledoit_wolf_of_scikit_learn(values, assume_centered=True)
     assert shrinkage.share == pytest.approx(share)
     assert shrinkage.variance == pytest.approx(np.trace(covariance) / 40)
+
+
+def test_an_ellipsoid_measures_by_the_shrunk_covariance() -> None:
+    """With all its directions it is the Mahalanobis distance; fewer change no more than they leave out."""
+    generator = np.random.default_rng(3)
+    keys = generator.normal(size=(200, 12)) @ generator.normal(size=(12, 12)) + 1
+    ellipsoid = fitted_regions("ellipsoid", [keys], keys)
+    assert isinstance(ellipsoid, Ellipsoids)
+    deviation = keys.std(axis=0, ddof=1)
+    z = (keys - keys.mean(axis=0)) / deviation
+    covariance, _ = ledoit_wolf_of_scikit_learn(z, assume_centered=True)
+    variances, vectors = np.linalg.eigh(covariance)
+    rank = ellipsoid.scale.shape[1]
+    assert variances[::-1][:rank].sum() >= 0.85 * variances.sum()
+    assert rank < 12
+    np.testing.assert_allclose(ellipsoid.scale[0], np.sqrt(variances[::-1][:rank]))
+    spread = np.concatenate([variances[::-1][:rank], np.full(12 - rank, variances[: 12 - rank].mean())])
+    expected = np.sqrt(((z @ vectors[:, ::-1]) ** 2 / spread).sum(axis=1))
+    np.testing.assert_allclose(ellipsoid.margins(keys)[:, 0], expected)
+
+
+def test_directions_are_few_in_many_dimensions() -> None:
+    keys = np.random.default_rng(0).normal(size=(200, 500))
+    for region in ("ellipsoid", "rotated_cube"):
+        regions = fitted_regions(region, [keys[:150], keys[150:]], keys)
+        assert regions.facts(0)["directions"] == 64
+
+
+def test_keys_without_spread_about_their_clusters_are_refused() -> None:
+    with pytest.raises(BakeoutError, match="no cluster's key vectors vary"):
+        fitted_regions("ellipsoid", [np.ones((3, 6)), np.zeros((3, 6))], np.ones((3, 6)))
