@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from bakeout.models.data.forms.kinds import MIXTURE, PLAIN, Kind, Plain
 from bakeout.models.methods.options import Layers, MethodOptions, Names, Section, Seed
@@ -13,6 +13,9 @@ from bakeout.models.plan import Positions
 
 # The options that are chosen on the selection queries if they are `auto`.
 STRUCTURE = ("region", "layers", "cubes", "floor", "epsilon")
+
+# The paper's own settings, which `paper: true` stands for.
+PAPER: dict[str, Any] = {"region": "cube", "layers": "last", "cubes": 1, "positions": "query", "augment": []}
 
 Region = Literal["cube", "linear", "ellipsoid", "rotated_cube"]
 
@@ -59,14 +62,15 @@ class KeySpaceDetectionOptions(MethodOptions):
     retain: Names | None = Field(
         default=None, description="Names of the data on which false refusals are counted; by default all others."
     )
-    region: Region = Field(
+    region: Literal["auto"] | Region = Field(
         default="cube",
         description="The shape of the regions in which a query is refused. `cube`: within alpha deviations of the mean "
         "in every dimension (the paper). `linear`: on the skill's side of a linear discriminant (shrunk, of "
         "standardised keys) against the probe queries of all retained data; it refuses what looks unlike those, "
         "strangers perhaps included. `ellipsoid`: near the mean by the skill's shrunk covariance, with up to 64 "
         "directions of its own. `rotated_cube`: within alpha deviations of the mean along these directions. All but "
-        "`cube` are our reading of the paper's open question.",
+        "`cube` are our reading of the paper's open question. `auto` is chosen with the layers; where a cube does "
+        "as well as the best, it is taken.",
     )
     layers: Literal["auto", "last"] | Layers = Field(
         default="last",
@@ -112,6 +116,11 @@ class KeySpaceDetectionOptions(MethodOptions):
         "`case`, `punctuation`, `few_shot`, `paraphrase` and `language` if rows have any, and for conversations those "
         "of `auto`). `[]`: all rows as they are (the paper).",
     )
+    paper: bool = Field(
+        default=False,
+        description="The paper's own settings: one cube, in the last layer, for the last token of queries as they are. "
+        "Other values for these options are errors.",
+    )
     seed: Seed = Field(default=0, description="Seed of the clustering and of the forms.")
 
     @property
@@ -126,6 +135,16 @@ class KeySpaceDetectionOptions(MethodOptions):
             return {}
         left_out = self.augment.without if isinstance(self.augment, Mixture) else ()
         return {kind: share for kind, share in MIXTURE.items() if kind == PLAIN or kind not in left_out}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_papers(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("paper") is not True:
+            return given
+        for name, value in PAPER.items():
+            if given.get(name, value) != value:
+                raise ValueError(f"`paper: true` stands for `{name}: {value}`, and `{name}` is {given[name]!r}")
+        return PAPER | given
 
     @field_validator("alpha")
     @classmethod
@@ -142,7 +161,9 @@ class KeySpaceDetectionOptions(MethodOptions):
     @property
     def structure(self) -> Structure:
         """The structure, if no part of it remains to be chosen."""
-        if isinstance(self.layers, str) or self.cubes == "auto" or self.floor == "auto" or self.epsilon == "auto":
+        if isinstance(self.layers, str) or self.region == "auto":
+            raise ValueError("the structure has yet to be chosen")
+        if self.cubes == "auto" or self.floor == "auto" or self.epsilon == "auto":
             raise ValueError("the structure has yet to be chosen")
         return Structure(tuple(sorted(set(self.layers))), self.cubes, self.floor, self.epsilon, self.region)
 

@@ -27,6 +27,8 @@ CUBES = (1, 2, 4, 8, 16, 32)
 FLOORS = (0.1, 0.3, 1.0)
 EPSILONS = (0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03)
 _QUERIES_A_CUBE = 20
+# Of shapes that do equally well, the first is taken.
+_PREFERENCE = list(FITTERS)
 # Cubes in the first comparison of layers.
 _FEW = 8
 # How many depths `auto` examines, alone and as neighbours, and how many neighbours jointly.
@@ -124,7 +126,7 @@ def choose_structure(
     probe: Mapping[str, LayerKeys],
     selection: Mapping[str, LayerKeys],
     *,
-    region: Region = "cube",
+    region: Literal["auto"] | Region = "cube",
     against: Mapping[str, LayerKeys] | None = None,
     layers: Literal["auto"] | Sequence[int],
     cubes: Literal["auto"] | int | Sequence[int],
@@ -146,8 +148,9 @@ def choose_structure(
     selection queries. A candidate is as good as the best if its error does not exceed the upper end of the best one's
     Clopper-Pearson interval (nor the tolerated error, if the best one does not exceed that) and if the AUROC of its
     worst name is not below the lower end of the interval of the highest such AUROC. Among those as good as the best,
-    the ones whose deepest layer is the shallowest are taken (an early exit that costs no quality saves the most
-    compute); among these the one of lowest feared error (``Candidate.feared_error``), then the one of fewest layers
+    those of one shape are taken: the cube if any of them is one, or else the next that ``FITTERS`` has. Among these the
+    ones whose deepest layer is the shallowest are taken (an early exit that costs no quality saves the most compute);
+    among these the one of lowest feared error (``Candidate.feared_error``), then the one of fewest layers
     and cubes. ``epsilon`` auto tries the values that ``calibration_queries`` can guarantee, and keeps for each
     structure the smallest one with the lowest feared error.
 
@@ -173,7 +176,7 @@ def choose_structure(
     probed = min(len(next(iter(keys.values()))) for keys in probe.values())
     sets = _sets(layers, probe)
     candidates: list[Candidate] = []
-    for shape in [region]:
+    for shape in _shapes(region, against):
         counts = _counts(cubes, probed, FITTERS[shape].counts)
         floors = _floors(floor, FITTERS[shape])
         few = [count for count in counts if count <= _FEW] or counts[:1]
@@ -197,8 +200,10 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     as_good = [candidate for candidate in candidates if candidate.error <= highest]
     clearest = max(as_good, key=lambda candidate: candidate.worst_auroc.value).worst_auroc
     as_good = [candidate for candidate in as_good if candidate.worst_auroc.value >= clearest.low]
+    preferred = min(as_good, key=lambda candidate: _PREFERENCE.index(candidate.structure.region)).structure.region
     return min(
-        as_good, key=lambda candidate: (candidate.structure.depth, candidate.feared_error, candidate.structure.size)
+        (candidate for candidate in as_good if candidate.structure.region == preferred),
+        key=lambda candidate: (candidate.structure.depth, candidate.feared_error, candidate.structure.size),
     )
 
 
@@ -313,6 +318,13 @@ def _counts(cubes: Literal["auto"] | int | Sequence[int], queries: int, most: in
     if cubes != "auto":
         return sorted(set(cubes))
     return [count for count in CUBES if count == 1 or (count <= most and count * _QUERIES_A_CUBE <= queries)]
+
+
+def _shapes(region: Literal["auto"] | Region, against: Mapping[str, LayerKeys] | None) -> list[Region]:
+    """The shapes to try, in order of preference."""
+    if region != "auto":
+        return [region]
+    return [fitter.name for fitter in FITTERS.values() if against or not fitter.needs_retained]
 
 
 def _floors(floor: Literal["auto"] | float, fitter: Fitter) -> Sequence[float]:

@@ -94,6 +94,15 @@ class StructureChoice(Figures):
     chosen: StructureFigures
     candidates: tuple[StructureFigures, ...]
 
+    def regions(self) -> list[str]:
+        """The best candidate of every shape in words, where several were tried."""
+        best: dict[str, StructureFigures] = {}
+        for one in self.candidates:
+            shape = one.region or "cube"
+            if shape not in best or one.error < best[shape].error:
+                best[shape] = one
+        return [f"{shape}: {_told(one)}" for shape, one in best.items()] if len(best) > 1 else []
+
 
 @dataclass(frozen=True, kw_only=True)
 class KeySpaceDetectionReport(FitReport):
@@ -139,15 +148,24 @@ class KeySpaceDetectionReport(FitReport):
         if self.floor is not None:
             facts.append(("floor", f"{self.floor:g}"))
         if self.choice is not None:
+            facts += [("region", text) for text in self.choice.regions()]
             chosen = self.choice.chosen
             facts.append(
                 (
                     "chosen",
-                    f"among {len(self.choice.candidates)} structures: {chosen.missed:.1%} missed, at most "
-                    f"{max(chosen.refused.values(), default=0.0):.1%} refused falsely, on the selection queries",
+                    f"among {len(self.choice.candidates)} structures: {_outcome(chosen)}, on the selection queries",
                 )
             )
         return facts
+
+
+def _told(figures: StructureFigures) -> str:
+    layers = ", ".join(map(str, figures.layers))
+    return f"{figures.cubes} in layer {layers}: {_outcome(figures)}"
+
+
+def _outcome(figures: StructureFigures) -> str:
+    return f"{figures.missed:.1%} missed, at most {max(figures.refused.values(), default=0.0):.1%} refused falsely"
 
 
 def _covered(skill: str, figures: SkillCoverage) -> str:

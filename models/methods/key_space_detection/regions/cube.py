@@ -30,4 +30,4 @@ def _fit(probed: Probed, floor: float) -> Cubes:
     return probed.clusters.cubes(floor)
 
 
-CUBE = Fitter(Cubes.name, _fit, nearest_margins, uses_floor=True, counts=32)
+CUBE = Fitter("cube", _fit, nearest_margins, uses_floor=True, counts=32)

@@ -14,4 +14,4 @@ def _fit(probed: Probed, _floor: float) -> Ellipsoids:
     return Ellipsoids(**arrays, rest=np.full(len(arrays["centre"]), rest))
 
 
-ELLIPSOID = Fitter(Ellipsoids.name, _fit, counts=COUNTS)
+ELLIPSOID = Fitter("ellipsoid", _fit, counts=COUNTS)

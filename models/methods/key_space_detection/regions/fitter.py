@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.methods.key_space_detection.cubes import Clusters
+from bakeout.models.methods.key_space_detection.options import Region
 from bakeout.models.plan import Floats, Regions
 
 
@@ -39,7 +40,7 @@ class Fitter:
     ``counts``: the most regions a skill that a choice tries.
     """
 
-    name: str
+    name: Region
     fit: Callable[[Probed, float], Regions]
     nearest: Callable[[NDArray[np.float32], Any], Floats] = _nearest
     needs_retained: bool = False

@@ -71,4 +71,4 @@ def _fit(probed: Probed, _floor: float) -> HalfSpaces:
     return HalfSpaces(np.stack([weight for weight, _ in fitted]), np.array([bias for _, bias in fitted]))
 
 
-LINEAR = Fitter(HalfSpaces.name, _fit, needs_retained=True)
+LINEAR = Fitter("linear", _fit, needs_retained=True)

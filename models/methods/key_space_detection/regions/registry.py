@@ -6,13 +6,14 @@ unlike the retained data.
 
 from __future__ import annotations
 
+from bakeout.models.methods.key_space_detection.options import Region
 from bakeout.models.methods.key_space_detection.regions.cube import CUBE
 from bakeout.models.methods.key_space_detection.regions.ellipsoid import ELLIPSOID
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter
 from bakeout.models.methods.key_space_detection.regions.linear import LINEAR
 from bakeout.models.methods.key_space_detection.regions.rotated_cube import ROTATED_CUBE
 
-FITTERS: dict[str, Fitter] = {fitter.name: fitter for fitter in (CUBE, ROTATED_CUBE, ELLIPSOID, LINEAR)}
+FITTERS: dict[Region, Fitter] = {fitter.name: fitter for fitter in (CUBE, ROTATED_CUBE, ELLIPSOID, LINEAR)}
 
 
 def needs_retained(region: str) -> bool:

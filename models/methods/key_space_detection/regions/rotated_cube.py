@@ -12,4 +12,4 @@ def _fit(probed: Probed, _floor: float) -> RotatedCubes:
     return RotatedCubes(**arrays)
 
 
-ROTATED_CUBE = Fitter(RotatedCubes.name, _fit, counts=COUNTS)
+ROTATED_CUBE = Fitter("rotated_cube", _fit, counts=COUNTS)

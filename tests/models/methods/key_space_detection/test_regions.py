@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from sklearn.covariance import ledoit_wolf as ledoit_wolf_of_scikit_learn
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.pipeline import make_pipeline
@@ -206,3 +207,30 @@ def test_directions_are_few_in_many_dimensions() -> None:
 def test_keys_without_spread_about_their_clusters_are_refused() -> None:
     with pytest.raises(BakeoutError, match="no cluster's key vectors vary"):
         fitted_regions("ellipsoid", [np.ones((3, 6)), np.zeros((3, 6))], np.ones((3, 6)))
+
+
+def test_paper_stands_for_the_papers_settings() -> None:
+    options = KeySpaceDetectionOptions(forget=["math"], paper=True, epsilon=0.1)
+    assert (options.region, options.layers, options.cubes, options.positions) == ("cube", "last", 1, "query")
+    assert list(options.augment) == []
+    assert options.epsilon == 0.1
+    assert KeySpaceDetectionOptions(forget=["math"], paper=True, cubes=1, layers="last") == options.model_copy(
+        update={"epsilon": 0.005}
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"region": "linear"},
+        {"layers": [3]},
+        {"layers": "auto"},
+        {"cubes": 2},
+        {"positions": "every"},
+        {"augment": ["case"]},
+    ],
+)
+def test_other_values_contradict_paper(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(ValidationError, match=f"`paper: true` stands for `{name}: "):
+        KeySpaceDetectionOptions(forget=["math"], paper=True, **given)

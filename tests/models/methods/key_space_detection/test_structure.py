@@ -10,8 +10,9 @@ import pytest
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
-from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Structure
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Region, Structure
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
+from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Share, auroc
 from bakeout.models.methods.key_space_detection.structure import (
     Candidate,
@@ -156,16 +157,65 @@ def test_layer_sets_are_of_layers_that_exist_and_reach_the_last(layers: int) -> 
         assert {one[0] for one in sets if len(one) == 1} == set(range(layers))
 
 
-def _candidate(layer: int, refused: int, misordered: int = 0, cubes: int = 1, queries: int = 1000) -> Candidate:
+def _candidate(
+    layer: int,
+    refused: int,
+    misordered: int = 0,
+    cubes: int = 1,
+    queries: int = 1000,
+    region: Region = "cube",
+) -> Candidate:
     retain = np.ones(queries)
     retain[:misordered] = -1
     return Candidate(
-        Structure((layer,), cubes, 0.3, 0.005),
+        Structure((layer,), cubes, 0.3, 0.005, region),
         {"math": 1.0},
         Share(1, queries),
         {"poems": Share(refused, queries)},
         {"poems": auroc(np.zeros(queries), retain)},
     )
+
+
+def test_a_cube_is_taken_where_it_does_as_well() -> None:
+    best, shallow = _candidate(2, 0, region="linear"), _candidate(1, 2, region="ellipsoid")
+    # Within the best one's interval: 1 of 1,000 missed reaches up to 5.6, as bad as 2.8 refused.
+    within, beyond = _candidate(5, 2), _candidate(0, 40)
+    assert choose([best, shallow, within, beyond]) is within
+    # A half-space comes last: what it has not seen may be in it.
+    assert choose([best, shallow, beyond]) is shallow
+    assert choose([best, beyond]) is best
+    mixed_up = _candidate(5, 2, misordered=100)
+    assert choose([best, mixed_up]) is best
+
+
+def test_all_shapes_are_tried_and_told() -> None:
+    """Two clusters around what is retained: a half-space cannot hold both, and cubes can."""
+
+    def keys(count: int, seed: int, *places: float) -> Keys:
+        generator = np.random.default_rng(seed)
+        return {1: np.concatenate([generator.normal(p, 1, (count, WIDTH)) for p in places]).astype(np.float32)}
+
+    def choice(**options: Any) -> Choice:
+        return choose_structure(
+            {"math": keys(60, 1, -6, 6)},
+            {"math": keys(60, 2, -6, 6), "poems": keys(100, 3, 0)},
+            region="auto",
+            layers=[1],
+            cubes="auto",
+            floor="auto",
+            epsilon=0.05,
+            seed=0,
+            **options,
+        )
+
+    both = choice(against={"poems": keys(100, 4, 0)})
+    assert both.chosen.structure.region == "cube"
+    assert {one.structure.region for one in both.candidates} == set(FITTERS)
+    assert {one.structure.cubes for one in both.candidates if one.structure.region == "linear"} == {1}
+    lines = both.figures().regions()
+    assert [line.split(":")[0] for line in lines] == list(FITTERS)
+    # Nothing to fit a half-space against.
+    assert {one.structure.region for one in choice().candidates} == set(FITTERS) - {"linear"}
 
 
 def test_the_rule() -> None:
