@@ -11,10 +11,16 @@ from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.graph_canary import measure_graph
 from bakeout.export.verification.refusals_said import check_refusals
+from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
+from bakeout.graph_passes.graph.observe import ObservePass
 from bakeout.graph_passes.graph.precision import Precision
-from bakeout.models.plan import Plan
+from bakeout.graph_passes.key_space_detection.detection_pass import PREFIX
+from bakeout.graph_passes.key_space_detection.margins import margins_name
+from bakeout.models.plan import Floats, Integers, Plan, Positions
 from bakeout.models.plan.receipt import Receipt
 
+# How far the graph's own margins may be from those of its keys, in the same unit.
+_ROUNDING: dict[Precision, float] = {"float32": 0.001, "float16": 0.02, "quantised": 0.02}
 # Keys whose margin is this near to alpha, relative to it, may fall either way.
 _TIE: dict[Precision, float] = {"float32": 0.002, "float16": 0.02, "quantised": 0.02}
 
@@ -22,8 +28,8 @@ _TIE: dict[Precision, float] = {"float32": 0.002, "float16": 0.02, "quantised": 
 def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[bool, str]:
     """Whether the graph refuses as the plan's alphas decide over the keys that the graph itself computes.
 
-    That holds in every precision. The refused sequences are also run in a decode loop until it stops
-    (``check_refusals``).
+    That holds in every precision, and so do the margins that it computes of these keys. The refused sequences are also
+    run in a decode loop until it stops (``check_refusals``).
     """
     check = plan.check
     place = next((index for index, one in enumerate(plan.interventions) if one.check is not None), None)
@@ -34,6 +40,13 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
     # One by one, as the decisions are asked for: the check's own layers are computed before any early exit.
     measured, precision = measure_graph(graph_file, plan, receipts, batch_size=1)
     outside = check.nearness(measured[place]) - 1
+    margins = _margins(graph_file, check.positions, plan.canary.input_ids)
+    off = float(np.abs(check.nearness_of_each(margins) - check.nearness_of_each(measured[place])).max())
+    if not off <= _ROUNDING[precision]:
+        return (
+            False,
+            f"the graph's margins are {off:.2g} away from those of its keys (at most {_ROUNDING[precision]:g})",
+        )
     sequences, runner = plan.canary.input_ids.tolist(), Runner(graph_file)
     begun = runner.generate_with_logits(sequences, 1, batch_size=1)
     refused = np.array([is_refused(logits[0]) for _, logits in begun])
@@ -47,3 +60,13 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
     uncovered = len(plan.canary.uncovered)
     left = f"; {uncovered} of {len(check.alpha)} regions not covered" if uncovered else ""
     return whole, told + left
+
+
+def _margins(graph_file: Path, positions: Positions, input_ids: Integers) -> Floats:
+    """The margins that the graph computes at the end of each sequence: float64 [sequences, regions]."""
+    name = margins_name(PREFIX, positions)
+    model = load_graph(graph_file)
+    ObservePass([name])(model)
+    runner = Runner(graph_file, graph=graph_bytes(model))
+    seen = [runner.step(ids[None], np.ones_like(ids[None])).others[name] for ids in input_ids]
+    return np.concatenate([margins.reshape(-1, margins.shape[-1])[-1:] for margins in seen]).astype(np.float64)

@@ -10,7 +10,12 @@ import onnx_ir as ir
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
 from bakeout.graph_passes.key_space_detection.regions.registry import region_test
 from bakeout.graph_passes.key_space_detection.window import Window
-from bakeout.models.plan import KeySpaceDetection
+from bakeout.models.plan import KeySpaceDetection, Positions
+
+
+def margins_name(prefix: str, positions: Positions) -> str:
+    """What the margins are called in a graph: of the last real token, [B, regions], or of every new one."""
+    return f"{prefix}.margins" if positions == "every" else f"{prefix}.margin"
 
 
 class Margins:

@@ -20,7 +20,6 @@ class LowRankTest(RegionTest):
     """
 
     def __init__(self, build: GraphBuilder, regions: LowRank) -> None:
-        self._count = regions.shape[0]
         self._centre = build.constant(regions.centre.astype(np.float32), "centre")
         self._precision = build.constant((1 / regions.deviation).astype(np.float32), "precision")
         self._directions = [
@@ -35,16 +34,20 @@ class LowRankTest(RegionTest):
 
     def of_few(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
         """One region after the other, as for many."""
-        return self.of_many(build, keys)
+        return build("Concat", *self._each(build, keys), axis=1, name="margin")
 
     def of_many(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
         """One region after the other: all would be regions times the keys."""
+        return build("Concat", *self._each(build, keys), axis=1)
+
+    def _each(self, build: GraphBuilder, keys: ir.Value) -> list[ir.Value]:
+        """The margins to each region: float32 [N, 1]."""
         margins = []
         for region, directions in enumerate(self._directions):
             from_centre = build("Sub", keys, build("Gather", self._centre, region))
             standardised = build("Mul", from_centre, build("Gather", self._precision, region))
             margins.append(self.margin(build, region, standardised, build("MatMul", standardised, directions)))
-        return margins[0] if self._count == 1 else build("Concat", *margins, axis=1)
+        return margins
 
     def scaled(self, build: GraphBuilder, region: int, projected: ir.Value) -> ir.Value:
         """U^T z / scale, float32 [N, r]."""

@@ -14,7 +14,7 @@ class RegionTest(ABC):
 
     @abstractmethod
     def of_few(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
-        """The margins of one token a row: float32 [B, regions] from float32 [B, D]."""
+        """The margins of one token a row, a value named ``margin``: float32 [B, regions] from float32 [B, D]."""
 
     @abstractmethod
     def of_many(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
