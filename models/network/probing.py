@@ -140,11 +140,8 @@ def probe_keys(
     Raises ``BakeoutError`` for an empty or too long prompt, and for a layer that the model does not have.
     """
     available = feed_forward_layers(model)
-    for layer in layers:
-        if not 0 <= layer < len(available):
-            raise BakeoutError(f"The model has no layer {layer}.", f"Name layers between 0 and {len(available) - 1}.")
-    if not prompts or not all(prompts):
-        raise BakeoutError("A prompt to take a key vector from is empty.", "Give every row a prompt.")
+    require_layers(layers, len(available))
+    require_prompts(prompts)
     last_tokens = torch.empty(0, dtype=torch.int64)
     gathered: dict[int, Tensor] = {}
 
@@ -172,6 +169,19 @@ def probe_keys(
         for layer, rows in gathered.items():
             keys[layer][batch.rows] = rows.cpu().numpy()
     return keys
+
+
+def require_layers(layers: Sequence[int], available: int) -> None:
+    """Raise ``BakeoutError`` unless a model of ``available`` layers has all of ``layers``."""
+    for layer in layers:
+        if not 0 <= layer < available:
+            raise BakeoutError(f"The model has no layer {layer}.", f"Name layers between 0 and {available - 1}.")
+
+
+def require_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ``BakeoutError`` unless there are prompts, and none is empty."""
+    if not prompts or not all(prompts):
+        raise BakeoutError("A prompt to take a key vector from is empty.", "Give every row a prompt.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,21 +29,35 @@ from bakeout.models.plan.kinds.detection_report import (
 _CONFIDENCE = 0.95
 
 
+# The margins [n, regions] of queries to fitted regions; what the queries are called in errors is the last.
+Measure = Callable[[KeySpaceDetection, Any, str], Floats]
+
+
+def margins_of_keys(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
+    """The margins of queries that are keys of their last tokens."""
+    joint = joint_keys(keys, check.layers, what)
+    _require_dimension(joint, check.regions.shape[1], what)
+    return check.margins(joint)
+
+
 def fit_key_space_detection(
     probe: Mapping[str, LayerKeys],
-    calibration: Mapping[str, LayerKeys],
-    retain: Mapping[str, LayerKeys],
+    calibration: Mapping[str, Any],
+    retain: Mapping[str, Any],
     options: KeySpaceDetectionOptions,
     *,
     refusal: ArrayLike,
     against: Mapping[str, LayerKeys] | None = None,
-    variants: Mapping[str, Mapping[str, LayerKeys]] | None = None,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
     forms: Mapping[str, Sequence[str]] | None = None,
+    measure: Measure = margins_of_keys,
 ) -> KeySpaceDetection:
     """Fit up to `cubes` regions per skill to its probe keys, and one alpha per skill.
 
     ``probe``, ``calibration`` and ``retain`` map a name to key vectors per layer, [queries, F] each, of the queries'
-    last tokens. Several layers are fitted jointly, their keys concatenated (our reading; the paper uses one layer).
+    last tokens. ``measure`` takes all but ``probe``, and so these can be anything that it takes: for a check of every
+    token it gives the least margin over a query's tokens. Several layers are fitted jointly, their keys concatenated
+    (our reading; the paper uses one layer).
     Clusters are k-means on keys standardised by the skill's deviation; empty clusters leave fewer regions. A cube's
     deviation is the cluster's (n - 1), at least `floor` times the skill's in that dimension, and at least 0.001 times
     the median of its layer's non-zero ones. ``against``: other keys of the names to retain, which shapes that are
@@ -98,15 +113,15 @@ def fit_key_space_detection(
     for skill in probe:
         largest = None
         if skill in calibration or alpha == "auto":
-            margins = _skill_margins(check, calibration.get(skill, {}), skill, "calibration")
+            margins = _nearest(check, calibration.get(skill, {}), skill, "calibration", measure)
         else:
             margins = np.empty(0)
         varied = {
-            form: _skill_margins(check, keys, skill, f"calibration ({form})")
+            form: _nearest(check, keys, skill, f"calibration ({form})", measure)
             for form, keys in variants.get(skill, {}).items()
         }
         if isinstance(alpha, TimesLargest):
-            largest = float(_skill_margins(check, probe[skill], skill, "probe").max())
+            largest = float(_nearest(check, probe[skill], skill, "probe", margins_of_keys).max())
             alphas[skill] = alpha.times_largest * largest
         elif alpha == "auto":
             quantiles = [conformal_quantile(margins, epsilon, skill)]
@@ -137,21 +152,18 @@ def fit_key_space_detection(
         dead_floor=DEAD_FLOOR if fitter.uses_floor else None,
         seed=options.seed,
         skills=coverage,
-        retain={name: _false_refusals(check, keys, name, forms.get(name, ())) for name, keys in retain.items()},
+        retain={
+            name: _false_refusals(check, measure(check, queries, f"queries of {name}"), forms.get(name, ()))
+            for name, queries in retain.items()
+        },
     )
     return replace(check, report=report)
 
 
-def _margins(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
-    joint = joint_keys(keys, check.layers, what)
-    _require_dimension(joint, check.regions.shape[1], what)
-    return check.margins(joint)
-
-
-def _skill_margins(check: KeySpaceDetection, keys: LayerKeys, skill: str, use: str) -> Floats:
+def _nearest(check: KeySpaceDetection, queries: Any, skill: str, use: str, measure: Measure) -> Floats:
     """The margin [queries] of a skill's queries to the nearest of its own regions."""
     own = [index for index, name in enumerate(check.skills) if name == skill]
-    nearest: Floats = _margins(check, keys, f"{use} queries of {skill}")[:, own].min(axis=1)
+    nearest: Floats = measure(check, queries, f"{use} queries of {skill}")[:, own].min(axis=1)
     return nearest
 
 
@@ -185,8 +197,8 @@ def _share_inside(margins: Floats, alpha: float) -> float:
     return float((margins <= alpha).mean())
 
 
-def _false_refusals(check: KeySpaceDetection, keys: LayerKeys, name: str, forms: Sequence[str]) -> FalseRefusals:
-    inside = np.any(_margins(check, keys, f"queries of {name}") <= check.alpha, axis=1)
+def _false_refusals(check: KeySpaceDetection, margins: Floats, forms: Sequence[str]) -> FalseRefusals:
+    inside = np.any(margins <= check.alpha, axis=1)
     refused, queries = int(inside.sum()), len(inside)
     interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
     return FalseRefusals(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,18 @@ from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
-from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection, require_calibration
+from bakeout.models.methods.key_space_detection.detection import (
+    fit_key_space_detection,
+    margins_of_keys,
+    require_calibration,
+)
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
-from bakeout.models.methods.key_space_detection.queries import RetainedQueries, query_keys, retained_queries
+from bakeout.models.methods.key_space_detection.queries import (
+    RetainedQueries,
+    least_margins,
+    query_keys,
+    retained_queries,
+)
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.served import as_served
@@ -26,7 +35,7 @@ from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.generation import end_tokens, named_ends
 from bakeout.models.network.teacher_forcing import exactly_answered
-from bakeout.models.plan import Integers, KeySpaceDetection
+from bakeout.models.plan import Floats, Integers, KeySpaceDetection
 
 _logger = logging.getLogger(__name__)
 
@@ -77,16 +86,24 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     calibrated = [name for name in forget if "calibration" in fitting.rows[name]]
     # False refusals are best counted on queries that no other choice was made on.
     counted = {name: fitting.rows[name].get("calibration") or own.fresh for name, own in queries.items()}
+
+    def measured(name: str, queries: Sequence[Record]) -> Any:
+        """What alpha is set by: the least margin over a query's tokens if every one is tested, or else its last key."""
+        return queries if options.positions == "every" else query_keys(fitting, name, queries, layers)
+
+    def least(check: KeySpaceDetection, queries: Sequence[Record], _what: str) -> Floats:
+        return least_margins(fitting, queries, check)
+
     fitted = fit_key_space_detection(
         probe,
-        {name: query_keys(fitting, name, fitting.rows[name]["calibration"], layers) for name in calibrated},
-        {name: query_keys(fitting, name, queries, layers) for name, queries in counted.items()},
+        {name: measured(name, fitting.rows[name]["calibration"]) for name in calibrated},
+        {name: measured(name, queries) for name, queries in counted.items()},
         settled,
         refusal=refusal,
         against=against,
         variants={
             name: {
-                kind: query_keys(fitting, f"{name}, {kind}", records, layers)
+                kind: measured(f"{name}, {kind}", records)
                 for kind, records in widening[name]["calibration"].items()
                 if records
             }
@@ -96,6 +113,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
             name: [record.form for record in records]
             for name, records in {**counted, **{name: fitting.rows[name]["calibration"] for name in calibrated}}.items()
         },
+        measure=least if options.positions == "every" else margins_of_keys,
     )
     report = replace(
         fitted.report,

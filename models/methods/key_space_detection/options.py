@@ -97,7 +97,8 @@ class KeySpaceDetectionOptions(MethodOptions):
     positions: Positions = Field(
         default="query",
         description="What is checked: the `query`'s last token, the last token of every `step`, or `every` token (the "
-        "only choice whose decision does not depend on how a prompt is cut into chunks).",
+        "only choice whose decision does not depend on how a prompt is cut into chunks; its alpha is calibrated on the "
+        "least margin over a query's tokens).",
     )
     refusal: str = Field(
         default="Your query is not valid.", min_length=1, description="The answer that the model gives instead."

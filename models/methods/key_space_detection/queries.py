@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
 from bakeout.models.network.probing import probe_keys
+from bakeout.models.network.token_keys import token_keys
+from bakeout.models.plan import Floats, KeySpaceDetection
 
 
 def fresh_queries(fitting: Fitting, name: str) -> list[Record]:
@@ -34,6 +38,16 @@ def retained_queries(fitting: Fitting, name: str, *, fits: bool) -> RetainedQuer
         return RetainedQueries([], fresh_queries(fitting, name))
     probe, selection = fitting.rows[name].get("probe", []), fitting.rows[name].get("selection", [])
     return RetainedQueries(probe, selection) if selection else RetainedQueries(probe[::2], probe[1::2])
+
+
+def least_margins(fitting: Fitting, queries: Sequence[Record], check: KeySpaceDetection) -> Floats:
+    """The least margin over a query's tokens to each region, which decides at positions `every`: [queries, regions]."""
+    least = np.empty((len(queries), len(check.alpha)))
+    prompts = [query.prompt_ids for query in queries]
+    keys = token_keys(fitting.model, prompts, layers=check.layers, batch_size=fitting.batch_size, track=fitting.track)
+    for prompt, of_tokens in keys:
+        least[prompt] = check.margins(of_tokens.astype(np.float64)).min(axis=0)
+    return least
 
 
 def query_keys(fitting: Fitting, name: str, queries: Sequence[Record], layers: Sequence[int]) -> LayerKeys:

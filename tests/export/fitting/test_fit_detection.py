@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bakeout.export.artifacts.inspection import inspect, lines
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.recipe import load_recipe
+from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.key_space_detection.detection import least_queries
+from bakeout.models.methods.key_space_detection.detection import conformal_quantile, least_queries
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import save_plan
+from bakeout.models.reference.hooks import Hooks
 
 from tests.recipe_files import rows, write_recipe, write_rows
 
@@ -181,3 +185,28 @@ def test_a_template_without_system_messages_is_told(
 def test_an_unknown_kind_of_variant_is_an_error_of_the_recipe(llama_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(BakeoutError, match=r"augment.*paraphrase"):
         _fitted(tmp_path, llama_checkpoint, {"augment": ["poem"]})
+
+
+def test_every_token_is_calibrated_by_the_least_margin(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Alpha is the conformal quantile of what decides at `every`, and false refusals are counted by it."""
+    options = {"layers": [1, 2], "cubes": 2}
+    every = _fitted(tmp_path / "every", llama_checkpoint, {**options, "positions": "every"})
+    query = _fitted(tmp_path / "query", llama_checkpoint, options)
+    assert (every.regions.centre == query.regions.centre).all()
+    assert (every.alpha <= query.alpha).all()
+    tokenizer, model = load_tokenizer(llama_checkpoint), load_model(llama_checkpoint)
+
+    def least(name: str) -> np.ndarray:
+        margins = []
+        for row in rows(name, "calibration"):
+            ids = torch.tensor([tokenizer.encode(row["prompt"])])
+            with torch.no_grad(), Hooks(model, [every]) as hooks:
+                model(input_ids=ids)
+                margins.append(every.margins(hooks.seen[0].numpy()).min())
+        return np.array(margins)
+
+    own = least("sums")
+    assert every.alpha[0] == pytest.approx(conformal_quantile(own, 0.1, "sums"), rel=1e-4)
+    report = every.report
+    assert (report.skills or {})["sums"].calibration_inside == (own <= every.alpha[0] * 1.0001).mean()
+    assert (report.retain or {})["names"].refused == (least("names") <= every.alpha[0] * 1.0001).sum()
