@@ -13,8 +13,14 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# ONNX Runtime sends telemetry unless this is set before it is imported. Whoever wants it sets it to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# ONNX Runtime and the libraries of the model hub report home unless these are set before they are imported (datasets
+# counts even files on this machine). Whoever wants that sets them otherwise.
+for _name, _off in {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+}.items():
+    os.environ.setdefault(_name, _off)
 
 if TYPE_CHECKING:
     from bakeout.artifact import Artifact as Artifact
