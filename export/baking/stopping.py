@@ -93,6 +93,8 @@ def _set(path: Path, part: str, entries: Mapping[str, Any]) -> None:
     """Set entries of a JSON file's object, or of the object ``part`` in it; those that are None are removed."""
     content = read_json(path)
     changed = content.setdefault(part, {}) if part else content
+    if not isinstance(changed, dict):
+        raise BakeoutError(f"{path}: `{part}` is not a JSON object.", "Copy the model again.")
     for key, value in entries.items():
         if value is None:
             del changed[key]
