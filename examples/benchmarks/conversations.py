@@ -1,0 +1,212 @@
+"""How a refusal holds in conversations: refusals counted at the prefill, by form, of forgotten and other data.
+
+    python examples/benchmarks/conversations.py MODEL --forget gsm8k.jsonl --retain mbpp.jsonl --retain general.jsonl \
+        --stranger world_facts.jsonl --output runs/benchmarks/conversations
+
+Fits and bakes with everything automatic, or takes a finished ``--artifact``. The wordings of the forms are never those
+of fitting. Stops and resumes: the artifact and finished cells stay in the output directory.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bakeout.export.baking.bake import bake
+from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.running.refusals import Refusals, answer_text, is_refused
+from bakeout.export.running.runner import Runner
+from bakeout.models.data.forms.kinds import MIXTURE, PLAIN, SYSTEM_PROMPTS, Kind, Plain
+from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, takes_system_messages, varied_records
+from bakeout.models.data.row_source import as_source
+from bakeout.models.data.rows import Record
+from bakeout.models.files.hashing import hash_file
+
+NEAR_MISSES = Path(__file__).parent / "near_misses.jsonl"
+# Rows of a data set that is fitted with; what is left is asked afterwards.
+PARTS = {"probe": 300, "selection": 200, "calibration": 250}
+# What strangers are asked in: plainly, in a conversation, and in frames.
+STRANGERS: tuple[Kind | Plain, ...] = (
+    *(PLAIN, "second_turn", "system_prompt", "few_shot", "story", "quotation", "translation", "role"),
+)
+# Prompts in a run: what is refused leaves the graph early where all prompts of a run are.
+BATCH = 8
+PATH = click.Path(exists=True, path_type=Path)
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("--forget", type=PATH, required=True, help="JSONL of the skill to refuse.")
+@click.option("--retain", type=PATH, multiple=True, required=True, help="JSONL of a named skill to keep; repeatable.")
+@click.option("--stranger", type=PATH, multiple=True, help="JSONL that the recipe does not name; repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Where everything is kept.")
+@click.option("--artifact", type=PATH, help="A finished artifact in place of one that is fitted and baked here.")
+@click.option("--options", default="{}", help="Options of Key Space Detection, as JSON, besides automatic ones.")
+@click.option("--queries", default=100, show_default=True, help="Queries of a cell.")
+@click.option("--decoded", default=20, show_default=True, help="Queries of a cell that are decoded to their end.")
+@click.option("--threads", type=int, help="Threads of ONNX Runtime.")
+def main(
+    model: Path,
+    forget: Path,
+    retain: tuple[Path, ...],
+    stranger: tuple[Path, ...],
+    output: Path,
+    artifact: Path | None,
+    options: str,
+    queries: int,
+    decoded: int,
+    threads: int | None,
+) -> None:
+    """Measure, and print the table."""
+    output.mkdir(parents=True, exist_ok=True)
+    data = {path.stem: _split(path, queries) for path in (forget, *retain)}
+    tests = {name: parts["test"] for name, parts in data.items()}
+    tests |= {path.stem: _shuffled(path)[:queries] for path in (*stranger, NEAR_MISSES)}
+    if artifact is None:
+        artifact = output / "artifact"
+        if not artifact.exists():
+            _fitted(model, forget.stem, data, json.loads(options), output, artifact)
+    runner = Runner(artifact, threads=threads)
+    cells = _Cells(output / "cells.json", {"plan": hash_file(artifact / "plan.safetensors"), "queries": queries})
+    refusals = Refusals.of_artifacts([artifact])
+    for name, rows in tests.items():
+        asked = read_prompt_rows(as_source(rows, name), runner.tokenizer, runner.limits)
+        kinds = tuple(MIXTURE) if name in data else STRANGERS
+        for kind, records in _asked(asked, kinds, runner):
+            if records and not cells.has(name, kind):
+                cells.save(name, kind, _measured(runner, records, refusals, decoded))
+    print(cells.table(tests, forget.stem))
+
+
+def _fitted(
+    model: Path,
+    forget: str,
+    data: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    options: Mapping[str, Any],
+    output: Path,
+    artifact: Path,
+) -> None:
+    """Fit by a recipe in the output directory, and bake."""
+    files: dict[str, dict[str, str]] = {}
+    (output / "data").mkdir(exist_ok=True)
+    for name, parts in data.items():
+        files[name] = {use: f"data/{name}.{use}.jsonl" for use in PARTS}
+        for use, path in files[name].items():
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in parts[use]]
+            (output / path).write_text("".join(lines), encoding="utf-8")
+    entry = {"forget": forget, "layers": "auto", "cubes": "auto", "floor": "auto", "epsilon": "auto", **options}
+    recipe = {"model": str(model.resolve()), "data": files, "interventions": [{"key_space_detection": entry}]}
+    path = output / "recipe.yaml"
+    path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items()), encoding="utf-8")
+    began = time.perf_counter()
+    plan = fit(load_recipe(path))
+    print(f"fitted in {time.perf_counter() - began:.0f} s", flush=True)
+    for _, text in plan.interventions[0].report.facts():
+        print("  ", text)
+    bake(model, plan, artifact, canary=False)
+
+
+def _split(path: Path, queries: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a file by use: first those to be asked, then as many for fitting as there are."""
+    rows = _shuffled(path)
+    parts, rest = {"test": rows[:queries]}, rows[queries:]
+    scale = min(1.0, len(rest) / sum(PARTS.values()))
+    for use, count in PARTS.items():
+        parts[use], rest = rest[: int(count * scale)], rest[int(count * scale) :]
+    return parts
+
+
+def _shuffled(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file as conversations, in an order of their own."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    random.Random(0).shuffle(rows)
+    return [_conversation(row) for row in rows]
+
+
+def _conversation(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "messages" in row:
+        return dict(row)
+    # Files of GSM8K and TOFU, of MBPP, and of instructions.
+    question = next(row[key] for key in ("question", "prompt", "text") if key in row)
+    answer = next((row[key] for key in ("answer", "response", "code") if key in row), None)
+    answered = [] if answer is None else [{"role": "assistant", "content": answer.replace("\r\n", "\n")}]
+    return {"messages": [{"role": "user", "content": question}, *answered]}
+
+
+def _asked(
+    rows: Sequence[PromptRow], kinds: Sequence[Kind | Plain], runner: Runner
+) -> Iterator[tuple[Kind | Plain, list[Record]]]:
+    """The rows in each kind of form."""
+    with_system = takes_system_messages(runner.tokenizer)
+    for kind in kinds:
+        if kind == PLAIN:
+            yield kind, [row.plain(runner.tokenizer) for row in rows]
+        elif with_system or kind not in SYSTEM_PROMPTS:
+            varied = varied_records(rows, [kind], runner.tokenizer, seed=0, use="testing")
+            yield kind, [record for _, record in varied[kind]]
+
+
+def _measured(runner: Runner, records: Sequence[Record], refusals: Refusals, decoded: int) -> dict[str, int]:
+    """How many are refused at the prefill; of those decoded, how many say the refusal, and how many do as announced."""
+    prompts = [record.prompt_ids for record in records]
+    refused = {row: is_refused(logits[-1]) for row, logits in runner.each_logits(prompts, batch_size=BATCH)}
+    said = as_announced = 0
+    longest = refusals.longest(runner.tokenizer) + 2
+    for row, answer in enumerate(runner.generate(prompts[:decoded], longest, batch_size=BATCH)):
+        is_said = refusals.is_refusal(answer_text(runner.tokenizer, answer))
+        said += is_said
+        as_announced += is_said == refused[row]
+    return {
+        "queries": len(prompts),
+        "refused": sum(refused.values()),
+        "decoded": min(decoded, len(prompts)),
+        "said": said,
+        "as_announced": as_announced,
+    }
+
+
+class _Cells:
+    """Finished cells, by name and kind, kept in a file. Those of another plan are not taken."""
+
+    def __init__(self, path: Path, setting: Mapping[str, Any]) -> None:
+        self._path = path
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self._setting = dict(setting)
+        self._cells: dict[str, dict[str, dict[str, int]]] = kept["cells"] if kept.get("setting") == setting else {}
+
+    def has(self, name: str, kind: str) -> bool:
+        return kind in self._cells.get(name, {})
+
+    def save(self, name: str, kind: str, cell: dict[str, int]) -> None:
+        self._cells.setdefault(name, {})[kind] = cell
+        content = json.dumps({"setting": self._setting, "cells": self._cells}, indent=1)
+        self._path.write_text(content + "\n", encoding="utf-8")
+        print(f"{name}, {kind}: {cell}", flush=True)
+
+    def table(self, names: Mapping[str, object], forget: str) -> str:
+        """A row for each form: the share that is refused, of each name."""
+        heads = [f"{name} (forgotten)" if name == forget else name for name in names]
+        lines = [f"| asked | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
+        for kind in MIXTURE:
+            cells = [self._cells.get(name, {}).get(kind) for name in names]
+            shares = ["" if cell is None else f"{cell['refused']} of {cell['queries']}" for cell in cells]
+            lines.append(f"| {kind} | {' | '.join(shares)} |")
+        each = [list(self._cells.get(name, {}).values()) for name in names]
+        shares = [
+            f"{sum(cell['refused'] for cell in own) / max(1, sum(cell['queries'] for cell in own)):.1%}" for own in each
+        ]
+        decoded = [cell for own in each for cell in own]
+        ended = sum(cell["as_announced"] for cell in decoded), sum(cell["decoded"] for cell in decoded)
+        lines.append(f"| all | {' | '.join(shares)} |")
+        return "\n".join([*lines, "", f"{ended[0]} of {ended[1]} decoded answers are what the prefill announced."])
+
+
+if __name__ == "__main__":
+    main()
