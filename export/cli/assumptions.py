@@ -10,6 +10,7 @@ import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress, show
 from bakeout.export.cli.options import PATH, json_output
+from bakeout.export.cli.placement import placement_options
 
 if TYPE_CHECKING:
     from bakeout.export.verification.check_assumptions import Checked
@@ -33,6 +34,7 @@ _WORST = 10
 )
 @click.option("--prompts", type=click.IntRange(2), default=100, show_default=True, help="Rows of each file.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the conversations.")
+@placement_options
 @json_output
 def assumptions(
     path: Path,
@@ -42,6 +44,9 @@ def assumptions(
     lengths: tuple[int, ...],
     prompts: int,
     seed: int,
+    device: str | None,
+    dtype: str | None,
+    device_map: str | None,
     machine: bool,
 ) -> None:
     """Check the assumptions of a plan's methods on your model and data.
@@ -52,10 +57,12 @@ def assumptions(
     assumption does not hold.
     """
     from bakeout.export.verification.check_assumptions import check_assumptions
+    from bakeout.models.checkpoint.placement import REFERENCE
 
+    placement = REFERENCE.changed(device=device, dtype=dtype, device_map=device_map)
     with progress() as track:
         checked = check_assumptions(
-            path, base, forget, retain, lengths=lengths, prompts=prompts, seed=seed, track=track
+            path, base, forget, retain, lengths=lengths, prompts=prompts, seed=seed, placement=placement, track=track
         )
     if machine:
         emit_json({"interventions": [intervention.as_json() for intervention in checked]})

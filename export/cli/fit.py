@@ -8,13 +8,17 @@ import click
 
 from bakeout.export.cli.console import emit_json, progress, show
 from bakeout.export.cli.options import PATH, json_output
+from bakeout.export.cli.placement import placement_options
 
 
 @click.command()
 @click.argument("recipe", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="File of the new plan; it must not exist.")
+@placement_options
 @json_output
-def fit(recipe: Path, output: Path, machine: bool) -> None:
+def fit(
+    recipe: Path, output: Path, device: str | None, dtype: str | None, device_map: str | None, machine: bool
+) -> None:
     """Probe a model and fit a recipe's interventions to a plan."""
     from bakeout.export.fitting.fit import fit
     from bakeout.export.recipes.recipe import load_recipe
@@ -23,7 +27,7 @@ def fit(recipe: Path, output: Path, machine: bool) -> None:
 
     require_new(output)
     with progress() as track:
-        plan = fit(load_recipe(recipe), track)
+        plan = fit(load_recipe(recipe).placed(device=device, dtype=dtype, device_map=device_map), track)
     save_plan(plan, output)
     if machine:
         emit_json({"plan": str(output)})

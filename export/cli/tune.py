@@ -8,6 +8,7 @@ import click
 
 from bakeout.export.cli.console import emit_json, progress, show
 from bakeout.export.cli.options import PATH, json_output
+from bakeout.export.cli.placement import placement_options
 
 
 class _Tune(click.Command):
@@ -40,6 +41,7 @@ class _Tune(click.Command):
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search.")
 @click.option("--directory", type=PATH, help="Directory of the trials, to resume from; by default beside the output.")
 @click.option("--figures", type=PATH, help="Write the figures of a report to this file; it must not exist.")
+@placement_options
 @json_output
 def tune(
     recipe: Path,
@@ -49,6 +51,9 @@ def tune(
     seed: int,
     directory: Path | None,
     figures: Path | None,
+    device: str | None,
+    dtype: str | None,
+    device_map: str | None,
     machine: bool,
 ) -> None:
     """Replace every `auto` of a recipe by a value, so that a build never searches.
@@ -68,6 +73,7 @@ def tune(
             seed=seed,
             directory=directory,
             figures=figures,
+            placed={"device": device, "dtype": dtype, "device_map": device_map},
             track=track,
         )
     if machine:

@@ -11,6 +11,7 @@ import click
 from bakeout.export.cli.console import emit_json, progress, show
 from bakeout.export.cli.flags import with_flags
 from bakeout.export.cli.options import PATH, json_output
+from bakeout.export.cli.placement import placement_options
 
 
 @click.command()
@@ -19,6 +20,7 @@ from bakeout.export.cli.options import PATH, json_output
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory.")
 @click.option("--data", type=PATH, multiple=True, help="JSONL of prompts to compare with the reference too.")
 @click.option("--checks", help="These checks alone, as in hashes,graph,canary: they are the verdict.")
+@placement_options
 @json_output
 @click.pass_context
 def verify(
@@ -28,19 +30,32 @@ def verify(
     base: Path | None,
     data: tuple[Path, ...],
     checks: str | None,
+    device: str | None,
+    dtype: str | None,
+    device_map: str | None,
     machine: bool,
 ) -> None:
     """Check an artifact: hashes of the files, graph (for a checkpoint: tensors), canary, parity.
 
-    Parity compares with the PyTorch reference, and needs the base model's checkpoint. A check that cannot run is not
+    Parity compares with the PyTorch reference, and needs the base model's checkpoint, which runs in float32 on the CPU
+    unless it is told to run elsewhere. A check that cannot run is not
     ok.
     """
     from bakeout.export.verification.verify import CheckName, check_names, verify
+    from bakeout.models.checkpoint.placement import REFERENCE
 
     asked = None if checks is None else cast("list[CheckName]", [name.strip() for name in checks.split(",")])
     prompts = [prompt for path in data for prompt in _prompts(directory, path)]
     with progress() as track:
-        done = verify(directory, digest=digest, base=base, prompts=prompts, checks=asked, track=track)
+        done = verify(
+            directory,
+            digest=digest,
+            base=base,
+            prompts=prompts,
+            checks=asked,
+            placement=REFERENCE.changed(device=device, dtype=dtype, device_map=device_map),
+            track=track,
+        )
     ok = all(check.ok for check in done)
     not_asked = [name for name in check_names(directory) if asked is not None and name not in asked]
     if machine:

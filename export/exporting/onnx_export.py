@@ -16,6 +16,7 @@ from bakeout.export.exporting.tied_weights import tie_weights
 from bakeout.export.running.overflow import overflow
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space
 from bakeout.models.files.writing import scratch_directory
@@ -42,9 +43,7 @@ def export_checkpoint(
     Raises ``BakeoutError`` for a checkpoint that cannot be loaded or that optimum cannot export, for one that overflows
     in float16, and for a full disk.
     """
-    import torch
-
-    model = load_model(checkpoint, torch.float16 if dtype == "fp16" else torch.float32)
+    model = load_model(checkpoint, Placement("cpu", "float16" if dtype == "fp16" else "float32"))
     if dtype == "fp16":
         # The default attention's mask is float32 in a trace, and would make everything behind it float32.
         model.set_attn_implementation("eager")

@@ -39,6 +39,7 @@ def fit(
     checkpoint, the data or the options.
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
+    from bakeout.models.checkpoint.this_machine import computed_in, require_weights_in_memory
     from bakeout.models.network.families import identity, model_limits
     from bakeout.models.reference.canary import synthesise_canary
     from bakeout.models.reference.search_vocabulary import Vocabulary
@@ -48,7 +49,7 @@ def fit(
     if loaded is None:
         inputs = inputs or open_inputs(recipe)
         checkpoint = inputs.checkpoint
-        model, tokenizer = load_model(checkpoint.directory), load_tokenizer(checkpoint.directory)
+        model, tokenizer = load_model(checkpoint.directory, recipe.placement), load_tokenizer(checkpoint.directory)
         digest, source = checkpoint.digest, checkpoint.source
     else:
         model, tokenizer, digest, source = loaded.model, loaded.tokenizer, loaded.digest, {}
@@ -66,6 +67,8 @@ def fit(
                 earlier=tuple(interventions),
                 track=track,
             )
+            if entry.method.kind.edits_weights:
+                require_weights_in_memory(model, entry.method.title)
             fitted = fit_method(entry.method, entry.options, fitting)
             interventions.append(fitted)
             if loaded is None:
@@ -85,6 +88,8 @@ def fit(
             },
             "versions": {package: version(package) for package in _PACKAGES},
             **({"source": source} if source else {}),
+            # Nothing where it was float32 on the CPU.
+            **({"computed_in": computed} if (computed := computed_in(model)) else {}),
         },
     )
 

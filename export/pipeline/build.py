@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from bakeout.export.artifacts.file_names import CARD, RECIPE
 from bakeout.export.baking.bake import canary_outcome, completed, opened_base, write_edited, write_record
@@ -58,15 +60,17 @@ class _Measured:
     tasks: tuple[TaskRow, ...]
 
 
-def build(recipe_file: Path, output: Path, *, track: Track = untracked) -> Built:
+def build(
+    recipe_file: Path, output: Path, *, placed: Mapping[str, Any] = MappingProxyType({}), track: Track = untracked
+) -> Built:
     """Make the artifact directory ``output`` by the recipe ``recipe_file``.
 
-    Base model and artifact are measured on the recipe's test files, as its `evaluate` says, and the artifact is
-    verified, parity with the PyTorch reference included. Raises ``BakeoutError``, leaving nothing behind, when anything
-    fails.
+    ``placed``: options of ``PlacementOptions`` in place of the recipe's. Base model and artifact are measured on the
+    recipe's test files, as its `evaluate` says, and the artifact is verified, parity with the PyTorch reference
+    included. Raises ``BakeoutError``, leaving nothing behind, when anything fails.
     """
     require_new(output)
-    recipe = load_recipe(recipe_file)
+    recipe = load_recipe(recipe_file).placed(**placed)
     options = completed(recipe.export)
     inputs = open_inputs(recipe)
     measuring = _Measuring.of(recipe, inputs)

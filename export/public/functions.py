@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bakeout.export.recipes.evaluation import EvaluateOptions
     from bakeout.export.recipes.recipe import Recipe
     from bakeout.export.verification.verify import Check, CheckName
+    from bakeout.models.checkpoint.placement import DeviceMap, Dtype
     from bakeout.models.plan import Plan
 
 PathLike = str | os.PathLike[str]
@@ -96,11 +97,10 @@ def _fit_in_memory(
 ) -> Plan:
     from bakeout.export.fitting.fit import fit as fit_recipe
     from bakeout.models.checkpoint.checkpoint_files import weights_digest
-    from bakeout.models.checkpoint.loaded_model import LoadedModel, as_checkpoint, local_checkpoint, require_float32
+    from bakeout.models.checkpoint.loaded_model import LoadedModel, as_checkpoint, local_checkpoint
     from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
     with as_checkpoint(model, tokenizer, recipe.model) as checkpoint:
-        require_float32(model)
         if (named := local_checkpoint(recipe.model)) is not None and named != checkpoint:
             raise BakeoutError(
                 f"The weights of the model in memory are not those in {recipe.model}.",
@@ -175,13 +175,17 @@ def verify(
     digest: str | None = None,
     prompts: Sequence[Sequence[int]] = (),
     checks: Sequence[CheckName] | None = None,
+    device: str | None = None,
+    dtype: Dtype | None = None,
+    device_map: DeviceMap | None = None,
     track: Track = logged,
 ) -> Verification:
     """Check an artifact: its files, its graph or edited tensors, the plan's canary, parity with the PyTorch reference.
 
     ``base``: the base model, which parity needs: its checkpoint, or in memory. ``digest``: ``Artifact.digest`` as it
     was when you trusted it. ``prompts``: token ids to compare on beside the canary's. ``checks``: these alone, out of
-    ``hashes``, ``graph`` (for a checkpoint: ``tensors``), ``canary`` and ``parity``.
+    ``hashes``, ``graph`` (for a checkpoint: ``tensors``), ``canary`` and ``parity``. ``device``, ``dtype`` and
+    ``device_map``: where and how the base model runs, as in recipes; by default in float32 on the CPU.
 
     >>> verification = bakeout.verify("unlearned", base=checkpoint)
     >>> verification.ok
@@ -193,10 +197,19 @@ def verify(
     """
     from bakeout.export.verification.verify import check_names
     from bakeout.export.verification.verify import verify as checks_of
+    from bakeout.models.checkpoint.placement import REFERENCE
 
     directory = Path(artifact)
     with _base_on_disk(base, tokenizer) as source:
-        done = checks_of(directory, digest=digest, base=source, prompts=prompts, checks=checks, track=track)
+        done = checks_of(
+            directory,
+            digest=digest,
+            base=source,
+            prompts=prompts,
+            checks=checks,
+            placement=REFERENCE.changed(device=device, dtype=dtype, device_map=device_map),
+            track=track,
+        )
     not_asked = () if checks is None else tuple(name for name in check_names(directory) if name not in checks)
     return Verification(tuple(done), not_asked)
 

@@ -18,6 +18,8 @@ from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.recipes.grades import GradeEntry, grade_field
 from bakeout.export.recipes.interventions import InterventionEntry
+from bakeout.export.recipes.placement_options import PlacementOptions
+from bakeout.models.checkpoint.placement import DeviceMap, Dtype
 from bakeout.models.data.row_layouts import Column
 from bakeout.models.data.row_source import DataError, RowsInMemory, RowsLike, Source, as_source
 from bakeout.models.data.uses import USES, Use
@@ -120,7 +122,7 @@ class DataFiles(Section):
         return {use: source for use, source in sources.items() if source is not None}
 
 
-class Recipe(Section):
+class Recipe(PlacementOptions):
     """What to remove, from which model, and how: a recipe in YAML, or as an object.
 
     >>> recipe = bakeout.Recipe(
@@ -157,6 +159,9 @@ class Recipe(Section):
             interventions: Sequence[InterventionEntry | MethodOptions | Mapping[str, Any]],
             export: BakeOptions | Mapping[str, Any] = ...,
             evaluate: EvaluateOptions | Mapping[str, Any] = ...,
+            device: str = ...,
+            dtype: Dtype = ...,
+            device_map: DeviceMap | None = ...,
         ) -> None: ...
 
     def fitted_data(self) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bakeout.export.fitting.fit import read_rows
@@ -63,6 +64,7 @@ def tune(
     seed: int = 0,
     directory: Path | None = None,
     figures: Path | None = None,
+    placed: Mapping[str, Any] = MappingProxyType({}),
     track: Track = untracked,
 ) -> Tuned:
     """Search what a recipe leaves `auto`, and write the recipe with the choices filled in and its comments kept.
@@ -75,12 +77,14 @@ def tune(
     Candidates are fitted and measured in PyTorch: one forward pass for each row shows what a greedy loop would
     generate (``teacher_forcing``), so that no graph has to be baked for each. All trials are kept in ``directory`` (by
     default beside the output), as text: an interrupted search resumes from its journal. ``figures``: a file for the
-    figures of the choices for a report (``report.figures_file``).
+    figures of the choices for a report (``report.figures_file``). ``placed``: options of ``PlacementOptions`` in place
+    of the recipe's.
 
     Raises ``BakeoutError`` where the output or the figures' file exists, nothing is left to tune, or a name has
     nothing to be measured on.
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
+    from bakeout.models.checkpoint.this_machine import require_weights_in_memory
     from bakeout.models.network.families import model_limits
     from bakeout.models.reference.weight_edits import apply_weight_edit
 
@@ -88,14 +92,17 @@ def tune(
         require_new(path)
     directory = directory or output.with_name(f"{output.stem}.tuning")
     require_writable(directory)
-    recipe = load_recipe(recipe_file)
+    recipe = load_recipe(recipe_file).placed(**placed)
     last = max((index for index, entry in enumerate(recipe.interventions) if _is_open(entry)), default=None)
     if last is None:
         raise BakeoutError(
             f"{recipe_file}: nothing is left `auto`, so there is nothing to tune.", "Build it, or set `ratio: auto`."
         )
     inputs = open_inputs(recipe)
-    tokenizer, model = load_tokenizer(inputs.checkpoint.directory), load_model(inputs.checkpoint.directory)
+    tokenizer, model = (
+        load_tokenizer(inputs.checkpoint.directory),
+        load_model(inputs.checkpoint.directory, recipe.placement),
+    )
     rows = read_rows(inputs.fitted, tokenizer, model_limits(model))
     fingerprint = _Fingerprint(recipe, inputs.checkpoint.digest, prompts, seed)
     interventions: list[Intervention] = []
@@ -113,6 +120,8 @@ def tune(
             track=track,
         )
         method, options = entry.method, entry.options
+        if method.kind.edits_weights:
+            require_weights_in_memory(model, method.title)
         if (space := method.needed_search(options)) is not None:
             _logger.info(f"tuning {method.title}: {trials} trials")
             tried[index] = _search(entry, space, fitting, trials, prompts, seed, directory, fingerprint.of(index))

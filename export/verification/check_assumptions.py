@@ -10,6 +10,7 @@ from typing import Any
 from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.artifacts.model_source import find_checkpoint
 from bakeout.export.evaluation.evaluate import data_names
+from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
 from bakeout.models.errors import BakeoutError
@@ -57,13 +58,14 @@ def check_assumptions(
     lengths: Sequence[int] = (),
     prompts: int = 100,
     seed: int = 0,
+    placement: Placement = REFERENCE,
     track: Track = untracked,
 ) -> list[Checked]:
     """Check every Neuron Adjust and Key Space Detection of a plan, each with the earlier ones applied.
 
     ``path``: a plan or an artifact; ``base``: its base model's checkpoint; ``forget`` and ``retain``: fresh rows, of
     which ``prompts`` of each file are asked. ``lengths``: of the conversations before a query, in tokens; by default
-    from a tenth of the model's context to most of it.
+    from a tenth of the model's context to most of it. ``placement``: where and how the model runs.
 
     Raises ``BakeoutError`` for another model than the plan's, unsuitable data, a plan without interventions of
     either kind, and lengths that leave no room for the query.
@@ -84,7 +86,7 @@ def check_assumptions(
     checkpoint = find_checkpoint(base)
     if checkpoint.digest != plan.model.digest:
         raise BakeoutError(f"{base} is not the model that {path} was fitted on.", "Name its base model as `base`.")
-    tokenizer, model = load_tokenizer(checkpoint.directory), load_model(checkpoint.directory)
+    tokenizer, model = load_tokenizer(checkpoint.directory), load_model(checkpoint.directory, placement)
     records = {
         name: spread(read_records(file, tokenizer, model_limits(model)), prompts) for name, file in files.items()
     }

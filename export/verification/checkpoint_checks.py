@@ -13,7 +13,7 @@ from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.checkpoint.checkpoint_writer import tensor_digests
 from bakeout.models.data.padding import left_padded
 from bakeout.models.plan import Plan, PlanError
-from bakeout.models.plan.canary_check import CanaryMatch, compare_canary
+from bakeout.models.plan.canary_check import CanaryMatch, compare_canary, fitted_tolerance
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
 
@@ -41,7 +41,7 @@ def match_checkpoint_canary(directory: Path, plan: Plan, receipts: Sequence[Rece
     from bakeout.models.reference.canary import canary_values
 
     measured = canary_values(load_model(directory), plan.interventions, plan.canary.input_ids)
-    tolerance = _CANARY[_stored_type(receipts)]
+    tolerance = max(_CANARY[_stored_type(receipts)], fitted_tolerance(plan))
     return tuple(
         compare_canary(expected, values, intervention, tolerance)
         for expected, values, intervention in zip(plan.canary.expected, measured, plan.interventions, strict=True)
@@ -63,6 +63,7 @@ def check_checkpoint_parity(
     """
     import torch
 
+    from bakeout.models.network.devices import input_device
     from bakeout.models.network.families import model_limits
     from bakeout.models.network.generation import within_context
     from bakeout.models.reference.reference_model import Reference
@@ -77,10 +78,13 @@ def check_checkpoint_parity(
         for cut in within_context(order[start : start + _BATCH], prompts, NEW_TOKENS, model_limits(baked).context)
     ]
     equal, largest = 0, 0.0
-    with Reference(load_model(base.directory), plan, stored_as=getattr(torch, _stored_type(receipts))) as reference:
+    model = base.load()
+    device = input_device(model)
+    with Reference(model, plan, stored_as=getattr(torch, _stored_type(receipts))) as reference:
         for rows, room in track(batches, "comparing with the PyTorch reference", len(batches)):
             ids, mask = map(torch.from_numpy, left_padded([prompts[row] for row in rows]))
-            tokens, expected = reference.generate(ids, mask, room)
+            generated, values = reference.generate(ids.to(device), mask.to(device), room)
+            tokens, expected = generated.cpu(), values.float().cpu()
             logits = _logits(baked, ids, mask, tokens)
             equal += int((logits.argmax(dim=-1) == tokens).all(dim=-1).sum())
             largest = max(largest, float((logits - expected).abs().max()))

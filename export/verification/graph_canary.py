@@ -17,7 +17,7 @@ from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.graph.observe import ObservePass
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.plan import Floats, Plan, PlanError
-from bakeout.models.plan.canary_check import CanaryMatch, compare_canary
+from bakeout.models.plan.canary_check import CanaryMatch, compare_canary, fitted_tolerance
 from bakeout.models.plan.receipt import Receipt
 
 # Differences that rounding explains, in the units of ``compare_canary``; another model is about 1 away.
@@ -32,8 +32,9 @@ def match_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> t
     ids = plan.canary.input_ids
     # Together: a graph that leaves early, once all rows are refused, computes no values of its later layers.
     measured, precision = measure_graph(graph_file, plan, receipts, batch_size=len(ids))
+    tolerance = max(_TOLERANCE[precision], fitted_tolerance(plan))
     return tuple(
-        compare_canary(expected, values, intervention, _TOLERANCE[precision])
+        compare_canary(expected, values, intervention, tolerance)
         for expected, values, intervention in zip(plan.canary.expected, measured, plan.interventions, strict=True)
     )
 

@@ -17,7 +17,6 @@ from bakeout.export.verification.formulas import check_formulas
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.checkpoint.checkpoint import Checkpoint
-from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.padding import left_padded
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
@@ -161,17 +160,18 @@ def _answers(
 
 
 class _Reference:
-    """The hooked base model, in float32 with the interventions in float64."""
+    """The hooked base model, with the interventions in float64."""
 
     def __init__(self, plan: Plan, base: Checkpoint, runner: Runner) -> None:
         self._plan = plan
-        self._model = load_model(base.directory)
+        self._model = base.load()
         self._runner = runner
 
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], Logits]]:
         """As ``Runner.generate_with_logits``; the shortest prompts first."""
         import torch
 
+        from bakeout.models.network.devices import input_device
         from bakeout.models.network.generation import within_context
         from bakeout.models.reference.reference_model import Reference
 
@@ -179,9 +179,9 @@ class _Reference:
         with Reference(self._model, self._plan) as reference:
             for rows, room in within_context(range(len(prompts)), prompts, NEW_TOKENS, self._runner.limits.context):
                 padded = left_padded([prompts[row] for row in rows], self._runner.padding_token)
-                ids, mask = map(torch.from_numpy, padded)
+                ids, mask = (torch.from_numpy(array).to(input_device(self._model)) for array in padded)
                 tokens, logits = reference.generate(ids, mask, room)
-                for row, step_logits in zip(tokens.tolist(), logits.float().numpy(), strict=True):
+                for row, step_logits in zip(tokens.tolist(), logits.float().cpu().numpy(), strict=True):
                     ends = [step for step, token in enumerate(row) if token in self._runner.end_tokens]
                     length = ends[0] + 1 if ends else len(row)
                     continuations.append((row[:length], step_logits[:length]))

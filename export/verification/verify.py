@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,7 @@ from bakeout.export.artifacts.manifest import read_manifest, receipts_of
 from bakeout.export.artifacts.model_source import find_checkpoint, find_graph, local_form
 from bakeout.export.verification.file_checks import compare_files, irregular_entries
 from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing, is_installed
 from bakeout.models.files.hashing import hash_file
@@ -47,20 +48,23 @@ def verify(
     base: str | Path | Checkpoint | None = None,
     prompts: Sequence[Sequence[int]] = (),
     checks: Sequence[CheckName] | None = None,
+    placement: Placement = REFERENCE,
     track: Track = untracked,
 ) -> list[Check]:
     """Check an artifact: files, graph or edited tensors, canary, and parity with the reference of the model ``base``.
 
     ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``prompts``: token ids to compare on
     beside the canary's. ``checks``: these alone (``check_names`` by default): ``hashes`` of the files and of the
-    manifest, ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``. Raises
-    ``BakeoutError`` where there is no artifact, for checks that it does not have, and where ``base`` is no checkpoint;
-    what is wrong with an artifact is in the checks.
+    manifest, ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``. ``placement``:
+    where and how the model ``base`` runs. Raises ``BakeoutError`` where there is no artifact, for checks that it does
+    not have, and where ``base`` is no checkpoint; what is wrong with an artifact is in the checks.
     """
     manifest = read_manifest(directory)
     asked = check_names(directory) if checks is None else checks
     _require_checks(directory, asked, digest, base is not None, prompts)
     checkpoint = None if base is None else find_checkpoint(base)
+    if checkpoint is not None and placement != checkpoint.placement:
+        checkpoint = replace(checkpoint, placement=placement)
     artifact = (_Checkpoint if _is_checkpoint(directory) else _Graph)(directory, manifest)
     done: list[Check] = []
     if irregular := irregular_entries(directory):

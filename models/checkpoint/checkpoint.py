@@ -6,20 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bakeout.models.checkpoint.checkpoint_files import combined_digest, weight_file_digests
+from bakeout.models.checkpoint.checkpoint_files import combined_digest, load_model, weight_file_digests
 from bakeout.models.checkpoint.gguf_checkpoint import gguf_source
+from bakeout.models.checkpoint.placement import REFERENCE, Placement
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint's directory. Its digests are computed when they are first asked for, and kept.
 
-    Raises ``BakeoutError`` then, as ``checkpoint_files.weights_digest`` does.
+    ``placement``: where and how its model runs. Raises ``BakeoutError`` for digests, as
+    ``checkpoint_files.weights_digest`` does.
     """
 
     directory: Path
+    placement: Placement = REFERENCE
 
     @property
     def source(self) -> dict[str, Any]:
@@ -35,3 +41,7 @@ class Checkpoint:
     def digest(self) -> str:
         """``checkpoint_files.weights_digest``: what a plan knows its model by."""
         return combined_digest(self.directory, self.file_digests)
+
+    def load(self) -> PreTrainedModel:
+        """Its model (``checkpoint_files.load_model``)."""
+        return load_model(self.directory, self.placement)

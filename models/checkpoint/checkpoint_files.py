@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.json_object import read_json
@@ -18,7 +20,6 @@ from bakeout.models.files.reading import parse_json, read_regular, require_no_de
 from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 _INDEX = "model.safetensors.index.json"
@@ -83,36 +84,46 @@ def combined_digest(directory: Path, digests: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def load_model(directory: Path, dtype: torch.dtype | str = "float32") -> PreTrainedModel:
-    """The causal language model in ``directory``, in evaluation mode on the CPU.
+def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedModel:
+    """The causal language model in ``directory``, in evaluation mode, where and how ``placement`` says.
 
-    Raises ``BakeoutError`` when the weights are pickled, damaged, quantised or incomplete, or when the architecture
-    is one that the installed transformers does not know.
+    What it offloads to disk lasts as long as the model. Raises ``BakeoutError`` when the weights are pickled, damaged,
+    quantised or incomplete, when the architecture is one that the installed transformers does not know, and for a
+    device that this machine lacks.
     """
     from transformers import AutoModelForCausalLM
 
+    from bakeout.models.checkpoint.this_machine import loading_options
+
+    loading = loading_options(placement)
     weight_files(directory)
     if "quantization_config" in read_config(directory):
         raise BakeoutError(f"{directory} holds quantised weights.", "Use the unquantised checkpoint.")
-    try:
-        with _readable(directory) as readable:
+    with ExitStack() as files:
+        readable = files.enter_context(_readable(directory))
+        if placement.device_map is not None:
+            loading["offload_folder"] = str(files.enter_context(scratch_directory()))
+        try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 readable,
-                dtype=dtype,
+                **loading,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except Exception as error:  # noqa: BLE001 - a configuration's numbers end up anywhere in its architecture's code
-        raise BakeoutError(
-            f"{directory} cannot be loaded ({_first_line(error)}).",
-            "Use a complete checkpoint of a causal language model that transformers knows.",
-        ) from None
-    model: PreTrainedModel
-    model, loading = loaded
+        except Exception as error:  # noqa: BLE001 - a configuration's numbers end up anywhere in its architecture's code
+            raise BakeoutError(
+                f"{directory} cannot be loaded ({_first_line(error)}).",
+                "Use a complete checkpoint of a causal language model that transformers knows.",
+            ) from None
+        model: PreTrainedModel
+        model, outcome = loaded
+        if placement.device_map is not None:
+            # Offloaded weights are read from there whenever they are needed.
+            weakref.finalize(model, files.pop_all().close)
     model.config.name_or_path = str(directory)
-    if missing := sorted(loading["missing_keys"]):
+    if missing := sorted(outcome["missing_keys"]):
         raise BakeoutError(
             f"{directory} lacks {len(missing)} of the model's weights, among them {missing[0]}.",
             "Use a complete checkpoint.",

@@ -96,16 +96,6 @@ def holds_weights_of(directory: Path, model: PreTrainedModel) -> bool:
     return all(weight.data_ptr() in same for weight in weights.values())
 
 
-def require_float32(model: PreTrainedModel) -> None:
-    """Raise ``BakeoutError`` unless all weights are float32, in which plans are fitted and canaries measured."""
-    others = sorted({str(weight.dtype) for weight in model.parameters()} - {"torch.float32"})
-    if others:
-        raise BakeoutError(
-            f"The model in memory has {others[0].removeprefix('torch.')} weights, and plans are fitted in float32.",
-            "Load it with from_pretrained(..., dtype=torch.float32), or give the recipe alone.",
-        )
-
-
 def _require_plain(model: Any) -> None:
     from transformers import PreTrainedModel
 
@@ -116,6 +106,11 @@ def _require_plain(model: Any) -> None:
         )
     if getattr(model.config, "quantization_config", None) is not None:
         raise BakeoutError("The model in memory has quantised weights.", "Load the unquantised checkpoint.")
+    if any(weight.is_meta for weight in model.parameters()):
+        raise BakeoutError(
+            "Weights of the model in memory are offloaded, and cannot be compared with a checkpoint's.",
+            "Give the checkpoint's name alone, with `device_map`.",
+        )
 
 
 def _names(key: str, prefix: str) -> Iterable[str]:

@@ -40,6 +40,10 @@ def adapted(model: PreTrainedModel, rank: int, seed: int) -> Iterator[dict[str, 
         torch.manual_seed(seed)
         wrapped = LoraModel(model, configuration, _ADAPTER)
     layers: list[Any] = [model.get_submodule(name) for name in names]
+    for layer in layers:
+        # Steps in half precision would be rounded away.
+        layer.lora_A.float()
+        layer.lora_B.float()
     swapped = [(layer, layer.base_layer) for layer in layers]
     try:
         _swap_output_hooks(swapped)

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from bakeout.models.checkpoint.end_of_text import CONFIG, GENERATION, TOKENIZER, EndOfText, config_value, end_of_text
 from bakeout.models.data.padding import left_padded
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
+from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import model_limits
 from bakeout.models.progress import Track, untracked
 
@@ -70,7 +71,7 @@ def continue_prompts(
         limits.require(prompt, None, "A prompt")
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(input_device(model)).manual_seed(seed)
     continuations: dict[int, Continuation] = {}
     for batch in track(batches, description, len(batches)):
         for rows, room in within_context(batch, prompts, max_new_tokens, limits.context):
@@ -103,11 +104,12 @@ def _continue_batch(
     temperature: float,
     generator: torch.Generator,
 ) -> list[Continuation]:
-    new_ids, mask = (torch.from_numpy(array).to(model.device) for array in left_padded(prompts))
+    device = input_device(model)
+    new_ids, mask = (torch.from_numpy(array).to(device) for array in left_padded(prompts))
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    ends = torch.tensor(sorted(end), dtype=torch.int64, device=model.device)
+    ends = torch.tensor(sorted(end), dtype=torch.int64, device=device)
     cache = DynamicCache(config=model.config)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     tokens: list[Tensor] = []
     logarithms: list[Tensor] = []
     while len(tokens) < max_new_tokens and not bool(ended.all()):
@@ -131,7 +133,7 @@ def _continue_batch(
         new_ids = chosen
         mask = torch.cat([mask, torch.ones_like(chosen)], dim=1)
     generated = torch.stack(tokens, dim=1).tolist()
-    logarithm = torch.stack(logarithms, dim=1).double()
+    logarithm = in_float64(torch.stack(logarithms, dim=1))
     return [_continuation(ids, logarithm[row], end) for row, ids in enumerate(generated)]
 
 

@@ -18,6 +18,7 @@ from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
 from bakeout.models.progress import Track, untracked
@@ -78,8 +79,7 @@ def probe_neurons(
         prepare=prepare,
     ):
         for number, piece in enumerate(pieces):
-            mean = torch.stack([layer[number][0] for layer in gathered]).cpu().numpy()
-            m2 = torch.stack([layer[number][1] for layer in gathered]).cpu().numpy()
+            mean, m2 = (np.stack([layer[number][part].cpu().numpy() for layer in gathered]) for part in (0, 1))
             total = total.merge(Moments(len(piece), mean, m2))
     return NeuronStatistics(total)
 
@@ -109,7 +109,9 @@ def probe_key_magnitudes(
         def read(key: Tensor) -> None:
             values = key.reshape(-1, layers[layer].width)
             pieces = torch.split(tokens, max(1, _PIECE // layers[0].width))
-            sums[layer] = torch.stack([values[piece].double().abs().sum(dim=0) for piece in pieces]).sum(dim=0)
+            sums[layer] = torch.stack(
+                [in_float64(values[piece.to(values.device)]).abs().sum(dim=0) for piece in pieces]
+            ).sum(dim=0)
 
         return read
 
@@ -123,7 +125,7 @@ def probe_key_magnitudes(
         track=track,
         prepare=prepare,
     ):
-        total = total.merge(KeyMagnitudes(len(tokens), torch.stack(sums).cpu().numpy()))
+        total = total.merge(KeyMagnitudes(len(tokens), np.stack([layer.cpu().numpy() for layer in sums])))
     return total
 
 
@@ -147,13 +149,13 @@ def probe_keys(
 
     def gather(layer: int) -> Read:
         def read(key: Tensor) -> None:
-            gathered[layer] = key.reshape(-1, available[layer].width)[last_tokens].float()
+            gathered[layer] = key.reshape(-1, available[layer].width)[last_tokens.to(key.device)].float()
 
         return read
 
     def prepare(batch: Batch) -> None:
         nonlocal last_tokens
-        rows_start = torch.arange(len(batch.rows), device=model.device) * batch.input_ids.shape[1]
+        rows_start = torch.arange(len(batch.rows), device=batch.input_ids.device) * batch.input_ids.shape[1]
         last_tokens = rows_start + batch.attention_mask.sum(dim=1) - 1
 
     keys = {layer: np.empty((len(prompts), available[layer].width), dtype=np.float32) for layer in layers}
@@ -225,10 +227,11 @@ def run_batches(
     for sequence in sequences:
         limits.require(sequence, None, "A row")
     batches = batches_by_length([len(sequence) for sequence in sequences], batch_size)
+    device = input_device(model)
     with _Reading(model, inputs, outputs) as reading:
         for rows in track(batches, description, len(batches)):
             padded = right_padded([sequences[row] for row in rows])
-            batch = Batch(rows, *(torch.from_numpy(array).to(model.device) for array in padded))
+            batch = Batch(rows, *(torch.from_numpy(array).to(device) for array in padded))
             if prepare is not None:
                 prepare(batch)
             reading.run(batch)
@@ -314,7 +317,7 @@ def _counted(records: Sequence[Record], scope: Scope) -> tuple[list[list[int]], 
 
 def _mean_and_m2(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and M2 over some rows of values [tokens, F], float64 [F] each, in two passes."""
-    samples = values.index_select(0, rows).double()
+    samples = in_float64(values.index_select(0, rows.to(values.device)))
     mean = samples.mean(dim=0)
     samples -= mean
     return mean, samples.square_().sum(dim=0)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from bakeout.models.data.padding import left_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.probing import BATCH_TOKENS, batches_by_length
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
@@ -86,7 +87,7 @@ def answers(
     rows_of_two = [_prompt_and_answer(record) for record in records]
     if not rows_of_two or not all(prompt and response for prompt, response in rows_of_two):
         raise BakeoutError("A row has no response to measure answers by.", "Give rows with `prompt` and `response`.")
-    ends = torch.tensor(sorted(end), dtype=torch.int64, device=model.device)
+    ends = torch.tensor(sorted(end), dtype=torch.int64, device=input_device(model))
     batches = batches_by_length(
         [len(prompt) + len(response) for prompt, response in rows_of_two],
         batch_size,
@@ -99,13 +100,13 @@ def answers(
     for rows in track(batches, description, len(batches)):
         batch_logits = _answer_logits(model, [rows_of_two[row] for row in rows])
         for row, logits in zip(rows, batch_logits, strict=True):
-            expected = torch.tensor(rows_of_two[row][1], device=model.device)
+            expected = torch.tensor(rows_of_two[row][1], device=logits.device)
             best = logits.argmax(dim=-1)
             hits = best[: len(expected)] == expected
             ended = len(ends) == 0 or bool(torch.isin(best[-1], ends))
             correct[row] = bool(hits.all()) and ended
             tokens[row] = float(hits.double().mean())
-            first = torch.log_softmax(logits[0].double(), dim=-1)
+            first = torch.log_softmax(in_float64(logits[0]), dim=-1)
             if base is None:
                 chosen = first.topk(most_probable.shape[1]).indices
             else:
@@ -146,7 +147,7 @@ def _prompt_and_answer(record: Record) -> tuple[list[int], list[int]]:
 def _answer_logits(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
     """Per row the logits [response + 1, vocabulary] behind the prompt's last token and every token of the response."""
     sequences = [prompt + response for prompt, response in rows]
-    input_ids, mask = (torch.from_numpy(array).to(model.device) for array in left_padded(sequences))
+    input_ids, mask = (torch.from_numpy(array).to(input_device(model)) for array in left_padded(sequences))
     parameters = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {}
     if "position_ids" in parameters:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bakeout.models.plan import Floats, Intervention, PlanError
+from bakeout.models.plan import Floats, Intervention, Plan, PlanError
+
+# In the units of ``compare_canary``: how far rounding moves values that were measured on a model in half precision.
+_FITTED_IN = {"float16": 0.1, "bfloat16": 0.1}
+
+
+def fitted_tolerance(plan: Plan) -> float:
+    """The tolerance for what the plan's canary was measured in, as its provenance has it; 0 for float32."""
+    computed_in = plan.provenance.get("computed_in")
+    dtypes = computed_in.get("dtypes") if isinstance(computed_in, dict) else None
+    return max((_FITTED_IN.get(str(dtype), 0.0) for dtype in dtypes or ()), default=0.0)
 
 
 @dataclass(frozen=True)

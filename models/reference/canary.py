@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
 from bakeout.models.progress import Track, untracked
@@ -120,10 +121,10 @@ def canary_values(
     handle = layer.gate.register_forward_hook(lambda module, arguments, output: outputs.append(output))
     try:
         with Hooks(model, interventions) as hooks:
-            model(input_ids=torch.from_numpy(input_ids).to(model.device), use_cache=False)
+            model(input_ids=torch.from_numpy(input_ids).to(input_device(model)), use_cache=False)
     finally:
         handle.remove()
-    last_layer = layer.pre_activation(outputs[-1])[..., :CANARY_NEURONS].double().flatten(0, -2)
+    last_layer = in_float64(layer.pre_activation(outputs[-1])[..., :CANARY_NEURONS].flatten(0, -2))
     seen = hooks.seen
     length = input_ids.shape[1]
     last = slice(length - 1, None, length)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from bakeout.models.network.devices import in_float64
 from bakeout.models.network.families import FeedForward, feed_forward_layers, identity
 from bakeout.models.plan import (
     AdjustedLayer,
@@ -63,7 +64,7 @@ class Hooks:
         for index, intervention in self._hooked.items():
             # What watches is registered before what acts, and so sees the values before they are changed.
             self._handles += watch(self.model, intervention, self._keep(index))
-            self._handles += _ACTING[type(intervention)](self._layers, intervention, self.model.device)
+            self._handles += _ACTING[type(intervention)](self._layers, intervention)
         return self
 
     def __exit__(
@@ -81,13 +82,13 @@ class Hooks:
     def seen(self) -> dict[int, Tensor]:
         """What every hooked intervention watched in the latest forward pass, by its index."""
         return {
-            index: torch.cat([self._seen[index, part.layer] for part in intervention.parts], dim=-1)
+            index: _side_by_side([self._seen[index, part.layer] for part in intervention.parts])
             for index, intervention in self._hooked.items()
         }
 
     def _keep(self, index: int) -> See:
         def keep(layer: int, values: Tensor) -> None:
-            self._seen[index, layer] = values.double()
+            self._seen[index, layer] = in_float64(values)
 
         return keep
 
@@ -97,7 +98,7 @@ def watch(model: PreTrainedModel, intervention: Intervention, see: See) -> Itera
     layers = feed_forward_layers(model)
     for layer in dict.fromkeys(part.layer for part in intervention.parts):
         watched = intervention.watched(layer)
-        index = watched if isinstance(watched, slice) else torch.from_numpy(watched).to(model.device)
+        index = watched if isinstance(watched, slice) else torch.from_numpy(watched)
         if intervention.watches == "key_vector":
             yield layers[layer].down.register_forward_pre_hook(_key_hook(layer, index, see))
         else:
@@ -120,12 +121,13 @@ def _pre_activation_hook(
     return read
 
 
-def _adjusting(layers: FeedForwards, intervention: NeuronAdjust, device: torch.device) -> Iterator[RemovableHandle]:
+def _adjusting(layers: FeedForwards, intervention: NeuronAdjust) -> Iterator[RemovableHandle]:
     """Hooks that adjust the selected neurons."""
-    generator = torch.Generator(device).manual_seed(intervention.seed)
+    # Drawn on the CPU, so that the draws are the same on every device.
+    generator = torch.Generator().manual_seed(intervention.seed)
     for adjusted in intervention.layers:
         feed_forward = layers[adjusted.layer]
-        formula = _Adjustment(adjusted, intervention.coin, generator, device)
+        formula = _Adjustment(adjusted, intervention.coin, generator)
 
         def adjust(
             module: nn.Module,
@@ -135,20 +137,20 @@ def _adjusting(layers: FeedForwards, intervention: NeuronAdjust, device: torch.d
             formula: _Adjustment = formula,
         ) -> Tensor:
             pre_activation = feed_forward.pre_activation(output).clone()
-            selected = pre_activation[..., formula.neurons].double()
-            pre_activation[..., formula.neurons] = formula(selected).to(output.dtype)
+            selected = in_float64(pre_activation[..., formula.neurons])
+            pre_activation[..., formula.neurons] = formula(selected).to(output)
             return feed_forward.with_pre_activation(output, pre_activation)
 
         yield feed_forward.gate.register_forward_hook(adjust)
 
 
-def _reading(layers: FeedForwards, intervention: KeySpaceDetection, device: torch.device) -> Iterator[RemovableHandle]:
+def _reading(layers: FeedForwards, intervention: KeySpaceDetection) -> Iterator[RemovableHandle]:
     """No hooks: ``Reference`` refuses by what is seen."""
     return iter(())
 
 
 # How the kinds that edit graphs act on a PyTorch model.
-_ACTING: Mapping[type[Intervention], Callable[[FeedForwards, Any, torch.device], Iterator[RemovableHandle]]] = {
+_ACTING: Mapping[type[Intervention], Callable[[FeedForwards, Any], Iterator[RemovableHandle]]] = {
     NeuronAdjust: _adjusting,
     KeySpaceDetection: _reading,
 }
@@ -161,27 +163,27 @@ class _Adjustment:
     to 0 even in float64, and 0 / 0 has no value.
     """
 
-    def __init__(self, layer: AdjustedLayer, coin: Coin, generator: torch.Generator, device: torch.device) -> None:
-        self.neurons = torch.from_numpy(layer.neurons).to(device)
-        self._forget = _on(device, layer.forget_mean), _on(device, layer.forget_deviation)
-        self._retain = _on(device, layer.retain_mean), _on(device, layer.retain_deviation)
+    def __init__(self, layer: AdjustedLayer, coin: Coin, generator: torch.Generator) -> None:
+        self.neurons = torch.from_numpy(layer.neurons)
+        self._forget = torch.from_numpy(layer.forget_mean), torch.from_numpy(layer.forget_deviation)
+        self._retain = torch.from_numpy(layer.retain_mean), torch.from_numpy(layer.retain_deviation)
         self._coin = coin
         self._generator = generator
 
     def __call__(self, values: Tensor) -> Tensor:
         """The adjusted values: float64 [..., n] to the same shape."""
-        log_forget = _log_density(values, *self._forget)
-        log_retain = _log_density(values, *self._retain)
-        forget_mean, forget_deviation = self._forget
-        retain_mean, retain_deviation = self._retain
+        forget_mean, forget_deviation = (part.to(values.device) for part in self._forget)
+        retain_mean, retain_deviation = (part.to(values.device) for part in self._retain)
+        log_forget = _log_density(values, forget_mean, forget_deviation)
+        log_retain = _log_density(values, retain_mean, retain_deviation)
         shifted = retain_mean - retain_deviation * (values - forget_mean) / forget_deviation
         probability = 1 / (torch.exp(log_retain - log_forget) + 1)  # p_f / (p_r + p_f)
         is_forget = log_forget > log_retain
         if self._coin == "expected":
             return torch.where(is_forget, values + probability * (shifted - values), values)
         if self._coin == "stochastic":
-            draws = torch.rand(values.shape, generator=self._generator, dtype=values.dtype, device=values.device)
-            is_forget &= draws < probability
+            draws = torch.rand(values.shape, generator=self._generator, dtype=values.dtype)
+            is_forget &= draws.to(values.device) < probability
         return torch.where(is_forget, shifted, values)
 
 
@@ -190,8 +192,9 @@ def _log_density(values: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     return -((values - mean) ** 2) / (2 * deviation**2) - torch.log(deviation * math.sqrt(2 * math.pi))
 
 
-def _on(device: torch.device, values: Any) -> Tensor:
-    return torch.from_numpy(values).to(device)
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Layers of one model may be on several devices."""
+    return torch.cat([part.to(parts[0].device) for part in parts], dim=-1)
 
 
 def _require_hook(intervention: Intervention) -> None:

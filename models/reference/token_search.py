@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from bakeout.models.network.devices import input_device
 from bakeout.models.plan import Floats, Integers, Intervention
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.hooks import Hooks
@@ -95,7 +96,7 @@ class _Search:
         self._passes = 0
         embedding = model.get_input_embeddings()
         with torch.no_grad():
-            self._embedded = embedding(torch.from_numpy(vocabulary.ordinary).to(model.device)).float()
+            self._embedded = embedding(torch.from_numpy(vocabulary.ordinary).to(input_device(model))).float()
 
     def around(self, region: int, passes: int) -> Iterator[Integers]:
         """The free tokens of sequences well inside a region, just inside and just outside, after ``passes`` more."""
@@ -207,7 +208,7 @@ class _Search:
         """The keys at every token: int64 [n, tokens] to float64 [n, tokens, D]."""
         self._passes = max(0, self._passes - 1)
         with torch.set_grad_enabled(with_gradient), Hooks(self._model, self._interventions) as hooks:
-            self._model(input_ids=torch.from_numpy(ids).to(self._model.device), use_cache=False)
+            self._model(input_ids=torch.from_numpy(ids).to(input_device(self._model)), use_cache=False)
             return hooks.seen[self._place].reshape(*ids.shape, -1)
 
 

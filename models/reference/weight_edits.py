@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.devices import in_float64
 from bakeout.models.network.families import FeedForward, feed_forward_layers, identity
 from bakeout.models.plan import Intervention, Role, WeightChange
 
@@ -83,14 +84,15 @@ def edited_weights(
 
 def _changed(weight: Tensor, change: WeightChange, dtype: torch.dtype) -> Tensor:
     """A weight after its change, by the formula of its kind."""
+    kept = weight.clone() if change.exact else in_float64(weight)
 
     def array(values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values).to(weight.device)
+        return torch.from_numpy(values).to(kept.device)
 
     if change.exact:
-        exact: Tensor = change.formula(weight.clone(), array)
+        exact: Tensor = change.formula(kept, array)
         return exact
-    rounded: Tensor = change.formula(weight.double(), array).float().to(dtype)
+    rounded: Tensor = change.formula(kept, array).float().to(dtype)
     return rounded
 
 

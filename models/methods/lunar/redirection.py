@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lunar.options import Aim
 from bakeout.models.methods.lunar.token_rows import TokenRows, block_of, flat_positions, probe_rows, residual_stream
+from bakeout.models.network.devices import in_float64
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.network.probing import Batch, hooked, run_batches
 from bakeout.models.plan import Floats
@@ -213,8 +214,8 @@ def _first_answers(
         for ran in run_batches(
             model, prompts, batch_size=batch_size, description=description, track=track, prepare=prepare
         ):
-            last = ran.attention_mask.sum(dim=1) - 1
+            last = (ran.attention_mask.sum(dim=1) - 1).to(seen[0].device)
             with torch.inference_mode():
-                logits = head(seen[0][torch.arange(len(last), device=last.device), last]).double()
+                logits = in_float64(head(seen[0][torch.arange(len(last), device=last.device), last]))
             total += torch.softmax(logits, dim=-1).sum(dim=0).cpu().numpy()
     return total / len(prompts)

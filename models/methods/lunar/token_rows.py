@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.architectures import family_of
+from bakeout.models.network.devices import in_float64
 from bakeout.models.network.families import FeedForward, feed_forward_layers
 from bakeout.models.network.probing import Batch, Read, run_batches
 from bakeout.models.plan import Floats, Integers
@@ -116,13 +117,14 @@ def probe_rows(
 
     def take_keys(layer: int) -> Read:
         def read(key: Tensor) -> None:
-            keys[layer] = key.reshape(-1, feed_forwards[layer].width)[selected].double()
+            keys[layer] = in_float64(key.reshape(-1, feed_forwards[layer].width)[selected.to(key.device)])
 
         return read
 
     def take_residuals(layer: int) -> Read:
         def read(output: Any) -> None:
-            residuals[layer] = residual_stream(output).reshape(-1, feed_forwards[layer].hidden)[selected].double()
+            stream = residual_stream(output).reshape(-1, feed_forwards[layer].hidden)
+            residuals[layer] = in_float64(stream[selected.to(stream.device)])
 
         return read
 

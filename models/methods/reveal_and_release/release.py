@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from bakeout.models.data.padding import right_padded
 from bakeout.models.methods.lora_modules import Module, adapted
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions
+from bakeout.models.network.devices import input_device
 from bakeout.models.progress import Track, untracked
 
 _IGNORED = -100
@@ -98,8 +99,9 @@ def _answered(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Te
     for row, text in enumerate(texts):
         start = len(text.prompt_ids)
         targets[row, start : start + len(text.answer_ids)] = torch.tensor(text.answer_ids)
-    logits = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
-    return logits[:, :-1], targets[:, 1:].to(model.device)
+    device = input_device(model)
+    logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    return logits[:, :-1], targets[:, 1:].to(logits.device)
 
 
 def _batches(texts: int, options: ReleaseOptions, seed: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.devices import input_device
 from bakeout.models.network.families import model_limits
 
 # How much a question and the model's own answer look like what is to be forgotten: 0 (not at all) to 1.
@@ -74,7 +75,7 @@ def novelty(
 @torch.no_grad()
 def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *, batch_size: int = 64) -> Tensor:
     """e(x) of each text: the mean of its tokens' last hidden states, float64 [texts, hidden] on the CPU."""
-    limits = model_limits(model)
+    limits, device = model_limits(model), input_device(model)
     for text in texts:
         limits.require(text, None, "A text")
     means = torch.empty((len(texts), model.config.hidden_size), dtype=torch.float64)
@@ -82,12 +83,7 @@ def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         input_ids, mask = map(torch.from_numpy, right_padded([texts[row] for row in rows]))
-        states = (
-            model.base_model(
-                input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-            )
-            .last_hidden_state.double()
-            .cpu()
-        )
+        output = model.base_model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        states = output.last_hidden_state.cpu().double()
         means[rows] = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
     return means

@@ -19,6 +19,7 @@ from bakeout.models.methods.method import Method
 from bakeout.models.methods.search_space import tuned
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions, without
+from bakeout.models.network.devices import input_device
 from bakeout.models.network.generation import named_ends
 from bakeout.models.plan import Floats, LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
@@ -151,7 +152,7 @@ def _train(
 def _loss(model: PreTrainedModel, aim: Aim, texts: Sequence[_Text]) -> Tensor:
     """The mean over the answers' tokens of -log p (certain) or -log(1 - p) (improbable)."""
     padded = right_padded([prompt + answer for prompt, answer in texts])
-    input_ids, mask = (torch.from_numpy(array).to(model.device) for array in padded)
+    input_ids, mask = (torch.from_numpy(array).to(input_device(model)) for array in padded)
     answers = torch.zeros_like(mask, dtype=torch.bool)
     for row, (prompt, answer) in enumerate(texts):
         answers[row, len(prompt) : len(prompt) + len(answer)] = True

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bakeout.models.network.devices import in_float64
 from bakeout.models.network.probing import Read, run_batches
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
@@ -30,7 +31,7 @@ def input_second_moments(
 
     def gather(name: str) -> Read:
         def read(values: Tensor) -> None:
-            inputs = values.flatten(0, -2)[tokens].double()
+            inputs = in_float64(values.flatten(0, -2)[tokens.to(values.device)])
             moment = inputs.T @ inputs
             moments[name] = moments[name] + moment if name in moments else moment
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import bakeout
+from bakeout.models.checkpoint.checkpoint_files import weights_digest
 from bakeout.models.plan.plan_file import plan_bytes
 
 from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, rows, write_recipe
@@ -98,11 +99,16 @@ def test_a_changed_model_is_not_the_recipes(
         bakeout.fit(_recipe("mine"), model=model)
 
 
-def test_other_models_in_memory_are_refused(llama_checkpoint: Path) -> None:
+def test_a_model_in_half_precision_is_fitted_as_it_is(llama_checkpoint: Path) -> None:
     model, tokenizer = _loaded(llama_checkpoint)
+    plan = bakeout.fit(_recipe(llama_checkpoint), model=model.bfloat16(), tokenizer=tokenizer)
+    assert plan.model.digest == weights_digest(llama_checkpoint)
+    assert plan.provenance["computed_in"] == {"devices": ["cpu"], "dtypes": ["bfloat16"]}
+
+
+def test_other_models_in_memory_are_refused(llama_checkpoint: Path) -> None:
+    _, tokenizer = _loaded(llama_checkpoint)
     recipe = _recipe(llama_checkpoint)
-    with pytest.raises(bakeout.BakeoutError, match="bfloat16 weights, and plans are fitted in float32"):
-        bakeout.fit(recipe, model=model.bfloat16(), tokenizer=tokenizer)
     other: Any = torch.nn.Linear(1, 1)
     with pytest.raises(bakeout.BakeoutError, match="A Linear is no transformers model"):
         bakeout.fit(recipe, model=other, tokenizer=tokenizer)
