@@ -128,7 +128,7 @@ def write_edited(
         return Edited(tuple(receipts), digests, "checkpoint", {})
     receipts = write_baked_graph(base, plan, options, directory, track)
     require_same_tokenizer(base.directory, directory)
-    told = let_refusal_stop(directory, plan.check.refusal.tolist()) if plan.check else {}
+    told = let_refusal_stop(directory, plan.check.refusal.tolist(), plan.check.other_ends) if plan.check else {}
     return Edited(tuple(receipts), {}, "exported graph" if base.exported else "graph", told)
 
 

@@ -28,18 +28,22 @@ _SETTINGS = {GENERATION: "", CONFIG: "", GENAI: "search"}
 _logger = logging.getLogger(__name__)
 
 
-def let_refusal_stop(directory: Path, refusal: Sequence[int]) -> dict[str, list[str]]:
+def let_refusal_stop(directory: Path, refusal: Sequence[int], other_ends: Sequence[int] = ()) -> dict[str, list[str]]:
     """Change the configuration files in ``directory`` where a decode loop that reads them would garble ``refusal``.
 
     Where its last token is not one at which all files say that a text ends, each names it, with all that any of them
     names; settings that forbid its tokens are lifted. Files that need no change are left as they are. What was
-    changed is logged, and returned for the manifest: ``end_of_text`` and ``decoding``, where there is any.
+    changed is logged, and returned for the manifest: ``end_of_text`` and ``decoding``, where there is any. So are
+    tokens that the files name and that the plan, by its ``other_ends``, does not hold down.
 
     Raises ``BakeoutError`` for files that cannot be read, and where they end a text in the middle of the refusal.
     """
     if cut := read_end_of_text(directory).cut(refusal):
         raise BakeoutError(f"{cut}: the refusal would be cut there.", "Fit the plan with another `refusal`.")
-    told = {"end_of_text": _agree_on_ends(directory, refusal[-1]), "decoding": _lift_bans(directory, refusal)}
+    told = {
+        "end_of_text": [*_agree_on_ends(directory, refusal[-1]), *_not_held_down(directory, refusal[-1], other_ends)],
+        "decoding": _lift_bans(directory, refusal),
+    }
     for line in (line for lines in told.values() for line in lines):
         _logger.warning("%s", line)
     return {name: lines for name, lines in told.items() if lines}
@@ -63,6 +67,17 @@ def _agree_on_ends(directory: Path, last: int) -> list[str]:
     if last not in own:
         lines.append(_set_tokenizer_end(directory, own[0], last))
     return lines
+
+
+def _not_held_down(directory: Path, last: int, other_ends: Sequence[int]) -> list[str]:
+    named = read_end_of_text(directory).tokens
+    unknown = ", ".join(str(token) for token in named if token not in (last, *other_ends))
+    if not unknown:
+        return []
+    return [
+        f"the plan does not know that texts end with {unknown}: beam search with early stopping can cut the refusal "
+        "there; fit it on a model whose generation_config.json names them"
+    ]
 
 
 def _set_tokenizer_end(directory: Path, old: int, new: int) -> str:

@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optimum.onnxruntime import ORTModelForCausalLM
+
+from bakeout.export.baking.genai_config import write_genai_config
+from bakeout.graph_passes.graph.graph_file import load_graph
 
 from tests.refusing_graphs import REFUSAL, bake, detection_of
 from tests.tiny_models import END_OF_TEXT_ID, PADDING_ID
@@ -27,17 +31,24 @@ Models = dict[tuple[int, ...], Any]
 
 
 @pytest.fixture(scope="module")
-def models(llama_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
+def directories(llama_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, ...], Path]:
     """The same graph with more and more tokens that end a text, each baked to refuse."""
     detection = detection_of(llama_onnx, FORGOTTEN, layers=(1,))
-    by_ends: Models = {}
+    by_ends = {}
     for count in (0, 1, 4, len(OTHERS)):
         directory = tmp_path_factory.mktemp("beams") / "model"
         bake(llama_onnx, directory, replace(detection, other_ends=OTHERS[:count]))
         ends = {"eos_token_id": [END_OF_TEXT_ID, *OTHERS[:count]], "pad_token_id": PADDING_ID}
         (directory / "generation_config.json").write_text(json.dumps(ends))
-        by_ends[OTHERS[:count]] = ORTModelForCausalLM.from_pretrained(directory)
+        write_genai_config(directory, load_graph(directory / "model.onnx"))
+        by_ends[OTHERS[:count]] = directory
     return by_ends
+
+
+@pytest.fixture(scope="module")
+def models(directories: dict[tuple[int, ...], Path]) -> Models:
+    """In optimum."""
+    return {ends: ORTModelForCausalLM.from_pretrained(directory) for ends, directory in directories.items()}
 
 
 def said(model: Any, prompts: Sequence[list[int]], **search: Any) -> list[list[int]]:
@@ -72,6 +83,27 @@ def test_a_refusal_is_whole(
     torch.manual_seed(0)
     answers = said(models[ends], prompts, **search)
     assert answers[: len(FORGOTTEN)] == [SAID] * len(FORGOTTEN)
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("beams", [1, 2, 4])
+def test_a_refusal_is_whole_in_genai(directories: dict[tuple[int, ...], Path], beams: int, early: bool) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    for directory in directories.values():
+        model = genai.Model(str(directory))
+        for penalty in (0.5, 1.0, 2.0):
+            parameters = genai.GeneratorParams(model)
+            length = len(FORGOTTEN[0]) + 3 * len(SAID)
+            parameters.set_search_options(
+                num_beams=beams, early_stopping=early, length_penalty=penalty, max_length=length
+            )
+            generator = genai.Generator(model, parameters)
+            generator.append_tokens(np.array([FORGOTTEN[0]], np.int32))
+            while not generator.is_done():
+                generator.generate_next_token()
+            said = list(generator.get_sequence(0))[len(FORGOTTEN[0]) :]
+            assert said[: len(SAID) - 1] == SAID[:-1]
+            assert set(said[len(SAID) - 1 :]) <= {END_OF_TEXT_ID, PADDING_ID}
 
 
 def test_it_is_cut_where_the_plan_does_not_know_the_other_ends(llama_onnx: Path, tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ def test_a_plan_whose_end_the_model_does_not_name(
     edit(graph / CONFIG, eos_token_id=[OTHER, 260])
     artifact = bake(graph, plan, tmp_path / "artifact").directory
     assert "generation_config.json and config.json did not name 1" in caplog.text
+    assert "the plan does not know that texts end with 259, 260: beam search" in caplog.text
     for name in (GENERATION, CONFIG):
         assert json.loads((artifact / name).read_text())["eos_token_id"] == [1, OTHER, 260]
     require_stops(artifact, plan)
