@@ -129,7 +129,22 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
             "Use a complete checkpoint.",
         )
     model.train(False)
+    _require_computing(model, directory)
     return model
+
+
+def _require_computing(model: PreTrainedModel, directory: Path) -> None:
+    """Raise ``BakeoutError`` where the architecture loads with a configuration, and cannot compute with it."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(torch.zeros((1, 1), dtype=torch.long))
+    except Exception as error:
+        raise BakeoutError(
+            f"{directory} is loaded, and does not compute ({type(error).__name__}: {_first_line(error)}).",
+            "Correct its config.json, or copy the checkpoint again.",
+        ) from error
 
 
 @contextmanager

@@ -201,6 +201,8 @@ def test_a_bad_figures_file_is_one_line(tmp_path: Path, change: Any, words: str)
         {"schema": 1, "rows": [{**EVALUATION["rows"][2], "change_interval": [1]}]},
         {"schema": 1, "rows": [], "texts": [{"model": "base"}]},
         {"schema": 1, "rows": [], "tasks": [{"task": "x"}]},
+        {"schema": 1, "rows": [], "texts": [{**EVALUATION["texts"][1], "perplexity_ratio": None}]},
+        {"schema": 1, "rows": [], "texts": [{**EVALUATION["texts"][1], "divergence_interval": None}]},
     ],
     ids=str,
 )

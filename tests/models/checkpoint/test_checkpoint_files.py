@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
+from bakeout.models.checkpoint.checkpoint_writer import checkpoint_files
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 
@@ -62,6 +64,31 @@ def test_a_model_is_loaded_for_evaluation(llama_checkpoint: Path) -> None:
     assert not model.training
     assert model.dtype == torch.float32
     assert load_model(llama_checkpoint, dtype=torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": 0}, "cannot be loaded"),
+        ({"num_hidden_layers": "four"}, "cannot be loaded"),
+        ({"hidden_act": 3}, "cannot be loaded"),
+        ({"rms_norm_eps": "x"}, "does not compute"),
+    ],
+)
+def test_a_configuration_that_breaks_its_architecture_is_refused(copy: Path, changes: Any, words: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(BakeoutError, match=words):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", ""])
+def test_an_index_leads_to_no_other_directory(copy: Path, name: str) -> None:
+    (copy / "model.safetensors").rename(copy / "model-1.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BakeoutError, match="is not an index of shards"):
+        checkpoint_files(copy)
 
 
 def test_a_tokenizer_is_loaded(llama_checkpoint: Path, tmp_path: Path) -> None:
