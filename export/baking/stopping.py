@@ -56,12 +56,13 @@ def _agree_on_ends(directory: Path, last: int) -> list[str]:
     lines = []
     if lacking:
         tokens = list(dict.fromkeys([last, *ends.tokens]))
-        for name in read:
+        changed = [name for name in read if set(ends.named.get(name, ())) != set(tokens)]
+        for name in changed:
             part = "model" if name == GENAI else ""
             _set(directory / name, part, {"eos_token_id": tokens if len(tokens) > 1 else last})
         lines.append(
             f"{' and '.join(lacking)} did not name {last}, which ends the refusal, as a token that ends a text: "
-            f"{', '.join(read)} now name{'s' if len(read) == 1 else ''} {', '.join(map(str, tokens))}"
+            f"{', '.join(changed)} now name{'s' if len(changed) == 1 else ''} {', '.join(map(str, tokens))}"
         )
     own = ends.named.get(TOKENIZER, (last,))
     if last not in own:

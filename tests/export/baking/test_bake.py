@@ -107,7 +107,7 @@ def test_anybodys_graph_keeps_its_names_and_files(tiny_plan: Plan, llama_onnx: P
     (source / "weights.bin").rename(source / "blobs" / "0123")
     (source / "weights.bin").symlink_to("blobs/0123")
     shutil.copy(llama_onnx / "config.json", source)
-    (source / "genai_config.json").write_text('{"model": {"decoder": {"filename": "decoder.onnx"}}}')
+    (source / "genai_config.json").write_text('{"model": {"decoder": {"filename": "decoder.onnx"}, "eos_token_id": 1}}')
     (source / "notes.txt").write_text("mine")
     before = _contents_of_files(source)
     bake(source, tiny_plan, tmp_path / "baked")
@@ -122,7 +122,7 @@ def test_anybodys_graph_keeps_its_names_and_files(tiny_plan: Plan, llama_onnx: P
     }
     assert not (tmp_path / "baked" / "weights.bin").is_symlink()
     assert json.loads((tmp_path / "baked" / "genai_config.json").read_text()) == {
-        "model": {"decoder": {"filename": "model.onnx"}}
+        "model": {"decoder": {"filename": "model.onnx"}, "eos_token_id": 1}
     }
     prompt = [byte_tokenizer()("Who is number 3?").input_ids]
     bake(llama_onnx, tiny_plan, tmp_path / "embedded")
