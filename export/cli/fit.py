@@ -8,16 +8,24 @@ import click
 
 from bakeout.export.cli.console import emit_json, progress, show
 from bakeout.export.cli.options import PATH, json_output
-from bakeout.export.cli.placement import placement_options
+from bakeout.export.cli.placement import cache_options, kept_in, placement_options
 
 
 @click.command()
 @click.argument("recipe", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="File of the new plan; it must not exist.")
 @placement_options
+@cache_options
 @json_output
 def fit(
-    recipe: Path, output: Path, device: str | None, dtype: str | None, device_map: str | None, machine: bool
+    recipe: Path,
+    output: Path,
+    device: str | None,
+    dtype: str | None,
+    device_map: str | None,
+    cache: Path | None,
+    no_cache: bool,
+    machine: bool,
 ) -> None:
     """Probe a model and fit a recipe's interventions to a plan."""
     from bakeout.export.fitting.fit import fit
@@ -27,7 +35,8 @@ def fit(
 
     require_new(output)
     with progress() as track:
-        plan = fit(load_recipe(recipe).placed(device=device, dtype=dtype, device_map=device_map), track)
+        placed = load_recipe(recipe).placed(device=device, dtype=dtype, device_map=device_map)
+        plan = fit(placed, track, cache=kept_in(cache, no_cache))
     save_plan(plan, output)
     if machine:
         emit_json({"plan": str(output)})

@@ -8,7 +8,7 @@ import click
 
 from bakeout.export.cli.console import emit_json, progress, show
 from bakeout.export.cli.options import PATH, json_output
-from bakeout.export.cli.placement import placement_options
+from bakeout.export.cli.placement import cache_options, kept_in, placement_options
 
 
 class _Tune(click.Command):
@@ -42,6 +42,7 @@ class _Tune(click.Command):
 @click.option("--directory", type=PATH, help="Directory of the trials, to resume from; by default beside the output.")
 @click.option("--figures", type=PATH, help="Write the figures of a report to this file; it must not exist.")
 @placement_options
+@cache_options
 @json_output
 def tune(
     recipe: Path,
@@ -54,6 +55,8 @@ def tune(
     device: str | None,
     dtype: str | None,
     device_map: str | None,
+    cache: Path | None,
+    no_cache: bool,
     machine: bool,
 ) -> None:
     """Replace every `auto` of a recipe by a value, so that a build never searches.
@@ -74,6 +77,7 @@ def tune(
             directory=directory,
             figures=figures,
             placed={"device": device, "dtype": dtype, "device_map": device_map},
+            cache=kept_in(cache, no_cache),
             track=track,
         )
     if machine:

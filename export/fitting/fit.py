@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bakeout.export.recipes.data_files import by_use
@@ -31,16 +32,18 @@ def fit(
     *,
     inputs: RecipeInputs | None = None,
     loaded: LoadedModel | None = None,
+    cache: Path | None = None,
 ) -> Plan:
     """Fit a recipe's interventions, in order, and return the plan that carries them.
 
     ``inputs``: what ``recipe`` names, where it has been opened already; ``loaded``: its model, where it is in memory
-    already; in the end its weights are what they were. Raises ``BakeoutError`` for whatever is wrong with the
-    checkpoint, the data or the options.
+    already; in the end its weights are what they were. ``cache``: the directory that keeps what is probed. Raises
+    ``BakeoutError`` for whatever is wrong with the checkpoint, the data or the options.
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.checkpoint.this_machine import computed_in, require_weights_in_memory
     from bakeout.models.network.families import identity, model_limits
+    from bakeout.models.network.probe_cache import ProbeCache
     from bakeout.models.reference.canary import synthesise_canary
     from bakeout.models.reference.search_vocabulary import Vocabulary
     from bakeout.models.reference.weight_edits import apply_weight_edit, edited_weights
@@ -66,6 +69,7 @@ def fit(
                 sources=sources,
                 earlier=tuple(interventions),
                 track=track,
+                cache=ProbeCache.of(cache, model, digest, interventions),
             )
             if entry.method.kind.edits_weights:
                 require_weights_in_memory(model, entry.method.title)

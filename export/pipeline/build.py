@@ -61,20 +61,26 @@ class _Measured:
 
 
 def build(
-    recipe_file: Path, output: Path, *, placed: Mapping[str, Any] = MappingProxyType({}), track: Track = untracked
+    recipe_file: Path,
+    output: Path,
+    *,
+    placed: Mapping[str, Any] = MappingProxyType({}),
+    cache: Path | None = None,
+    track: Track = untracked,
 ) -> Built:
     """Make the artifact directory ``output`` by the recipe ``recipe_file``.
 
-    ``placed``: options of ``PlacementOptions`` in place of the recipe's. Base model and artifact are measured on the
-    recipe's test files, as its `evaluate` says, and the artifact is verified, parity with the PyTorch reference
-    included. Raises ``BakeoutError``, leaving nothing behind, when anything fails.
+    ``placed``: options of ``PlacementOptions`` in place of the recipe's. ``cache``: the directory that keeps what is
+    probed. Base model and artifact are measured on the recipe's test files, as its `evaluate` says, and the artifact is
+    verified, parity with the PyTorch reference included. Raises ``BakeoutError``, leaving nothing behind, when anything
+    fails.
     """
     require_new(output)
     recipe = load_recipe(recipe_file).placed(**placed)
     options = completed(recipe.export)
     inputs = open_inputs(recipe)
     measuring = _Measuring.of(recipe, inputs)
-    plan = fit(recipe, track, inputs=inputs)
+    plan = fit(recipe, track, inputs=inputs, cache=cache)
     with new_directory(output) as directory:
         with opened_base(inputs.checkpoint, plan, options, directory) as base:
             # Its refusals are not counted: the artifact's text is not known yet.

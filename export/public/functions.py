@@ -63,13 +63,15 @@ def fit(
     *,
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    cache: PathLike | None = None,
     track: Track = logged,
 ) -> Plan:
     """Fit a recipe's interventions to its model, each with those before it in force.
 
-    ``recipe``: a ``Recipe``, or the path of a YAML file. ``model``: the recipe's model, if it is in memory already, in
-    float32 on any device; in the end it is what it was, bit for bit. Where ``Recipe.model`` names a checkpoint on this
-    machine, it must hold the same weights; otherwise it is a mere name.
+    ``recipe``: a ``Recipe``, or the path of a YAML file. ``model``: the recipe's model, if it is in memory already, on
+    any device and in any type; in the end it is what it was, bit for bit. Where ``Recipe.model`` names a checkpoint on
+    this machine, it must hold the same weights; otherwise it is a mere name. ``cache``: a directory that keeps what is
+    probed, so that another fit of the same model on the same rows runs no forward pass over them.
 
     >>> plan = bakeout.fit(recipe)
     >>> [intervention.kind for intervention in plan.interventions]
@@ -85,15 +87,20 @@ def fit(
         require_consistent(recipe)
     else:
         recipe = load_recipe(recipe)
+    kept = None if cache is None else Path(cache)
     if model is None:
         if tokenizer is not None:
             raise BakeoutError("A tokenizer is given without its model.", "Give `model` too, or neither.")
-        return fit_recipe(recipe, track)
-    return _fit_in_memory(recipe, model, tokenizer, track)
+        return fit_recipe(recipe, track, cache=kept)
+    return _fit_in_memory(recipe, model, tokenizer, kept, track)
 
 
 def _fit_in_memory(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, track: Track
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    cache: Path | None,
+    track: Track,
 ) -> Plan:
     from bakeout.export.fitting.fit import fit as fit_recipe
     from bakeout.models.checkpoint.checkpoint_files import weights_digest
@@ -110,7 +117,7 @@ def _fit_in_memory(
     was_training = model.training
     model.train(False)
     try:
-        return fit_recipe(recipe, track, loaded=loaded)
+        return fit_recipe(recipe, track, loaded=loaded, cache=cache)
     finally:
         model.train(was_training)
 

@@ -65,6 +65,7 @@ def tune(
     directory: Path | None = None,
     figures: Path | None = None,
     placed: Mapping[str, Any] = MappingProxyType({}),
+    cache: Path | None = None,
     track: Track = untracked,
 ) -> Tuned:
     """Search what a recipe leaves `auto`, and write the recipe with the choices filled in and its comments kept.
@@ -78,7 +79,7 @@ def tune(
     generate (``teacher_forcing``), so that no graph has to be baked for each. All trials are kept in ``directory`` (by
     default beside the output), as text: an interrupted search resumes from its journal. ``figures``: a file for the
     figures of the choices for a report (``report.figures_file``). ``placed``: options of ``PlacementOptions`` in place
-    of the recipe's.
+    of the recipe's. ``cache``: the directory that keeps what is probed.
 
     Raises ``BakeoutError`` where the output or the figures' file exists, nothing is left to tune, or a name has
     nothing to be measured on.
@@ -86,6 +87,7 @@ def tune(
     from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.checkpoint.this_machine import require_weights_in_memory
     from bakeout.models.network.families import model_limits
+    from bakeout.models.network.probe_cache import ProbeCache
     from bakeout.models.reference.weight_edits import apply_weight_edit
 
     for path in (output, *([figures] if figures else [])):
@@ -118,6 +120,7 @@ def tune(
             sources=inputs.fitted,
             earlier=tuple(interventions),
             track=track,
+            cache=ProbeCache.of(cache, model, inputs.checkpoint.digest, interventions),
         )
         method, options = entry.method, entry.options
         if method.kind.edits_weights:

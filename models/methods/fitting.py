@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
+    from bakeout.models.network.probe_cache import ProbeCache
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Fitting:
 
     ``model`` carries the earlier weight edits already; ``earlier`` are the interventions before this one. ``data`` are
     all names of the recipe, ``rows`` the records by name and use, ``sources`` where they come from. Models are probed
-    ``batch_size`` rows at a time.
+    ``batch_size`` rows at a time; ``cache`` keeps what was gathered.
     """
 
     model: PreTrainedModel
@@ -40,6 +41,7 @@ class Fitting:
     earlier: tuple[Intervention, ...] = ()
     track: Track = untracked
     batch_size: int = 16
+    cache: ProbeCache | None = None
 
     def probe(self, names: Sequence[str]) -> list[Record]:
         """The probe records of several names, one after the other."""

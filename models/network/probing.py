@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +22,7 @@ from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import disk_errors
 from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
@@ -158,7 +163,7 @@ def probe_keys(
         rows_start = torch.arange(len(batch.rows), device=batch.input_ids.device) * batch.input_ids.shape[1]
         last_tokens = rows_start + batch.attention_mask.sum(dim=1) - 1
 
-    keys = {layer: np.empty((len(prompts), available[layer].width), dtype=np.float32) for layer in layers}
+    keys = {layer: _on_disk((len(prompts), available[layer].width)) for layer in layers}
     for batch in run_batches(
         model,
         prompts,
@@ -238,6 +243,16 @@ def run_batches(
             yield batch
 
 
+def run_up_to(model: PreTrainedModel, modules: Iterable[nn.Module], input_ids: Tensor) -> None:
+    """A forward pass over rows without padding that ends in front of the last of ``modules``. Hooks see the rest."""
+    with _Reading(model, dict.fromkeys(modules, _unread), {}) as reading:
+        reading.forward(input_ids=input_ids)
+
+
+def _unread(_value: Tensor) -> None:
+    pass
+
+
 class _EverythingRead(Exception):  # noqa: N818 - not an error
     """Raised in a forward pass behind the last module that is read."""
 
@@ -265,9 +280,13 @@ class _Reading:
             handle.remove()
 
     def run(self, batch: Batch) -> None:
+        with torch.inference_mode():
+            self.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+
+    def forward(self, **inputs: Tensor) -> None:
         self._unread = {(module, "input") for module in self._inputs} | {(module, "output") for module in self._outputs}
-        with suppress(_EverythingRead), torch.inference_mode():
-            self._model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        with suppress(_EverythingRead):
+            self._model.base_model(**inputs, use_cache=False)
 
     def _before(self, module: nn.Module, read: Read) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -300,6 +319,16 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     finally:
         for handle in registered:
             handle.remove()
+
+
+def _on_disk(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array in a temporary file that lasts as long as it: the keys of many layers need not fit into memory."""
+    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
+        size = math.prod(shape) * np.dtype(np.float32).itemsize
+        # A disk that fills up later would kill the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
 
 
 def _counted(records: Sequence[Record], scope: Scope) -> tuple[list[list[int]], list[int]]:

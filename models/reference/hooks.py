@@ -81,10 +81,11 @@ class Hooks:
     @property
     def seen(self) -> dict[int, Tensor]:
         """What every hooked intervention watched in the latest forward pass, by its index."""
-        return {
-            index: _side_by_side([self._seen[index, part.layer] for part in intervention.parts])
-            for index, intervention in self._hooked.items()
-        }
+        return {index: self.seen_by(index) for index in self._hooked}
+
+    def seen_by(self, index: int) -> Tensor:
+        """What one of them watched there; the pass may end behind its last layer."""
+        return _side_by_side([self._seen[index, part.layer] for part in self._hooked[index].parts])
 
     def _keep(self, index: int) -> See:
         def keep(layer: int, values: Tensor) -> None:

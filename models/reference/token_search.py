@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from bakeout.models.network.devices import input_device
+from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.probing import run_up_to
 from bakeout.models.plan import Floats, Integers, Intervention
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.hooks import Hooks
@@ -91,6 +93,8 @@ class _Search:
         self._model = model
         self._interventions = interventions
         self._place, self._check = next((i, one.check) for i, one in enumerate(interventions) if one.check is not None)
+        layers = feed_forward_layers(model)
+        self._watched = [layers[part.layer].down for part in interventions[self._place].parts]
         self._vocabulary = vocabulary
         self._generator = np.random.default_rng(seed)
         self._passes = 0
@@ -208,8 +212,8 @@ class _Search:
         """The keys at every token: int64 [n, tokens] to float64 [n, tokens, D]."""
         self._passes = max(0, self._passes - 1)
         with torch.set_grad_enabled(with_gradient), Hooks(self._model, self._interventions) as hooks:
-            self._model(input_ids=torch.from_numpy(ids).to(input_device(self._model)), use_cache=False)
-            return hooks.seen[self._place].reshape(*ids.shape, -1)
+            run_up_to(self._model, self._watched, torch.from_numpy(ids).to(input_device(self._model)))
+            return hooks.seen_by(self._place).reshape(*ids.shape, -1)
 
 
 def _depth(tried: _Tried, region: int) -> Floats:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bakeout.models.data.forms.kinds import Kind
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
 from bakeout.models.methods.key_space_detection.detection import (
@@ -33,8 +34,7 @@ from bakeout.models.methods.key_space_detection.served import as_served
 from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers, model_limits
-from bakeout.models.network.generation import end_tokens, named_ends
-from bakeout.models.network.teacher_forcing import exactly_answered
+from bakeout.models.network.generation import named_ends
 from bakeout.models.plan import Floats, Integers, KeySpaceDetection
 
 _logger = logging.getLogger(__name__)
@@ -82,7 +82,9 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         settled = options.model_copy(update={"layers": layers})
     else:
         settled = options.with_structure(choice.chosen.structure)
-    layers = list(settled.structure.layers)
+    if fitting.cache is None:
+        # Another fit may choose other layers: for its sake what is kept is that of all of them.
+        layers = list(settled.structure.layers)
     calibrated = [name for name in forget if "calibration" in fitting.rows[name]]
     # False refusals are best counted on queries that no other choice was made on.
     counted = {name: fitting.rows[name].get("calibration") or own.fresh for name, own in queries.items()}
@@ -195,13 +197,7 @@ def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[
     correct = np.zeros(len(records), dtype=bool)
     answered = [index for index, record in enumerate(records) if record.prompt_ids and record.response_ids]
     if answered:
-        correct[answered] = exactly_answered(
-            fitting.model,
-            [records[index] for index in answered],
-            end=end_tokens(fitting.model, fitting.tokenizer),
-            batch_size=fitting.batch_size,
-            track=fitting.track_of([name]),
-        )
+        correct[answered] = probed.exact_answers(fitting, name, [records[index] for index in answered])
         if not correct.any():
             _logger.info("%s: the model answers no row tried exactly as expected, so every query counts.", name)
     return correct

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bakeout.models.data.rows import Record
+from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
-from bakeout.models.network.probing import probe_keys
 from bakeout.models.network.token_keys import token_keys
 from bakeout.models.plan import Floats, KeySpaceDetection
 
@@ -52,7 +52,4 @@ def least_margins(fitting: Fitting, queries: Sequence[Record], check: KeySpaceDe
 
 def query_keys(fitting: Fitting, name: str, queries: Sequence[Record], layers: Sequence[int]) -> LayerKeys:
     """The key vectors of the queries' last tokens, float32 [queries, F] of each layer. ``name`` is for progress."""
-    prompts = [query.prompt_ids for query in queries]
-    return probe_keys(
-        fitting.model, prompts, layers=layers, batch_size=fitting.batch_size, track=fitting.track_of([name])
-    )
+    return probed.keys(fitting, name, [query.prompt_ids for query in queries], layers)

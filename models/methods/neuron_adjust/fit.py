@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.methods.search_space import Settings, tuned
-from bakeout.models.network.probing import probe_neurons
 from bakeout.models.network.statistics import NeuronStatistics
 from bakeout.models.plan import AdjustedLayer, Floats, NeuronAdjust
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
@@ -102,16 +102,7 @@ def fit_neuron_adjust(
 def _probed(options: NeuronAdjustOptions, fitting: Fitting) -> tuple[NeuronStatistics, NeuronStatistics]:
     """The statistics of the data to forget, and of the data to keep."""
     names = options.names(fitting.data)
-    forget, retain = (
-        probe_neurons(
-            fitting.model,
-            fitting.probe(names[role]),
-            scope=options.tokens,
-            batch_size=fitting.batch_size,
-            track=fitting.track_of(names[role]),
-        )
-        for role in ("forget", "retain")
-    )
+    forget, retain = (probed.neurons(fitting, names[role], options.tokens) for role in ("forget", "retain"))
     return forget, retain
 
 

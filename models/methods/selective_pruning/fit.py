@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
-from bakeout.models.network.probing import probe_key_magnitudes
 from bakeout.models.network.statistics import KeyMagnitudes
 from bakeout.models.plan import ZeroColumns, ZeroedColumns
 from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
@@ -19,16 +19,7 @@ SILENT = 1e-8
 def fit(options: SelectivePruningOptions, fitting: Fitting) -> ZeroColumns:
     """Probe the data to forget and to keep, and fit."""
     names = options.names(fitting.data)
-    forget, retain = (
-        probe_key_magnitudes(
-            fitting.model,
-            fitting.probe(names[role]),
-            scope=options.tokens,
-            batch_size=fitting.batch_size,
-            track=fitting.track_of(names[role]),
-        )
-        for role in ("forget", "retain")
-    )
+    forget, retain = (probed.key_magnitudes(fitting, names[role], options.tokens) for role in ("forget", "retain"))
     return fit_selective_pruning(forget, retain, ratio=options.ratio)
 
 

@@ -1,0 +1,88 @@
+"""What methods probe, by way of the cache where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.models.data.rows import Record
+from bakeout.models.data.uses import Scope
+from bakeout.models.methods.fitting import Fitting
+from bakeout.models.network.generation import end_tokens
+from bakeout.models.network.probe_cache import Array
+from bakeout.models.network.probing import probe_key_magnitudes, probe_keys, probe_neurons
+from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
+from bakeout.models.network.teacher_forcing import exactly_answered
+
+
+def keys(
+    fitting: Fitting, name: str, prompts: Sequence[Sequence[int]], layers: Sequence[int]
+) -> dict[int, NDArray[np.float32]]:
+    """``probe_keys``. ``name`` is for progress."""
+
+    def compute() -> list[Array]:
+        probed = probe_keys(
+            fitting.model, prompts, layers=layers, batch_size=fitting.batch_size, track=fitting.track_of([name])
+        )
+        return [probed[layer] for layer in layers]
+
+    asked = [{"keys of the last token in layer": layer} for layer in layers]
+    return dict(zip(layers, _arrays(fitting, asked, prompts, compute), strict=True))
+
+
+def neurons(fitting: Fitting, names: Sequence[str], scope: Scope) -> NeuronStatistics:
+    """``probe_neurons`` on the probe records of ``names``."""
+    records = fitting.probe(names)
+
+    def compute() -> list[Array]:
+        moments = probe_neurons(
+            fitting.model, records, scope=scope, batch_size=fitting.batch_size, track=fitting.track_of(names)
+        ).moments
+        return [np.stack([np.full_like(moments.mean, moments.count), moments.mean, moments.m2])]
+
+    (found,) = _arrays(fitting, [{"moments of pre-activations": scope}], _texts(records), compute)
+    count, mean, m2 = np.array(found)
+    return NeuronStatistics(Moments(int(count.flat[0]), mean, m2))
+
+
+def key_magnitudes(fitting: Fitting, names: Sequence[str], scope: Scope) -> KeyMagnitudes:
+    """``probe_key_magnitudes`` on the probe records of ``names``."""
+    records = fitting.probe(names)
+
+    def compute() -> list[Array]:
+        magnitudes = probe_key_magnitudes(
+            fitting.model, records, scope=scope, batch_size=fitting.batch_size, track=fitting.track_of(names)
+        )
+        return [np.stack([np.full_like(magnitudes.total, magnitudes.tokens), magnitudes.total])]
+
+    (found,) = _arrays(fitting, [{"magnitudes of keys": scope}], _texts(records), compute)
+    tokens, total = np.array(found)
+    return KeyMagnitudes(int(tokens.flat[0]), total)
+
+
+def exact_answers(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_]:
+    """``exactly_answered``."""
+    end = end_tokens(fitting.model, fitting.tokenizer)
+
+    def compute() -> list[Array]:
+        track = fitting.track_of([name])
+        return [exactly_answered(fitting.model, records, end=end, batch_size=fitting.batch_size, track=track)]
+
+    return np.array(_arrays(fitting, [{"exact answers": sorted(end)}], _texts(records), compute)[0])
+
+
+def _texts(records: Sequence[Record]) -> list[list[int]]:
+    return [ids for record in records for ids in (record.prompt_ids, record.response_ids)]
+
+
+def _arrays(
+    fitting: Fitting,
+    asked: Sequence[Mapping[str, Any]],
+    rows: Sequence[Sequence[int]],
+    compute: Callable[[], list[Array]],
+) -> list[Array]:
+    described = [{**one, "batch": fitting.batch_size} for one in asked]
+    return compute() if fitting.cache is None or not rows else fitting.cache.arrays(described, rows, compute)

@@ -1,0 +1,159 @@
+"""What probing has gathered, kept on disk by content: another fit of the same model on the same rows runs no pass."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from bakeout.models.checkpoint.gguf_checkpoint import cache_directory
+from bakeout.models.checkpoint.this_machine import computed_in
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import disk_errors, replace_file
+from bakeout.models.plan import Intervention
+
+Array = NDArray[Any]
+
+# Bytes that all entries may take together; the ones that were not used for longest go first.
+LIMIT = 4 << 30
+_SCHEMA = 1
+_ENDING = ".probed"
+_DIGEST = hashlib.sha256().digest_size
+
+_logger = logging.getLogger(__name__)
+
+
+def default_directory() -> Path:
+    """Where entries are kept unless another directory is named."""
+    return cache_directory() / "probed"
+
+
+@dataclass(frozen=True)
+class ProbeCache:
+    """The entries of one model, with its earlier interventions applied, as it computes on this machine.
+
+    An entry is an array in NumPy's format with its SHA-256 behind it, so that what is damaged is computed again.
+    """
+
+    directory: Path
+    model: str
+    limit: int = LIMIT
+
+    @classmethod
+    def of(
+        cls, directory: Path | None, model: PreTrainedModel, digest: str, earlier: Sequence[Intervention]
+    ) -> ProbeCache | None:
+        """The cache in ``directory`` for a model whose weights had ``digest`` before ``earlier`` were applied.
+
+        None without a directory, and behind a stochastic coin, which draws anew in each pass.
+        """
+        if directory is None or any(one.is_stochastic for one in earlier):
+            return None
+        config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+        described = {
+            "schema": _SCHEMA,
+            "weights": digest,
+            "config": config,
+            "attention": model.config._attn_implementation,
+            "earlier": [_digest_of(one) for one in earlier],
+            "computed_in": computed_in(model),
+            "threads": torch.get_num_threads(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "versions": {package: version(package) for package in ("bakeout", "torch", "transformers")},
+        }
+        return cls(directory, _digest(json.dumps(described, sort_keys=True, default=str).encode()))
+
+    def arrays(
+        self, asked: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[int]], compute: Callable[[], Sequence[Array]]
+    ) -> list[Array]:
+        """What was gathered on the token ids ``rows``, one array for each description in ``asked``, memory-mapped.
+
+        ``compute`` gathers all of them where one is missing or damaged.
+        """
+        tokens = np.concatenate([np.asarray([len(row), *row], dtype=np.int64) for row in rows])
+        of_rows = f"{self.model} {_digest(tokens.tobytes())}"
+        paths = [
+            self.directory / f"{_digest(f'{of_rows} {json.dumps(one, sort_keys=True)}'.encode())}{_ENDING}"
+            for one in asked
+        ]
+        kept = [_read(path) for path in paths]
+        whole = [array for array in kept if array is not None]
+        if len(whole) == len(kept):
+            return whole
+        computed = list(compute())
+        try:
+            with disk_errors(self.directory):
+                # What is kept comes from the user's data.
+                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path, array in zip(paths, computed, strict=True):
+                _write(path, array)
+            self._make_room({path.name for path in paths})
+        except BakeoutError as error:
+            _logger.warning("What was probed is not kept for another fit: %s", error)
+        return computed
+
+    def _make_room(self, newest: set[str]) -> None:
+        """Remove the entries that were not used for longest, apart from the newest, until the others fit."""
+        entries = []
+        for path in self.directory.glob(f"*{_ENDING}"):
+            with suppress(OSError):
+                status = path.stat()
+                entries.append((status.st_mtime, status.st_size, path))
+        size = sum(entry[1] for entry in entries)
+        for _, bytes_of_entry, path in sorted(entries):
+            if size <= self.limit:
+                break
+            if path.name not in newest:
+                with suppress(OSError):
+                    path.unlink()
+                    size -= bytes_of_entry
+
+
+def _read(path: Path) -> Array | None:
+    """An entry, memory-mapped; None where there is none, or not a whole one."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size - _DIGEST
+            digest = hashlib.sha256()
+            for start in range(0, size, 1 << 20):
+                digest.update(file.read(min(1 << 20, size - start)))
+            if file.read() != digest.digest():
+                return None
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        os.utime(path)
+    except (OSError, ValueError):
+        return None
+    return array
+
+
+def _write(path: Path, array: Array) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    content = buffer.getvalue()
+    replace_file(path, content + hashlib.sha256(content).digest())
+
+
+def _digest_of(intervention: Intervention) -> str:
+    settings = json.dumps([intervention.kind, intervention.settings()], sort_keys=True, default=str)
+    digest = hashlib.sha256(settings.encode())
+    for name, array in sorted(intervention.arrays().items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
