@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bakeout.export.recipes.recipe import DataFiles
+from bakeout.models.data.row_content import row_contents
 from bakeout.models.data.row_layouts import Column, with_columns
 from bakeout.models.data.row_source import DataError, RowsInMemory, Source, source_lines, source_name
 from bakeout.models.data.rows import json_rows
@@ -21,8 +22,9 @@ SHARES: Mapping[Use, int] = {"probe": 45, "selection": 15, "calibration": 20, "t
 def by_use(data: Mapping[str, DataFiles]) -> dict[str, dict[Use, Source]]:
     """Per name the rows by use. Rows that serve for everything are split.
 
-    Which part a row falls to depends on its text alone, so that rows keep their part when others come and go.
-    Raises ``DataError`` where a file cannot be read, or there are too few rows for every part to get one.
+    Which part a row falls to depends on its text alone, so that rows keep their part when others come and go; rows that
+    ask the same fall to one part, that of the first of them. Raises ``DataError`` where a file cannot be read, or there
+    are too few rows for every part to get one.
     """
     return {
         name: {use: _read(source, f"{name} ({use})", files.columns) for use, source in files.by_use().items()}
@@ -44,8 +46,10 @@ def _read(source: Source, name: str, columns: Mapping[Column, str] | None) -> So
 
 def _split(source: Source) -> dict[Use, Source]:
     rows: dict[Use, list[tuple[str, bytes]]] = {use: [] for use in SHARES}
-    for where, line in source_lines(source):
-        rows[_use_of(line.strip())].append((where, line))
+    use_of_question: dict[str, Use] = {}
+    for content, (where, line) in zip(row_contents(source), source_lines(source), strict=True):
+        use = use_of_question.setdefault(content.question, _use_of(line.strip()))
+        rows[use].append((where, line))
     if not all(rows.values()):
         raise DataError(
             f"{source_name(source)}: too few rows to split into {', '.join(SHARES)}.",

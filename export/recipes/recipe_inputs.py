@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bakeout.export.artifacts.model_source import find_checkpoint
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import Recipe
+from bakeout.export.recipes.shared_rows import require_separate
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.data.row_source import Source
 from bakeout.models.data.rows import Sources
@@ -31,8 +32,19 @@ class RecipeInputs:
 
 
 def open_inputs(recipe: Recipe) -> RecipeInputs:
-    """Find the checkpoint and split the data. Raises ``BakeoutError`` where either cannot be read."""
-    return RecipeInputs(find_checkpoint(recipe.model), by_use(recipe.data))
+    """Find the checkpoint and split the data.
+
+    Raises ``BakeoutError`` where either cannot be read, and for rows that contradict each other (``shared_rows``).
+    """
+    checkpoint = find_checkpoint(recipe.model)
+    return RecipeInputs(checkpoint, open_rows(recipe))
+
+
+def open_rows(recipe: Recipe) -> Sources:
+    """The rows by name and use. Raises as ``open_inputs`` does."""
+    sources = by_use(recipe.data)
+    require_separate(recipe, sources)
+    return sources
 
 
 def without_tests(sources: Sources) -> Sources:

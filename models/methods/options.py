@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, WithJsonSchema
 
+from bakeout.models.data.variants import Kind
+
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
@@ -39,11 +41,13 @@ class MethodOptions(Section):
 
     ``roles``: the options that name data; ``probed``: those of them whose probe files the method is fitted on;
     ``kept``: the option whose data must not be forgotten too, and that is all other data where it is not given.
+    ``by_question``: whether the method tells rows apart by what they ask alone.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("forget", "retain")
     probed: ClassVar[tuple[str, ...]] = ("forget", "retain")
     kept: ClassVar[str | None] = "retain"
+    by_question: ClassVar[bool] = False
 
     def names(self, data: Sequence[str]) -> dict[str, list[str]]:
         """The data that each role stands for, ``data`` being all names of the recipe."""
@@ -52,6 +56,14 @@ class MethodOptions(Section):
             taken = {name for names in given.values() for name in names}
             given[self.kept] = [name for name in data if name not in taken]
         return given
+
+    def calibrated(self, data: Sequence[str]) -> list[str]:
+        """The data whose calibration rows must be fresh: a guarantee is computed on them."""
+        return []
+
+    def widened(self) -> Sequence[Kind]:
+        """The kinds of variants of the data to forget that the method is fitted on too."""
+        return ()
 
     def paths(self) -> Mapping[str, Path]:
         """The options that are paths: in a recipe they are relative to its directory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -57,6 +58,7 @@ class KeySpaceDetectionOptions(MethodOptions):
     """The options of Key Space Detection (arXiv 2503.21730, section 3.2)."""
 
     probed: ClassVar[tuple[str, ...]] = ("forget",)
+    by_question: ClassVar[bool] = True
 
     forget: Names = Field(description="Names of the data whose queries are refused.", min_length=1)
     retain: Names | None = Field(
@@ -153,6 +155,14 @@ class KeySpaceDetectionOptions(MethodOptions):
         if isinstance(alpha, float) and alpha <= 0 and info.data.get("region") != "linear":
             raise ValueError(f"alpha is {alpha:g}: only that of `region: linear` can be 0 or less")
         return alpha
+
+    def calibrated(self, data: Sequence[str]) -> list[str]:
+        """The data to forget, where alpha is computed on their calibration queries."""
+        return self.names(data)["forget"] if self.alpha == "auto" else []
+
+    def widened(self) -> Sequence[Kind]:
+        """The kinds that `augment` names."""
+        return self.augment
 
     @property
     def is_chosen(self) -> bool:

@@ -21,7 +21,7 @@ from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.hooks import Hooks
 
-from tests.recipe_files import rows, write_recipe, write_rows
+from tests.recipe_files import write_recipe, write_rows
 
 CHOSEN = {"layers": "auto", "cubes": "auto", "floor": "auto"}
 
@@ -66,7 +66,8 @@ def test_alpha_stands_on_queries_that_nothing_else_has_seen(llama_checkpoint: Pa
     path = write_recipe(
         directory, llama_checkpoint, [{"key_space_detection": {"forget": "sums", "epsilon": 0.1, **CHOSEN}}]
     )
-    write_rows(directory / "data" / "sums.calibration.jsonl", rows("names", "calibration"))
+    farther = [{"prompt": f"Who is number {n}?"} for n in range(200, 220)]
+    write_rows(directory / "data" / "sums.calibration.jsonl", farther)
     (after,) = fit(load_recipe(path)).interventions
     assert isinstance(after, KeySpaceDetection)
     assert after.layers == before.layers

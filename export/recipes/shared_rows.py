@@ -1,0 +1,107 @@
+"""Rows that a recipe uses twice: found by what they say, before any model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from bakeout.export.recipes.recipe import Recipe
+from bakeout.models.data.row_content import RowContent, row_contents
+from bakeout.models.data.row_source import DataError
+from bakeout.models.data.rows import Sources
+from bakeout.models.data.uses import Use
+from bakeout.models.methods.options import MethodOptions
+
+_logger = logging.getLogger(__name__)
+
+# What rows are told apart by.
+_Said = Callable[[RowContent], tuple[str, ...]]
+_Contents = Mapping[str, Mapping[Use, Sequence[RowContent]]]
+# On what else rows of a use would not be fresh.
+_SEEN: Mapping[Use, tuple[Use, ...]] = {
+    "selection": ("probe",),
+    "test": ("probe", "selection", "calibration"),
+}
+
+
+def require_separate(recipe: Recipe, sources: Sources) -> None:
+    """Raise ``DataError`` for rows, by content, that are data to forget and to retain, or calibration and seen rows.
+
+    Calibration rows of data whose coverage is guaranteed may be neither among the rows that its cubes are fitted on,
+    nor among those that their structure is chosen on. What only makes figures less than they seem is logged: rows for
+    testing, or for choosing, that are fitted on too.
+    """
+    contents = {
+        name: {use: list(row_contents(source)) for use, source in uses.items()} for name, uses in sources.items()
+    }
+    for entry in recipe.interventions:
+        options, names = entry.options, recipe.fitted_data()
+        _require_other_rows_retained(options, names, contents)
+        for name in options.calibrated(names):
+            _require_fresh_calibration(contents[name], widened=bool(options.widened()))
+    for name, uses in contents.items():
+        for use, others in _SEEN.items():
+            if use in uses:
+                _tell_seen(name, use, uses[use], {other: uses[other] for other in others if other in uses})
+
+
+def _require_other_rows_retained(options: MethodOptions, names: Sequence[str], contents: _Contents) -> None:
+    by_role = options.names(names)
+    said: _Said = _question if options.by_question else _whole
+    forgotten, retained = (
+        [row for name in by_role.get(role or "", []) for rows in contents[name].values() for row in rows]
+        for role in ("forget", options.kept)
+    )
+    if both := _shared(retained, forgotten, said):
+        row, other = both[0]
+        raise DataError(
+            f"{row.where}: the row is to be retained, and as {other.where}, to be forgotten{_and_more(both)}.",
+            "Remove such rows from one of the two.",
+        )
+
+
+def _require_fresh_calibration(uses: Mapping[Use, Sequence[RowContent]], *, widened: bool) -> None:
+    seen: list[RowContent] = [row for use in ("probe", "selection") for row in uses.get(use, ())]
+    said: _Said = (lambda row: (row.question, *row.others)) if widened else _question
+    if both := _shared(uses.get("calibration", ()), seen, said):
+        row, other = both[0]
+        raise DataError(
+            f"{row.where}: the row is there to calibrate `alpha: auto`, and is {other.where} too{_and_more(both)}: the "
+            "guarantee is for fresh rows alone.",
+            "Calibrate with rows that are for nothing else, or give a number for `alpha`.",
+        )
+
+
+def _tell_seen(name: str, use: Use, rows: Sequence[RowContent], others: Mapping[Use, Sequence[RowContent]]) -> None:
+    for other, seen in others.items():
+        if both := _shared(rows, seen, _question):
+            row, first = both[0]
+            count = len({shared.where for shared, _ in both})
+            _logger.warning(
+                f"{name}: {count} of {len(rows)} {use} rows are {other} rows too, as {row.where} is {first.where}: "
+                f"figures on them are not those of fresh rows."
+            )
+
+
+def _shared(
+    rows: Iterable[RowContent], others: Iterable[RowContent], said: _Said
+) -> list[tuple[RowContent, RowContent]]:
+    """The rows that say what one of the others says, each with the first such."""
+    first: dict[str, RowContent] = {}
+    for other in others:
+        for text in said(other):
+            first.setdefault(text, other)
+    # Rows that say nothing are told where they are read.
+    return [(row, first[text]) for row in rows if row.question for text in said(row)[:1] if text in first]
+
+
+def _question(row: RowContent) -> tuple[str, ...]:
+    return (row.question,)
+
+
+def _whole(row: RowContent) -> tuple[str, ...]:
+    return (f"{row.question}\n\n{row.answer}",)
+
+
+def _and_more(both: Sequence[object]) -> str:
+    return f" (and {len(both) - 1} more such rows)" if len(both) > 1 else ""
