@@ -80,10 +80,11 @@ def _move(written: Any, recipe: Recipe, source: Path, destination: Path) -> None
     if (source / written["model"]).is_dir():
         written["model"] = moved(written["model"])
     for name, files in written["data"].items():
+        # Rows may stand in the recipe itself, and files of single uses beside `columns`.
         if isinstance(files, str):
             written["data"][name] = moved(files)
-        else:
-            files.update({use: moved(path) for use, path in files.items()})
+        elif isinstance(files, dict):
+            files.update({use: moved(path) for use, path in files.items() if isinstance(path, str)})
     for entry, known in zip(written["interventions"], recipe.interventions, strict=True):
         (options,) = entry.values()
         options.update({key: moved(options[key]) for key in known.options.paths() if key in options})
