@@ -24,6 +24,7 @@ from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.overflow import require_finite
 from bakeout.export.verification.graph_canary import require_canary
 from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import new_directory, require_new
 from bakeout.models.plan import Plan
@@ -123,7 +124,7 @@ def write_edited(
     """Write the plan and the edited model, with its companion files, into ``directory``."""
     (directory / PLAN).write_bytes(plan_bytes(plan))
     if isinstance(base, CheckpointBase):
-        receipts, digests = write_edited_checkpoint(base, directory, track)
+        receipts, digests = write_edited_checkpoint(base, plan, directory, track)
         require_same_tokenizer(base.directory, directory)
         return Edited(tuple(receipts), digests, "checkpoint", {})
     receipts = write_baked_graph(base, plan, options, directory, track)
@@ -172,6 +173,7 @@ def write_record(
             "fitted_with": plan.provenance.get("versions", {}),
         },
         "options": chosen,
+        **({CHAT_TEMPLATE: record} if (record := plan.provenance.get(CHAT_TEMPLATE)) else {}),
         "canary": canary,
         "receipts": [receipt.as_json() for receipt in edited.receipts],
     }

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bakeout.export.artifacts.model_source import model_source, require_unbaked
-from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.artifacts.onnx_directory import companion_files, copy_companions
 from bakeout.export.baking.genai_config import GENAI_CONFIG
-from bakeout.export.baking.tokenizer_config import limit_tokenizer
+from bakeout.export.baking.tokenizer_config import choose_template, limit_tokenizer
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_writer import (
     AT_ONCE,
@@ -96,7 +96,7 @@ def require_weights(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def write_edited_checkpoint(
-    base: CheckpointBase, directory: Path, track: Track
+    base: CheckpointBase, plan: Plan, directory: Path, track: Track
 ) -> tuple[list[Receipt], dict[str, str]]:
     """Write the edited weights, configuration and tokenizer into ``directory``.
 
@@ -104,9 +104,9 @@ def write_edited_checkpoint(
     """
     require_space(directory, base.room)
     receipts, digests = write_checkpoint(base.directory, base.edits, directory, copy_by_kernel, track)
-    for path in base.companions:
-        copy_by_kernel(path, directory / path.name)
+    copy_companions(base.companions, directory)
     limit_tokenizer(directory)
+    choose_template(directory, plan)
     return receipts, base.unchanged | digests
 
 

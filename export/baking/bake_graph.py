@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import CARD, MANIFEST, PLAN, RECIPE
 from bakeout.export.artifacts.model_source import model_source, require_unbaked
-from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.artifacts.onnx_directory import companion_files, copy_companions
 from bakeout.export.artifacts.onnx_layout import home_of, variant_of
 from bakeout.export.baking.bake_checkpoint import require_weights
 from bakeout.export.baking.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.baking.runtimes import describe_to, name_data_for, place_of_graph, require_served
-from bakeout.export.baking.tokenizer_config import limit_tokenizer
+from bakeout.export.baking.tokenizer_config import choose_template, limit_tokenizer
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.overflow import require_finite
 from bakeout.graph_passes.apply import apply_plan, edit_weights
@@ -125,10 +125,9 @@ def write_baked_graph(
         write_edited_tensors(graph, beside_graph)
     beside_graph.mkdir(exist_ok=True)
     (directory / place).write_bytes(content)
-    for path in companions:
-        if path.name != GENAI_CONFIG:
-            copy_by_kernel(path, directory / path.name)
+    copy_companions((path for path in companions if path.name != GENAI_CONFIG), directory)
     limit_tokenizer(directory, {str(value.name) for value in graph.graph.inputs})
+    choose_template(directory, plan)
     _describe_to_genai(graph, base.directory, directory, place)
     describe_to(options.runtimes, graph, directory, place)
     return receipts

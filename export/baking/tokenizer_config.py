@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+from bakeout.export.artifacts.onnx_directory import OTHER_TEMPLATES
+from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, recorded_options
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
+from bakeout.models.plan import Plan
 
 _LOG = logging.getLogger(__name__)
 
+_CONFIG = "tokenizer_config.json"
 # What transformers' tokenizers give where neither the file nor their class says otherwise.
 _GIVEN = ("input_ids", "token_type_ids", "attention_mask")
 
@@ -30,15 +36,34 @@ def limit_tokenizer(directory: Path, taken: Collection[str] = ("input_ids", "att
 
     ``model(**tokenizer(text))`` fails where the tokenizer gives ``token_type_ids``, which few decoders take.
     """
-    path = directory / "tokenizer_config.json"
+    path = directory / _CONFIG
     if not path.is_file():
         return
     config = read_json(path)
     given = config.get("model_input_names")
     names = [name for name in (given if isinstance(given, list) else _GIVEN) if name in taken]
     if names and names != given:
-        content = {**config, "model_input_names": names}
-        path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(path, {**config, "model_input_names": names})
+
+
+def choose_template(directory: Path, plan: Plan) -> None:
+    """Let the tokenizer in ``directory``, if there is one, render chats as ``plan`` records, by that template alone.
+
+    Raises ``BakeoutError`` where it lacks that template.
+    """
+    record = plan.provenance.get(CHAT_TEMPLATE)
+    config = directory / _CONFIG
+    if not record or not config.is_file():
+        return
+    tokenizer = recorded_options(record).applied_to(load_tokenizer(directory))
+    (directory / "chat_template.jinja").write_text(str(tokenizer.chat_template), encoding="utf-8", newline="")
+    shutil.rmtree(directory / OTHER_TEMPLATES, ignore_errors=True)
+    if "chat_template" in (content := read_json(config)):
+        _write(config, {**content, "chat_template": str(tokenizer.chat_template)})
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def require_same_tokenizer(base: Path, directory: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bakeout.export.cli.console import emit_json, say, show
-from bakeout.export.cli.options import PATH, json_output
+from bakeout.export.cli.options import PATH, chosen_template, json_output, template_options
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--single-turn", is_flag=True, help="Answer each prompt without those before it.")
+@template_options
 @json_output
 def chat(
     directory: Path,
@@ -39,6 +40,9 @@ def chat(
     top_p: float,
     seed: int,
     single_turn: bool,
+    chat_template: str | None,
+    arguments: tuple[str, ...],
+    date: str | None,
     machine: bool,
 ) -> None:
     """Talk to an artifact through ONNX Runtime.
@@ -48,10 +52,11 @@ def chat(
     if machine and prompt is None:
         raise BakeoutError("A conversation is not one JSON object.", "Give `prompt` with --json.")
     sampling = _sampling(temperature, top_p, seed)
+    template = chosen_template(chat_template, arguments, date)
     from bakeout.export.running.chat import Chat
     from bakeout.export.running.runner import Runner
 
-    runner = Runner(directory)
+    runner = Runner(directory, chat_template=template)
     conversation = Chat(runner, max_new_tokens, sampling, single_turn)
     if machine:
         answer = "".join(conversation.answer(prompt or "")).strip()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress
-from bakeout.export.cli.options import PATH, directories, json_output
+from bakeout.export.cli.options import PATH, chosen_template, directories, json_output, template_options
 
 if TYPE_CHECKING:
     from bakeout.export.evaluation.graders.grader import Grader
@@ -40,10 +40,13 @@ if TYPE_CHECKING:
 @click.option("--task-code", is_flag=True, help="Let these tasks run the Python functions that they name.")
 @click.option("--few-shot", type=click.IntRange(0), help="Examples before each question; by default the task's number.")
 @click.option("--limit", type=click.IntRange(1), help="Ask at most this many questions of each task.")
-@click.option("--chat-template", is_flag=True, help="Put tasks' prompts through the tokenizer's chat template.")
+@click.option(
+    "--chat-template", "chats", is_flag=True, help="Put tasks' prompts through the tokenizer's chat template."
+)
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--csv", "table", type=PATH, help="Write all figures to this file too; it must not exist.")
+@template_options
 @json_output
 def evaluate(
     directories: tuple[Path, ...],
@@ -61,10 +64,13 @@ def evaluate(
     task_code: bool,
     few_shot: int | None,
     limit: int | None,
-    chat_template: bool,
+    chats: bool,
     base: Path | None,
     batch_size: int,
     table: Path | None,
+    chat_template: str | None,
+    arguments: tuple[str, ...],
+    date: str | None,
     machine: bool,
 ) -> None:
     """Measure artifacts beside the base model.
@@ -84,7 +90,7 @@ def evaluate(
     """
     if not data and not texts and not tasks:
         raise click.UsageError("Missing option '--data', '--text' or '--tasks'.")
-    if not tasks and (task_directory or task_code or few_shot is not None or limit or chat_template):
+    if not tasks and (task_directory or task_code or few_shot is not None or limit or chats):
         raise click.UsageError("Missing option '--tasks': the other options about tasks have no effect without it.")
     from bakeout.export.evaluation.csv_table import write_csv
     from bakeout.export.evaluation.evaluate import evaluate
@@ -99,7 +105,7 @@ def evaluate(
             directory=task_directory,
             few_shot=few_shot,
             limit=limit,
-            chat=chat_template,
+            chat=chats,
             code=task_code,
         )
         if tasks
@@ -115,9 +121,19 @@ def evaluate(
         answers=answers,
         tasks=chosen,
     )
+    template = chosen_template(chat_template, arguments, date)
     graders = _graders(grades, [path.stem for path in data])
     with progress() as track:
-        evaluation = evaluate(directories, data, texts=texts, base=base, grades=graders, options=options, track=track)
+        evaluation = evaluate(
+            directories,
+            data,
+            texts=texts,
+            base=base,
+            grades=graders,
+            options=options,
+            chat_template=template,
+            track=track,
+        )
     if table is not None:
         write_csv(evaluation, table)
     if machine:

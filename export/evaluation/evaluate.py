@@ -18,11 +18,13 @@ from bakeout.export.evaluation.harness import run_tasks
 from bakeout.export.evaluation.intervals import paired_difference, unpaired_difference
 from bakeout.export.evaluation.likelihood import Predicted, predict, text_row
 from bakeout.export.evaluation.model_names import model_names
+from bakeout.export.evaluation.recorded_inputs import recorded_template, tell_fitted_rows
 from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import DataError, Source, source_digest
+from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import scratch_directory
 from bakeout.models.progress import Track, untracked
@@ -39,6 +41,7 @@ def evaluate(
     base: Path | None = None,
     grades: Mapping[str, Grader] = MappingProxyType({}),
     options: EvaluateOptions = ALL_ROWS,
+    chat_template: ChatTemplateOptions | None = None,
     track: Track = untracked,
 ) -> Evaluation:
     """Evaluate artifacts, or any ONNX directories, on rows of prompts and responses, ``texts`` and tasks.
@@ -46,7 +49,9 @@ def evaluate(
     An artifact that is a checkpoint is exported first, as the base model's checkpoint is. ``grades``: how the answers
     to each of ``data`` are judged, by exact match where it says nothing.
     The base model's rows come first: of ``base`` (a checkpoint or an ONNX directory), or else as they were stored when
-    the first artifact was built on a file of the same content. Raises ``BakeoutError`` for what cannot be read or run.
+    the first artifact was built on a file of the same content. ``chat_template``: what conversations are rendered by,
+    in place of the models' own; else ``base`` renders them as the artifacts do. Raises ``BakeoutError`` for what cannot
+    be read or run.
     """
     if not directories and base is None:
         raise BakeoutError("There is no model to evaluate.", "Name an artifact's directory.")
@@ -56,13 +61,15 @@ def evaluate(
         raise BakeoutError(f"No data are called {strange[0]!r}.", f"There are {', '.join(sources) or 'none'}.")
     text_sources = data_names(texts) if texts else {}
     refusals = Refusals.of_artifacts(directories)
-    rows = [] if base is not None or not sources else stored_base_rows(directories[0], sources, grades, options)
+    has_stored = base is None and chat_template is None and sources
+    rows = stored_base_rows(directories[0], sources, grades, options) if has_stored else []
+    tell_fitted_rows(directories, {**sources, **text_sources})
     stored = {row.data: row for row in rows}
     text_rows: list[TextRow] = []
     task_rows: list[TaskRow] = []
     base_answers: dict[str, Graded] = {}
     base_texts: dict[str, Predicted] = {}
-    for model, runner in _runners(directories, base):
+    for model, runner in _runners(directories, base, chat_template):
         graded = grade_each(runner, model, sources, refusals, grades=grades, options=options, track=track)
         for name, one in graded.items():
             row = one.row(model, name)
@@ -83,12 +90,16 @@ def evaluate(
     return Evaluation(tuple(rows), tuple(text_rows), tuple(task_rows))
 
 
-def _runners(directories: Sequence[Path], base: Path | None) -> Iterator[tuple[str, Runner]]:
+def _runners(
+    directories: Sequence[Path], base: Path | None, chat_template: ChatTemplateOptions | None
+) -> Iterator[tuple[str, Runner]]:
     """Each model under its name, the base model first, one at a time in memory."""
     models = [] if base is None else [(BASE, base)]
+    like_artifacts = recorded_template(directories) if base is not None and chat_template is None else None
     for name, model in [*models, *zip(model_names(directories), directories, strict=True)]:
+        template = like_artifacts if name == BASE else chat_template
         with scratch_directory() as scratch:
-            yield name, Runner(as_onnx(model, scratch))
+            yield name, Runner(as_onnx(model, scratch), chat_template=template or chat_template)
 
 
 def _paired_change(base: Graded, artifact: Graded) -> Change:

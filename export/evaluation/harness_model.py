@@ -12,6 +12,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from bakeout.export.evaluation.likelihood import log_probabilities
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
+from bakeout.models.data.tokenizers.chat_answer import render_begun
+from bakeout.models.data.tokenizers.chat_template import chosen_template, render_chat
 from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track
 
@@ -50,16 +52,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness is not typed
         return str(self._runner.directory).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the tokenizer's template renders it."""
-        if not self.tokenizer.chat_template:
-            raise BakeoutError("The tokenizer has no chat template.", "Run the tasks without --chat-template.")
-        rendered = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return str(rendered)
+        """The conversation as the tokenizer's template renders it: to be answered, or its last message continued."""
+        if add_generation_prompt:
+            return render_chat(self.tokenizer, chat_history, generation=True)
+        return render_begun(self.tokenizer, chat_history)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The source of the template, by which the harness knows results apart."""
+        return chosen_template(self.tokenizer.chat_template) if chat_template else None
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; a text that begins with its own special token, as templates write it, gets no second one."""

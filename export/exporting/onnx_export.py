@@ -10,14 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import DATA, GRAPH
-from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.artifacts.onnx_directory import companion_files, companion_name, copy_companions
 from bakeout.export.exporting.optimum_exporter import export_with_optimum
 from bakeout.export.exporting.tied_weights import tie_weights
 from bakeout.export.running.overflow import overflow
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.checkpoint.placement import Placement
-from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space
 from bakeout.models.files.writing import scratch_directory
 
@@ -57,9 +56,10 @@ def export_checkpoint(
         _bound_mask(graph)
         ir.save(graph, directory / GRAPH, external_data=DATA)
         # The checkpoint's own files go before those that optimum writes anew.
-        companions = {path.name: path for path in (*companion_files(exported), *companion_files(checkpoint))}
-        for name, path in companions.items():
-            copy_by_kernel(path, directory / name)
+        own = companion_files(checkpoint)
+        names = {companion_name(path) for path in own}
+        copy_companions([path for path in companion_files(exported) if companion_name(path) not in names], directory)
+        copy_companions(own, directory)
     return directory / GRAPH
 
 

@@ -7,13 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bakeout.export.recipes.data_files import by_use
+from bakeout.export.fitting.recipe_rows import read_recipe_rows
 from bakeout.export.recipes.interventions import require_tuned
 from bakeout.export.recipes.recipe import Recipe
-from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs, without_tests
-from bakeout.models.data.limits import Limits
+from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs, open_rows, without_tests
 from bakeout.models.data.row_source import source_digest
-from bakeout.models.data.rows import Rows, Sources, read_records
+from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.methods.fitting import Fitting, fit_method
 from bakeout.models.plan import Intervention, Plan
@@ -21,7 +20,6 @@ from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
     from bakeout.models.checkpoint.loaded_model import LoadedModel
-    from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 _PACKAGES = ("bakeout", "numpy", "safetensors", "scipy", "torch", "transformers")
 
@@ -40,7 +38,7 @@ def fit(
     already; in the end its weights are what they were. ``cache``: the directory that keeps what is probed. Raises
     ``BakeoutError`` for whatever is wrong with the checkpoint, the data or the options.
     """
-    from bakeout.models.checkpoint.checkpoint_files import load_model
+    from bakeout.models.checkpoint.checkpoint_files import load_model, read_config
     from bakeout.models.checkpoint.this_machine import computed_in, require_weights_in_memory
     from bakeout.models.network.families import identity, model_limits
     from bakeout.models.network.probe_cache import ProbeCache
@@ -51,22 +49,27 @@ def fit(
     require_tuned(recipe.interventions)
     if loaded is None:
         inputs = inputs or open_inputs(recipe)
-        checkpoint = inputs.checkpoint
-        model, tokenizer = load_model(checkpoint.directory, recipe.placement), load_tokenizer(checkpoint.directory)
-        digest, source = checkpoint.digest, checkpoint.source
+        directory = inputs.checkpoint.directory
+        data = read_recipe_rows(recipe, inputs.fitted, load_tokenizer(directory), read_config(directory))
+        model, digest, source = (
+            load_model(directory, recipe.placement),
+            inputs.checkpoint.digest,
+            inputs.checkpoint.source,
+        )
     else:
-        model, tokenizer, digest, source = loaded.model, loaded.tokenizer, loaded.digest, {}
-    sources = without_tests(by_use(recipe.data) if inputs is None else inputs.sources)
-    rows = read_rows(sources, tokenizer, model_limits(model))
+        sources = without_tests(open_rows(recipe) if inputs is None else inputs.sources)
+        data = read_recipe_rows(recipe, sources, loaded.tokenizer, loaded.model.config.to_dict())
+        model, digest, source = loaded.model, loaded.digest, {}
+    data.require_readable(model_limits(model))
     interventions: list[Intervention] = []
     with ExitStack() as until_the_end:
         for entry in recipe.interventions:
             fitting = Fitting(
                 model,
-                tokenizer,
+                data.tokenizer,
                 data=recipe.fitted_data(),
-                rows=rows,
-                sources=sources,
+                rows=data.rows,
+                sources=data.sources,
                 earlier=tuple(interventions),
                 track=track,
                 cache=ProbeCache.of(cache, model, digest, interventions),
@@ -79,7 +82,7 @@ def fit(
                 apply_weight_edit(model, fitted)
             else:
                 until_the_end.enter_context(edited_weights(model, [fitted]))
-        vocabulary = Vocabulary.of_data(tokenizer, model.config.vocab_size, rows)
+        vocabulary = Vocabulary.of_data(data.tokenizer, model.config.vocab_size, data.rows)
         canary = synthesise_canary(model, interventions, vocabulary, track=track)
     return Plan(
         model=identity(model, digest),
@@ -94,13 +97,6 @@ def fit(
             **({"source": source} if source else {}),
             # Nothing where it was float32 on the CPU.
             **({"computed_in": computed} if (computed := computed_in(model)) else {}),
+            **({CHAT_TEMPLATE: data.chat_template} if data.chat_template else {}),
         },
     )
-
-
-def read_rows(sources: Sources, tokenizer: Tokenizer, limits: Limits) -> Rows:
-    """The rows as records, by data name and use."""
-    return {
-        name: {use: read_records(source, tokenizer, limits) for use, source in uses.items()}
-        for name, uses in sources.items()
-    }

@@ -30,6 +30,7 @@ from bakeout.export.verification.verify import verify
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_source import Source
 from bakeout.models.data.rows import read_records
+from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
@@ -84,7 +85,7 @@ def build(
     with new_directory(output) as directory:
         with opened_base(inputs.checkpoint, plan, options, directory) as base:
             # Its refusals are not counted: the artifact's text is not known yet.
-            before = measuring.run(base.model, BASE, Refusals(), track)
+            before = measuring.run(base.model, BASE, Refusals(), track, recipe.chat_template)
             edited = write_edited(base, plan, options, directory, track)
         canary = canary_outcome(directory, plan, edited)
         after = measuring.run(directory, output.name, Refusals.of_artifacts([directory]), track)
@@ -119,18 +120,25 @@ class _Measuring:
         tests = inputs.tests
         grades = {name: recipe.data[name].grade for name in tests}
         graders = {name: make_grader(grade) for name, grade in grades.items() if grade is not None}
-        tokenizer = load_tokenizer(inputs.checkpoint.directory)
+        tokenizer = recipe.chat_template.applied_to(load_tokenizer(inputs.checkpoint.directory))
         for name, source in tests.items():
             read_questions(source, graders.get(name, EXACT_GRADER), tokenizer, UNLIMITED)
         return cls(tests, graders, recipe.evaluate)
 
-    def run(self, model: Path, name: str, refusals: Refusals, track: Track) -> _Measured:
+    def run(
+        self,
+        model: Path,
+        name: str,
+        refusals: Refusals,
+        track: Track,
+        chat_template: ChatTemplateOptions | None = None,
+    ) -> _Measured:
         """What ``model``, a directory or a graph's file, answers, as ONNX: exported where it has none."""
         tasks = self.options.tasks
         if not self.tests and tasks is None:
             return _Measured({}, ())
         with scratch_directory() as scratch:
-            runner = Runner(as_onnx(model, scratch))
+            runner = Runner(as_onnx(model, scratch), chat_template=chat_template)
             graded = grade_each(
                 runner, name, self.tests, refusals, grades=self.graders, options=self.options, track=track
             )

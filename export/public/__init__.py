@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bakeout.functions import evaluate as evaluate
     from bakeout.functions import fit as fit
     from bakeout.functions import verify as verify
+    from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions as ChatTemplateOptions
     from bakeout.models.errors import BakeoutError as BakeoutError
     from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions as KeySpaceDetectionOptions
     from bakeout.models.methods.learn.options import LearnOptions as LearnOptions
@@ -54,6 +55,7 @@ _DEFINED_IN = {
     "Artifact": "bakeout.artifact",
     "BakeOptions": "bakeout.export.recipes.bake_options",
     "BakeoutError": "bakeout.models.errors",
+    "ChatTemplateOptions": "bakeout.models.data.tokenizers.chat_options",
     "DataFiles": "bakeout.export.recipes.recipe",
     "KeySpaceDetectionOptions": f"{_METHODS}.key_space_detection.options",
     "LearnOptions": f"{_METHODS}.learn.options",
@@ -79,6 +81,7 @@ __all__ = [
     "Artifact",
     "BakeOptions",
     "BakeoutError",
+    "ChatTemplateOptions",
     "DataFiles",
     "KeySpaceDetectionOptions",
     "LearnOptions",

@@ -22,6 +22,7 @@ from bakeout.export.recipes.placement_options import PlacementOptions
 from bakeout.models.checkpoint.placement import DeviceMap, Dtype
 from bakeout.models.data.row_layouts import Column
 from bakeout.models.data.row_source import DataError, RowsInMemory, RowsLike, Source, as_source
+from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions, named_template
 from bakeout.models.data.uses import USES, Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import read_regular
@@ -146,6 +147,7 @@ class Recipe(PlacementOptions):
     interventions: list[InterventionEntry] = Field(
         description="What is applied, in order: each is fitted with those before it applied.", min_length=1
     )
+    chat_template: Annotated[ChatTemplateOptions, BeforeValidator(named_template)] = ChatTemplateOptions()
     export: BakeOptions = BakeOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
 
@@ -157,6 +159,7 @@ class Recipe(PlacementOptions):
             model: str | os.PathLike[str],
             data: Mapping[str, DataFiles | RowsLike | Mapping[str, Any]],
             interventions: Sequence[InterventionEntry | MethodOptions | Mapping[str, Any]],
+            chat_template: ChatTemplateOptions | Mapping[str, Any] | str = ...,
             export: BakeOptions | Mapping[str, Any] = ...,
             evaluate: EvaluateOptions | Mapping[str, Any] = ...,
             device: str = ...,

@@ -47,13 +47,14 @@ class Explanation:
 
 
 def explain_recipe() -> Iterator[Explanation]:
-    """The recipe itself, its data, graders, export and evaluation; methods are explained by ``explain_method``."""
+    """The recipe itself, its data, graders, chat template, export and evaluation; methods are explained by ``explain_method``."""
     schema = recipe_schema()
     yield _explanation("Recipe", "", schema, schema)
     yield _explanation("Data", "data: NAME:", schema["$defs"]["DataFiles"], schema)
     for name, field in schema["$defs"]["Grade"]["properties"].items():
         (section,) = _sections(field)
         yield _explanation(f"Grader {name}", f"data: NAME: grade: {name}:", schema["$defs"][section], schema)
+    yield _explanation("Chat template", "chat_template:", schema["$defs"]["ChatTemplateOptions"], schema)
     yield _explanation("Export", "export:", schema["$defs"]["BakeOptions"], schema)
     yield _explanation("Evaluation", "evaluate:", schema["$defs"]["EvaluateOptions"], schema)
     yield _explanation("Tasks", "evaluate: tasks:", schema["$defs"]["Tasks"], schema)
@@ -117,7 +118,8 @@ def _values(field: Mapping[str, Any]) -> str:
     if "$ref" in field:
         return "section"
     if "additionalProperties" in field:
-        return "section for each name"
+        inner = field["additionalProperties"]
+        return f"for each name {'any value' if inner is True else _values(inner)}"
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:

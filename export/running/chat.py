@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
-
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.models.data.tokenizers.chat_template import render_chat
@@ -64,12 +62,8 @@ def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     if not tokenizer.chat_template:
         tokens = encode_prompt(messages[-1]["content"], tokenizer)
     else:
-        try:
-            text = render_chat(tokenizer, messages, generation=True)
-        except TemplateError as error:
-            raise BakeoutError(f"The chat template refuses the conversation ({error}).", "Begin a new one.") from None
         # The template writes the special tokens itself.
-        tokens = encode_prompt(text, tokenizer, special=False)
+        tokens = encode_prompt(render_chat(tokenizer, messages, generation=True), tokenizer, special=False)
     if not tokens:
         raise BakeoutError("The prompt has no tokens.", "Write something.")
     return tokens

@@ -33,6 +33,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 
 if TYPE_CHECKING:
+    from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class Runner:
     ``cache_position`` and ``num_logits_to_keep`` likewise), and past keys and values where it has a cache; outputs
     ``logits`` and the present ones. CUDA is used where ONNX Runtime has it; ``provider`` names the execution provider
     that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in place of the file's content: an edited
-    copy, whose data files are those beside ``path``, or in the folder ``data``.
+    copy, whose data files are those beside ``path``, or in the folder ``data``; ``chat_template`` chooses the template
+    of chats.
 
     >>> runner = bakeout.Runner("unlearned")
     >>> runner.answer("Now, fish and house in German?")
@@ -95,7 +97,9 @@ class Runner:
         threads: int | None = None,
         graph: bytes | None = None,
         data: Path | None = None,
+        chat_template: ChatTemplateOptions | None = None,
     ) -> None:
+        self._chat_template = chat_template
         self.path = find_graph(Path(path))
         self.directory = home_of(self.path)
         ends, padding = read_end_of_text(self.directory).require(self.directory), read_padding(self.directory)
@@ -124,10 +128,11 @@ class Runner:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that lies beside the graph."""
+        """The tokenizer that lies beside the graph, with the chat template that was chosen."""
         from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
-        return load_tokenizer(self.directory)
+        tokenizer = load_tokenizer(self.directory)
+        return tokenizer if self._chat_template is None else self._chat_template.applied_to(tokenizer)
 
     @property
     def has_cache(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bakeout.export.fitting.fit import read_rows
+from bakeout.export.fitting.recipe_rows import read_recipe_rows
 from bakeout.export.recipes.interventions import InterventionEntry
 from bakeout.export.recipes.recipe import Recipe, load_recipe
 from bakeout.export.recipes.recipe_inputs import open_inputs
@@ -84,7 +84,7 @@ def tune(
     Raises ``BakeoutError`` where the output or the figures' file exists, nothing is left to tune, or a name has
     nothing to be measured on.
     """
-    from bakeout.models.checkpoint.checkpoint_files import load_model
+    from bakeout.models.checkpoint.checkpoint_files import load_model, read_config
     from bakeout.models.checkpoint.this_machine import require_weights_in_memory
     from bakeout.models.network.families import model_limits
     from bakeout.models.network.probe_cache import ProbeCache
@@ -101,11 +101,10 @@ def tune(
             f"{recipe_file}: nothing is left `auto`, so there is nothing to tune.", "Build it, or set `ratio: auto`."
         )
     inputs = open_inputs(recipe)
-    tokenizer, model = (
-        load_tokenizer(inputs.checkpoint.directory),
-        load_model(inputs.checkpoint.directory, recipe.placement),
-    )
-    rows = read_rows(inputs.fitted, tokenizer, model_limits(model))
+    checkpoint = inputs.checkpoint.directory
+    data = read_recipe_rows(recipe, inputs.fitted, load_tokenizer(checkpoint), read_config(checkpoint))
+    model = load_model(checkpoint, recipe.placement)
+    data.require_readable(model_limits(model))
     fingerprint = _Fingerprint(recipe, inputs.checkpoint.digest, prompts, seed)
     interventions: list[Intervention] = []
     filled: dict[int, dict[str, Any]] = {}
@@ -114,10 +113,10 @@ def tune(
     for index, entry in enumerate(recipe.interventions[: last + 1]):
         fitting = Fitting(
             model,
-            tokenizer,
+            data.tokenizer,
             data=recipe.fitted_data(),
-            rows=rows,
-            sources=inputs.fitted,
+            rows=data.rows,
+            sources=data.sources,
             earlier=tuple(interventions),
             track=track,
             cache=ProbeCache.of(cache, model, inputs.checkpoint.digest, interventions),
@@ -198,7 +197,8 @@ class _Fingerprint:
             name: {use: source_digest(path) for use, path in files.named().items()}
             for name, files in recipe.data.items()
         }
-        self._fixed = [model, files, prompts, seed, version("bakeout")]
+        chats = recipe.chat_template.model_dump(mode="json", exclude_defaults=True)
+        self._fixed = [model, files, prompts, seed, version("bakeout"), *([chats] if chats else [])]
 
     def of(self, index: int) -> str:
         entries = [entry.model_dump(mode="json", exclude_unset=True) for entry in self._recipe.interventions]

@@ -13,6 +13,7 @@ from bakeout.export.evaluation.evaluate import data_names
 from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
+from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, recorded_options
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention
 from bakeout.models.plan.plan_file import load_plan
@@ -86,7 +87,8 @@ def check_assumptions(
     checkpoint = find_checkpoint(base)
     if checkpoint.digest != plan.model.digest:
         raise BakeoutError(f"{base} is not the model that {path} was fitted on.", "Name its base model as `base`.")
-    tokenizer, model = load_tokenizer(checkpoint.directory), load_model(checkpoint.directory, placement)
+    tokenizer = recorded_options(plan.provenance.get(CHAT_TEMPLATE)).applied_to(load_tokenizer(checkpoint.directory))
+    model = load_model(checkpoint.directory, placement)
     records = {
         name: spread(read_records(file, tokenizer, model_limits(model)), prompts) for name, file in files.items()
     }

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import FORMS, in_known_layout
 from bakeout.models.data.row_source import DataError, Source, require_text, source_lines, source_name
-from bakeout.models.data.tokenizers.chat_template import render_chat
+from bakeout.models.data.tokenizers.chat_answer import prompt_and_answer
+from bakeout.models.data.tokenizers.chat_template import ChatTemplateError, render_chat
 from bakeout.models.data.tokenizers.encoding import encode_prompt, encode_text
 from bakeout.models.data.uses import Use
 
@@ -48,8 +47,8 @@ def read_records(source: Source, tokenizer: Tokenizer, limits: Limits = UNLIMITE
 
     A row is ``{"prompt": …, "response": …}`` (the response may be absent), ``{"text": …}`` (no prompt; everything is
     response), or ``{"messages": [{"role": …, "content": …}, …]}``: the tokenizer's chat template renders the
-    conversation before the last assistant message, with its generation prompt, as the prompt, and what the template
-    adds for that message as the response. Layouts of other projects are read as ``row_layouts`` says. Other keys are
+    conversation before the last assistant message, with its generation prompt, as the prompt, and that message as the
+    response (``chat_answer``). Layouts of other projects are read as ``row_layouts`` says. Other keys are
     ignored, and so are blank lines.
 
     Raises ``DataError``, naming file and line, for anything else, for a row that a model of ``limits`` cannot read, and
@@ -115,32 +114,18 @@ def _conversation(messages: Any, tokenizer: Tokenizer, where: str) -> Record:
         raise DataError(
             f"{where}: messages is not a list of objects with `role` and `content`.", "Correct or remove the row."
         )
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{where}: the row has messages, but the tokenizer has no chat template.",
-            "Give rows with `prompt` and `response`, or the tokenizer of the chat model.",
-        )
     answered = messages[-1]["role"] == "assistant"
     if answered and len(messages) == 1:
         raise DataError(f"{where}: the conversation is an answer alone.", "Put the user's message before it.")
     try:
-        prompt = _rendered(tokenizer, messages[:-1] if answered else messages, generation=True)
-        whole = _rendered(tokenizer, messages, generation=False) if answered else prompt
-    except TemplateError as error:
-        raise DataError(
-            f"{where}: the chat template refuses the messages ({error}).", "Correct the row, or the template."
-        ) from None
-    if not whole.startswith(prompt):
-        raise DataError(
-            f"{where}: the chat template does not render the answer as a continuation of its generation prompt.",
-            "Give rows with `prompt` and `response`, rendered as your server renders them.",
-        )
+        if answered:
+            prompt, answer = prompt_and_answer(tokenizer, messages)
+        else:
+            prompt, answer = render_chat(tokenizer, messages, generation=True), None
+    except ChatTemplateError as error:
+        raise DataError(f"{where}: {error.cause}", error.remedy) from None
     # The template writes the special tokens itself.
-    return _continued(prompt, whole[len(prompt) :] if answered else None, tokenizer, special=False)
-
-
-def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], *, generation: bool) -> str:
-    return render_chat(tokenizer, messages, generation=generation)
+    return _continued(prompt, answer, tokenizer, special=False)
 
 
 def _is_message(message: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, WithJsonSchema
 
-from bakeout.models.data.variants import Kind
+from bakeout.models.data.forms.kinds import Kind
 
 
 def _as_list(value: Any) -> Any:
@@ -64,6 +64,11 @@ class MethodOptions(Section):
     def widened(self) -> Sequence[Kind]:
         """The kinds of variants of the data to forget that the method is fitted on too."""
         return ()
+
+    @property
+    def redraws_conversations(self) -> bool:
+        """Whether the method asks conversations, of all names, in drawn forms."""
+        return False
 
     def paths(self) -> Mapping[str, Path]:
         """The options that are paths: in a recipe they are relative to its directory."""

@@ -34,8 +34,8 @@ class JsonTokenizer:
     >>> tokenizer.decode(tokenizer.encode("Hello"))                    # doctest: +SKIP
     'Hello'
 
-    ``chat_template``: the template of chats, empty or None where there is none. Raises ``BakeoutError`` where the files
-    are missing or damaged, and where only transformers can read them.
+    ``chat_template``: the template of chats, or several by name; empty or None where there is none. Raises
+    ``BakeoutError`` where the files are missing or damaged, and where only transformers can read them.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -47,7 +47,7 @@ class JsonTokenizer:
         files = read_tokenizer_files(directory)
         self._special = {name: str(token) for name, token in files.special.items()}
         self._more_special = [str(token) for token in files.more_special]
-        self.chat_template = files.chat_template
+        self.chat_template: Any = files.chat_template
         self._cleans_up = bool(files.settings.get("clean_up_tokenization_spaces"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -98,7 +98,7 @@ class JsonTokenizer:
     def apply_chat_template(
         self, conversation: list[Message], *, tokenize: bool = True, add_generation_prompt: bool = False
     ) -> str | list[int]:
-        """A chat as text (``tokenize=False``) or token ids. Raises ``jinja2.TemplateError`` where the template does."""
+        """A chat as text (``tokenize=False``) or token ids. Raises ``ChatTemplateError`` where the template raises."""
         text = render_chat(self, conversation, generation=add_generation_prompt)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 

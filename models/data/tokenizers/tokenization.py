@@ -26,9 +26,8 @@ class Tokenizer(Protocol):
     def eos_token_id(self) -> int | None:
         """The id of the token that ends a text, or None."""
 
-    @property
-    def chat_template(self) -> object:
-        """The template of chats; empty or None where there is none."""
+    # The template of chats, or several by name; empty or None where there is none.
+    chat_template: Any
 
     @property
     def special_tokens_map(self) -> dict[str, Any]:
@@ -49,7 +48,7 @@ class Tokenizer(Protocol):
     def apply_chat_template(
         self, conversation: list[Message], *, tokenize: bool = True, add_generation_prompt: bool = False
     ) -> object:
-        """A chat as text (``tokenize=False``) or token ids. Raises ``jinja2.TemplateError`` where the template does."""
+        """A chat as text (``tokenize=False``) or token ids. ``render_chat`` says in one line what a template raises."""
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

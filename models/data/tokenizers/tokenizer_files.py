@@ -58,7 +58,7 @@ class TokenizerFiles:
     ``settings``: tokenizer_config.json, with the defaults of its class; ``frames``: whether the class itself puts
     special tokens around a text, regardless of tokenizer.json; ``added``: tokens outside the vocabulary by id;
     ``special``: the special tokens by name; ``more_special``: those without a name; ``chat_template``: the template of
-    chats, empty or None where there is none.
+    chats, or several by their names; empty or None where there is none.
     """
 
     settings: Mapping[str, Any]
@@ -66,7 +66,7 @@ class TokenizerFiles:
     added: Mapping[int, AddedToken]
     special: Mapping[str, Special]
     more_special: Sequence[Special]
-    chat_template: str | None
+    chat_template: str | Mapping[str, str] | None
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
         added,
         {name: known.get(_content(token), _special(token)) for name, token in special.items()},
         [_special(token) for token in settings.get(_MORE) or []],
-        _chat_template(settings, directory),
+        _chat_templates(settings, directory),
     )
 
 
@@ -165,12 +165,15 @@ def _content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _chat_template(settings: Mapping[str, Any], directory: Path) -> str | None:
-    """The template in a file of its own, else the configuration's; among several, the one called ``default``."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        template = {named["name"]: named["template"] for named in template}.get("default")
-    return None if template is None else str(template)
+def _chat_templates(settings: Mapping[str, Any], directory: Path) -> str | dict[str, str] | None:
+    """The templates in files of their own, else the configuration's: one, or several by their names."""
+    own = directory / "chat_template.jinja"
+    named = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+    files = ({"default": own} if own.is_file() else {}) | named
+    templates: Any = {name: read_regular(path).decode("utf-8") for name, path in files.items()}
+    if not templates:
+        templates = settings.get("chat_template")
+        if isinstance(templates, list):
+            return {str(one["name"]): str(one["template"]) for one in templates}
+        return None if templates is None else str(templates)
+    return str(templates["default"]) if templates.keys() == {"default"} else templates

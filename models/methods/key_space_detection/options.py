@@ -162,7 +162,12 @@ class KeySpaceDetectionOptions(MethodOptions):
 
     def widened(self) -> Sequence[Kind]:
         """The kinds that `augment` names."""
-        return self.augment
+        return self.variants
+
+    @property
+    def redraws_conversations(self) -> bool:
+        """Whether there is a mixture to draw from."""
+        return bool(self.mixture)
 
     @property
     def is_chosen(self) -> bool:

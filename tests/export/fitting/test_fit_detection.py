@@ -21,7 +21,7 @@ from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.hooks import Hooks
 
-from tests.recipe_files import write_recipe, write_rows
+from tests.recipe_files import rows, write_recipe, write_rows
 
 CHOSEN = {"layers": "auto", "cubes": "auto", "floor": "auto"}
 

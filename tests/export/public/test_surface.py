@@ -16,6 +16,7 @@ SURFACE = [
     "Artifact",
     "BakeOptions",
     "BakeoutError",
+    "ChatTemplateOptions",
     "DataFiles",
     "KeySpaceDetectionOptions",
     "LearnOptions",

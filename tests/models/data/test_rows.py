@@ -135,7 +135,8 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: bytes, says: 
     [
         (None, "no chat template"),
         ("{{ raise_exception('only users') }}", "only users"),
-        ("{% if add_generation_prompt %}think{% endif %}{{ messages[0]['content'] }}", "continuation"),
+        ("{% if add_generation_prompt %}think{% endif %}{{ messages[0]['content'] }}", "leaves the answer out"),
+        ("{{ messages[0]['content'] }}", "leaves the answer out"),
     ],
 )
 def test_conversations_that_the_template_cannot_render_are_refused(

@@ -1,0 +1,52 @@
+"""What artifacts record of their making that matters to who measures them: the chat template, and the rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.artifacts.file_names import MANIFEST
+from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.models.data.row_source import Source, source_digest
+from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, ChatTemplateOptions, recorded_options
+from bakeout.models.errors import BakeoutError
+
+_logger = logging.getLogger(__name__)
+
+
+def recorded_template(directories: Sequence[Path]) -> ChatTemplateOptions | None:
+    """The chat template that the artifacts in these directories render chats by, for models that they are compared
+    with; None where none of them records any.
+
+    Raises ``BakeoutError`` where they differ.
+    """
+    recorded = {path: recorded_options(one.get(CHAT_TEMPLATE)) for path, one in _manifests(directories).items()}
+    options = list(recorded.values())
+    if differing := [path for path, one in recorded.items() if one.complete() != options[0].complete()]:
+        raise BakeoutError(
+            f"{next(iter(recorded))} and {differing[0]} render chats by different templates, so that no base model is "
+            "asked what both are.",
+            "Evaluate them one by one, or choose `chat_template` for all.",
+        )
+    return options[0] if options else None
+
+
+def tell_fitted_rows(directories: Sequence[Path], sources: Mapping[str, Source]) -> None:
+    """Log which of ``sources`` an artifact was fitted on: by the digests of the files that it records."""
+    digests = {name: source_digest(source) for name, source in sources.items()}
+    for path, manifest in _manifests(directories).items():
+        data = manifest.get("data")
+        for fitted, uses in data.items() if isinstance(data, dict) else ():
+            for use, digest in uses.items() if isinstance(uses, dict) else ():
+                for name in (name for name, own in digests.items() if own == digest and use != "test"):
+                    role = "all its uses" if use == "file" else use
+                    _logger.warning(
+                        f"{name} holds the rows that {path} was fitted with ({fitted}, {role}): figures on them are "
+                        "not those of fresh rows."
+                    )
+
+
+def _manifests(directories: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    return {path: read_manifest(path) for path in directories if (path / MANIFEST).is_file()}
