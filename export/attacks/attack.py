@@ -12,6 +12,7 @@ from bakeout.export.baking.bake import bake
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.export.evaluation.grading import AnswerJudge
 from bakeout.export.evaluation.model_names import model_names
+from bakeout.export.evaluation.recorded_inputs import tell_fitted_rows
 from bakeout.export.report.figures_file import Attack, Attacks
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
@@ -98,6 +99,7 @@ def attack(
     if positions and base is None:
         raise BakeoutError("Other positions have to be baked into the base model.", "Name it with --base.")
     files = data_names(data)
+    tell_fitted_rows(directories, files)
     rows: list[AttackRow] = []
     for target, runner, refusals in _targets(directories, positions, base):
         mixing = [] if mixed is None else read_records(mixed, runner.tokenizer, runner.limits)

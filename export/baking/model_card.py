@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from bakeout.export.artifacts.titles import described
 from bakeout.export.baking.markdown import as_code, as_text
 from bakeout.export.evaluation.rows import BASE, Row, TaskRow
 from bakeout.export.recipes.bake_options import RuntimeName
+from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.plan import Decode, Plan
 from bakeout.models.plan.plan_file import plan_bytes
 
@@ -31,12 +33,13 @@ def model_card(
     quantized: str | None = None,
     tasks: Sequence[TaskRow] = (),
     runtimes: Sequence[RuntimeName] = (),
+    warnings: Sequence[str] = (),
 ) -> str:
     """The card as Markdown. ``rows`` are the base model's and the artifact's, on the same data, or none; so ``tasks``.
 
     ``tokenizer`` writes a refusal as text, and is not needed where nothing is refused; ``quantized`` names what the
-    weights were quantised to; ``runtimes``: those that the artifact was made for, whose code is shown. The card does
-    not depend on where the artifact lies, nor on what its directory is called.
+    weights were quantised to; ``runtimes``: those that the artifact was made for, whose code is shown; ``warnings``
+    stand below the figures. The card does not depend on where the artifact lies, nor on what its directory is called.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"text": as_text, "code": as_code, "percent": _percent}
@@ -55,6 +58,8 @@ def model_card(
         in_graph=list(dict.fromkeys(one.title for one in plan.interventions if not one.edits_weights)),
         rows=_beside_base(rows),
         tasks=_tasks_beside_base(tasks),
+        warnings=warnings,
+        chat_template=_json(plan.provenance[CHAT_TEMPLATE]) if CHAT_TEMPLATE in plan.provenance else None,
         plan_digest=hashlib.sha256(plan_bytes(plan)).hexdigest(),
         data=plan.provenance.get("data", {}),
         source=plan.provenance.get("source", {}),
@@ -71,6 +76,10 @@ def _decode(tokenizer: Tokenizer | None) -> Decode | None:
 def _percent(share: float | Undefined) -> str:
     """A share; of figures that were not measured, a dash."""
     return "–" if isinstance(share, Undefined) else f"{100 * share:.1f} %"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def _beside_base(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def fit(
             inputs.checkpoint.source,
         )
     else:
-        sources = without_tests(open_rows(recipe) if inputs is None else inputs.sources)
+        sources = without_tests(open_rows(recipe)[0] if inputs is None else inputs.sources)
         data = read_recipe_rows(recipe, sources, loaded.tokenizer, loaded.model.config.to_dict())
         model, digest, source = loaded.model, loaded.digest, {}
     data.require_readable(model_limits(model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.recipes.recipe import Recipe, load_recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs
+from bakeout.export.recipes.shared_rows import SeenRows
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
@@ -99,9 +100,10 @@ def build(
         ]
         tasks = (*before.tasks, *after.tasks)
         shutil.copyfile(recipe_file, directory / RECIPE)
-        _write_card(directory, plan, options, rows, tasks)
+        _write_card(directory, plan, options, rows, tasks, inputs.seen)
         figures = [stored_figure(before.graded[name], row) for name, row in base_rows.items()]
-        write_record(directory, plan, options, edited, canary, {"base_figures": figures})
+        seen = {"seen_rows": [asdict(one) for one in inputs.seen]} if inputs.seen else {}
+        write_record(directory, plan, options, edited, canary, {"base_figures": figures, **seen})
         _require_verified(directory, inputs, track)
     return Built(output, edited.receipts, tuple(rows), tasks)
 
@@ -147,7 +149,12 @@ class _Measuring:
 
 
 def _write_card(
-    directory: Path, plan: Plan, options: BakeOptions, rows: Sequence[Row], tasks: Sequence[TaskRow]
+    directory: Path,
+    plan: Plan,
+    options: BakeOptions,
+    rows: Sequence[Row],
+    tasks: Sequence[TaskRow],
+    seen: Sequence[SeenRows],
 ) -> None:
     form: Form = "onnx" if options.to == "onnx" else "checkpoint"
     card = model_card(
@@ -158,6 +165,7 @@ def _write_card(
         quantized=options.quantize,
         tasks=tasks,
         runtimes=options.runtimes,
+        warnings=[str(one) for one in seen],
     )
     (directory / CARD).write_text(card, encoding="utf-8")
 

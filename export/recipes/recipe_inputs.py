@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bakeout.export.artifacts.model_source import find_checkpoint
 from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import Recipe
-from bakeout.export.recipes.shared_rows import require_separate
+from bakeout.export.recipes.shared_rows import SeenRows, require_separate
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.data.row_source import Source
 from bakeout.models.data.rows import Sources
@@ -15,10 +15,14 @@ from bakeout.models.data.rows import Sources
 
 @dataclass(frozen=True)
 class RecipeInputs:
-    """The model that a recipe names, whose weights are hashed once, and its data by name and use, split once."""
+    """The model that a recipe names, whose weights are hashed once, and its data by name and use, split once.
+
+    ``seen``: rows for testing or choosing that are fitted on too.
+    """
 
     checkpoint: Checkpoint
     sources: Sources
+    seen: tuple[SeenRows, ...] = ()
 
     @property
     def fitted(self) -> Sources:
@@ -37,14 +41,13 @@ def open_inputs(recipe: Recipe) -> RecipeInputs:
     Raises ``BakeoutError`` where either cannot be read, and for rows that contradict each other (``shared_rows``).
     """
     checkpoint = find_checkpoint(recipe.model)
-    return RecipeInputs(checkpoint, open_rows(recipe))
+    return RecipeInputs(checkpoint, *open_rows(recipe))
 
 
-def open_rows(recipe: Recipe) -> Sources:
-    """The rows by name and use. Raises as ``open_inputs`` does."""
+def open_rows(recipe: Recipe) -> tuple[Sources, tuple[SeenRows, ...]]:
+    """The rows by name and use, and those that are seen. Raises as ``open_inputs`` does."""
     sources = by_use(recipe.data)
-    require_separate(recipe, sources)
-    return sources
+    return sources, require_separate(recipe, sources)
 
 
 def without_tests(sources: Sources) -> Sources:

@@ -47,7 +47,7 @@ class Explanation:
 
 
 def explain_recipe() -> Iterator[Explanation]:
-    """The recipe itself, its data, graders, chat template, export and evaluation; methods are explained by ``explain_method``."""
+    """The recipe, its data, graders, chat template, export and evaluation; ``explain_method`` explains methods."""
     schema = recipe_schema()
     yield _explanation("Recipe", "", schema, schema)
     yield _explanation("Data", "data: NAME:", schema["$defs"]["DataFiles"], schema)

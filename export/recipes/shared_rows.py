@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.models.data.row_content import RowContent, row_contents
@@ -24,12 +25,29 @@ _SEEN: Mapping[Use, tuple[Use, ...]] = {
 }
 
 
-def require_separate(recipe: Recipe, sources: Sources) -> None:
+@dataclass(frozen=True)
+class SeenRows:
+    """``count`` of the ``total`` rows of a name's use that are rows of ``other`` too, on which something is fitted."""
+
+    name: str
+    use: Use
+    other: Use
+    count: int
+    total: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.count} of {self.total} {self.use} rows are {self.other} rows too, so that figures on "
+            "them are not those of fresh rows"
+        )
+
+
+def require_separate(recipe: Recipe, sources: Sources) -> tuple[SeenRows, ...]:
     """Raise ``DataError`` for rows, by content, that are data to forget and to retain, or calibration and seen rows.
 
     Calibration rows of data whose coverage is guaranteed may be neither among the rows that its cubes are fitted on,
-    nor among those that their structure is chosen on. What only makes figures less than they seem is logged: rows for
-    testing, or for choosing, that are fitted on too.
+    nor among those that their structure is chosen on. What only makes figures less than they seem is logged and
+    returned: rows for testing, or for choosing, that are fitted on too.
     """
     contents = {
         name: {use: list(row_contents(source)) for use, source in uses.items()} for name, uses in sources.items()
@@ -39,10 +57,7 @@ def require_separate(recipe: Recipe, sources: Sources) -> None:
         _require_other_rows_retained(options, names, contents)
         for name in options.calibrated(names):
             _require_fresh_calibration(contents[name], widened=bool(options.widened()))
-    for name, uses in contents.items():
-        for use, others in _SEEN.items():
-            if use in uses:
-                _tell_seen(name, use, uses[use], {other: uses[other] for other in others if other in uses})
+    return tuple(_seen(contents))
 
 
 def _require_other_rows_retained(options: MethodOptions, names: Sequence[str], contents: _Contents) -> None:
@@ -72,15 +87,17 @@ def _require_fresh_calibration(uses: Mapping[Use, Sequence[RowContent]], *, wide
         )
 
 
-def _tell_seen(name: str, use: Use, rows: Sequence[RowContent], others: Mapping[Use, Sequence[RowContent]]) -> None:
-    for other, seen in others.items():
-        if both := _shared(rows, seen, _question):
-            row, first = both[0]
-            count = len({shared.where for shared, _ in both})
-            _logger.warning(
-                f"{name}: {count} of {len(rows)} {use} rows are {other} rows too, as {row.where} is {first.where}: "
-                f"figures on them are not those of fresh rows."
-            )
+def _seen(contents: _Contents) -> Iterator[SeenRows]:
+    """What is seen, and a line in the log for each."""
+    for name, uses in contents.items():
+        for use, rows in uses.items():
+            for other in _SEEN.get(use, ()):
+                seen = [row for every in contents.values() for row in every.get(other, ())]
+                if both := _shared(rows, seen, _question):
+                    row, first = both[0]
+                    found = SeenRows(name, use, other, len(both), len(rows))
+                    _logger.warning(f"{found}; {row.where} is {first.where}")
+                    yield found
 
 
 def _shared(

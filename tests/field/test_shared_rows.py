@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bakeout.export.artifacts.manifest import write_manifest
+from bakeout.export.artifacts.manifest import read_manifest, write_manifest
 from bakeout.export.evaluation.recorded_inputs import tell_fitted_rows
 from bakeout.export.fitting.fit import fit
 from bakeout.export.pipeline.build import build
@@ -131,7 +131,17 @@ def test_figures_on_seen_rows_are_told(use: str, other: str, caplog: pytest.LogC
         _open(**{f"names_{use}": [*rows("names", use), *seen]})
     total = len(rows("names", use)) + 2
     (told,) = caplog.messages
-    assert told.startswith(f"names: 2 of {total} {use} rows are {other} rows too, as names ({use}), row {total - 1}")
+    assert told.startswith(f"names: 2 of {total} {use} rows are {other} rows too")
+    assert told.endswith(f"; names ({use}), row {total - 1} is names ({other}), row 1")
+
+
+def test_an_artifacts_card_and_manifest_tell_seen_test_rows(llama_checkpoint: Path, tmp_path: Path) -> None:
+    seen = [*rows("names", "test"), rows("names", "probe")[3]]
+    recipe = write_recipe(tmp_path, llama_checkpoint, [PRUNING], data=_data(names_test=seen))
+    artifact = build(recipe, tmp_path / "artifact").directory
+    assert "names: 1 of 7 test rows are probe rows too" in (artifact / "README.md").read_text(encoding="utf-8")
+    (entry,) = read_manifest(artifact)["seen_rows"]
+    assert entry == {"name": "names", "use": "test", "other": "probe", "count": 1, "total": 7}
 
 
 def test_separate_rows_are_not_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
