@@ -51,11 +51,8 @@ def fit(
         inputs = inputs or open_inputs(recipe)
         directory = inputs.checkpoint.directory
         data = read_recipe_rows(recipe, inputs.fitted, load_tokenizer(directory), read_config(directory))
-        model, digest, source = (
-            load_model(directory, recipe.placement),
-            inputs.checkpoint.digest,
-            inputs.checkpoint.source,
-        )
+        model = load_model(directory, recipe.placement)
+        digest, source = inputs.checkpoint.digest, inputs.checkpoint.source
     else:
         sources = without_tests(open_rows(recipe)[0] if inputs is None else inputs.sources)
         data = read_recipe_rows(recipe, sources, loaded.tokenizer, loaded.model.config.to_dict())
