@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from bakeout.export.report.figures_file import Figure, figure
-from bakeout.models.methods.key_space_detection.detection import conformal_quantile, fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import (
+    conformal_quantile,
+    fit_key_space_detection,
+    margins_of_keys,
+)
 from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
@@ -185,7 +189,9 @@ def figures(bench: Bench) -> list[Figure]:
     for skill in FORGOTTEN:
         if f"choice {skill}" in bench.rows:
             tested = {name: keys(name, "test") for name in SKILLS}
-            drawn = [*inside_figures(_check(bench, keys, skill), tested)]
+            check = _check(bench, keys, skill)
+            margins = {name: margins_of_keys(check, rows, name) for name, rows in tested.items()}
+            drawn = [*inside_figures(check, margins)]
             drawn.append(depth_figure(skill, keys(skill, "probing"), tested))
             found += [figure(content, source) for content in drawn]
     return found

@@ -39,7 +39,7 @@ from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
-from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection, margins_of_keys
 from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
@@ -102,7 +102,8 @@ def insides(rows: Rows, probed: Probed) -> Iterator[Figure]:
     for skill in DETECTED:
         if (row := rows.get(f"ksd {skill} chosen")) is not None:
             check = probed.check(skill, row["layers"], row["cubes"], row["floor"], row["alpha"])
-            for drawn in inside_figures(check, {name: probed.keys(name, "test") for name in SKILLS}):
+            margins = {name: margins_of_keys(check, probed.keys(name, "test"), name) for name in SKILLS}
+            for drawn in inside_figures(check, margins):
                 yield figure(drawn, PROBED)
 
 

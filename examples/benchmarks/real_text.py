@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeout.export.report import plots
 from bakeout.export.report.figures_file import Depth, Inside, figures_json
-from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection, margins_of_keys
 from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.network.probing import probe_keys
@@ -145,7 +145,8 @@ def figures(model: LlamaForCausalLM, tokenizer: Tokenizer, rows: dict[str, list[
             for name, found in fresh.items()
         }
         print(f"| {layer} | {check.alpha[0]:.1f} | " + " | ".join(f"{share:.1%}" for share in inside.values()) + " |")
-    (against_alpha,) = inside_figures(_cube(probe, calibration, LAYERS - 1), fresh)
+    check = _cube(probe, calibration, LAYERS - 1)
+    (against_alpha,) = inside_figures(check, {name: margins_of_keys(check, keys, name) for name, keys in fresh.items()})
     depth = depth_figure(FORGOTTEN, probe, fresh)
     return Inside(source=SOURCE, **against_alpha), Depth(source=SOURCE, **depth)
 

@@ -48,8 +48,8 @@ def sections(figures: Sequence[Figure]) -> list[Section]:
     sections = [
         Section(
             "Who would be refused, at each α",
-            "Key Space Detection draws cubes around the queries of the skill to forget; α is their size. The share of "
-            "every skill's fresh queries that lies inside: the wider the gap between the skill to forget (bold) and "
+            "Key Space Detection draws regions around the queries of the skill to forget; α is their size. The share "
+            "of every skill's fresh queries that lies inside: the wider the gap between the skill to forget (bold) and "
             "the rest, the safer the choice.",
             tuple(_inside(figure, name) for name, figure in named if isinstance(figure, Inside)),
         ),

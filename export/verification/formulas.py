@@ -36,7 +36,7 @@ class Tally:
 
     ``looks_forgotten``: values whose density in the forget set is the higher; ``shifted`` of them, and how many the
     probabilities of a stochastic coin add up to, with their ``variance``. ``refused`` of ``asked`` prompts; ``near`` of
-    them were too near to a cube's face to tell.
+    them were too near to a region's face to tell.
     """
 
     looks_forgotten: int = 0
@@ -55,7 +55,7 @@ def check_formulas(
 
     Neuron Adjust: every selected value is left alone or shifted according to its own log-odds; with a stochastic coin,
     the number of shifted values is the sum of the probabilities, within four standard errors. Key Space
-    Detection: the prompts whose own key vector lies in a cube, and no others, are refused, to the refusal's end.
+    Detection: the prompts whose own key vector lies in a region, and no others, are refused, to the refusal's end.
     """
     model = load_graph(graph_file)
     tolerance = 1e-3 if stored_precision(model) == "float32" else 1e-2
@@ -95,7 +95,7 @@ def _summary(tally: Tally, draws: bool) -> str:
         )
     if tally.asked:
         told.append(
-            f"{tally.refused} of {tally.asked} prompts refused, those whose own keys lie in a cube"
+            f"{tally.refused} of {tally.asked} prompts refused, those whose own keys lie in a region"
             + (f" ({tally.near} too near to decide)" if tally.near else "")
         )
     return "; ".join(told)
@@ -145,14 +145,14 @@ def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> 
 def _fault_of_decision(check: Check, keys: Floats, is_refused: bool, tally: Tally) -> str | None:
     """What is wrong with the decision over a prompt whose tokens have these keys, if anything."""
     tested = keys if check.positions == "every" else keys[-1:]
-    # How far outside of the nearest cube: relative to its alpha, below 0 inside.
+    # How far outside of the nearest region: of a cube relative to its alpha, below 0 inside.
     outside = float(check.nearness(check.margins(tested)).min()) - 1
     tally.asked += 1
     tally.refused += is_refused
     if abs(outside) <= _TIE:
         tally.near += 1
     elif is_refused != (outside < 0):
-        return "answered although its key lies in a cube" if outside < 0 else "refused, and its key lies in no cube"
+        return "answered although its key lies in a region" if outside < 0 else "refused, and its key lies in no region"
     return None
 
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys, cluster, joint_keys
+from bakeout.models.methods.key_space_detection.detection import margins_of_keys
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
-from bakeout.models.methods.key_space_detection.queries import fresh_queries, query_keys
+from bakeout.models.methods.key_space_detection.queries import least_margins, query_keys, retained_queries
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
+from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.separation import auroc, share_inside
 from bakeout.models.methods.key_space_detection.served import as_served
 from bakeout.models.methods.key_space_detection.structure import layer_sets
@@ -33,31 +35,32 @@ def figures(
     names = options.names(fitting.data)
     depths = {layer for layers in layer_sets(len(feed_forward_layers(fitting.model))) for layer in layers}
     layers = sorted({*depths, *fitted.layers})
-    fresh = {name: fresh_queries(fitting, name) for name in names["retain"]}
+    fits = needs_retained(options.region)
+    fresh = {name: list(retained_queries(fitting, name, fits=fits).fresh) for name in names["retain"]}
     fresh |= {
         name: list(fitting.rows[name].get("selection") or fitting.rows[name]["probe"]) for name in names["forget"]
     }
     probe = {name: query_keys(fitting, name, fitting.rows[name]["probe"], layers) for name in names["forget"]}
     selection = {name: query_keys(fitting, name, rows, layers) for name, rows in fresh.items() if rows}
-    yield from inside_figures(fitted, selection)
+    if fitted.positions == "every":
+        margins = {name: least_margins(fitting, fresh[name], fitted) for name in selection}
+    else:
+        margins = {name: margins_of_keys(fitted, keys, f"queries of {name}") for name, keys in selection.items()}
+    yield from inside_figures(fitted, margins)
     for skill, keys in probe.items():
         yield depth_figure(skill, keys, selection)
 
 
-def inside_figures(check: KeySpaceDetection, keys: Mapping[str, LayerKeys]) -> Iterator[Mapping[str, Any]]:
+def inside_figures(check: KeySpaceDetection, margins: Mapping[str, Floats]) -> Iterator[Mapping[str, Any]]:
     """The paper's Figure 5 for each skill of ``check``: the share of each name's queries inside its own regions.
 
-    ``keys``: per name and layer the queries' key vectors [queries, F], of the check's layers at least.
+    ``margins``: by name those of its queries to every region, [queries, regions].
     """
-    margins = {
-        name: check.margins(joint_keys(rows, check.layers, f"queries of {name}").astype(np.float64))
-        for name, rows in keys.items()
-    }
     for skill in dict.fromkeys(check.skills):
         own = [index for index, name in enumerate(check.skills) if name == skill]
         chosen = float(check.alpha[own[0]])
         # Margins to a half-space can be negative.
-        lowest = min(0.0, *(float(rows[:, own].min()) for rows in margins.values()))
+        lowest = min([0.0, chosen, *(float(rows[:, own].min()) for rows in margins.values())])
         alpha = np.linspace(lowest, chosen + (_BEYOND - 1) * (chosen - lowest), _POINTS)
         shares = {name: share_inside(rows[:, own].min(axis=1), alpha).tolist() for name, rows in margins.items()}
         yield {

@@ -13,12 +13,19 @@ from onnx import numpy_helper
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.export.artifacts.inspection import inspect, lines
 from bakeout.export.baking.bake import bake
-from bakeout.export.fitting.fit import fit
+from bakeout.export.fitting.fit import fit, read_rows
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.recipes.recipe_inputs import without_tests
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
+from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.fitting import Fitting, fit_method, method_figures
+from bakeout.models.methods.key_space_detection import METHOD, KeySpaceDetectionOptions
+from bakeout.models.network.families import model_limits
 from bakeout.models.plan import KeySpaceDetection, Plan
 from bakeout.models.plan.plan_file import save_plan
 
@@ -114,3 +121,40 @@ def test_a_half_space_needs_data_to_retain(llama_checkpoint: Path, tmp_path: Pat
     path = write_recipe(directory, llama_checkpoint, [entry], data=data)
     with pytest.raises(BakeoutError, match=r"against retained queries|no data to retain"):
         fit(load_recipe(path))
+
+
+def test_the_shape_is_chosen_and_all_of_them_are_told(llama_checkpoint: Path, tmp_path: Path) -> None:
+    automatic = {"layers": [1], "cubes": "auto", "floor": "auto"}
+    plan = _fitted(tmp_path / "recipe", llama_checkpoint, "auto", **automatic)
+    check = _check(plan)
+    choice = check.report.choice
+    assert choice is not None
+    assert (choice.chosen.region or "cube") == check.regions.name
+    assert {one.region or "cube" for one in choice.candidates} == set(SHAPES)
+    save_plan(plan, tmp_path / "plan.safetensors")
+    told = "\n".join(lines(inspect(tmp_path / "plan.safetensors")))
+    for shape in SHAPES:
+        assert f"region      {shape}: " in told
+    assert METHOD.choices(KeySpaceDetectionOptions(forget=["sums"], region="auto"), check) == {
+        "region": check.regions.name
+    }
+
+
+@pytest.mark.parametrize(("region", "positions"), [("linear", "query"), ("ellipsoid", "every")])
+def test_figures_are_of_fresh_queries(region: str, positions: str, llama_checkpoint: Path, tmp_path: Path) -> None:
+    """At alpha they have what the check refuses of them."""
+    options = {"forget": "sums", "layers": [2], "epsilon": 0.1, "region": region, "positions": positions}
+    recipe = load_recipe(write_recipe(tmp_path, llama_checkpoint, [{"key_space_detection": options}]))
+    model, tokenizer = load_model(llama_checkpoint), load_tokenizer(llama_checkpoint)
+    sources = without_tests(by_use(recipe.data))
+    fitting = Fitting(model, tokenizer, list(recipe.data), read_rows(sources, tokenizer, model_limits(model)), sources)
+    (entry,) = recipe.interventions
+    check = fit_method(METHOD, entry.options, fitting)
+    assert isinstance(check, KeySpaceDetection)
+    figures = list(method_figures(METHOD, entry.options, fitting, check))
+    (inside,) = [figure for figure in figures if figure["kind"] == "inside"]
+    assert inside["chosen"] == check.alpha[0]
+    assert inside["alpha"][0] < check.alpha[0] < inside["alpha"][-1]
+    at_alpha = max(index for index, alpha in enumerate(inside["alpha"]) if alpha <= check.alpha[0])
+    assert inside["shares"]["sums"][at_alpha] >= 0.5
+    assert inside["shares"]["sums"][-1] == 1

@@ -12,12 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from bakeout.models.checkpoint.checkpoint_files import weights_digest
-from bakeout.models.plan import Plan
+from bakeout.models.plan import KeySpaceDetection, Plan
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
 
+from tests.fitted_regions import SHAPES, fitted_regions
 from tests.report_files import EVALUATION, FIGURES
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1.0"
@@ -25,6 +27,7 @@ PLANS = sorted(path.stem for path in (FIXTURES / "plans").iterdir())
 ARTIFACTS = ("graph", "int8", "mixed", "checkpoint")
 # The plan of this version, whose canary says what is refused.
 NEWEST = "newest"
+SHAPED = tuple(f"{shape}_regions" for shape in SHAPES if shape != "cube")
 
 _PARENT = os.getpid()
 _MESSAGE = [{"role": "user", "content": "What is 3+4?"}]
@@ -127,6 +130,8 @@ def _put_plans(directory: Path) -> None:
     for name in PLANS:
         shutil.copyfile(FIXTURES / "plans" / f"{name}.safetensors", directory / "plans" / f"{name}.safetensors")
     (directory / "plans" / f"{NEWEST}.safetensors").write_bytes(plan_bytes(_newest()))
+    for name, shape in zip(SHAPED, (shape for shape in SHAPES if shape != "cube"), strict=True):
+        (directory / "plans" / f"{name}.safetensors").write_bytes(plan_bytes(_shaped(shape)))
     plan = load_plan(FIXTURES / "plans" / "weight_methods.safetensors")
     of_shards = replace(plan, model=replace(plan.model, digest=weights_digest(directory / "sharded")))
     (directory / "plans" / "sharded.safetensors").write_bytes(plan_bytes(of_shards))
@@ -137,6 +142,18 @@ def _newest() -> Plan:
     assert plan.check is not None
     refused = tuple(bool(one) for one in plan.check.is_inside(plan.canary.expected[0]))
     return replace(plan, canary=replace(plan.canary, refused=refused, uncovered=(0,)))
+
+
+def _shaped(shape: str) -> Plan:
+    """A plan whose regions have another shape."""
+    plan = _newest()
+    (check,) = plan.interventions
+    assert isinstance(check, KeySpaceDetection)
+    count, dimensions = check.regions.shape
+    generator = np.random.default_rng(0)
+    clusters = [generator.normal(place, 1, (5, dimensions)) for place in range(count)]
+    regions = fitted_regions(shape, clusters, generator.normal(-3, 1, (9, dimensions)))
+    return replace(plan, interventions=(replace(check, regions=regions),))
 
 
 def _put_rows(directory: Path) -> None:

@@ -52,7 +52,7 @@ from bakeout.models.network.statistics import Moments, NeuronStatistics
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
 
-from tests.hostile.fuzz.bench import ARTIFACTS, FIXTURES, NEWEST, PLANS
+from tests.hostile.fuzz.bench import ARTIFACTS, FIXTURES, NEWEST, PLANS, SHAPED
 from tests.hostile.fuzz.graph_mutations import mutated_graph
 from tests.hostile.fuzz.mutations import (
     deep_json,
@@ -285,7 +285,10 @@ LOADERS: Mapping[str, Target] = {
     "rows in CSV": Target("pairs.csv", (mutated_table, mutated_table, mutated_bytes), _read_rows("pairs.csv"), 2),
     "rows in TSV": Target("pairs.tsv", (mutated_bytes,), _read_rows("pairs.tsv")),
     "rows in Parquet": Target("pairs.parquet", (mutated_bytes,), _read_rows("pairs.parquet"), 2),
-    **{f"plan {name}": Target(f"plans/{name}.safetensors", PLAN, _read_plan(name)) for name in (*PLANS, NEWEST)},
+    **{
+        f"plan {name}": Target(f"plans/{name}.safetensors", PLAN, _read_plan(name))
+        for name in (*PLANS, NEWEST, *SHAPED)
+    },
     **{
         f"manifest of {name}": Target(f"artifacts/{name}/bakeout.json", JSON, _read_artifact(name))
         for name in ARTIFACTS
