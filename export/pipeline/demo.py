@@ -17,7 +17,7 @@ from bakeout.export.report.page import write_report
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.links import require_own_file
-from bakeout.models.files.writing import replaced_directory, require_new
+from bakeout.models.files.writing import replaced_directory, require_new, require_writable
 from bakeout.models.progress import Track, untracked
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
@@ -130,5 +130,7 @@ def require_earlier_demo(directory: Path) -> None:
     """Raise ``BakeoutError`` unless ``directory`` is free or holds what a demo wrote, and nothing else."""
     if not directory.is_dir():
         require_new(directory)
-    elif strange := sorted({path.name for path in directory.iterdir()} - _WRITTEN):
+        return
+    if strange := sorted({path.name for path in directory.iterdir()} - _WRITTEN):
         raise BakeoutError(f"{directory} holds {strange[0]}, which the demo did not write.", "Name another output.")
+    require_writable(directory.resolve().parent)

@@ -38,6 +38,8 @@ _NEW = "new"
 _WRITABLE = "tried"
 # numpy's error for a file that takes a part alone; it has no number.
 _CUT = re.compile(r"\d+ requested and \d+ written")
+# Errors of libraries in Rust, and of many files at once.
+_TOLD = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 
 
 def require_new(path: Path) -> None:
@@ -166,24 +168,33 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Raise as ``BakeoutError`` why the disk does not take ``path``: full, read-only, not permitted, broken."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL or _CUT.search(str(error)):
+    except Exception as error:
+        number, place = _number(error), str(getattr(error, "filename", None) or path)
+        if number in _FULL:
             raise BakeoutError(
-                f"{path} cannot be written: {error.strerror or 'there is no room for a whole file'}.",
-                "Make room, or name an output on another disk.",
+                f"{path} cannot be written: {os.strerror(number)}.", "Make room, or name an output on another disk."
             ) from error
-        if error.errno == errno.EFBIG:
+        if number == errno.EFBIG:
             raise BakeoutError(
-                f"{path} cannot be written: {error.strerror}.",
+                f"{path} cannot be written: {os.strerror(number)}.",
                 "Raise the limit of file sizes (ulimit -f), or name an output on another disk.",
             ) from error
-        if error.errno in _REFUSED:
-            place = str(error.filename or path)
+        if number in _REFUSED:
             raise BakeoutError(
-                f"{path if f'{_prefix(path)}.' in place else place} cannot be read or written: {error.strerror}.",
+                f"{path if f'{_prefix(path)}.' in place else place} cannot be read or written: {os.strerror(number)}.",
                 "Check the path, its permissions and the disk.",
             ) from error
         raise
+
+
+def _number(error: Exception) -> int:
+    """The number of what the system refused, 0 where it did not. Libraries tell it in their errors' text, if at all."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, OSError) and _CUT.search(str(error)):
+        return errno.ENOSPC
+    told = None if isinstance(error, BakeoutError) else _TOLD.search(str(error))
+    return int(told[1] or told[2]) if told else 0
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +151,25 @@ def test_a_directory_stays_where_its_replacement_fails(tmp_path: Path) -> None:
         (directory / "second").write_text("content")
         raise KeyboardInterrupt
     assert tree(tmp_path) == ["directory", "directory/first"]
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (Exception("File too large (os error 27)"), "File too large"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left"),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]), "No space left"),
+        (OSError("1000 requested and 12 written"), "No space left"),
+    ],
+)
+def test_what_libraries_tell_of_the_disk_is_understood(tmp_path: Path, error: Exception, cause: str) -> None:
+    with pytest.raises(BakeoutError, match=cause), new_directory(tmp_path / "directory"):
+        raise error
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [ValueError("code 28"), OSError("cannot be loaded"), KeyError("[Errno 2] gone")])
+def test_other_errors_stay_as_they_are(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, new_directory(tmp_path / "directory"):
+        raise error
+    assert caught.value is error
