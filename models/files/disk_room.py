@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.temporary import outside
 
 # The unit of st_blocks.
 _BLOCK = 512
@@ -16,7 +17,7 @@ def require_space(directory: Path, size: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < size:
         raise BakeoutError(
-            f"{directory} has {gigabytes(free)} free, and {gigabytes(size)} are needed.",
+            f"{outside(directory)} has {gigabytes(free)} free, and {gigabytes(size)} are needed.",
             "Make room, or name an output on another disk.",
         )
 

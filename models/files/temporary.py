@@ -21,6 +21,7 @@ if sys.platform != "win32":
     import fcntl
 
 _LOG = logging.getLogger(__name__)
+_ENDING = re.compile(r"\.[0-9a-f]{8}\.bakeout\Z")
 
 # The lock of each directory that this process has, and the process's id: a forked one has others.
 _in_use: dict[Path, tuple[int, int | None]] = {}
@@ -45,7 +46,7 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
     """Remove the temporary directories ``prefix`` in ``parent`` that no process has locked: killed ones left them."""
     if sys.platform == "win32":  # where nothing is locked
         return
-    form = re.compile(rf"{re.escape(prefix)}\.[0-9a-f]{{8}}\.bakeout")
+    form = re.compile(re.escape(prefix) + _ENDING.pattern)
     for path in [path for path in parent.iterdir() if form.fullmatch(path.name)]:
         # Whatever cannot be locked is in use, or gone, or no directory.
         with suppress(OSError):
@@ -56,6 +57,12 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
                     _LOG.info(f"removed {path}, which a killed process had left")
             finally:
                 os.close(lock)
+
+
+def outside(path: Path) -> Path:
+    """``path`` or, within a temporary directory, what that one lies in: users know no more of it."""
+    within = [place for place in (path, *path.parents) if _ENDING.search(place.name)]
+    return within[-1].parent if within else path
 
 
 def _create(parent: Path, prefix: str) -> Path:

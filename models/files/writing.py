@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.temporary import remove_abandoned, temporary_directory
+from bakeout.models.files.temporary import outside, remove_abandoned, temporary_directory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
@@ -169,7 +169,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number, place = _number(error), str(getattr(error, "filename", None) or path)
+        number, place = _number(error), outside(Path(str(getattr(error, "filename", None) or path)))
+        path = outside(path)
+        is_beside = place == path.absolute().parent
         if number in _FULL:
             raise BakeoutError(
                 f"{path} cannot be written: {os.strerror(number)}.", "Make room, or name an output on another disk."
@@ -181,7 +183,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if number in _REFUSED:
             raise BakeoutError(
-                f"{path if f'{_prefix(path)}.' in place else place} cannot be read or written: {os.strerror(number)}.",
+                f"{path if is_beside else place} cannot be read or written: {os.strerror(number)}.",
                 "Check the path, its permissions and the disk.",
             ) from error
         raise

@@ -65,9 +65,12 @@ def test_what_a_running_process_has_stays(tmp_path: Path) -> None:
 
 
 def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / ".artifact").mkdir()
+    (tmp_path / ".12345678.bakeout").mkdir()
     (tmp_path / ".artifact.12345678").mkdir()
     (tmp_path / ".artifact.1234567g.bakeout").mkdir()
     (tmp_path / ".other.12345678.bakeout").mkdir()
+    (tmp_path / ".artifact.more.12345678.bakeout").mkdir()
     (tmp_path / ".artifact.00000000.bakeout").write_text("a file")
     (tmp_path / ".artifact.00000001.bakeout").symlink_to(tmp_path / ".other.12345678.bakeout")
     before = tree(tmp_path)

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.writing import new_directory, replace_file, replaced_directory, require_new, write_file
+from bakeout.models.files.writing import (
+    new_directory,
+    replace_file,
+    replaced_directory,
+    require_new,
+    scratch_directory,
+    write_file,
+)
 
 from tests.directory_tree import tree
 
@@ -166,6 +173,20 @@ def test_what_libraries_tell_of_the_disk_is_understood(tmp_path: Path, error: Ex
     with pytest.raises(BakeoutError, match=cause), new_directory(tmp_path / "directory"):
         raise error
     assert tree(tmp_path) == []
+
+
+def test_errors_name_no_temporary_directory(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BakeoutError, match=f"^{tmp_path}/artifact cannot be read or written: Permission denied"),
+        new_directory(tmp_path / "artifact") as directory,
+    ):
+        raise PermissionError(13, "Permission denied", str(directory / "file"))
+    with (
+        pytest.raises(BakeoutError, match=f"^{tmp_path} cannot be written: No space left"),
+        new_directory(tmp_path / "artifact") as directory,
+        scratch_directory(directory),
+    ):
+        raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("error", [ValueError("code 28"), OSError("cannot be loaded"), KeyError("[Errno 2] gone")])
