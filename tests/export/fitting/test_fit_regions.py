@@ -13,11 +13,11 @@ from onnx import numpy_helper
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.export.artifacts.inspection import inspect, lines
 from bakeout.export.baking.bake import bake
-from bakeout.export.fitting.fit import fit, read_rows
+from bakeout.export.fitting.fit import fit
+from bakeout.export.fitting.recipe_rows import read_recipe_rows
 from bakeout.export.recipes.bake_options import BakeOptions
-from bakeout.export.recipes.data_files import by_use
 from bakeout.export.recipes.recipe import load_recipe
-from bakeout.export.recipes.recipe_inputs import without_tests
+from bakeout.export.recipes.recipe_inputs import open_rows, without_tests
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model
@@ -25,7 +25,6 @@ from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting, fit_method, method_figures
 from bakeout.models.methods.key_space_detection import METHOD, KeySpaceDetectionOptions
-from bakeout.models.network.families import model_limits
 from bakeout.models.plan import KeySpaceDetection, Plan
 from bakeout.models.plan.plan_file import save_plan
 
@@ -146,8 +145,8 @@ def test_figures_are_of_fresh_queries(region: str, positions: str, llama_checkpo
     options = {"forget": "sums", "layers": [2], "epsilon": 0.1, "region": region, "positions": positions}
     recipe = load_recipe(write_recipe(tmp_path, llama_checkpoint, [{"key_space_detection": options}]))
     model, tokenizer = load_model(llama_checkpoint), load_tokenizer(llama_checkpoint)
-    sources = without_tests(by_use(recipe.data))
-    fitting = Fitting(model, tokenizer, list(recipe.data), read_rows(sources, tokenizer, model_limits(model)), sources)
+    data = read_recipe_rows(recipe, without_tests(open_rows(recipe)[0]), tokenizer, model.config.to_dict())
+    fitting = Fitting(model, data.tokenizer, recipe.fitted_data(), data.rows, data.sources)
     (entry,) = recipe.interventions
     check = fit_method(METHOD, entry.options, fitting)
     assert isinstance(check, KeySpaceDetection)
