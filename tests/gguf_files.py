@@ -38,18 +38,20 @@ def write_gguf(
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     *,
     begins: bool = False,
+    layers: int = 4,
+    context: int = 512,
     architecture: str = "llama",
     more: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """A tiny Llama whose matrices are quantised to ``kind``; ``begins``: texts begin with ``BEGIN``."""
-    model = tiny_model("llama")
+    model = tiny_model("llama", layers=layers)
     config: Any = model.config
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, architecture)
     writer.add_name(NAME)
     writer.add_license(LICENSE)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(context)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
