@@ -224,7 +224,11 @@ def test_options_are_shown_as_flags(text: str, shown: str) -> None:
     assert with_flags(text, command.params) == shown
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What another test probed is not probed again.
+    monkeypatch.setenv("BAKEOUT_CACHE", str(tmp_path / "cache"))
     fitted = _run("fit", write_recipe(tmp_path, llama_checkpoint), "-o", tmp_path / "plan")
     assert "\x1b" not in fitted.stderr
     assert "probing" in fitted.stderr
