@@ -62,7 +62,8 @@ class AnswerFile:
             key, tokens, check = row["key"], row["tokens"], row["check"]
         except (ValueError, LookupError, TypeError):
             key, tokens, check = "", None, None
-        if not isinstance(tokens, list) or check != _check(key, tokens):
+        is_answer = isinstance(key, str) and isinstance(tokens, list) and all(type(token) is int for token in tokens)
+        if not is_answer or check != _check(key, tokens):
             raise BakeoutError(
                 f"{self._path}, line {number}: not an answer of an evaluation.", "Name another file for `answers`."
             )

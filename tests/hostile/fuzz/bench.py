@@ -20,6 +20,7 @@ from bakeout.models.plan import KeySpaceDetection, Plan
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
 
 from tests.fitted_regions import SHAPES, fitted_regions
+from tests.gguf_files import write_gguf
 from tests.report_files import EVALUATION, FIGURES
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1.0"
@@ -111,6 +112,7 @@ def _put_models(directory: Path) -> None:
     shutil.copytree(FIXTURES / "checkpoint", directory / "adapted")
     (directory / "adapted" / "adapter_config.json").write_text(json.dumps(_ADAPTER))
     (directory / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(64))
+    write_gguf(directory / "tiny.gguf")
 
 
 def _put_shards(directory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import traceback
 from collections.abc import Mapping
 from importlib import import_module
@@ -45,6 +46,8 @@ def run(case: Case) -> tuple[str, str]:
     name, seed = case
     target, directory = TARGETS[name], bench(os.getpid())
     os.chdir(directory)
+    # What is put together outside of the output lies here too.
+    tempfile.tempdir = str(directory / "scratch")
     if target.put:
         target.put(directory)
     path = directory / target.file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.baking.genai_config import copy_genai_config
 from bakeout.export.baking.model_card import model_card
 from bakeout.export.baking.stopping import let_refusal_stop
+from bakeout.export.evaluation.answering.answer_file import AnswerFile
 from bakeout.export.evaluation.csv_table import write_csv
 from bakeout.export.evaluation.evaluate import stored_base_rows
 from bakeout.export.evaluation.task_files import require_no_code
@@ -41,6 +43,8 @@ from bakeout.models.checkpoint.checkpoint_files import (
 )
 from bakeout.models.checkpoint.checkpoint_writer import find_edits, preview_edits
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
+from bakeout.models.checkpoint.gguf_checkpoint import gguf_checkpoint
+from bakeout.models.checkpoint.gguf_header import read_gguf_header
 from bakeout.models.data.prompt_rows import read_prompt_rows
 from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer
@@ -227,6 +231,24 @@ def _put_journal(directory: Path) -> None:
     _search(directory)
 
 
+def _read_gguf(directory: Path) -> object:
+    cache = directory / "scratch" / "cache"
+    os.environ["BAKEOUT_CACHE"] = str(cache)
+    try:
+        return read_gguf_header(directory / "tiny.gguf"), read_config(gguf_checkpoint(directory / "tiny.gguf"))
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _read_answers(directory: Path) -> object:
+    return AnswerFile(directory / "scratch" / "answers.jsonl").answer("key")
+
+
+def _put_answers(directory: Path) -> None:
+    (directory / "scratch" / "answers.jsonl").unlink(missing_ok=True)
+    AnswerFile(directory / "scratch" / "answers.jsonl").add("key", [5, 6, 1], {"model": "base", "row": 3})
+
+
 def _read_rounds(directory: Path) -> object:
     return RoundFiles(directory / "rounds").load()
 
@@ -311,7 +333,9 @@ LOADERS: Mapping[str, Target] = {
     "shards": Target("sharded/model-1.safetensors", PLAN, _read_weights("sharded")),
     "index of shards": Target("sharded/model.safetensors.index.json", JSON, _read_weights("sharded"), 2),
     "adapter": Target("adapted/adapter_config.json", JSON, _refused("adapted")),
-    "GGUF": Target("model.gguf", (mutated_bytes,), _refused("model.gguf")),
+    "GGUF without a model": Target("model.gguf", (mutated_bytes,), _refused("model.gguf")),
+    "GGUF": Target("tiny.gguf", (mutated_bytes,), _read_gguf, 3),
+    "answers": Target("scratch/answers.jsonl", ROWS, _read_answers, 2, _put_answers),
     "graph": Target("onnx/model.onnx", GRAPH, _read_graph("onnx/model.onnx", "mixed"), 6),
     "graph and a check": Target("onnx/model.onnx", GRAPH, _read_graph("onnx/model.onnx", "key_space_detection"), 4),
     "graph's weights": Target("onnx/model.onnx.data", (mutated_bytes,), _read_graph("onnx/model.onnx", "mixed")),
