@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.checkpoint.gguf_header import GgufHeader, read_gguf_header
+from bakeout.models.checkpoint.gguf_rope import FACTORS, rope_scaling
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.json_object import read_json
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 # Beside the weights: which file they come from.
 SOURCE = "gguf.json"
 # Of what is kept: a new one whenever the same file gives another checkpoint.
-_FORM = 1
+_FORM = 2
 _LOG = logging.getLogger("bakeout")
 _WEIGHTS = "model.gguf"
 # What the libraries raise for files of unexpected content.
@@ -168,7 +169,9 @@ def _loaded(path: Path, header: GgufHeader, scratch: Path) -> tuple[PreTrainedMo
         raise BakeoutError(
             f"{path} lacks {len(missing)} of the model's weights, among them {missing[0]}.", "Copy it again."
         )
-    known = set(get_gguf_hf_weights_map(model))
+    if (scaling := rope_scaling(path, header)) is not None:
+        model.config.rope_scaling = scaling
+    known = {*get_gguf_hf_weights_map(model), FACTORS}
     if unknown := sorted(name for name in header.tensors if name not in known):
         raise BakeoutError(
             f"{path} holds {unknown[0]}, which transformers would leave out without a word.",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.model_source import find_checkpoint
@@ -171,8 +172,34 @@ def test_what_cannot_be_read_is_one_line(damage: str, tmp_path: Path, monkeypatc
 
 
 def test_tensors_that_transformers_leaves_out_are_noticed(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", more={"blk.0.attn_sinks.weight": np.full(4, 2, dtype=np.float32)})
+    with pytest.raises(BakeoutError, match=r"holds blk\.0\.attn_sinks\.weight, which transformers would leave out"):
+        find_checkpoint(path)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_stretched_positions_of_llama_3_are_kept(factor: float, tmp_path: Path) -> None:
+    config = tiny_model("llama").config
+    plain = ROPE_INIT_FUNCTIONS["default"](config, "cpu")[0]
+    config.rope_scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    stretched = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]
+    assert not torch.equal(plain, stretched)
+    path = write_gguf(tmp_path / "m.gguf", more={"rope_freqs.weight": (plain / stretched).numpy()})
+    converted = load_model(gguf_checkpoint(path))
+    assert torch.allclose(converted.model.rotary_emb.inv_freq, stretched)
+    ones = write_gguf(tmp_path / "ones.gguf", more={"rope_freqs.weight": np.ones(4, dtype=np.float32)})
+    assert torch.equal(load_model(gguf_checkpoint(ones)).model.rotary_emb.inv_freq, plain)
+
+
+def test_positions_that_are_stretched_otherwise_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", more={"rope_freqs.weight": np.full(4, 2, dtype=np.float32)})
-    with pytest.raises(BakeoutError, match=r"holds rope_freqs\.weight, which transformers would leave out"):
+    with pytest.raises(BakeoutError, match=r"in a way that is not known \(rope_freqs\.weight\)"):
         find_checkpoint(path)
 
 
