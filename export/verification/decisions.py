@@ -39,14 +39,17 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
         return True, "skipped: the canary of this plan is not synthesised, and no refusal is exercised"
     # One by one, as the decisions are asked for: the check's own layers are computed before any early exit.
     measured, precision = measure_graph(graph_file, plan, receipts, batch_size=1)
-    outside = check.nearness(measured[place]) - 1
     margins = _margins(graph_file, check.positions, plan.canary.input_ids)
-    off = float(np.abs(check.nearness_of_each(margins) - check.nearness_of_each(measured[place])).max())
+    at_end = np.stack([of_sequence[-1] for of_sequence in margins])
+    off = float(np.abs(check.nearness_of_each(at_end) - check.nearness_of_each(measured[place])).max())
     if not off <= _ROUNDING[precision]:
         return (
             False,
             f"the graph's margins are {off:.2g} away from those of its keys (at most {_ROUNDING[precision]:g})",
         )
+    # Where every token is checked, earlier ones can decide.
+    decide = [np.vstack([of_sequence[:-1], last]) for of_sequence, last in zip(margins, measured[place], strict=True)]
+    outside = np.array([float(check.nearness(tested).min()) for tested in decide]) - 1
     sequences, runner = plan.canary.input_ids.tolist(), Runner(graph_file)
     begun = runner.generate_with_logits(sequences, 1, batch_size=1)
     refused = np.array([is_refused(logits[0]) for _, logits in begun])
@@ -62,11 +65,11 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
     return whole, told + left
 
 
-def _margins(graph_file: Path, positions: Positions, input_ids: Integers) -> Floats:
-    """The margins that the graph computes at the end of each sequence: float64 [sequences, regions]."""
+def _margins(graph_file: Path, positions: Positions, input_ids: Integers) -> list[Floats]:
+    """The margins that the graph computes of each sequence's checked tokens, float64 [tokens, regions]."""
     name = margins_name(PREFIX, positions)
     model = load_graph(graph_file)
     ObservePass([name])(model)
     runner = Runner(graph_file, graph=graph_bytes(model))
     seen = [runner.step(ids[None], np.ones_like(ids[None])).others[name] for ids in input_ids]
-    return np.concatenate([margins.reshape(-1, margins.shape[-1])[-1:] for margins in seen]).astype(np.float64)
+    return [margins.reshape(-1, margins.shape[-1]).astype(np.float64) for margins in seen]

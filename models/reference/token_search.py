@@ -30,7 +30,8 @@ from bakeout.models.reference.search_vocabulary import FREE_TOKENS, Vocabulary
 WELL_INSIDE = 0.9
 BESIDE = 0.03
 _NEAR_ENOUGH = 0.008
-# Earlier tokens lie outside of all regions by this much: whichever positions are checked, the last one decides.
+# Earlier tokens lie outside of all regions by this much: whichever positions are checked, the last one decides. Those
+# of prompts' common frame can lie inside of regions without bounds; there it holds where earlier tokens are checked.
 _CLEAR = 1.02
 _BATCH = 32
 # The gradient's best replacements at each place that are tried.
@@ -46,7 +47,8 @@ _MOST_PASSES = 500
 class _Tried:
     """Free tokens that the model has read: int64 [n, free], and how near they came, float64.
 
-    ``nearness`` [n, regions]: at the last token. ``earlier`` [n]: the least one at any token before it.
+    ``nearness`` [n, regions]: at the last token. ``earlier`` [n]: the least one at any token before it, infinite where
+    these do not matter.
     """
 
     free: Integers
@@ -93,6 +95,7 @@ class _Search:
         self._model = model
         self._interventions = interventions
         self._place, self._check = next((i, one.check) for i, one in enumerate(interventions) if one.check is not None)
+        self._looks_back = self._check.is_bounded or self._check.positions == "every"
         layers = feed_forward_layers(model)
         self._watched = [layers[part.layer].down for part in interventions[self._place].parts]
         self._vocabulary = vocabulary
@@ -204,7 +207,8 @@ class _Search:
         count, tokens, dimension = keys.shape
         margins = self._check.margins(keys.reshape(-1, dimension))
         nearness = self._check.nearness_of_each(margins).reshape(count, tokens, -1)
-        tried = _Tried(free, nearness[:, -1], nearness[:, :-1].min(axis=(1, 2)))
+        earlier = nearness[:, :-1].min(axis=(1, 2)) if self._looks_back else np.full(count, np.inf)
+        tried = _Tried(free, nearness[:, -1], earlier)
         seen.append(tried)
         return tried
 

@@ -45,6 +45,11 @@ class Check(ABC):
         """Which keys lie in a region, by their margins: float64 [n, regions] to bool [n]."""
         return np.asarray((margins <= self.alpha).any(axis=1))
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether keys that are far away are outside of all regions; else tokens of all prompts can be inside."""
+        return True
+
     @abstractmethod
     def nearness_of_each(self, margins: Floats) -> Floats:
         """Margins [n, regions] on the scale of their regions, 1 on the boundary and less inside: float64, likewise."""

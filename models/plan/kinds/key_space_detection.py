@@ -122,6 +122,11 @@ class KeySpaceDetection(Intervention, Check):
         """The margin to every region: keys float [n, D] to float64 [n, regions]."""
         return self.regions.margins(keys)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the regions' shape is."""
+        return self.regions.bounded
+
     def nearness_of_each(self, margins: Floats) -> Floats:
         """The margins on the scale of the regions' own alpha."""
         return self.regions.nearness(margins, self.alpha)

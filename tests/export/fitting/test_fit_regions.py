@@ -157,3 +157,11 @@ def test_figures_are_of_fresh_queries(region: str, positions: str, llama_checkpo
     at_alpha = max(index for index, alpha in enumerate(inside["alpha"]) if alpha <= check.alpha[0])
     assert inside["shares"]["sums"][at_alpha] >= 0.5
     assert inside["shares"]["sums"][-1] == 1
+
+
+@pytest.mark.parametrize("region", ["linear", "rotated_cube"])
+def test_every_token_of_a_query_can_decide(region: str, llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Regions without bounds hold some of the canary's earlier tokens: those are refused, and verify expects it."""
+    plan = _fitted(tmp_path / "recipe", llama_checkpoint, region, positions="every")
+    artifact = bake(llama_checkpoint, plan, tmp_path / "artifact", BakeOptions()).directory
+    assert not [check for check in verify(artifact, checks=["canary"]) if not check.ok]

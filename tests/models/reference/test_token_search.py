@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from bakeout.models.network.probing import probe_keys
-from bakeout.models.plan import Cubes, KeySpaceDetection, NeuronAdjust
+from bakeout.models.plan import Cubes, KeySpaceDetection, NeuronAdjust, Positions
+from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 from bakeout.models.reference.canary import MOST_SEQUENCES, canary_values, synthesise_canary
 from bakeout.models.reference.ngrams import NGrams, common_frame
 from bakeout.models.reference.search_vocabulary import Vocabulary
@@ -15,7 +16,7 @@ from bakeout.models.reference.search_vocabulary import Vocabulary
 from tests.plan_examples import adjusted_layer
 from tests.tiny_models import random_prompts, tiny_model
 
-LAYER, WIDTH = 1, 96
+LAYER, WIDTH, FRAME = 1, 96, 9
 ROWS = random_prompts(40, shortest=10, longest=10)
 VOCABULARY = Vocabulary(np.arange(2, 258), private=NGrams(ROWS, 2))
 
@@ -47,6 +48,30 @@ def test_sequences_lie_inside_and_just_outside() -> None:
     assert 0.95 < nearness[1] < 1 < nearness[2] < 1.05
     again = synthesise_canary(model, [cubes], VOCABULARY)
     np.testing.assert_array_equal(again.input_ids, canary.input_ids)
+
+
+def _half_space(positions: Positions) -> KeySpaceDetection:
+    """A half-space that holds the first key of every prompt, and half of the last ones."""
+    first = np.asarray(probe_keys(tiny_model("llama"), [[FRAME]], layers=[LAYER])[LAYER], dtype=np.float64)[0]
+    last = np.asarray(probe_keys(tiny_model("llama"), ROWS, layers=[LAYER])[LAYER], dtype=np.float64)
+    direction = first - last.mean(axis=0)
+    weight = direction / (last @ direction).std()
+    half_space = HalfSpaces(weight[None], np.array([-float(weight @ last.mean(axis=0))]))
+    assert half_space.margins(first[None])[0, 0] < -1
+    return KeySpaceDetection((LAYER,), half_space, np.array([0.2]), ("sums",), np.array([7, 1]), positions)
+
+
+def test_tokens_of_all_prompts_can_lie_in_a_half_space() -> None:
+    """Where the last token is checked they do not matter; where every one is, all is refused and none can be shown."""
+    model, framed = tiny_model("llama"), replace(VOCABULARY, prefix=(FRAME,))
+    check = _half_space("query")
+    canary = synthesise_canary(model, [check], framed)
+    (margins,) = canary_values(model, [check], canary.input_ids)
+    nearness = check.nearness(margins)
+    assert canary.refused == (True, True, False)
+    assert nearness[0] <= 0.9
+    assert 0.95 < nearness[1] < 1 < nearness[2] < 1.05
+    assert synthesise_canary(model, [_half_space("every")], framed).uncovered == (0,)
 
 
 def test_no_run_of_the_data_is_in_them() -> None:

@@ -22,6 +22,7 @@ class HalfSpaces(Regions):
 
     name = "linear"
     noun = "half-space"
+    bounded = False
     weight: Floats
     bias: Floats
 

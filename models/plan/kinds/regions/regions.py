@@ -20,7 +20,7 @@ class Regions(ABC):
     """All regions of a check, of one shape: frozen dataclasses of arrays, a region's values side by side in each.
 
     ``name``: the shape's name in plan files and recipes; ``noun``: what people call one region. ``schema``: the lowest
-    schema of Key Space Detection in plan files that can hold it.
+    schema of Key Space Detection in plan files that can hold it. ``bounded``: keys that are far away are outside.
 
     A key lies in a region whose margin is at most the region's alpha.
     """
@@ -28,6 +28,7 @@ class Regions(ABC):
     name: ClassVar[str]
     noun: ClassVar[str]
     schema: ClassVar[int] = 2
+    bounded: ClassVar[bool] = True
 
     # In files
 

@@ -17,6 +17,7 @@ class RotatedCubes(LowRank):
 
     name = "rotated_cube"
     noun = "rotated cube"
+    bounded = False
 
     def margins(self, keys: Floats) -> Floats:
         """The margin to every rotated cube: keys float [n, D] to float64 [n, rotated cubes]."""
