@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-import torch
 from transformers import PreTrainedModel
 
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.plan import Intervention
 
 from tests.baked_parity import Parity, baked, compare, key_space_detection, neuron_adjust, plan_of, unbaked
@@ -38,7 +38,7 @@ def export(checkpoint: Path, directory: Path, name: str) -> tuple[Path, PreTrain
     directory.mkdir()
     if exporter == "optimum":
         export_checkpoint(checkpoint, directory, "fp16" if form == "fp16" else "fp32")
-        return directory, load_model(checkpoint, torch.float16 if form == "fp16" else torch.float32).float()
+        return directory, load_model(checkpoint, Placement("cpu", "float16" if form == "fp16" else "float32")).float()
     export_by_dynamo(checkpoint, directory / "model.onnx", int(form.removeprefix("opset")))
     shutil.copy(checkpoint / "config.json", directory)
     return directory, load_model(checkpoint)

@@ -21,6 +21,7 @@ from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_
 from bakeout.graph_passes.graph.weight_location import locate_weight
 from bakeout.graph_passes.weight_edits import EditedTensor, WeightEditsPass, write_edited_tensors
 from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
@@ -133,7 +134,7 @@ def test_half_precision_is_edited_in_half_precision(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "baked").mkdir()
     export_checkpoint(checkpoint, tmp_path / "export", "fp16")
-    model = load_model(checkpoint, torch.float16)
+    model = load_model(checkpoint, Placement("cpu", "float16"))
     plan = plan_of(model, "ab" * 32, low_rank_update(model, roles=["down"]), zero_columns(1))
     graph = load_graph(tmp_path / "export" / "model.onnx")
     receipts = apply_plan(graph, plan)

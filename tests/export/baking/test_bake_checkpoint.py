@@ -22,6 +22,7 @@ from bakeout.export.evaluation.evaluate import evaluate
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan, PlanError, WeightUpdate
@@ -72,7 +73,8 @@ def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _require_equals_torch(checkpoint: Path, plan: Plan, directory: Path) -> None:
     dtype = next(_tensors(checkpoint))[1].dtype
-    expected = load_model(checkpoint, dtype)
+    named: Any = str(dtype).removeprefix("torch.")
+    expected = load_model(checkpoint, Placement("cpu", named))
     for edit in plan.interventions:
         apply_weight_edit(expected, edit)
     loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", output_loading_info=True)

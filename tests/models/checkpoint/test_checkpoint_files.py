@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
 from bakeout.models.checkpoint.checkpoint_writer import checkpoint_files
+from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 
@@ -63,7 +64,7 @@ def test_a_model_is_loaded_for_evaluation(llama_checkpoint: Path) -> None:
     model = load_model(llama_checkpoint)
     assert not model.training
     assert model.dtype == torch.float32
-    assert load_model(llama_checkpoint, dtype=torch.float64).dtype == torch.float64
+    assert load_model(llama_checkpoint, Placement("cpu", "bfloat16")).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
