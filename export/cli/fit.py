@@ -27,16 +27,23 @@ def fit(
     no_cache: bool,
     machine: bool,
 ) -> None:
-    """Probe a model and fit a recipe's interventions to a plan."""
+    """Probe a model and fit a recipe's interventions to a plan.
+
+    Started by torchrun or accelerate launch, several processes probe together; the first one writes the plan.
+    """
     from bakeout.export.fitting.fit import fit
     from bakeout.export.recipes.recipe import load_recipe
     from bakeout.models.files.writing import require_new
+    from bakeout.models.network.processes import joined
     from bakeout.models.plan.plan_file import save_plan
+    from bakeout.models.progress import untracked
 
     require_new(output)
-    with progress() as track:
+    with joined() as rank, progress() as track:
         placed = load_recipe(recipe).placed(device=device, dtype=dtype, device_map=device_map)
-        plan = fit(placed, track, cache=kept_in(cache, no_cache))
+        plan = fit(placed, untracked if rank else track, cache=kept_in(cache, no_cache))
+    if rank:
+        return
     save_plan(plan, output)
     if machine:
         emit_json({"plan": str(output)})

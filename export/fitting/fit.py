@@ -14,6 +14,7 @@ from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs, open
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting, fit_method
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.progress import Track, untracked
@@ -42,6 +43,7 @@ def fit(
     from bakeout.models.checkpoint.this_machine import computed_in, require_weights_in_memory
     from bakeout.models.network.families import identity, model_limits
     from bakeout.models.network.probe_cache import ProbeCache
+    from bakeout.models.network.processes import are_several
     from bakeout.models.reference.canary import synthesise_canary
     from bakeout.models.reference.search_vocabulary import Vocabulary
     from bakeout.models.reference.weight_edits import apply_weight_edit, edited_weights
@@ -73,6 +75,11 @@ def fit(
             )
             if entry.method.kind.edits_weights:
                 require_weights_in_memory(model, entry.method.title)
+            if are_several() and entry.options.paths():
+                raise BakeoutError(
+                    f"{entry.method.title} keeps files that several processes would write at once.",
+                    "Fit in one process.",
+                )
             fitted = fit_method(entry.method, entry.options, fitting)
             interventions.append(fitted)
             if loaded is None:

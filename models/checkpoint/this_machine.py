@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,7 +35,10 @@ def loading_options(placement: Placement) -> dict[str, Any]:
 
 def _device(placement: Placement) -> torch.device:
     if placement.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # Of several processes on a machine, each takes a device of its own.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         device = torch.device(placement.device)
     except RuntimeError:

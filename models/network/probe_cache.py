@@ -23,6 +23,7 @@ from bakeout.models.checkpoint.gguf_checkpoint import cache_directory
 from bakeout.models.checkpoint.this_machine import computed_in
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import disk_errors, replace_file
+from bakeout.models.network.processes import all_agree
 from bakeout.models.plan import Intervention
 
 Array = NDArray[Any]
@@ -91,7 +92,8 @@ class ProbeCache:
         ]
         kept = [_read(path) for path in paths]
         whole = [array for array in kept if array is not None]
-        if len(whole) == len(kept):
+        # Processes that fit together probe together.
+        if all_agree(len(whole) == len(kept)):
             return whole
         computed = list(compute())
         try:

@@ -25,10 +25,12 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import disk_errors
 from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import feed_forward_layers, model_limits
+from bakeout.models.network.processes import in_order, share
 from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
+from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
-_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 # Pre-activations are widened to float64 in pieces of this many numbers (1 MiB): a piece stays in the cache.
 _PIECE = 1 << 17
@@ -73,8 +75,15 @@ def probe_neurons(
 
         return read
 
+    def stacked(piece: int, part: int) -> Floats:
+        return np.stack([layer[piece][part].cpu().numpy() for layer in gathered])
+
+    def moments(_batch: Batch) -> list[Moments]:
+        return [Moments(len(piece), stacked(number, 0), stacked(number, 1)) for number, piece in enumerate(pieces)]
+
     total = Moments.none((len(layers), layers[0].width))
-    for _ in run_batches(
+    for of_batch in run_shared(
+        moments,
         model,
         sequences,
         outputs={layer.gate: gather(layer.layer) for layer in layers},
@@ -83,9 +92,8 @@ def probe_neurons(
         track=track,
         prepare=prepare,
     ):
-        for number, piece in enumerate(pieces):
-            mean, m2 = (np.stack([layer[number][part].cpu().numpy() for layer in gathered]) for part in (0, 1))
-            total = total.merge(Moments(len(piece), mean, m2))
+        for piece_moments in of_batch:
+            total = total.merge(piece_moments)
     return NeuronStatistics(total)
 
 
@@ -121,7 +129,8 @@ def probe_key_magnitudes(
         return read
 
     total = KeyMagnitudes(0, np.zeros((len(layers), layers[0].width)))
-    for _ in run_batches(
+    for magnitudes in run_shared(
+        lambda _: KeyMagnitudes(len(tokens), np.stack([layer.cpu().numpy() for layer in sums])),
         model,
         sequences,
         inputs={layer.down: gather(layer.layer) for layer in layers},
@@ -130,7 +139,7 @@ def probe_key_magnitudes(
         track=track,
         prepare=prepare,
     ):
-        total = total.merge(KeyMagnitudes(len(tokens), np.stack([layer.cpu().numpy() for layer in sums])))
+        total = total.merge(magnitudes)
     return total
 
 
@@ -164,7 +173,8 @@ def probe_keys(
         last_tokens = rows_start + batch.attention_mask.sum(dim=1) - 1
 
     keys = {layer: _on_disk((len(prompts), available[layer].width)) for layer in layers}
-    for batch in run_batches(
+    for rows, of_rows in run_shared(
+        lambda batch: (batch.rows, {layer: values.cpu().numpy() for layer, values in gathered.items()}),
         model,
         prompts,
         inputs={available[layer].down: gather(layer) for layer in keys},
@@ -173,8 +183,8 @@ def probe_keys(
         track=track,
         prepare=prepare,
     ):
-        for layer, rows in gathered.items():
-            keys[layer][batch.rows] = rows.cpu().numpy()
+        for layer, values in of_rows.items():
+            keys[layer][rows] = values
     return keys
 
 
@@ -220,18 +230,22 @@ def run_batches(
     outputs: Mapping[nn.Module, Read] = _NOTHING,
     track: Track = untracked,
     prepare: Callable[[Batch], None] | None = None,
+    shared: bool = False,
 ) -> Iterator[Batch]:
     """Run the model as deep as something is read, and yield each batch once that has been read.
 
     ``inputs`` and ``outputs`` read what goes into modules, and what comes out of them. What lies behind the last of
     these is not computed; the head, which no statistic needs, never is. ``prepare`` is called with a batch before its
     forward pass. Batches hold up to ``batch_size`` sequences of similar lengths, the longest first, and fewer where
-    these are long. Abandoning the iterator removes its hooks. Raises ``BakeoutError`` for what the model cannot read.
+    these are long; if ``shared``, this process runs its share of them. Abandoning the iterator removes its hooks.
+    Raises ``BakeoutError`` for what the model cannot read.
     """
     limits = model_limits(model)
     for sequence in sequences:
         limits.require(sequence, None, "A row")
     batches = batches_by_length([len(sequence) for sequence in sequences], batch_size)
+    if shared:
+        batches = share(batches)
     device = input_device(model)
     with _Reading(model, inputs, outputs) as reading:
         for rows in track(batches, description, len(batches)):
@@ -241,6 +255,11 @@ def run_batches(
                 prepare(batch)
             reading.run(batch)
             yield batch
+
+
+def run_shared(result: Callable[[Batch], _Result], *arguments: Any, **options: Any) -> Iterator[_Result]:
+    """``result`` of each batch of ``run_batches``, in their order, whichever process ran it."""
+    return in_order(map(result, run_batches(*arguments, **options, shared=True)))
 
 
 def run_up_to(model: PreTrainedModel, modules: Iterable[nn.Module], input_ids: Tensor) -> None:
@@ -352,7 +371,9 @@ def _mean_and_m2(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, samples.square_().sum(dim=0)
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int, *, most_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int, *, most_tokens: int = BATCH_TOKENS
+) -> Sequence[list[int]]:
     """Indices in batches of similar lengths, the longest first: what does not fit into memory shows at once.
 
     A batch holds up to ``batch_size`` rows, of at most ``most_tokens`` tokens with their padding, and at least one row.

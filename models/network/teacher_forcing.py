@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.probing import BATCH_TOKENS, batches_by_length
+from bakeout.models.network.processes import in_order, share
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
@@ -25,6 +26,8 @@ from bakeout.models.progress import Track, untracked
 _FIRST_TOKENS = 64
 # Logits of one forward pass (256 MiB in float32): what is left of them behind it is a few numbers a row.
 _BATCH_LOGITS = 1 << 26
+# A row, whether it is correct, its share of correct tokens, first tokens and their log-probabilities.
+_Scored = tuple[int, bool, float, NDArray[np.int64], Floats]
 # Rows that a base model is tried on: where it answers none of them exactly, it is taken to answer in its own words.
 _TRIED = 32
 
@@ -97,21 +100,27 @@ def answers(
     tokens = np.zeros(len(records))
     most_probable = np.zeros((len(records), min(_FIRST_TOKENS, model.config.vocab_size)), dtype=np.int64)
     logarithms = np.zeros(most_probable.shape)
-    for rows in track(batches, description, len(batches)):
+
+    def score(rows: Sequence[int]) -> Iterator[_Scored]:
         batch_logits = _answer_logits(model, [rows_of_two[row] for row in rows])
         for row, logits in zip(rows, batch_logits, strict=True):
             expected = torch.tensor(rows_of_two[row][1], device=logits.device)
             best = logits.argmax(dim=-1)
             hits = best[: len(expected)] == expected
             ended = len(ends) == 0 or bool(torch.isin(best[-1], ends))
-            correct[row] = bool(hits.all()) and ended
-            tokens[row] = float(hits.double().mean())
             first = torch.log_softmax(in_float64(logits[0]), dim=-1)
             if base is None:
                 chosen = first.topk(most_probable.shape[1]).indices
             else:
                 chosen = torch.from_numpy(base.first.tokens[row]).to(first.device)
-            most_probable[row], logarithms[row] = chosen.cpu().numpy(), first[chosen].cpu().numpy()
+            right = float(hits.cpu().double().mean())
+            yield row, bool(hits.all()) and ended, right, chosen.cpu().numpy(), first[chosen].cpu().numpy()
+
+    own = share(batches)
+    for scored in in_order([*score(rows)] for rows in track(own, description, len(own))):
+        for row, is_correct, right, first_tokens, their_logarithms in scored:
+            correct[row], tokens[row] = is_correct, right
+            most_probable[row], logarithms[row] = first_tokens, their_logarithms
     return Answers(correct, tokens, FirstTokens(most_probable, logarithms))
 
 

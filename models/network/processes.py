@@ -1,0 +1,82 @@
+"""Several processes that fit one plan: each runs its share of the batches, and all go on with what all have read.
+
+Started by ``torchrun`` or ``accelerate launch``. Batches are formed before they are shared, and merged in their order:
+a plan does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch.distributed as distributed
+
+from bakeout.models.errors import BakeoutError
+
+_Item = TypeVar("_Item")
+
+# The group of the processes that have joined; none in a process of its own.
+_joined: list[Any] = []
+
+
+@contextmanager
+def joined() -> Iterator[int]:
+    """A context in which probing is shared among the processes that were launched together: this one's rank.
+
+    Raises ``BakeoutError`` where the others cannot be reached.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    try:
+        # What is shared has left the devices.
+        distributed.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        raise BakeoutError(
+            f"The other processes cannot be reached ({str(error).splitlines()[0]}).",
+            "Start them with torchrun or accelerate launch.",
+        ) from None
+    _joined.append(distributed.group.WORLD)
+    try:
+        yield distributed.get_rank()
+    finally:
+        _joined.clear()
+        distributed.destroy_process_group()
+
+
+def are_several() -> bool:
+    """Whether other processes have joined."""
+    return bool(_joined)
+
+
+def share(items: Sequence[_Item]) -> Sequence[_Item]:
+    """The items that this process works on."""
+    return items[distributed.get_rank() :: distributed.get_world_size()] if _joined else items
+
+
+def in_order(own: Iterator[_Item]) -> Iterator[_Item]:
+    """What all processes give for their ``share`` of some items, in the order of the items."""
+    if not _joined:
+        yield from own
+        return
+    while True:
+        # Empty behind the end.
+        gathered = _gathered(list(islice(own, 1)))
+        for given in gathered:
+            yield from given
+        if not all(gathered):
+            return
+
+
+def all_agree(here: bool) -> bool:
+    """Whether it is so in every process."""
+    return all(_gathered(here)) if _joined else here
+
+
+def _gathered(value: Any) -> list[Any]:
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

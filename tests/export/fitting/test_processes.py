@@ -1,0 +1,52 @@
+"""Several processes fit one plan, byte for byte that of one process, and the first one alone writes it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.recipe_files import NEURON_ADJUST, write_recipe
+
+_CHOSEN = {"key_space_detection": {"forget": "sums", "layers": "auto", "cubes": "auto", "epsilon": 0.1}}
+_PRUNING = {"selective_pruning": {"forget": "sums", "ratio": 0.01}}
+_LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],
+    "accelerate": ["accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "-m"],
+}
+
+
+def _run(module: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
+    environment |= {"OMP_NUM_THREADS": "1", "BAKEOUT_CACHE": str(directory / "cache")}
+    return subprocess.run(
+        [sys.executable, "-m", *module], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("launcher", _LAUNCHERS)
+def test_two_processes_give_the_plan_of_one(llama_checkpoint: Path, tmp_path: Path, launcher: str) -> None:
+    recipe = str(write_recipe(tmp_path, llama_checkpoint, [_PRUNING, NEURON_ADJUST, _CHOSEN]))
+    single = _run(["bakeout", "fit", recipe, "-o", str(tmp_path / "one.safetensors"), "--no-cache"], tmp_path)
+    assert single.returncode == 0, single.stderr
+    # The second time there is nothing left to probe.
+    for name, cached in (("two", ["--no-cache"]), *([("kept", []), ("again", [])] if launcher == "torchrun" else [])):
+        plan = tmp_path / f"{name}.safetensors"
+        ran = _run([*_LAUNCHERS[launcher], "bakeout", "fit", recipe, "-o", str(plan), *cached], tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        assert plan.read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+        assert ran.stdout.count("Next: bakeout bake") == 1
+
+
+def test_what_several_processes_cannot_share_is_refused(llama_checkpoint: Path, tmp_path: Path) -> None:
+    entry: dict[str, Any] = {"instructions": ["1"], "patterns": ["1"], "retain": ["names"], "directory": "rounds"}
+    recipe = str(write_recipe(tmp_path, llama_checkpoint, [{"reveal_and_release": entry}]))
+    plan = tmp_path / "plan.safetensors"
+    ran = _run([*_LAUNCHERS["torchrun"], "bakeout", "fit", recipe, "-o", str(plan)], tmp_path)
+    assert ran.returncode != 0
+    assert "several processes would write at once. Fit in one process." in ran.stderr
+    assert not plan.exists()
