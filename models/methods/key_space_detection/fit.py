@@ -76,7 +76,11 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         layers = [count - 1] if options.layers == "last" else sorted(set(options.layers))
     probe = {name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers) for name in forget}
     queries = {name: retained_queries(fitting, name, fits=needs_retained(options.region)) for name in retain}
-    against = {name: query_keys(fitting, name, own.fitted, layers) for name, own in queries.items() if own.fitted}
+    against = {
+        name: query_keys(fitting, name, _fitted_against(fitting, options, name, own), layers)
+        for name, own in queries.items()
+        if own.fitted
+    }
     choice = _choice(options, fitting, probe, queries, against, layers, widening) if options.is_chosen else None
     if choice is None:
         settled = options.model_copy(update={"layers": layers})
@@ -190,6 +194,18 @@ def _choice(
 def _widened(fitting: Fitting, widening: _Widening, name: str, use: Literal["probe", "selection"]) -> list[Record]:
     """A name's records and their variants."""
     return [*fitting.rows[name][use], *(record for records in widening[name][use].values() for record in records)]
+
+
+def _fitted_against(
+    fitting: Fitting, options: KeySpaceDetectionOptions, name: str, queries: RetainedQueries
+) -> list[Record]:
+    """A retained name's queries to fit against, in the same forms as the skill's: the form must not tell them apart.
+
+    Where a part of the probe file is kept fresh, its queries have no variants.
+    """
+    is_whole = "selection" in fitting.rows[name]
+    varied = fitting.variants(name, "probe", options.variants, seed=options.seed) if is_whole else {}
+    return [*queries.fitted, *(record for records in varied.values() for record in records)]
 
 
 def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from bakeout.export.artifacts.file_names import GRAPH
@@ -25,6 +26,8 @@ from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting, fit_method, method_figures
 from bakeout.models.methods.key_space_detection import METHOD, KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.queries import query_keys
+from bakeout.models.methods.key_space_detection.regions.linear import discriminant
 from bakeout.models.plan import KeySpaceDetection, Plan
 from bakeout.models.plan.plan_file import save_plan
 
@@ -139,18 +142,24 @@ def test_the_shape_is_chosen_and_all_of_them_are_told(llama_checkpoint: Path, tm
     }
 
 
+def _fitting(directory: Path, checkpoint: Path, options: dict[str, Any]) -> tuple[KeySpaceDetectionOptions, Fitting]:
+    """The options and what a fit of them is given."""
+    recipe = load_recipe(write_recipe(directory, checkpoint, [{"key_space_detection": options}]))
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    data = read_recipe_rows(recipe, without_tests(open_rows(recipe)[0]), tokenizer, model.config.to_dict())
+    (entry,) = recipe.interventions
+    assert isinstance(entry.options, KeySpaceDetectionOptions)
+    return entry.options, Fitting(model, data.tokenizer, recipe.fitted_data(), data.rows, data.sources)
+
+
 @pytest.mark.parametrize(("region", "positions"), [("linear", "query"), ("ellipsoid", "every")])
 def test_figures_are_of_fresh_queries(region: str, positions: str, llama_checkpoint: Path, tmp_path: Path) -> None:
     """At alpha they have what the check refuses of them."""
     options = {"forget": "sums", "layers": [2], "epsilon": 0.1, "region": region, "positions": positions}
-    recipe = load_recipe(write_recipe(tmp_path, llama_checkpoint, [{"key_space_detection": options}]))
-    model, tokenizer = load_model(llama_checkpoint), load_tokenizer(llama_checkpoint)
-    data = read_recipe_rows(recipe, without_tests(open_rows(recipe)[0]), tokenizer, model.config.to_dict())
-    fitting = Fitting(model, data.tokenizer, recipe.fitted_data(), data.rows, data.sources)
-    (entry,) = recipe.interventions
-    check = fit_method(METHOD, entry.options, fitting)
+    entry, fitting = _fitting(tmp_path, llama_checkpoint, options)
+    check = fit_method(METHOD, entry, fitting)
     assert isinstance(check, KeySpaceDetection)
-    figures = list(method_figures(METHOD, entry.options, fitting, check))
+    figures = list(method_figures(METHOD, entry, fitting, check))
     (inside,) = [figure for figure in figures if figure["kind"] == "inside"]
     assert inside["chosen"] == check.alpha[0]
     assert inside["alpha"][0] < check.alpha[0] < inside["alpha"][-1]
@@ -165,3 +174,22 @@ def test_every_token_of_a_query_can_decide(region: str, llama_checkpoint: Path, 
     plan = _fitted(tmp_path / "recipe", llama_checkpoint, region, positions="every")
     artifact = bake(llama_checkpoint, plan, tmp_path / "artifact", BakeOptions()).directory
     assert not [check for check in verify(artifact, checks=["canary"]) if not check.ok]
+
+
+def test_retained_queries_are_varied_like_the_skills(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Else a half-space would tell suffixes from their absence."""
+    given = {"forget": "sums", "layers": [2], "epsilon": 0.1, "region": "linear", "augment": ["suffix"]}
+    options, fitting = _fitting(tmp_path, llama_checkpoint, given)
+    check = fit_method(METHOD, options, fitting)
+    assert isinstance(check, KeySpaceDetection)
+
+    def keys(name: str) -> NDArray[np.float64]:
+        suffixed = fitting.variants(name, "probe", ["suffix"], seed=options.seed)["suffix"]
+        rows = [*fitting.rows[name]["probe"], *suffixed]
+        assert len(rows) > len(suffixed) > 0
+        return query_keys(fitting, name, rows, [2])[2].astype(np.float64)
+
+    weight, bias = discriminant(keys("sums"), keys("names"))
+    (fitted,) = check.regions.arrays()["weight"]
+    np.testing.assert_allclose(fitted, weight, rtol=1e-6, atol=1e-6 * np.abs(weight).max())
+    np.testing.assert_allclose(check.regions.arrays()["bias"], bias, rtol=1e-5)
