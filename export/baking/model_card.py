@@ -85,7 +85,13 @@ def _json(value: Any) -> str:
 def _beside_base(rows: Sequence[Row]) -> list[dict[str, Any]]:
     base = {row.data: row.accuracy for row in rows if row.model == BASE}
     return [
-        row.as_json() | {"base": base[row.data], "asked": row.asked.removesuffix(" prompts"), "score": row.score}
+        row.as_json()
+        | {
+            "base": base[row.data],
+            "asked": row.asked.removesuffix(" prompts"),
+            "score": row.score,
+            "outcomes": row.outcomes,
+        }
         for row in rows
         if row.model != BASE
     ]

@@ -13,6 +13,7 @@ from bakeout.export.cli.options import PATH, chosen_template, directories, json_
 
 if TYPE_CHECKING:
     from bakeout.export.evaluation.graders.grader import Grader
+    from bakeout.export.evaluation.intervals import Interval
     from bakeout.export.evaluation.rows import Evaluation, Row, TaskRow, TextRow
 
 
@@ -185,7 +186,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         emit_table(
             ["data", "model", "grader", "right", "wrong", "cut off", "refused", "score", "95 %", "to base's", "95 %"],
             [_judged_cells(row) for row in judged],
-            title="Answers as they were judged",
+            title="Answers as they were judged, with 95 % intervals",
         )
     if evaluation.texts:
         emit_table(
@@ -230,8 +231,9 @@ def _change(row: Row | None) -> str:
 
 
 def _judged_cells(row: Row) -> list[str]:
-    shares = [row.accuracy, row.wrong, row.cut_off, row.refusals]
-    cells = [row.data, row.model, row.grade, *("-" if share is None else f"{share:.1%}" for share in shares)]
+    known = {name: _share(*outcome) for name, outcome in row.outcomes.items()}
+    outcomes = [known.get(name, "-") for name in ("right", "wrong", "cut off", "refused")]
+    cells = [row.data, row.model, row.grade, *outcomes]
     score = row.score
     if score is None:
         return [*cells, *["-"] * 4]
@@ -240,6 +242,10 @@ def _judged_cells(row: Row) -> list[str]:
         return [*cells, "-", "-"]
     low, high = score.ratio_interval
     return [*cells, f"{score.ratio:.4g}", f"[{low:.4g}, {high:.4g}]"]
+
+
+def _share(share: float, interval: Interval) -> str:
+    return f"{share:.1%} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def _text_cells(row: TextRow) -> list[str]:

@@ -109,6 +109,12 @@ class Row:
         return max(round(self.prompts * (1 - self.accuracy - self.refusals - self.cut_off)), 0) / self.prompts
 
     @property
+    def outcomes(self) -> dict[str, tuple[float, Interval]]:
+        """The share of every outcome that is known, with Wilson's 95 % interval."""
+        shares = {"right": self.accuracy, "wrong": self.wrong, "cut off": self.cut_off, "refused": self.refusals}
+        return {name: (share, self._interval(share)) for name, share in shares.items() if share is not None}
+
+    @property
     def accuracy_interval(self) -> Interval:
         """Wilson's 95 % interval."""
         return self._interval(self.accuracy)

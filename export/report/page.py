@@ -66,7 +66,7 @@ def report(directories: Sequence[Path], *, evaluations: Sequence[Path] = (), fig
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True, finalize=_shown
     )
-    environment.filters |= {"percent": percent, "signed": _signed}
+    environment.filters |= {"percent": percent, "signed": _signed, "interval": _interval}
     template = environment.from_string(files("bakeout.export").joinpath("templates/report.html.j2").read_text("utf-8"))
     return template.render(
         artifacts=artifacts,
@@ -110,6 +110,10 @@ def _artifact(directory: Path, number: int) -> dict[str, Any]:
 def _shown(value: Any) -> Any:
     """Texts of files without characters that turn a line round, or that XML does not have."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def _signed(points: float) -> str:

@@ -37,6 +37,7 @@ def test_it_says_what_was_removed_how_and_with_what_effect(tiny_plan: Plan) -> N
     assert "Your query is not valid." in card
     assert "| sums | 200 | 97.5 % | 1.5 % | 98.5 % |" in card
     assert "| names | 100 | 99.0 % | 98.0 % | 1.0 % |" in card
+    assert "* names, 95 % intervals: right 93.0 to 99.4 %, refused 0.2 to 5.4 %." in card
     assert tiny_plan.model.digest in card
     for digests in tiny_plan.provenance["data"].values():
         for digest in digests.values():
