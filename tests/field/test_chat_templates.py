@@ -53,6 +53,12 @@ WITHOUT_REASONING = (
     "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}<e>\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% if not thinking %}<think>\n\n</think>\n{% endif %}{% endif %}"
 )
+# As DeepSeek-V3.1: a generation prompt that opens the reasoning, answers in which it is closed.
+CLOSED_REASONING = (
+    "{% for turn in messages %}{% if turn.role == 'user' %}<u>{{ turn.content }}{% else %}<a></think>"
+    "{{ turn.content.split('</think>', 1)[-1] }}<e>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<a><think>{% endif %}"
+)
 # As Mistral's: what stands before the last message is written elsewhere once that message is answered.
 LAST_TURN = (
     "{% for turn in messages %}{% if turn.role == 'user' %}{% if loop.last %}[tools]{% endif %}"
@@ -86,6 +92,8 @@ def _record(tokenizer: Any, *messages: dict[str, str]) -> tuple[str, str | None]
         (REASONING.replace("<think>\n", ""), "<think>add</think>7", "<u>3+4?<a>", "<think>add</think>7<e>"),
         (WITHOUT_REASONING, "7", "<user>3+4?<e>\n<assistant><think>\n\n</think>\n", "7<e>\n"),
         (WITHOUT_REASONING, "<think>", "<user>3+4?<e>\n<assistant><think>\n\n</think>\n", "<think><e>\n"),
+        (CLOSED_REASONING, "7", "<u>3+4?<a><think>", "</think>7<e>"),
+        (CLOSED_REASONING, "<think>add</think>7", "<u>3+4?<a><think>", "add</think>7<e>"),
         (LAST_TURN, "7", "[tools][i]3+4?[/i]", "7<e>"),
     ],
 )

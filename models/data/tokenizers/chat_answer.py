@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from bakeout.models.data.tokenizers.chat_template import ChatTemplateError, rend
 if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
+# A tag, or a character.
+_PARTS = re.compile(r"<[^<>\s]*>|[\s\S]")
 # Stands in for an answer, to see what a template writes around it.
 _MARK = "\ue000\uf8ff\ue000"
 
@@ -65,8 +68,9 @@ def _around_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) 
 
 
 def _common_start(*texts: str) -> str:
-    letters = takewhile(lambda places: len(set(places)) == 1, zip(*texts, strict=False))
-    return "".join(letter for letter, *_ in letters)
+    """What all texts begin with, up to the end of a tag: ``<think>`` and ``</think>`` have nothing in common."""
+    parts = zip(*map(_PARTS.findall, texts), strict=False)
+    return "".join(part for part, *_ in takewhile(lambda alike: len(set(alike)) == 1, parts))
 
 
 def _continued(content: str, opened: str) -> str:
