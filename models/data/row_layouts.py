@@ -32,12 +32,15 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
     ``question`` and ``answer`` (TOFU) are ``prompt`` and ``response``; ``conversations`` (ShareGPT: ``from`` and
     ``value``, with or without ``system``) are ``messages``; a ``content`` that is a list of text parts is those texts,
-    each on a line of its own. Rows with ``choices`` (MMLU) have the right one as their response, and rows with a
+    each on a line of its own. ``completion`` (TRL) is the ``response`` to a ``prompt``, and where these are lists of
+    messages, both are ``messages``. Rows with ``choices`` (MMLU) have the right one as their response, and rows with a
     ``test_list`` (MBPP) have ``tests``, and their ``text`` and ``code`` are prompt and response. Raises ``DataError``
     for parts that are no text.
     """
     if "test_list" in row:
         row = _with_tests(row)
+    if "prompt" in row:
+        row = _with_completion(row)
     if any(form in row for form in FORMS):
         messages = row.get("messages")
         return {**row, "messages": [_message(one, where) for one in messages]} if isinstance(messages, list) else row
@@ -51,6 +54,20 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if row.get("system"):
             messages.insert(0, {"role": "system", "content": row["system"]})
         return {**{key: value for key, value in row.items() if key != "conversations"}, "messages": messages}
+    return row
+
+
+def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A prompt with its completion, as text or as messages."""
+    prompt, completion = row["prompt"], row.get("completion")
+    if isinstance(prompt, list) and "messages" not in row:
+        rest = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+        if completion is None:
+            return {**rest, "messages": prompt}
+        answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+        return {**rest, "messages": [*prompt, *answer]}
+    if completion is not None and "response" not in row:
+        return {"response" if key == "completion" else key: value for key, value in row.items()}
     return row
 
 

@@ -141,6 +141,16 @@ def test_half_of_an_emoji_is_named_by_its_row(tmp_path: Path, name: str) -> None
     [
         ({"question": "ab", "answer": " c"}, {"prompt": "ab", "response": " c"}),
         ({"question": "ab"}, {"prompt": "ab"}),
+        ({"prompt": "ab", "completion": " c"}, {"prompt": "ab", "response": " c"}),
+        (
+            {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "yo"}]},
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "hi"}], "completion": "yo"},
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
+        ),
+        ({"prompt": [{"role": "user", "content": "hi"}]}, {"messages": [{"role": "user", "content": "hi"}]}),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
             {"messages": [{"role": "user", "content": "a\nb"}]},
@@ -163,7 +173,7 @@ def test_rows_of_other_projects_are_read(tmp_path: Path, row: Any, same: Any) ->
     tokenizer = byte_tokenizer()
     theirs, ours = (_jsonl(tmp_path / name, line) for name, line in (("theirs.jsonl", row), ("ours.jsonl", same)))
     assert read_records(theirs, tokenizer) == read_records(ours, tokenizer)
-    assert read_prompt_rows(theirs, tokenizer)[0].prompt == read_prompt_rows(ours, tokenizer)[0].prompt
+    assert read_prompt_rows(theirs, tokenizer)[0].query == read_prompt_rows(ours, tokenizer)[0].query
 
 
 @pytest.mark.parametrize(
@@ -174,6 +184,10 @@ def test_rows_of_other_projects_are_read(tmp_path: Path, row: Any, same: Any) ->
         ({"conversations": [{"from": 7, "value": "a"}]}, "messages is not a list"),
         ({"conversations": 7}, "neither prompt, text nor messages"),
         ({"question": ["a"]}, "prompt is"),
+        ({"prompt": ["a"]}, "messages is not a list"),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": 7}, "messages is not a list"),
+        ({"prompt": "a", "completion": ["b"]}, "response is"),
+        ({"instruction": "a", "output": "b"}, "`columns`"),
     ],
 )
 def test_rows_of_no_known_layout_are_named(tmp_path: Path, row: Any, says: str) -> None:

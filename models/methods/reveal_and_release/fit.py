@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenizers.chat_template import chosen_template
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import require_writable
@@ -86,6 +87,8 @@ def fit_reveal_and_release(
         "release": options.release.model_dump(),
         "seed": options.seed,
     }
+    if options.reveal.chat:
+        settings["chat_template"] = chosen_template(tokenizer.chat_template)
     fit = Rounds(model, tokenizer, retain, options, files, track)
     files.claim(fingerprint(model, settings))
     bandit = instruction_bandit(model, tokenizer, options.instructions, options.reveal, options.seed)
