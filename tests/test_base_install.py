@@ -102,7 +102,7 @@ def test_it_verifies_all_but_parity_which_names_its_remedy(artifact: Path, llama
         (("fit", "RECIPE", "-o", "plan.safetensors"), "torch", "fit"),
         (("build", "RECIPE", "-o", "out"), "torch", "fit"),
         (("tune", "RECIPE", "-o", "out"), "torch", "fit"),
-        (("bake", "CHECKPOINT", "PLAN", "-o", "out"), "torch", "fit"),
+        (("bake", "CHECKPOINT", "PLAN", "-o", "out"), "transformers", "fit"),
         (("assumptions", "PLAN", "--base", "CHECKPOINT", "--forget", "DATA", "--retain", "DATA"), "torch", "fit"),
         (("report", "ARTIFACT", "-o", "page.html"), "matplotlib", "report"),
         (("demo", "-o", "out"), "matplotlib", "report"),
