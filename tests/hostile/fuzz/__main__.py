@@ -56,6 +56,8 @@ def _try(chosen: list[Case], options: argparse.Namespace) -> int:
         if seed is not None:
             counts[outcome.kind] += 1
             of_targets[name] += 1
+            if counts.total() % 500 == 0:
+                print(f"{counts.total()} of {len(chosen)}: {len(findings)} findings", file=sys.stderr, flush=True)
         if outcome.is_finding or (seed is None and outcome.detail != "ok"):
             findings.setdefault(f"{name}: {outcome.kind}, {_where(outcome)}", []).append(outcome)
     for name, outcomes in sorted(findings.items(), key=lambda item: -len(item[1])):

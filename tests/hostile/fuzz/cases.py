@@ -27,13 +27,15 @@ Case = tuple[str, int | None]
 
 
 def cases(loaders: int, commands: int, seed: int) -> list[Case]:
-    """As many cases of both kinds, spread over the targets by their weights; commands first, which take longer."""
+    """As many cases of both kinds, spread over the targets by their weights, in a drawn order."""
     random = Random(seed)
-    return [
+    chosen: list[Case] = [
         (name, random.randrange(2**32))
         for targets, count in ((COMMANDS, commands), (LOADERS, loaders))
         for name in random.choices(list(targets), [target.weight for target in targets.values()], k=count)
     ]
+    random.shuffle(chosen)
+    return chosen
 
 
 def seconds(case: Case) -> float:
