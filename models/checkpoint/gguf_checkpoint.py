@@ -30,7 +30,6 @@ SOURCE = "gguf.json"
 # Of what is kept: a new one whenever the same file gives another checkpoint.
 _FORM = 2
 _LOG = logging.getLogger("bakeout")
-_WEIGHTS = "model.gguf"
 # What the libraries raise for files of unexpected content.
 _UNREADABLE = (
     ValueError,
@@ -140,11 +139,13 @@ def _require_readable(path: Path, header: GgufHeader) -> None:
 
 def _convert(path: Path, header: GgufHeader, directory: Path) -> None:
     with scratch_directory() as scratch:
-        (scratch / _WEIGHTS).symlink_to(path.resolve())
+        # Transformers first looks for this name where the process works: none lies there that is called so.
+        link = scratch / f"{scratch.name}.gguf"
+        link.symlink_to(path.resolve())
         try:
             # A bar for people, and warnings about what is set right below.
             with contextlib.redirect_stderr(io.StringIO()):
-                model, tokenizer = _loaded(path, header, scratch)
+                model, tokenizer = _loaded(path, header, link)
         except _UNREADABLE as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BakeoutError(
@@ -155,14 +156,14 @@ def _convert(path: Path, header: GgufHeader, directory: Path) -> None:
         tokenizer.save_pretrained(directory)
 
 
-def _loaded(path: Path, header: GgufHeader, scratch: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model and the tokenizer as transformers reads them; every tensor of the file must be a weight, and back."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        scratch, gguf_file=_WEIGHTS, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        link.parent, gguf_file=link.name, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
@@ -178,7 +179,9 @@ def _loaded(path: Path, header: GgufHeader, scratch: Path) -> tuple[PreTrainedMo
             "Name the model's safetensors checkpoint.",
         )
     # With its configuration given, no class is guessed from the directory's name.
-    tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=_WEIGHTS, config=model.config, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        link.parent, gguf_file=link.name, config=model.config, local_files_only=True
+    )
     return model, tokenizer
 
 

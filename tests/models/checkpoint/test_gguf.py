@@ -53,6 +53,15 @@ def test_it_answers_token_for_token_as_transformers_does(kind: GGMLQuantizationT
         assert answer == generated[0, len(prompt) :].tolist()
 
 
+def test_no_other_file_where_the_process_works_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_model(find_checkpoint(write_gguf(tmp_path / "named" / "model.gguf")).directory).state_dict()
+    monkeypatch.setenv("BAKEOUT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(64))
+    monkeypatch.chdir(tmp_path)
+    read = load_model(find_checkpoint(tmp_path / "named" / "model.gguf").directory).state_dict()
+    assert all(torch.equal(weight, read[name]) for name, weight in expected.items())
+
+
 def test_a_build_tells_which_file_it_was_made_of(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "weights" / "tiny.gguf", GGMLQuantizationType.Q8_0)
     # A directory with one file will do, relative to the recipe.
