@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,21 +12,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.network.probing import require_layers, require_prompts, run_batches
+from bakeout.models.network.probing import Batch, require_layers, require_prompts, run_shared
 from bakeout.models.progress import Track, untracked
 
+Result = TypeVar("Result")
 
-def token_keys(
+
+def reduced_token_keys(
+    reduce: Callable[[NDArray[np.float32]], Result],
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
     layers: Sequence[int],
     batch_size: int = 8,
     track: Track = untracked,
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Each prompt's index, and its tokens' keys of ``layers`` side by side: float32 [tokens, layers * F].
+) -> list[Result]:
+    """``reduce`` of each prompt's token keys, which are of ``layers`` side by side: float32 [tokens, layers * F].
 
-    One batch is held at a time, whose prompts come in no particular order. Raises as ``probe_keys``.
+    One batch of keys is held at a time. Raises as ``probe_keys``.
     """
     available = feed_forward_layers(model)
     require_layers(layers, len(available))
@@ -40,15 +43,23 @@ def token_keys(
 
         return read
 
-    for batch in run_batches(
+    def reduced(batch: Batch) -> list[tuple[int, Result]]:
+        count, width = batch.input_ids.shape
+        keys = torch.cat([gathered[layer].reshape(count, width, -1) for layer in layers], dim=-1).numpy()
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+        return [
+            (prompt, reduce(keys[row, :length]))
+            for row, (prompt, length) in enumerate(zip(batch.rows, lengths, strict=True))
+        ]
+
+    batches = run_shared(
+        reduced,
         model,
         prompts,
         inputs={available[layer].down: gather(layer) for layer in layers},
         batch_size=batch_size,
         description="probing key vectors",
         track=track,
-    ):
-        count, width = batch.input_ids.shape
-        keys = torch.cat([gathered[layer].reshape(count, width, -1) for layer in layers], dim=-1)
-        for row, (prompt, length) in enumerate(zip(batch.rows, batch.attention_mask.sum(dim=1).tolist(), strict=True)):
-            yield prompt, keys[row, :length].numpy()
+    )
+    by_prompt = dict(pair for batch in batches for pair in batch)
+    return [by_prompt[prompt] for prompt in range(len(prompts))]

@@ -11,7 +11,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
-from bakeout.models.network.token_keys import token_keys
+from bakeout.models.network.token_keys import reduced_token_keys
 from bakeout.models.plan import Floats, KeySpaceDetection
 
 
@@ -42,12 +42,16 @@ def retained_queries(fitting: Fitting, name: str, *, fits: bool) -> RetainedQuer
 
 def least_margins(fitting: Fitting, queries: Sequence[Record], check: KeySpaceDetection) -> Floats:
     """The least margin over a query's tokens to each region, which decides at positions `every`: [queries, regions]."""
-    least = np.empty((len(queries), len(check.alpha)))
-    prompts = [query.prompt_ids for query in queries]
-    keys = token_keys(fitting.model, prompts, layers=check.layers, batch_size=fitting.batch_size, track=fitting.track)
-    for prompt, of_tokens in keys:
-        least[prompt] = check.margins(of_tokens.astype(np.float64)).min(axis=0)
-    return least
+    return np.array(
+        reduced_token_keys(
+            lambda keys: check.margins(keys.astype(np.float64)).min(axis=0),
+            fitting.model,
+            [query.prompt_ids for query in queries],
+            layers=check.layers,
+            batch_size=fitting.batch_size,
+            track=fitting.track,
+        )
+    )
 
 
 def query_keys(fitting: Fitting, name: str, queries: Sequence[Record], layers: Sequence[int]) -> LayerKeys:
