@@ -30,7 +30,7 @@ from bakeout.models.methods.key_space_detection.queries import (
 )
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
-from bakeout.models.methods.key_space_detection.served import as_served
+from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served
 from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers, model_limits
@@ -46,9 +46,10 @@ _Widening = Mapping[str, Mapping[str, Mapping[Kind, Sequence[Record]]]]
 def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetection:
     """Regions on the probe queries, their structure chosen on the selection queries, alpha on the calibration queries.
 
-    Conversations are probed, selected and calibrated in drawn forms (``as_served``), of all names, and the report has a
-    figure for each form. If `augment` names variants, those of the probe queries are probed too, those of the selection
-    queries must be refused like these, and alpha covers the calibration queries themselves and each kind of variant.
+    Conversations are probed, selected and calibrated in drawn forms (``as_served``), of all names, everyday questions
+    among those to retain, and the report has a figure for each form. If `augment` names variants, those of the probe
+    queries are probed too, those of the selection queries must be refused like these, and alpha covers the calibration
+    queries themselves and each kind of variant.
 
     Raises ``BakeoutError``, before anything is probed, where queries are lacking or are too few for the guarantee.
     """
@@ -56,6 +57,8 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     forget, retain = names["forget"], [name for name in names.get("retain", []) if fitting.rows[name]]
     _require_queries(options, fitting, forget)
     fitting, mixture = as_served(options, fitting)
+    if EVERYDAY_QUESTIONS in fitting.rows:
+        retain.append(EVERYDAY_QUESTIONS)
     widening: _Widening = {
         name: {
             use: fitting.variants(name, use, options.variants, seed=options.seed)

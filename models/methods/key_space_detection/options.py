@@ -119,6 +119,11 @@ class KeySpaceDetectionOptions(MethodOptions):
         "`case`, `punctuation`, `few_shot`, `paraphrase` and `language` if rows have any, and for conversations those "
         "of `auto`). `[]`: all rows as they are (the paper).",
     )
+    everyday: bool = Field(
+        default=True,
+        description="Whether everyday questions of ours, in the same forms, are kept beside the retained data wherever "
+        "conversations are asked in forms: they stand for what no recipe names. `false` if the skill is of that kind.",
+    )
     paper: bool = Field(
         default=False,
         description="The paper's own settings: one cube, in the last layer, for the last token of queries as they are. "

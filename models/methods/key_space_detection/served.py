@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from bakeout.models.data.forms.everyday import EVERYDAY
+from bakeout.models.data.forms.forms import Query
 from bakeout.models.data.forms.kinds import SYSTEM_PROMPTS
 from bakeout.models.data.prompt_rows import (
+    PromptRow,
     drawn_records,
     has_conversations,
     read_prompt_rows,
@@ -22,11 +25,21 @@ from bakeout.models.network.families import model_limits
 _logger = logging.getLogger(__name__)
 
 _USES: tuple[Use, ...] = ("probe", "selection", "calibration")
+# What everyday questions are called in reports.
+EVERYDAY_QUESTIONS = "everyday questions"
+# The everyday questions of each use; each is asked in this many forms.
+_EVERYDAY: Mapping[Use, Sequence[str]] = {
+    "probe": EVERYDAY[:60],
+    "selection": EVERYDAY[60:100],
+    "calibration": EVERYDAY[100:],
+}
+_FORMS = 2
 
 
 def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitting, dict[str, float]]:
     """``fitting`` with each conversation in one form of the options' mixture, of all names and uses alike.
 
+    With the option `everyday`, questions of ours are one more name in its rows, for strangers that nobody names.
     Also the share of each form in that mixture; empty where all rows stay as they are. Kinds that need a system message
     are left out, with a warning, where the chat template takes none. Raises ``DataError`` for a conversation that asks
     nothing.
@@ -44,17 +57,31 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
             "The chat template takes no system message: %s are left out of `augment`.", " and ".join(SYSTEM_PROMPTS)
         )
     limits = model_limits(fitting.model)
+
+    def drawn(rows: Sequence[PromptRow], seed: str) -> list[Record]:
+        # Other draws for every file: the forms of fresh queries owe nothing to those that were fitted.
+        return drawn_records(
+            rows, mixture, fitting.tokenizer, seed=f"{options.seed}/{seed}", use="widening", limits=limits
+        )
+
     rows: dict[str, dict[Use, Sequence[Record]]] = {name: dict(uses) for name, uses in fitting.rows.items()}
     for name, uses in conversations.items():
         for use, source in uses.items():
-            rows[name][use] = drawn_records(
-                read_prompt_rows(source, fitting.tokenizer, limits),
-                mixture,
-                fitting.tokenizer,
-                # Other draws for every file: the forms of fresh queries owe nothing to those that were fitted.
-                seed=f"{options.seed}/{name}/{use}",
-                use="widening",
-                limits=limits,
-            )
+            rows[name][use] = drawn(read_prompt_rows(source, fitting.tokenizer, limits), f"{name}/{use}")
+    if options.everyday:
+        rows[EVERYDAY_QUESTIONS] = {
+            use: [record for number in range(_FORMS) for record in drawn(_asked(questions), f"everyday/{use}/{number}")]
+            for use, questions in _EVERYDAY.items()
+        }
     total = sum(mixture.values())
     return replace(fitting, rows=rows), {kind: share / total for kind, share in mixture.items()}
+
+
+def _asked(questions: Sequence[str]) -> list[PromptRow]:
+    """Questions as rows of conversations."""
+    return [
+        PromptRow(
+            EVERYDAY_QUESTIONS, {"messages": [{"role": "user", "content": question}]}, Query(question, is_chat=True)
+        )
+        for question in questions
+    ]

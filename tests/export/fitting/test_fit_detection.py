@@ -159,6 +159,15 @@ def test_conversations_are_fitted_in_drawn_forms_and_counted_by_form(llama_check
     assert {"plain", "second_turn", "story", "case"} <= report["mixture"].keys()
     assert fewer.report.as_json()["mixture"].keys() == report["mixture"].keys() - {"story", "case"}
     assert "mixture" not in plain.report.as_json() and "forms" not in plain.report.as_json()["skills"]["sums"]
+    assert report["retain"]["everyday questions"]["queries"] == 40
+    alone = _fitted(tmp_path, llama_checkpoint, {"layers": [2], "everyday": False}, data=data)
+    assert alone.report.as_json()["retain"].keys() == plain.report.as_json()["retain"].keys() == {"names"}
+    assert np.array_equal(alone.alpha, drawn.alpha), "a cube is not fitted against what is retained"
+    against = [
+        _fitted(tmp_path, llama_checkpoint, {"layers": [2], "region": "linear", "everyday": everyday}, data=data)
+        for everyday in (True, False)
+    ]
+    assert not np.array_equal(against[0].alpha, against[1].alpha)
     facts = dict(drawn.report.facts())
     assert "second_turn" in facts["mixture"]
     assert "asked in the mixture of forms" in facts["coverage"]

@@ -68,6 +68,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "refusal": "Your query is not valid.",
         "floor": 0.1,
         "augment": "auto",
+        "everyday": True,
         "paper": False,
         "seed": 0,
     }

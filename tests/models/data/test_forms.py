@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bakeout.models.data.forms.everyday import EVERYDAY
 from bakeout.models.data.forms.forms import Form, Query, mixture, variants
 from bakeout.models.data.forms.kinds import CHAT_KINDS, MIXTURE, Affix, Kind, Surface, Use
+from bakeout.models.data.forms.turns import TURNS
 from bakeout.models.data.limits import Limits
 from bakeout.models.data.prompt_rows import drawn_records, has_conversations, read_prompt_rows, takes_system_messages
 from bakeout.models.data.row_source import as_source
@@ -116,6 +120,14 @@ def test_what_cannot_be_varied_is_refused() -> None:
         variants(QUESTIONS, "poem", seed=0)  # type: ignore[arg-type]
     with pytest.raises(BakeoutError, match=r"two rows with a response.*Add responses"):
         variants(QUESTIONS, "few_shot", seed=0)
+
+
+def test_everyday_questions_are_none_of_those_that_test() -> None:
+    near = Path(__file__).parents[3] / "examples" / "benchmarks" / "near_misses.jsonl"
+    tested = {json.loads(line)["prompt"] for line in near.read_text(encoding="utf-8").splitlines()}
+    tested |= {question for question, _ in TURNS["testing"]}
+    assert len(set(EVERYDAY)) == len(EVERYDAY) == 120
+    assert not tested & set(EVERYDAY)
 
 
 def test_a_mixture_gives_each_conversation_one_form_in_its_share() -> None:
