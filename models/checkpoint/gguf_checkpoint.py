@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # Beside the weights: which file they come from.
 SOURCE = "gguf.json"
 # Of what is kept: a new one whenever the same file gives another checkpoint.
-_FORM = 2
+_FORM = 3
 _LOG = logging.getLogger("bakeout")
 # What the libraries raise for files of unexpected content.
 _UNREADABLE = (
@@ -144,7 +145,7 @@ def _convert(path: Path, header: GgufHeader, directory: Path) -> None:
         link.symlink_to(path.resolve())
         try:
             # A bar for people, and warnings about what is set right below.
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), _quiet():
                 model, tokenizer = _loaded(path, header, link)
         except _UNREADABLE as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -153,7 +154,23 @@ def _convert(path: Path, header: GgufHeader, directory: Path) -> None:
             ) from None
         _settle(model, tokenizer, header, path)
         model.save_pretrained(directory, safe_serialization=True)
+        # Where it is not written down, transformers says on every load that it does as it always did.
+        if hasattr(tokenizer, "legacy"):
+            tokenizer.init_kwargs["legacy"] = tokenizer.legacy
         tokenizer.save_pretrained(directory)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers says nothing but errors."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

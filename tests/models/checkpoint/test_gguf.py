@@ -25,6 +25,7 @@ from bakeout.models.checkpoint.gguf_checkpoint import gguf_checkpoint
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.files.json_object import read_json
 from bakeout.models.plan.plan_file import load_plan
 
 from tests.gguf_files import BEGIN_ID, LICENSE, NAME, write_gguf
@@ -91,6 +92,8 @@ def test_texts_begin_and_end_as_the_file_says(begins: bool, tmp_path: Path) -> N
     assert end.disagreement is None
     assert end.tokens == (END_OF_TEXT_ID,)
     tokenizer = load_tokenizer(directory)
+    # Where it is left out, transformers says on every load what it takes.
+    assert read_json(directory / "tokenizer_config.json")["legacy"] is True
     assert tokenizer.eos_token_id == END_OF_TEXT_ID
     ids = tokenizer.encode("the")
     assert (ids[0] == BEGIN_ID) is begins
