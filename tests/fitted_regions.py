@@ -9,7 +9,8 @@ import numpy as np
 from bakeout.models.methods.key_space_detection.cubes import Clusters
 from bakeout.models.methods.key_space_detection.regions.fitter import Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
-from bakeout.models.plan import Floats, Regions
+from bakeout.models.plan import Floats, KeySpaceDetection, Regions
+from bakeout.models.plan.kinds.regions.cube import Cubes
 from bakeout.models.plan.kinds.regions.registry import REGIONS
 
 SHAPES = tuple(REGIONS)
@@ -24,4 +25,11 @@ def fitted_regions(name: str, clusters: Sequence[Floats], retained: Floats) -> R
     overall, dead = keys.std(axis=0, ddof=1), np.full(keys.shape[1], 0.05)
     centre = np.stack([cluster.mean(axis=0) for cluster in clusters])
     measured = np.stack([cluster.std(axis=0, ddof=1) for cluster in clusters])
-    return FITTERS[name].fit(Probed(keys, Clusters(members, centre, measured, overall, dead), retained), 0.1)
+    fitter = next(fitter for fitter in FITTERS.values() if fitter.name == name)
+    return fitter.fit(Probed(keys, Clusters(members, centre, measured, overall, dead), retained), 0.1)
+
+
+def cubes_of(check: KeySpaceDetection) -> Cubes:
+    """The regions of a check, which are cubes."""
+    assert isinstance(check.regions, Cubes)
+    return check.regions

@@ -103,10 +103,10 @@ def _fitted(
             (output / path).write_text("".join(lines), encoding="utf-8")
     entry = {"forget": forget, "layers": "auto", "cubes": "auto", "floor": "auto", "epsilon": "auto", **options}
     recipe = {"model": str(model.resolve()), "data": files, "interventions": [{"key_space_detection": entry}]}
-    path = output / "recipe.yaml"
-    path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items()), encoding="utf-8")
+    written = output / "recipe.yaml"
+    written.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items()), encoding="utf-8")
     began = time.perf_counter()
-    plan = fit(load_recipe(path))
+    plan = fit(load_recipe(written))
     print(f"fitted in {time.perf_counter() - began:.0f} s", flush=True)
     for _, text in plan.interventions[0].report.facts():
         print("  ", text)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+
+from bakeout.export.cli.main import main
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0.1.0"
 CHECKPOINT, GRAPH = FIXTURES / "checkpoint", FIXTURES / "onnx"
@@ -42,11 +43,10 @@ Bakeout = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def bakeout() -> Bakeout:
-    """The command as it is installed, wherever its function lies: what it prints as JSON, where it succeeds."""
-    command = next(iter(entry_points(group="console_scripts", name="bakeout"))).load()
+    """The command: what it prints as JSON, where it succeeds."""
 
     def run(*arguments: str | Path) -> dict[str, Any]:
-        result = CliRunner().invoke(command, [*map(str, arguments), "--json"])
+        result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
         assert result.exit_code == 0, result.output
         printed: dict[str, Any] = json.loads(result.stdout)
         return printed

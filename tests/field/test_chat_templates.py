@@ -115,7 +115,7 @@ def test_a_conversation_goes_on_with_what_the_template_keeps_of_an_answer(
     llama_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = Runner(llama_onnx)
-    runner.tokenizer = _tokenizer(REASONING)  # type: ignore[misc] # a cached property
+    runner.tokenizer = _tokenizer(REASONING)  # a cached property
     asked: list[str] = []
     said = iter(["add\n</think>\n\n7", "14"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ SAME = [
 ]
 
 
-def _data(**changed: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _data(**changed: Sequence[object]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """The rows of two subjects by use; ``sums_probe`` and the like replace those of one."""
     data: dict[str, dict[str, Any]] = {
         name: {use: rows(name, use) for use in ("probe", "selection", "calibration", "test")}
@@ -50,7 +51,7 @@ def _data(**changed: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str,
     return data
 
 
-def _open(intervention: dict[str, Any] = KEY_SPACE_DETECTION, **changed: list[dict[str, Any]]) -> None:
+def _open(intervention: Mapping[str, Any] = KEY_SPACE_DETECTION, **changed: Sequence[object]) -> None:
     """No model is there to be loaded."""
     open_rows(Recipe(model="absent", data=_data(**changed), interventions=[intervention]))
 
@@ -58,7 +59,7 @@ def _open(intervention: dict[str, Any] = KEY_SPACE_DETECTION, **changed: list[di
 @pytest.mark.parametrize("same", SAME)
 @pytest.mark.parametrize("use", ["probe", "selection"])
 def test_calibration_rows_that_were_seen_are_refused(use: str, same: dict[str, Any]) -> None:
-    changed = {f"sums_{use}": [*rows("sums", use), {"prompt": QUESTION, "response": " 7"}]}
+    changed: dict[str, Any] = {f"sums_{use}": [*rows("sums", use), {"prompt": QUESTION, "response": " 7"}]}
     with pytest.raises(DataError, match=rf"sums \(calibration\), row 21: .*is sums \({use}\), row \d+") as caught:
         _open(**changed, sums_calibration=[*rows("sums", "calibration"), same])
     assert "\n" not in str(caught.value)
@@ -69,7 +70,8 @@ def test_a_calibration_file_that_is_the_probe_file_is_refused(llama_checkpoint: 
     files = {use: f"data/sums.{use}.jsonl" for use in ("probe", "test")}
     data = {"sums": {**files, "calibration": files["probe"]}, "names": {"probe": "data/names.probe.jsonl"}}
     recipe = write_recipe(tmp_path, tmp_path / "absent", [KEY_SPACE_DETECTION], data=data)
-    for run in (lambda: fit(load_recipe(recipe)), lambda: build(recipe, tmp_path / "out")):
+    runs: list[Callable[[], object]] = [lambda: fit(load_recipe(recipe)), lambda: build(recipe, tmp_path / "out")]
+    for run in runs:
         # The model is looked for first, and loaded last.
         with pytest.raises(Exception, match="absent"):
             run()
@@ -77,11 +79,7 @@ def test_a_calibration_file_that_is_the_probe_file_is_refused(llama_checkpoint: 
     open_ended = write_recipe(
         tmp_path / "open", llama_checkpoint, [KEY_SPACE_DETECTION | {}], data=json.loads(json.dumps(data))
     )
-    for run in (
-        lambda: fit(load_recipe(recipe)),
-        lambda: build(recipe, tmp_path / "out"),
-        lambda: open_rows(load_recipe(open_ended)),
-    ):
+    for run in [*runs, lambda: open_rows(load_recipe(open_ended))]:
         with pytest.raises(DataError, match=r"sums\.probe\.jsonl, line 1: .*\(and 29 more such rows\)"):
             run()
 
@@ -128,7 +126,7 @@ def test_other_answers_to_a_question_may_be_retained_where_answers_are_forgotten
 def test_figures_on_seen_rows_are_told(use: str, other: str, caplog: pytest.LogCaptureFixture) -> None:
     seen = rows("names", other)[:2]
     with caplog.at_level(logging.WARNING):
-        _open(**{f"names_{use}": [*rows("names", use), *seen]})
+        _open(KEY_SPACE_DETECTION, **{f"names_{use}": [*rows("names", use), *seen]})
     total = len(rows("names", use)) + 2
     (told,) = caplog.messages
     assert told.startswith(f"names: 2 of {total} {use} rows are {other} rows too")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from bakeout.export.cli.main import main
 from bakeout.export.fitting.fit import fit
@@ -114,8 +116,13 @@ def test_the_entries_that_were_not_used_for_longest_go_first(tmp_path: Path) -> 
         cache.arrays([{"entry": 0}], [[1, 2]], lambda: [array])
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 5000
     computed: list[int] = []
+
+    def compute(number: int) -> list[NDArray[np.float64]]:
+        computed.append(number)
+        return [array]
+
     for number in (0, 1, 2):
-        cache.arrays([{"entry": number}], [[1, 2]], lambda number=number: computed.append(number) or [array])  # type: ignore[misc]
+        cache.arrays([{"entry": number}], [[1, 2]], partial(compute, number))
     assert 0 not in computed
     assert 1 in computed
 

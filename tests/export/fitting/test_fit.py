@@ -18,6 +18,7 @@ from bakeout.models.network.probing import probe_keys
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import plan_bytes
 
+from tests.fitted_regions import cubes_of
 from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, rows, write_recipe, write_rows
 from tests.tiny_models import byte_tokenizer
 
@@ -60,8 +61,8 @@ def test_each_intervention_is_fitted_with_those_before_it(
     keys = probe_keys(load_model(llama_checkpoint), prompts, layers=[2], batch_size=8)[2]
     unadjusted = alone.interventions[0]
     assert isinstance(unadjusted, KeySpaceDetection)
-    np.testing.assert_allclose(unadjusted.regions.centre[0], keys.mean(axis=0), atol=1e-5)
-    assert np.abs(after.regions.centre - unadjusted.regions.centre).max() > 0.01
+    np.testing.assert_allclose(cubes_of(unadjusted).centre[0], keys.mean(axis=0), atol=1e-5)
+    assert np.abs(cubes_of(after).centre - cubes_of(unadjusted).centre).max() > 0.01
 
 
 def test_several_layers_and_skills_and_a_given_alpha(llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.hooks import Hooks
 
+from tests.fitted_regions import cubes_of
 from tests.recipe_files import rows, write_recipe, write_rows
 
 CHOSEN = {"layers": "auto", "cubes": "auto", "floor": "auto"}
@@ -71,7 +72,7 @@ def test_alpha_stands_on_queries_that_nothing_else_has_seen(llama_checkpoint: Pa
     (after,) = fit(load_recipe(path)).interventions
     assert isinstance(after, KeySpaceDetection)
     assert after.layers == before.layers
-    assert (after.regions.centre == before.regions.centre).all()
+    assert (cubes_of(after).centre == cubes_of(before).centre).all()
     assert (after.alpha > before.alpha).all()
 
 
@@ -88,7 +89,7 @@ def test_the_papers_own_settings_are_a_line(
 ) -> None:
     detection = _fitted(tmp_path, llama_checkpoint, options)
     assert detection.layers == (3,)
-    assert len(detection.regions.centre) == 1
+    assert len(cubes_of(detection).centre) == 1
     report = detection.report.as_json()["skills"]["sums"]
     if alpha is not None:
         assert detection.alpha.tolist() == [alpha]
@@ -202,7 +203,7 @@ def test_every_token_is_calibrated_by_the_least_margin(llama_checkpoint: Path, t
     options = {"layers": [1, 2], "cubes": 2}
     every = _fitted(tmp_path / "every", llama_checkpoint, {**options, "positions": "every"})
     query = _fitted(tmp_path / "query", llama_checkpoint, options)
-    assert (every.regions.centre == query.regions.centre).all()
+    assert (cubes_of(every).centre == cubes_of(query).centre).all()
     assert (every.alpha <= query.alpha).all()
     tokenizer, model = load_tokenizer(llama_checkpoint), load_model(llama_checkpoint)
 

@@ -25,7 +25,8 @@ from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting, fit_method, method_figures
-from bakeout.models.methods.key_space_detection import METHOD, KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection import METHOD
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.queries import query_keys
 from bakeout.models.methods.key_space_detection.regions.linear import discriminant
 from bakeout.models.plan import KeySpaceDetection, Plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ def test_a_model_that_is_offloaded_to_disk_gives_the_same_plan(llama_checkpoint:
     interventions = [NEURON_ADJUST, KEY_SPACE_DETECTION]
     offloaded = _fit(tmp_path, llama_checkpoint, interventions, device_map=_OFFLOADED, dtype="float32")
     whole = _fit(tmp_path / "whole", llama_checkpoint, interventions)
-    assert offloaded.provenance.pop("computed_in") == {"devices": ["cpu", "disk"], "dtypes": ["float32"]}
-    assert plan_bytes(offloaded) == plan_bytes(whole)
+    provenance = dict(offloaded.provenance)
+    assert provenance.pop("computed_in") == {"devices": ["cpu", "disk"], "dtypes": ["float32"]}
+    assert plan_bytes(replace(offloaded, provenance=provenance)) == plan_bytes(whole)
 
 
 def test_offloaded_weights_are_not_changed(llama_checkpoint: Path, tmp_path: Path) -> None:

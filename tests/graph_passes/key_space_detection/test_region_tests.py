@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -58,7 +60,8 @@ def test_margins_are_the_plans(name: str, many: bool, far: bool, tmp_path: Path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = regions.margins(keys.astype(np.float64))
-    for margins, inside in (session.run(None, {"keys": keys}), list(compiled([keys]).values())):
+    outputs: list[Sequence[Any]] = [session.run(None, {"keys": keys}), list(compiled([keys]).values())]
+    for margins, inside in outputs:
         np.testing.assert_allclose(margins, expected, rtol=1e-4, atol=1e-4)
         decisive = np.abs(expected - 2).min(axis=1) > 1e-3
-        assert (inside[decisive, 0] == (expected <= 2).any(axis=1)[decisive]).all()
+        assert (inside[decisive, 0] == (expected[decisive] <= 2).any(axis=1)).all()

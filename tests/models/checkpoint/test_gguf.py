@@ -192,7 +192,7 @@ def test_tensors_that_transformers_leaves_out_are_noticed(tmp_path: Path) -> Non
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_stretched_positions_of_llama_3_are_kept(factor: float, tmp_path: Path) -> None:
     config = tiny_model("llama").config
-    plain = ROPE_INIT_FUNCTIONS["default"](config, "cpu")[0]
+    plain = ROPE_INIT_FUNCTIONS["default"](config, torch.device("cpu"))[0]
     config.rope_scaling = {
         "rope_type": "llama3",
         "factor": factor,
@@ -200,7 +200,7 @@ def test_stretched_positions_of_llama_3_are_kept(factor: float, tmp_path: Path) 
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    stretched = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]
+    stretched = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
     assert not torch.equal(plain, stretched)
     path = write_gguf(tmp_path / "m.gguf", more={"rope_freqs.weight": (plain / stretched).numpy()})
     converted = load_model(gguf_checkpoint(path))

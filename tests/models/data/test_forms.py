@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given
@@ -169,7 +169,7 @@ def test_the_forms_of_rows_are_messages_of_their_conversations() -> None:
 def test_a_row_stays_plain_where_its_form_does_not_fit_or_is_rendered_alike() -> None:
     tokenizer: Tokenizer = byte_tokenizer()
     rows = read_prompt_rows(as_source([{"messages": [{"role": "user", "content": "Why?"}]}] * 30), tokenizer)
-    shares: dict[Kind, int] = {"story": 1, "no_system_prompt": 1}
+    shares: dict[Kind | Literal["plain"], int] = {"story": 1, "no_system_prompt": 1}
     longest = len(rows[0].plain(tokenizer).prompt_ids)
 
     def kinds(limits: Limits) -> set[str]:

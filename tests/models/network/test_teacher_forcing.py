@@ -38,7 +38,10 @@ def _wrong(record: Record) -> Record:
 
 def _forward_passes(model: PreTrainedModel, passes: list[torch.Size]) -> torch.utils.hooks.RemovableHandle:
     head = model.get_output_embeddings()
-    return head.register_forward_hook(lambda _module, arguments, output: passes.append(output.shape))
+    handle: torch.utils.hooks.RemovableHandle = head.register_forward_hook(
+        lambda _module, arguments, output: passes.append(output.shape)
+    )
+    return handle
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from bakeout.models.plan import LONGEST_REFUSAL, Canary, PlanError
 
+from tests.fitted_regions import cubes_of
 from tests.plan_examples import (
     MODEL,
     adjusted_layer,
@@ -139,5 +140,5 @@ def test_a_margin_is_at_most_alpha_exactly_where_every_dimension_is_in_the_cube(
     check = key_space_detection()
     inside = check.margins(keys) <= check.alpha
     for cube in range(3):
-        difference = np.abs((keys - check.regions.centre[cube]) / check.regions.deviation[cube])
+        difference = np.abs((keys - cubes_of(check).centre[cube]) / cubes_of(check).deviation[cube])
         assert inside[:, cube].tolist() == (difference <= check.alpha[cube]).all(axis=1).tolist()

@@ -13,6 +13,7 @@ from bakeout.models.reference.canary import MOST_SEQUENCES, canary_values, synth
 from bakeout.models.reference.ngrams import NGrams, common_frame
 from bakeout.models.reference.search_vocabulary import Vocabulary
 
+from tests.fitted_regions import cubes_of
 from tests.plan_examples import adjusted_layer
 from tests.tiny_models import random_prompts, tiny_model
 
@@ -89,7 +90,7 @@ def test_of_many_cubes_some_are_sampled_and_the_others_told() -> None:
 
 def test_cubes_out_of_reach_are_told_and_the_canary_is_random() -> None:
     cubes = _cubes()
-    far = replace(cubes, regions=Cubes(cubes.regions.centre + 1e6, cubes.regions.deviation))
+    far = replace(cubes, regions=Cubes(cubes_of(cubes).centre + 1e6, cubes_of(cubes).deviation))
     canary = synthesise_canary(tiny_model("llama"), [far], VOCABULARY)
     assert canary.refused == (False,) * 4
     assert canary.uncovered == (0,)

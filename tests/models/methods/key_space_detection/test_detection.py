@@ -17,6 +17,8 @@ from bakeout.models.methods.key_space_detection.detection import fit_key_space_d
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.plan import KeySpaceDetection
 
+from tests.fitted_regions import cubes_of
+
 WIDTH = 6
 REFUSAL = [7, 8, 1]
 Keys = dict[int, np.ndarray]
@@ -59,8 +61,8 @@ def _fit(**changes: Any) -> KeySpaceDetection:
 def test_one_cube_is_the_paper_s() -> None:
     probe = _keys(100, 1)
     check = _fit(probe={"math": probe}, floor=0.0)
-    np.testing.assert_allclose(check.regions.centre[0], _joint(probe).mean(axis=0))
-    np.testing.assert_allclose(check.regions.deviation[0], _joint(probe).std(axis=0, ddof=1))
+    np.testing.assert_allclose(cubes_of(check).centre[0], _joint(probe).mean(axis=0))
+    np.testing.assert_allclose(cubes_of(check).deviation[0], _joint(probe).std(axis=0, ddof=1))
     assert (check.layers, check.skills, check.positions) == ((1, 3), ("math",), "query")
     assert check.refusal.tolist() == REFUSAL
 
@@ -69,12 +71,12 @@ def test_one_layer_alone_uses_its_keys_alone() -> None:
     keys = _keys(100, 1)
     check = _fit(probe={"math": keys}, layers=[3])
     assert check.layers == (3,)
-    np.testing.assert_allclose(check.regions.centre[0], keys[3].mean(axis=0, dtype=np.float64))
+    np.testing.assert_allclose(cubes_of(check).centre[0], keys[3].mean(axis=0, dtype=np.float64))
 
 
 def test_the_order_in_which_layers_are_named_does_not_matter() -> None:
     one, other = _fit(layers=[1, 3]), _fit(layers=[3, 1])
-    np.testing.assert_array_equal(one.regions.centre, other.regions.centre)
+    np.testing.assert_array_equal(cubes_of(one).centre, cubes_of(other).centre)
     assert one.layers == other.layers
 
 
@@ -147,13 +149,13 @@ def test_several_skills_have_their_own_cubes_and_alphas() -> None:
     assert check.skills == ("math", "math", "code", "code")
     assert check.alpha[0] == check.alpha[1] != check.alpha[2] == check.alpha[3]
     alone = _fit(cubes=2, calibration={"math": _keys(300, 4)})
-    np.testing.assert_array_equal(check.regions.centre[:2], alone.regions.centre)
+    np.testing.assert_array_equal(cubes_of(check).centre[:2], cubes_of(alone).centre)
     np.testing.assert_array_equal(check.alpha[:2], alone.alpha)
 
 
 def test_the_same_queries_give_the_same_cubes() -> None:
     one, other = _fit(cubes=4, seed=5), _fit(cubes=4, seed=5)
-    np.testing.assert_array_equal(one.regions.centre, other.regions.centre)
+    np.testing.assert_array_equal(cubes_of(one).centre, cubes_of(other).centre)
     np.testing.assert_array_equal(one.alpha, other.alpha)
     assert one.report == other.report
 
@@ -163,20 +165,20 @@ def test_empty_clusters_leave_fewer_cubes() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check = _fit(probe={"math": point}, cubes=8)
-    assert 1 <= len(check.regions.centre) < 8
-    assert len(check.regions.centre) == len(check.report.as_json()["skills"]["math"]["cubes"])
-    assert np.isfinite(check.regions.centre).all()
-    assert (check.regions.deviation > 0).all()
+    assert 1 <= len(cubes_of(check).centre) < 8
+    assert len(cubes_of(check).centre) == len(check.report.as_json()["skills"]["math"]["cubes"])
+    assert np.isfinite(cubes_of(check).centre).all()
+    assert (cubes_of(check).deviation > 0).all()
 
 
 def test_a_cluster_is_at_least_the_floor_wide() -> None:
     probe = _two_clusters(60, 1)
     overall = _joint(probe).std(axis=0, ddof=1)
     check = _fit(probe={"math": probe}, calibration={"math": _two_clusters(150, 3)}, cubes=2, floor=0.1)
-    np.testing.assert_allclose(check.regions.deviation, np.tile(0.1 * overall, (2, 1)))
+    np.testing.assert_allclose(cubes_of(check).deviation, np.tile(0.1 * overall, (2, 1)))
     assert check.report.as_json()["skills"]["math"]["floored_dimensions"] == [12, 12]
     unfloored = _fit(probe={"math": probe}, calibration={"math": _two_clusters(150, 3)}, cubes=2, floor=0.0)
-    assert (unfloored.regions.deviation < check.regions.deviation).all()
+    assert (cubes_of(unfloored).deviation < cubes_of(check).deviation).all()
 
 
 def test_dead_dimensions_are_floored_by_their_own_layer() -> None:
@@ -188,7 +190,7 @@ def test_dead_dimensions_are_floored_by_their_own_layer() -> None:
     for layer, offset, dead in ((1, 0, [2]), (3, WIDTH, [4, 5])):
         deviation = probe[layer].astype(np.float64).std(axis=0, ddof=1)
         median = np.median(deviation[deviation > 0])
-        np.testing.assert_allclose(check.regions.deviation[0, [offset + j for j in dead]], 1e-3 * median)
+        np.testing.assert_allclose(cubes_of(check).deviation[0, [offset + j for j in dead]], 1e-3 * median)
 
 
 def test_false_refusals_are_counted_with_their_interval() -> None:
