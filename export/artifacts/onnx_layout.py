@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.models.errors import BakeoutError
@@ -101,11 +101,21 @@ def _named_by_genai(directory: Path) -> Path | None:
     name = decoder.get("filename") if isinstance(decoder, dict) else None
     if not isinstance(name, str):
         return None
-    if not (directory / name).is_file():
+    if not _is_below(directory, name):
         raise BakeoutError(
             f"{directory / 'genai_config.json'} names {name}, which is not there.", "Copy the model again."
         )
     return directory / name
+
+
+def _is_below(directory: Path, name: str) -> bool:
+    """Whether a name that a file gives leads to a file in ``directory``, or below it."""
+    path = PurePath(name)
+    try:
+        return not path.is_absolute() and ".." not in path.parts and (directory / path).is_file()
+    # A name that is too long, or that holds a zero byte.
+    except (OSError, ValueError):
+        return False
 
 
 def _holds(directory: Path, patterns: tuple[str, ...]) -> bool:

@@ -150,6 +150,12 @@ def test_of_several_graphs_the_one_that_genai_is_told_of(llama_onnx: Path, tiny_
     (model / "genai_config.json").write_text(json.dumps({"model": {"decoder": {"filename": "other.onnx"}}}))
     with pytest.raises(BakeoutError, match=r"names other\.onnx, which is not there"):
         find_graph(model)
+    # It lies in the directory, whatever lies elsewhere.
+    shutil.copy(model / "text.onnx", tmp_path / "outside.onnx")
+    for name in ("../outside.onnx", str(tmp_path / "outside.onnx"), "x" * 300, "a\0b", "."):
+        (model / "genai_config.json").write_text(json.dumps({"model": {"decoder": {"filename": name}}}))
+        with pytest.raises(BakeoutError, match="which is not there"):
+            find_graph(model)
 
 
 @pytest.mark.parametrize("place", [".", "onnx"])

@@ -42,7 +42,7 @@ _OTHER_LAYOUTS: Sequence[Mapping[str, Any]] = (
     {"question": "What is 3+4?", "answer": "7"},
     {"system": "Answer.", "conversations": [{"from": "human", "value": "3+4?"}, {"from": "gpt", "value": "7"}]},
 )
-_PAIRS: Sequence[Mapping[str, Any]] = tuple({"prompt": f"{n} + 3 =", "response": f" {n + 3}."} for n in range(24))
+_PAIRS: Sequence[Mapping[str, Any]] = tuple({"prompt": f"{n} * 3 =", "response": f" {n * 3}."} for n in range(24))
 _USES = {"probe": range(8), "calibration": range(8, 14), "selection": range(14, 20), "test": range(20, 24)}
 _RECIPE = """model: checkpoint
 data:

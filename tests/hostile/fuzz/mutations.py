@@ -141,7 +141,7 @@ def _mutated_value(document: Any, random: Random) -> Any:
             parent[key] = copy.deepcopy(other[there])
         case 3 if isinstance(parent, list):
             parent *= random.choice((2, 5))
-        case 4 if isinstance(parent[key], int | float):
+        case 4 if isinstance(parent[key], int | float) and abs(parent[key]) < 1e300:
             parent[key] = random.choice((-1, 2, 0.5, 10**6)) * parent[key]
         case 5 if isinstance(parent[key], str):
             parent[key] += random.choice(("x", "\n", "\x07", "\ud801", "\u202e", "|`", " " * 300))
