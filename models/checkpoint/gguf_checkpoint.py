@@ -96,7 +96,7 @@ def cache_directory() -> Path:
 def _lineage(header: GgufHeader, digest: str) -> dict[str, Any]:
     from gguf import GGMLQuantizationType
 
-    kinds = Counter(GGMLQuantizationType(tensor.kind).name for tensor in header.tensors.values())
+    kinds = Counter(GGMLQuantizationType(tensor.quantisation).name for tensor in header.tensors.values())
     known = {key: header.text(f"general.{key}") for key in ("name", "license", "architecture")}
     return {
         "format": "gguf",
@@ -122,18 +122,18 @@ def _require_readable(path: Path, header: GgufHeader) -> None:
         raise BakeoutError(f"{path} is a part of a model.", "Join the parts with llama.cpp's `gguf-split --merge`.")
     readable: dict[int, tuple[int, int]] = {}
     for name, tensor in header.tensors.items():
-        if tensor.kind not in readable:
+        if tensor.quantisation not in readable:
             try:
-                kind = GGMLQuantizationType(tensor.kind)
-                readable[tensor.kind] = GGML_QUANT_SIZES[kind]
+                kind = GGMLQuantizationType(tensor.quantisation)
+                readable[tensor.quantisation] = GGML_QUANT_SIZES[kind]
                 if kind not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-                    dequantize(np.zeros((1, readable[tensor.kind][1]), dtype=np.uint8), kind)
+                    dequantize(np.zeros((1, readable[tensor.quantisation][1]), dtype=np.uint8), kind)
             except (ValueError, KeyError, NotImplementedError):
                 raise BakeoutError(
-                    f"{path}: {name} is quantised in a way that is not read (type {tensor.kind}).",
+                    f"{path}: {name} is quantised in a way that is not read (type {tensor.quantisation}).",
                     "Name a file in another quantisation, or the model's safetensors checkpoint.",
                 ) from None
-        block, size = readable[tensor.kind]
+        block, size = readable[tensor.quantisation]
         if header.data + tensor.offset + tensor.elements // block * size > header.size:
             raise BakeoutError(f"{path} is not a whole GGUF file (the data of {name} are cut short).", "Copy it again.")
 

@@ -27,10 +27,10 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """``kind``: the number of its quantisation; ``offset``: of its data behind those of the first tensor, in bytes."""
+    """``quantisation``: its number; ``offset``: of its data behind those of the first tensor, in bytes."""
 
     shape: tuple[int, ...]
-    kind: int
+    quantisation: int
     offset: int
 
     @property

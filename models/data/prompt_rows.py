@@ -138,7 +138,7 @@ def drawn_records(
     drawn = []
     for row, form in zip(rows, mixture(queries, shares, seed=seed, use=use, shots=queries), strict=True):
         plain = row.plain(tokenizer)
-        record = plain if form.kind == PLAIN else row.record(form, tokenizer)
+        record = plain if form.is_plain else row.record(form, tokenizer)
         is_plain = record.prompt_ids == plain.prompt_ids or not limits.hold(record.prompt_ids + record.response_ids)
         drawn.append(replace(plain, form=PLAIN) if is_plain else replace(record, form=form.kind))
     return drawn

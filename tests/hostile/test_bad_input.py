@@ -406,7 +406,7 @@ CASES: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "a tensor in two shards": (_weight_edits(_in_two_shards), r"in two files"),
     "an index that leaves the directory": (
         _weight_edits(_in_shards({"weight_map": {"a": "../plan.safetensors"}})),
-        r"plan\.safetensors, which is missing",
+        r"model\.safetensors\.index\.json is not an index of shards",
     ),
     "a plan for graphs and a checkpoint": (neurons_for_a_checkpoint, r"no weight can express"),
     "a graph and a checkpoint to be made": (graph_for_a_checkpoint, r"is an ONNX graph"),

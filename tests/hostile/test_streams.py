@@ -121,6 +121,7 @@ def test_a_signal_while_libraries_load_ends_in_a_line(llama_checkpoint: Path, tm
         "end_by_signals(); print(flush=True); from bakeout.__main__ import main; main()"
     )
     random = Random(number)
+    ended_in_time = 0
     for _ in range(3):
         arguments = [sys.executable, "-c", loading, "fit", str(recipe), "-o", str(tmp_path / "plan")]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -128,13 +129,21 @@ def test_a_signal_while_libraries_load_ends_in_a_line(llama_checkpoint: Path, tm
             assert process.stderr is not None
             process.stdout.readline()
             time.sleep(random.uniform(0, 1.5))
+            # On a busy machine the pause can last until everything is done.
+            is_late = process.poll() is not None
             process.send_signal(number)
             told = process.stderr.read()
+        if is_late:
+            assert process.returncode == 0, told
+            (tmp_path / "plan").unlink()
+            continue
+        ended_in_time += 1
         assert process.returncode == 128 + number, told
         assert told.splitlines()[-1] == "interrupted"
         assert "Traceback" not in told
         assert "ignored" not in told
         assert not (tmp_path / "plan").exists()
+    assert ended_in_time
 
 
 def test_what_is_written_to_chat_may_be_in_any_encoding(tmp_path: Path) -> None:

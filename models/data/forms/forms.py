@@ -56,6 +56,11 @@ class Form:
     system: str | None = None
     turns: tuple[Turn, ...] = ()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the query is asked as it is."""
+        return self.kind == PLAIN
+
 
 def variants(
     queries: Sequence[Query],
