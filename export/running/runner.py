@@ -170,7 +170,8 @@ class Runner:
             binding.bind_output(name, "cpu")
         try:
             self.session.run_with_iobinding(binding)
-        except _CANNOT_RUN as error:
+        # With bound inputs, a node that fails raises a plain RuntimeError.
+        except (*_CANNOT_RUN, RuntimeError) as error:
             raise _cannot_run(self.path, error) from None
         values = binding.get_outputs()
         others = {name: value.numpy() for name, value in zip(self._others, values[len(self._cache) :], strict=True)}

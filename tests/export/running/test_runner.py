@@ -184,6 +184,19 @@ def test_what_cannot_run_is_refused(llama_onnx: Path, tmp_path: Path, damage: Ca
         Runner(directory)
 
 
+def test_a_node_that_fails_is_told_in_one_line(llama_onnx: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(llama_onnx, tmp_path / "model")
+    model = ir.load(directory / "model.onnx")
+    # A row less than the product needs shows while running alone.
+    weight = next(value for name, value in model.graph.initializers.items() if "MatMul" in name)
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy()[1:], name=weight.name)
+    weight.shape = None
+    ir.save(model, directory / "model.onnx")
+    with pytest.raises(BakeoutError, match=r"cannot be run"):
+        Runner(directory).generate([[5, 6]], 2)
+
+
 def test_an_empty_prompt_is_refused(runner: Runner) -> None:
     with pytest.raises(BakeoutError):
         runner.generate([[3], []], NEW)

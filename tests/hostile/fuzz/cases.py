@@ -50,6 +50,8 @@ def run(case: Case) -> tuple[str, str]:
     os.chdir(directory)
     # What is put together outside of the output lies here too.
     tempfile.tempdir = str(directory / "scratch")
+    # Set anew for each process: workers inherit what their parent had.
+    os.environ["BAKEOUT_CACHE"] = str(directory / "scratch" / "cache")
     if target.put:
         target.put(directory)
     path = directory / target.file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -233,7 +232,6 @@ def _put_journal(directory: Path) -> None:
 
 def _read_gguf(directory: Path) -> object:
     cache = directory / "scratch" / "cache"
-    os.environ["BAKEOUT_CACHE"] = str(cache)
     try:
         return read_gguf_header(directory / "tiny.gguf"), read_config(gguf_checkpoint(directory / "tiny.gguf"))
     finally:
