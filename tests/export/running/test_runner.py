@@ -184,17 +184,24 @@ def test_what_cannot_run_is_refused(llama_onnx: Path, tmp_path: Path, damage: Ca
         Runner(directory)
 
 
-def test_a_node_that_fails_is_told_in_one_line(llama_onnx: Path, tmp_path: Path) -> None:
+def test_a_node_that_fails_while_running_is_told_in_one_line(llama_onnx: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(llama_onnx, tmp_path / "model")
     model = ir.load(directory / "model.onnx")
-    # A row less than the product needs shows while running alone.
-    weight = next(value for name, value in model.graph.initializers.items() if "MatMul" in name)
-    assert weight.const_value is not None
-    weight.const_value = ir.tensor(weight.const_value.numpy()[1:], name=weight.name)
-    weight.shape = None
+    (logits,) = (output for output in model.graph.outputs if output.name == "logits")
+    assert logits.shape is not None
+    # One token more than the two that are asked, which shows while running alone.
+    three_tokens = ir.tensor(np.array([1, 3, logits.shape[-1]]), name="three_tokens")
+    shape = ir.Value(name="three_tokens", const_value=three_tokens)
+    model.graph.register_initializer(shape)
+    reshape = ir.node("Reshape", [logits, shape])
+    logits.name, reshape.outputs[0].name = "logits_as_computed", "logits"
+    reshape.outputs[0].type, reshape.outputs[0].shape = logits.type, logits.shape
+    model.graph.append(reshape)
+    model.graph.outputs[model.graph.outputs.index(logits)] = reshape.outputs[0]
     ir.save(model, directory / "model.onnx")
+    broken = Runner(directory)
     with pytest.raises(BakeoutError, match=r"cannot be run"):
-        Runner(directory).generate([[5, 6]], 2)
+        broken.generate([[5, 6]], 2)
 
 
 def test_an_empty_prompt_is_refused(runner: Runner) -> None:
