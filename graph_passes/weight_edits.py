@@ -175,12 +175,12 @@ def _require_ranges_of_their_own(model: ir.Model, edited: Iterable[ir.Value]) ->
     )
     names = {value.name for value in edited}
     furthest = ranges[:1]
-    for one in ranges[1:]:
+    for entry in ranges[1:]:
         (before,) = furthest
-        if one[0] == before[0] and one[1] < before[2] and (one[3] in names or before[3] in names):
+        if entry[0] == before[0] and entry[1] < before[2] and (entry[3] in names or before[3] in names):
             raise GraphError(
-                f"The initialisers {before[3]} and {one[3]} share bytes of their data file, and the plan edits one.",
+                f"The initialisers {before[3]} and {entry[3]} share bytes of their data file, and the plan edits one.",
                 "Export the model with a copy of each weight.",
             )
-        if one[0] != before[0] or one[2] > before[2]:
-            furthest = [one]
+        if entry[0] != before[0] or entry[2] > before[2]:
+            furthest = [entry]

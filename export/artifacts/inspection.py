@@ -31,7 +31,7 @@ class Inspection:
         sequences, tokens = canary.input_ids.shape
         return {
             "model": asdict(self.plan.model),
-            "interventions": [dict(one.json) for one in self.interventions],
+            "interventions": [dict(intervention.json) for intervention in self.interventions],
             "canary": {
                 "sequences": sequences,
                 "tokens": tokens,

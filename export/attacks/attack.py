@@ -111,8 +111,10 @@ def attack(
                 _require_responses(given)
                 judge = AnswerJudge.of_exact(given, refusals, runner)
                 judged = judge.judge(feed(runner, [record.prompt_ids for record in given], judge.longest))
-                refused = sum(one.refused for one in judged) if refusals else None
-                rows.append(AttackRow(target, name, kind, len(given), refused, sum(one.right for one in judged)))
+                refused = sum(judgement.refused for judgement in judged) if refusals else None
+                rows.append(
+                    AttackRow(target, name, kind, len(given), refused, sum(judgement.right for judgement in judged))
+                )
     return rows
 
 

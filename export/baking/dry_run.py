@@ -81,15 +81,15 @@ def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
     graph = load_graph(path)
     receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
     companions = companion_files(home_of(path))
-    require_served(options.runtimes, graph, {one.name for one in companions})
+    require_served(options.runtimes, graph, {companion.name for companion in companions})
     content = len(graph_bytes(graph))
-    weights = sum(room_on_disk(one) for one in data_files(graph).values())
-    disk = content + weights + sum(room_on_disk(one) for one in companions) + len(plan_bytes(plan))
+    weights = sum(room_on_disk(file) for file in data_files(graph).values())
+    disk = content + weights + sum(room_on_disk(companion) for companion in companions) + len(plan_bytes(plan))
     if options.quantize:
         require_quantisable(load_graph(path))
         kept = [
-            one if plan.interventions[one.intervention].edits_weights else replace(one, before="", after="")
-            for one in receipts
+            receipt if plan.interventions[receipt.intervention].edits_weights else replace(receipt, before="", after="")
+            for receipt in receipts
         ]
         return DryRun(plan, tuple(kept), disk + 2 * content + weights, _PROCESS + 3 * content + 2 * weights, False)
     largest = max((tensor.nbytes for tensor in data_tensors(graph) if tensor.awaits_writing), default=0)

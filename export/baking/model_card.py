@@ -55,7 +55,7 @@ def model_card(
         model=plan.model,
         interventions=[described(intervention, _decode(tokenizer)) for intervention in plan.interventions],
         edits_weights=plan.edits_weights,
-        in_graph=list(dict.fromkeys(one.title for one in plan.interventions if not one.edits_weights)),
+        in_graph=list(dict.fromkeys(entry.title for entry in plan.interventions if not entry.edits_weights)),
         rows=_beside_base(rows),
         tasks=_tasks_beside_base(tasks),
         warnings=warnings,

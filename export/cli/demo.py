@@ -72,7 +72,7 @@ def _print_chat_demo(demo: ChatDemo) -> None:
 
     emit_table(
         ["questions", "asked", "refused", "answered as before"],
-        [[one.kind, str(one.asked), str(one.refused), str(one.same)] for one in demo.effects],
+        [[effect.kind, str(effect.asked), str(effect.refused), str(effect.same)] for effect in demo.effects],
         title=f"Questions that nothing was fitted on ({demo.provider})",
     )
     emit_table(

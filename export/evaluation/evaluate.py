@@ -71,12 +71,16 @@ def evaluate(
     base_texts: dict[str, Predicted] = {}
     for model, runner in _runners(directories, base, chat_template):
         graded = grade_each(runner, model, sources, refusals, grades=grades, options=options, track=track)
-        for name, one in graded.items():
-            row = one.row(model, name)
+        for name, graded_rows in graded.items():
+            row = graded_rows.row(model, name)
             if model == BASE:
-                base_answers[name] = one
+                base_answers[name] = graded_rows
             elif name in base_answers:
-                row = replace(row, change=_paired_change(base_answers[name], one), score=one.beside(base_answers[name]))
+                row = replace(
+                    row,
+                    change=_paired_change(base_answers[name], graded_rows),
+                    score=graded_rows.beside(base_answers[name]),
+                )
             elif name in stored:
                 row = replace(row, change=unpaired_change(stored[name], row))
             rows.append(row)

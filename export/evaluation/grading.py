@@ -170,9 +170,9 @@ def grade(
         judge = AnswerJudge(questions, grader, refusals, runner)
         judged = judge.judge(_answers(runner, questions, length, options, track, description))
     return Graded(
-        np.array([one.right for one in judged], dtype=bool),
-        np.array([one.refused for one in judged], dtype=bool),
-        np.array([one.cut_off for one in judged], dtype=bool),
+        np.array([judgement.right for judgement in judged], dtype=bool),
+        np.array([judgement.refused for judgement in judged], dtype=bool),
+        np.array([judgement.cut_off for judgement in judged], dtype=bool),
         _scores(judged),
         grader,
         how_judged(grader, options),
@@ -214,9 +214,9 @@ def _read(verdict: Verdict | None) -> Judged:
 
 
 def _scores(judged: Sequence[Judged]) -> NDArray[np.float64] | None:
-    if all(one.score is None for one in judged):
+    if all(judgement.score is None for judgement in judged):
         return None
-    return np.array([np.nan if one.score is None else one.score for one in judged], dtype=np.float64)
+    return np.array([np.nan if judgement.score is None else judgement.score for judgement in judged], dtype=np.float64)
 
 
 def _answers(
@@ -300,4 +300,4 @@ def measure(
 ) -> list[Row]:
     """One model's row for each of ``data`` (name to source), by exact match."""
     graded = grade_each(runner, model, data, refusals, options=options, track=track)
-    return [one.row(model, name) for name, one in graded.items()]
+    return [graded_rows.row(model, name) for name, graded_rows in graded.items()]

@@ -22,9 +22,11 @@ def recorded_template(directories: Sequence[Path]) -> ChatTemplateOptions | None
 
     Raises ``BakeoutError`` where they differ.
     """
-    recorded = {path: recorded_options(one.get(CHAT_TEMPLATE)) for path, one in _manifests(directories).items()}
+    recorded = {
+        path: recorded_options(manifest.get(CHAT_TEMPLATE)) for path, manifest in _manifests(directories).items()
+    }
     options = list(recorded.values())
-    if differing := [path for path, one in recorded.items() if one.complete() != options[0].complete()]:
+    if differing := [path for path, chosen in recorded.items() if chosen.complete() != options[0].complete()]:
         raise BakeoutError(
             f"{next(iter(recorded))} and {differing[0]} render chats by different templates, so that no base model is "
             "asked what both are.",

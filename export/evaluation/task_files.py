@@ -72,8 +72,8 @@ def _nodes(node: Any, seen: set[int]) -> Iterator[Any]:
     yield node
     if isinstance(node.value, list):
         for child in node.value:
-            for one in child if isinstance(child, tuple) else (child,):
-                yield from _nodes(one, seen)
+            for part in child if isinstance(child, tuple) else (child,):
+                yield from _nodes(part, seen)
 
 
 def _values(root: Any, key: str) -> Iterator[Any]:
@@ -84,6 +84,6 @@ def _values(root: Any, key: str) -> Iterator[Any]:
 
 
 def _texts(node: Any) -> Iterator[str]:
-    for one in node.value if isinstance(node.value, list) else [node]:
-        if not isinstance(one, tuple) and isinstance(one.value, str):
-            yield one.value
+    for child in node.value if isinstance(node.value, list) else [node]:
+        if not isinstance(child, tuple) and isinstance(child.value, str):
+            yield child.value

@@ -90,19 +90,19 @@ def build(
             edited = write_edited(base, plan, options, directory, track)
         canary = canary_outcome(directory, plan, edited)
         after = measuring.run(directory, output.name, Refusals.of_artifacts([directory]), track)
-        base_rows = {name: one.row(BASE, name) for name, one in before.graded.items()}
+        base_rows = {name: graded_rows.row(BASE, name) for name, graded_rows in before.graded.items()}
         rows = [
             *base_rows.values(),
             *(
-                replace(one.row(output.name, name), score=one.beside(before.graded[name]))
-                for name, one in after.graded.items()
+                replace(graded_rows.row(output.name, name), score=graded_rows.beside(before.graded[name]))
+                for name, graded_rows in after.graded.items()
             ),
         ]
         tasks = (*before.tasks, *after.tasks)
         shutil.copyfile(recipe_file, directory / RECIPE)
         _write_card(directory, plan, options, rows, tasks, inputs.seen)
         figures = [stored_figure(before.graded[name], row) for name, row in base_rows.items()]
-        seen = {"seen_rows": [asdict(one) for one in inputs.seen]} if inputs.seen else {}
+        seen = {"seen_rows": [asdict(repetition) for repetition in inputs.seen]} if inputs.seen else {}
         write_record(directory, plan, options, edited, canary, {"base_figures": figures, **seen})
         _require_verified(directory, inputs, track)
     return Built(output, edited.receipts, tuple(rows), tasks)
@@ -165,7 +165,7 @@ def _write_card(
         quantized=options.quantize,
         tasks=tasks,
         runtimes=options.runtimes,
-        warnings=[str(one) for one in seen],
+        warnings=[str(repetition) for repetition in seen],
     )
     (directory / CARD).write_text(card, encoding="utf-8")
 

@@ -119,7 +119,12 @@ def _effect(kind: str, directory: Path, base: Runner, edited: Runner, refusals: 
     before = _answers(base, prompts, track, f"before: {kind}")
     after = _answers(edited, prompts, track, f"after: {kind}")
     refused = sum(refusals.is_refusal(answer_text(base.tokenizer, tokens)) for tokens in after)
-    return Effect(kind, len(prompts), refused, sum(one == other for one, other in zip(before, after, strict=True)))
+    return Effect(
+        kind,
+        len(prompts),
+        refused,
+        sum(answer == edited_answer for answer, edited_answer in zip(before, after, strict=True)),
+    )
 
 
 def _answers(runner: Runner, prompts: Sequence[Sequence[int]], track: Track, description: str) -> list[list[int]]:
@@ -129,6 +134,6 @@ def _answers(runner: Runner, prompts: Sequence[Sequence[int]], track: Track, des
 
 def _turns(base: Runner, edited: Runner, track: Track) -> Iterator[tuple[str, str, str]]:
     chats = [Chat(runner, _LENGTH) for runner in (base, edited)]
-    for said in track(CONVERSATION, "talking", len(CONVERSATION)):
-        before, after = ("".join(chat.answer(said)).strip() for chat in chats)
-        yield said, before, after
+    for question in track(CONVERSATION, "talking", len(CONVERSATION)):
+        before, after = ("".join(chat.answer(question)).strip() for chat in chats)
+        yield question, before, after

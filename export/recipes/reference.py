@@ -102,7 +102,7 @@ def _explanation(
 def _meaning(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """The field's own description, or that of the section that it is."""
     described = [field, *(schema["$defs"][section] for section in _sections(field))]
-    return next((str(one["description"]) for one in described if "description" in one), "")
+    return next((str(option["description"]) for option in described if "description" in option), "")
 
 
 def _sections(field: Mapping[str, Any]) -> list[str]:

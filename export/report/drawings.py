@@ -80,17 +80,18 @@ def neurons(adjust: Adjustment, identifier: str) -> Plot:
     """The neurons whose Gaussians lie farthest apart, in their pooled deviation (the paper's Figure 3)."""
     shifts = [
         (float(shift), layer, index)
-        for layer, one in enumerate(adjust.layers)
+        for layer, adjusted in enumerate(adjust.layers)
         for index, shift in enumerate(
-            np.abs(one.forget_mean - one.retain_mean) / np.sqrt((one.forget_deviation**2 + one.retain_deviation**2) / 2)
+            np.abs(adjusted.forget_mean - adjusted.retain_mean)
+            / np.sqrt((adjusted.forget_deviation**2 + adjusted.retain_deviation**2) / 2)
         )
     ]
     chosen = sorted(shifts, key=lambda entry: (-entry[0], entry[1:]))[:_NEURONS]
     rows = []
     for shift, layer, index in chosen:
-        one = adjust.layers[layer]
-        values = (one.forget_mean, one.forget_deviation, one.retain_mean, one.retain_deviation)
-        neuron = f"layer {one.layer}, neuron {one.neurons[index]}"
+        adjusted = adjust.layers[layer]
+        values = (adjusted.forget_mean, adjusted.forget_deviation, adjusted.retain_mean, adjusted.retain_deviation)
+        neuron = f"layer {adjusted.layer}, neuron {adjusted.neurons[index]}"
         rows.append((neuron, *(f"{value[index]:.4g}" for value in values), f"{shift:.2f}"))
     return Plot(
         "The most changed neurons",
@@ -148,8 +149,8 @@ def _frontier(figure: Frontier, identifier: str) -> Plot:
         Markup(plots.frontier(figure, identifier)),
         (figure.name, figure.skill, *others),
         tuple(
-            (f"{one.setting:g}", percent(one.forgotten), *(percent(one.others[name]) for name in others))
-            for one in sorted(figure.points, key=lambda point: point.setting)
+            (f"{entry.setting:g}", percent(entry.forgotten), *(percent(entry.others[name]) for name in others))
+            for entry in sorted(figure.points, key=lambda point: point.setting)
         ),
     )
 

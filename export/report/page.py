@@ -71,7 +71,7 @@ def report(directories: Sequence[Path], *, evaluations: Sequence[Path] = (), fig
     return template.render(
         artifacts=artifacts,
         models=list(dict.fromkeys(row.model for row in rows)),
-        called=_short_names([one.model for found in (rows, texts, tasks) for one in found]),
+        called=_short_names([entry.model for table in (rows, texts, tasks) for entry in table]),
         names=list(dict.fromkeys(row.data for row in rows)),
         found={(row.model, row.data): row for row in rows},
         forgotten={name for artifact in artifacts for name in artifact["forgotten"]},
@@ -101,8 +101,8 @@ def _artifact(directory: Path, number: int) -> dict[str, Any]:
         "forgotten": list(plan.forgets),
         "plots": [
             neurons(adjustment, f"a{number}n{index}")
-            for index, one in enumerate(plan.interventions)
-            if (adjustment := one.adjustment) is not None
+            for index, intervention in enumerate(plan.interventions)
+            if (adjustment := intervention.adjustment) is not None
         ],
     }
 

@@ -51,7 +51,7 @@ class Tuned:
             "recipe": str(self.recipe),
             "directory": str(self.directory),
             "filled": {str(index): dict(settings) for index, settings in self.filled.items()},
-            "trials": {str(index): [one.as_json() for one in trials] for index, trials in self.trials.items()},
+            "trials": {str(index): [trial.as_json() for trial in trials] for index, trials in self.trials.items()},
         }
 
 

@@ -100,22 +100,29 @@ def check_assumptions(
     reach = lengths or _lengths(model.config.max_position_embeddings, queries, conversation)
     checked = []
     earlier: list[Intervention] = []
-    for index, one in enumerate(plan.interventions):
+    for index, intervention in enumerate(plan.interventions):
         with Hooks(model, earlier):
             shapes = None
-            if one.adjustment is not None:
+            if intervention.adjustment is not None:
                 rows = {
                     kind: [record for name in records for record in records[name] if (name in names) == kind]
                     for kind in (True, False)
                 }
-                shapes = neuron_shapes(model, one, rows[True], rows[False], batch_size=_BATCH, track=track)
-            if not one.edits_weights:
+                shapes = neuron_shapes(model, intervention, rows[True], rows[False], batch_size=_BATCH, track=track)
+            if not intervention.edits_weights:
                 drift = conversation_drift(
-                    model, one, queries, conversation, forget=names, lengths=reach, batch_size=_BATCH, track=track
+                    model,
+                    intervention,
+                    queries,
+                    conversation,
+                    forget=names,
+                    lengths=reach,
+                    batch_size=_BATCH,
+                    track=track,
                 )
-                checked.append(Checked(index, one.kind, shapes, drift))
-        earlier.append(one)
-        apply_weight_edit(model, one)
+                checked.append(Checked(index, intervention.kind, shapes, drift))
+        earlier.append(intervention)
+        apply_weight_edit(model, intervention)
     return checked
 
 

@@ -32,7 +32,9 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
     run in a decode loop until it stops (``check_refusals``).
     """
     check = plan.check
-    place = next((index for index, one in enumerate(plan.interventions) if one.check is not None), None)
+    place = next(
+        (index for index, intervention in enumerate(plan.interventions) if intervention.check is not None), None
+    )
     if check is None or place is None:
         return True, ""
     if plan.canary.refused is None:

@@ -70,7 +70,7 @@ def check_formulas(
             adjustment = plan.interventions[receipt.intervention].adjustment
             if adjustment is not None:
                 before, after = (by_neuron(seen[name], plan) for name in _observed(receipt, plan))
-                layer = next(one for one in adjustment.layers if one.layer == receipt.layer)
+                layer = next(adjusted for adjusted in adjustment.layers if adjusted.layer == receipt.layer)
                 if fault := _fault_of_adjustment(adjustment.coin, layer, before, after, tolerance, tally):
                     return False, f"layer {layer.layer}: {fault}"
         for index, intervention in enumerate(plan.interventions):
@@ -137,7 +137,7 @@ def _fault_of_adjustment(
 
 def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> Floats:
     """The key vectors of one prompt's tokens, of all layers of intervention ``index``: float64 [tokens, ...]."""
-    own = sorted((one for one in receipts if one.intervention == index), key=lambda receipt: receipt.layer)
+    own = sorted((entry for entry in receipts if entry.intervention == index), key=lambda entry: entry.layer)
     keys = [by_neuron(seen[receipt.tensor], plan).astype(np.float64) for receipt in own]
     return np.concatenate(keys, axis=1)
 

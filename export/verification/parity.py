@@ -59,7 +59,7 @@ def check_parity(
     if base.digest != plan.model.digest:
         return False, _OTHER_BASE.format(base.directory)
     tolerance = _TOLERANCE[stored_precision(load_graph(graph_file))]
-    adjusts = any(one.ties_in_rounding for one in plan.interventions)
+    adjusts = any(intervention.ties_in_rounding for intervention in plan.interventions)
     ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
     equal, refused, differences = 0, 0, []
     for answer, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=_BATCH):
@@ -138,9 +138,9 @@ def check_quantised(
 def _near_boundary(plan: Plan) -> set[tuple[int, ...]]:
     """The canary's sequences that are within 5 % of a region's boundary."""
     rows = map(tuple, plan.canary.input_ids.tolist())
-    for one, margins in zip(plan.interventions, plan.canary.expected, strict=True):
-        if one.check is not None and plan.canary.refused is not None:
-            is_near = np.abs(one.check.nearness(margins) - 1) < _BOUNDARY
+    for intervention, margins in zip(plan.interventions, plan.canary.expected, strict=True):
+        if intervention.check is not None and plan.canary.refused is not None:
+            is_near = np.abs(intervention.check.nearness(margins) - 1) < _BOUNDARY
             return {row for row, near in zip(rows, is_near, strict=True) if near}
     return set()
 
@@ -190,5 +190,5 @@ class _Reference:
 
 def _agreed(answer: Sequence[int], expected: Sequence[int]) -> int:
     """How many tokens are alike before the first that is not."""
-    alike = [one == other for one, other in zip(answer, expected, strict=False)]
+    alike = [token == other for token, other in zip(answer, expected, strict=False)]
     return alike.index(False) if False in alike else len(alike)

@@ -129,9 +129,11 @@ def _require_checks(
 
 def _not_owed(plan: Plan, receipts: Sequence[Receipt]) -> str:
     """How the receipts differ from those that baking the plan gives; empty if they do not."""
-    given = Counter((one.intervention, one.kind, one.layer, one.count) for one in receipts)
+    given = Counter((receipt.intervention, receipt.kind, receipt.layer, receipt.count) for receipt in receipts)
     owed = Counter(
-        (index, one.kind, part.layer, part.count) for index, one in enumerate(plan.interventions) for part in one.parts
+        (index, intervention.kind, part.layer, part.count)
+        for index, intervention in enumerate(plan.interventions)
+        for part in intervention.parts
     )
     differing = sorted((given - owed) + (owed - given))
     if not differing:

@@ -13,7 +13,7 @@ OLDEST_OPSET = 18
 
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of ONNX's operators that a graph has; 0 where it has none."""
-    return next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+    return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
 
 
 def converted(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -43,7 +43,11 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         row = _with_completion(row)
     if any(form in row for form in FORMS):
         messages = row.get("messages")
-        return {**row, "messages": [_message(one, where) for one in messages]} if isinstance(messages, list) else row
+        return (
+            {**row, "messages": [_message(message, where) for message in messages]}
+            if isinstance(messages, list)
+            else row
+        )
     if "question" in row and "choices" in row:
         return _multiple_choice(row, where)
     if "question" in row:

@@ -73,8 +73,8 @@ def _require_shallow(content: Any) -> None:
     for _ in range(_DEEPEST):
         level = [
             value
-            for one in level
-            for value in (one.values() if isinstance(one, dict) else one)
+            for container in level
+            for value in (container.values() if isinstance(container, dict) else container)
             if isinstance(value, (dict, list))
         ]
         if not level:

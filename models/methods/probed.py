@@ -84,5 +84,5 @@ def _arrays(
     rows: Sequence[Sequence[int]],
     compute: Callable[[], list[Array]],
 ) -> list[Array]:
-    described = [{**one, "batch": fitting.batch_size} for one in asked]
+    described = [{**request, "batch": fitting.batch_size} for request in asked]
     return compute() if fitting.cache is None or not rows else fitting.cache.arrays(described, rows, compute)

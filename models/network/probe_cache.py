@@ -61,7 +61,7 @@ class ProbeCache:
 
         None without a directory, and behind a stochastic coin, which draws anew in each pass.
         """
-        if directory is None or any(one.is_stochastic for one in earlier):
+        if directory is None or any(intervention.is_stochastic for intervention in earlier):
             return None
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
         described = {
@@ -69,7 +69,7 @@ class ProbeCache:
             "weights": digest,
             "config": config,
             "attention": model.config._attn_implementation,
-            "earlier": [_digest_of(one) for one in earlier],
+            "earlier": [_digest_of(intervention) for intervention in earlier],
             "computed_in": computed_in(model),
             "threads": torch.get_num_threads(),
             "processor": torch.backends.cpu.get_cpu_capability(),
@@ -87,8 +87,8 @@ class ProbeCache:
         tokens = np.concatenate([np.asarray([len(row), *row], dtype=np.int64) for row in rows])
         of_rows = f"{self.model} {_digest(tokens.tobytes())}"
         paths = [
-            self.directory / f"{_digest(f'{of_rows} {json.dumps(one, sort_keys=True)}'.encode())}{_ENDING}"
-            for one in asked
+            self.directory / f"{_digest(f'{of_rows} {json.dumps(request, sort_keys=True)}'.encode())}{_ENDING}"
+            for request in asked
         ]
         kept = [_read(path) for path in paths]
         whole = [array for array in kept if array is not None]

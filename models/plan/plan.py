@@ -106,14 +106,14 @@ class Plan:
     @property
     def contradiction(self) -> str:
         """In what the plan contradicts itself, as no fit leaves it; empty for nothing."""
-        for one, expected in zip(self.interventions, self.canary.expected, strict=True):
-            if one.contradiction:
-                return f"{one.title}: {one.contradiction}"
-            if one.check is not None and self.canary.refused is not None:
-                if expected.shape[1] != len(one.check.alpha):
-                    return f"{one.title}: the canary is of another number of regions"
-                if tuple(one.check.is_inside(expected)) != self.canary.refused:
-                    return f"{one.title}: with these alphas other sequences of the canary are refused than it says"
+        for intervention, expected in zip(self.interventions, self.canary.expected, strict=True):
+            if intervention.contradiction:
+                return f"{intervention.title}: {intervention.contradiction}"
+            if intervention.check is not None and self.canary.refused is not None:
+                if expected.shape[1] != len(intervention.check.alpha):
+                    return f"{intervention.title}: the canary is of another number of regions"
+                if tuple(intervention.check.is_inside(expected)) != self.canary.refused:
+                    return f"{intervention.title}: with these alphas the canary's refusals are not those that it lists"
         unknown = set(self.forgets) - set(self.provenance.get("data", self.forgets))
         return f"it forgets {sorted(unknown)[0]}, and its provenance names no such data" if unknown else ""
 

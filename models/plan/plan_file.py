@@ -108,9 +108,11 @@ def _canary_entry(canary: Canary) -> dict[str, Any]:
 
 def _canary_outcome(entry: Mapping[str, Any]) -> dict[str, Any]:
     refused, uncovered = entry.get("refused"), entry.get("uncovered", [])
-    if refused is not None and not (isinstance(refused, list) and all(isinstance(one, bool) for one in refused)):
+    if refused is not None and not (
+        isinstance(refused, list) and all(isinstance(is_refused, bool) for is_refused in refused)
+    ):
         raise PlanError("The canary does not say which of its sequences are refused.")
-    if not isinstance(uncovered, list) or not all(type(one) is int for one in uncovered):
+    if not isinstance(uncovered, list) or not all(type(place) is int for place in uncovered):
         raise PlanError("The canary does not say which regions it leaves out.")
     return {"refused": None if refused is None else tuple(refused), "uncovered": tuple(uncovered)}
 

@@ -62,7 +62,7 @@ class Shapes:
 
     def as_json(self) -> dict[str, Any]:
         """A table, for a report."""
-        return {"neurons": [asdict(one) for one in self.neurons], "warnings": list(self.warnings)}
+        return {"neurons": [asdict(neuron) for neuron in self.neurons], "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True)
@@ -339,12 +339,12 @@ def _share_shifted(values: Floats, forget: tuple[float, float], retain: tuple[fl
 def _shape_warnings(shapes: Sequence[NeuronShape]) -> list[str]:
     total = len(shapes)
     warnings = []
-    if far := sum(max(one.forget_gap, one.retain_gap) > FAR_FROM_GAUSSIAN for one in shapes):
+    if far := sum(max(shape.forget_gap, shape.retain_gap) > FAR_FROM_GAUSSIAN for shape in shapes):
         warnings.append(f"{far} of {total} selected neurons are far from Gaussian (gap above {FAR_FROM_GAUSSIAN}).")
-    if alike := sum(one.overlap > MUCH_OVERLAP for one in shapes):
+    if alike := sum(shape.overlap > MUCH_OVERLAP for shape in shapes):
         warnings.append(
             f"{alike} of {total} selected neurons look much the same on both sets (overlap above {MUCH_OVERLAP})."
         )
-    if backwards := sum(one.shifted_retain >= one.shifted_forget for one in shapes):
+    if backwards := sum(shape.shifted_retain >= shape.shifted_forget for shape in shapes):
         warnings.append(f"{backwards} of {total} selected neurons are shifted on retain tokens as often as on forget.")
     return warnings

@@ -43,7 +43,7 @@ def synthesise_canary(
     carries the weight edits.
     """
     generator = np.random.default_rng(seed)
-    check = next((one.check for one in interventions if one.check is not None), None)
+    check = next((entry.check for entry in interventions if entry.check is not None), None)
     sequences: Integers = np.empty((0, 0), np.int64)
     uncovered: list[int] = []
     if check is not None:
@@ -128,7 +128,7 @@ def canary_values(
     seen = hooks.seen
     length = input_ids.shape[1]
     last = slice(length - 1, None, length)
-    coins = [(one.draws_at, place) for place, one in enumerate(interventions) if one.draws_at is not None]
+    coins = [(entry.draws_at, place) for place, entry in enumerate(interventions) if entry.draws_at is not None]
     expected = []
     for place, intervention in enumerate(interventions):
         values = intervention.canary_values(seen.get(place, last_layer)[last].cpu().numpy())

@@ -50,7 +50,7 @@ class Hooks:
         self.model = model
         self.interventions = tuple(interventions)
         self._layers = feed_forward_layers(model)
-        self._hooked = {index: one for index, one in enumerate(interventions) if not one.edits_weights}
+        self._hooked = {index: entry for index, entry in enumerate(interventions) if not entry.edits_weights}
         for intervention in self._hooked.values():
             _require_hook(intervention)
             intervention.require_fit(identity(model, ""))

@@ -59,7 +59,9 @@ class Reference:
         self._stored_as = stored_as
         self._in_force = ExitStack()
         self._check = plan.check
-        self._checks_at = [index for index, one in enumerate(plan.interventions) if one.check is not None]
+        self._checks_at = [
+            index for index, intervention in enumerate(plan.interventions) if intervention.check is not None
+        ]
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
 
     def __enter__(self) -> Reference:

@@ -66,7 +66,7 @@ def edited_weights(
 
     ``stored_as`` as of ``apply_weight_edit``. When it ends, every weight is what it was before, bit for bit.
     """
-    edits = [one for one in interventions if one.edits_weights]
+    edits = [intervention for intervention in interventions if intervention.edits_weights]
     for edit in edits:
         edit.require_fit(identity(model, ""))
     layers = feed_forward_layers(model)

@@ -57,7 +57,7 @@ class Choice(ReadingGrader):
         readings = read_responses(runner, flat, batch_size=batch_size, track=track, description=description)
         verdicts: list[Verdict | None] = []
         for group, right in zip(records, rights, strict=True):
-            likelihoods = [None if one is None else one.mean for one in readings[: len(group)]]
+            likelihoods = [None if reading is None else reading.mean for reading in readings[: len(group)]]
             readings = readings[len(group) :]
             known = [likelihood for likelihood in likelihoods if likelihood is not None]
             if len(known) < len(likelihoods):
@@ -75,7 +75,11 @@ def choices_of(row: Mapping[str, Any], expected: str | None, where: str) -> tupl
     Raises ``DataError``.
     """
     choices = row.get("choices")
-    if not isinstance(choices, list) or not choices or not all(isinstance(one, str) and one for one in choices):
+    if (
+        not isinstance(choices, list)
+        or not choices
+        or not all(isinstance(choice, str) and choice for choice in choices)
+    ):
         raise DataError(f"{where}: the row has no list of choices.", "Give each row `choices`, as texts.")
     if len(choices) > len(ascii_uppercase):
         raise DataError(f"{where}: {len(choices)} choices.", f"Give at most {len(ascii_uppercase)}.")

@@ -24,7 +24,7 @@ class Contains(AnswerGrader):
     def judge(self, answer: str, question: Question) -> Verdict:
         """Right where any accepted answer is in it, however its words are spaced."""
         text = _spaced(answer)
-        patterns = (rf"(?<!\w){re.escape(_spaced(one))}(?!\w)" for one in _accepted(question))
+        patterns = (rf"(?<!\w){re.escape(_spaced(accepted))}(?!\w)" for accepted in _accepted(question))
         return Verdict(any(re.search(pattern, text, self._flags) for pattern in patterns))
 
 
@@ -33,7 +33,11 @@ def _accepted(question: Question) -> list[str]:
     answers = question.row.get("answers")
     if answers is None:
         return [question.response]
-    if not isinstance(answers, list) or not answers or not all(isinstance(one, str) and one.strip() for one in answers):
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(answer, str) and answer.strip() for answer in answers)
+    ):
         raise DataError(f"{question.where}: answers is no list of texts.", "Correct or remove the row.")
     return answers
 

@@ -40,7 +40,7 @@ class Quantity:
         pairs = [(self.value, other.value)]
         if self.percent != other.percent:
             pairs.append((self.value / 100, other.value) if self.percent else (self.value, other.value / 100))
-        return any(math.isclose(one, two, rel_tol=1e-6, abs_tol=1e-9) for one, two in pairs)
+        return any(math.isclose(number, expected, rel_tol=1e-6, abs_tol=1e-9) for number, expected in pairs)
 
 
 class Number(AnswerGrader):

@@ -60,5 +60,5 @@ def graders_of(given: GradeLike | Mapping[str, GradeLike] | None, names: Sequenc
     if given is None:
         return {}
     if isinstance(given, Mapping) and not (set(given) <= set(GRADES) and not set(given) & set(names)):
-        return {name: grader_of(one, name) for name, one in given.items()}
+        return {name: grader_of(grade, name) for name, grade in given.items()}
     return {name: grader_of(given, name) for name in names}

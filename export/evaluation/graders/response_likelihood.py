@@ -35,4 +35,4 @@ class ResponseLikelihood(ReadingGrader):
         """Right where every token is the most probable one; the score is the log p per token."""
         records = [question.record for question in questions]
         readings = read_responses(runner, records, batch_size=batch_size, track=track, description=description)
-        return [None if one is None else Verdict(one.greedy, one.mean) for one in readings]
+        return [None if reading is None else Verdict(reading.greedy, reading.mean) for reading in readings]

@@ -181,6 +181,6 @@ def _chat_templates(settings: Mapping[str, Any], directory: Path) -> str | dict[
     if not templates:
         templates = settings.get("chat_template")
         if isinstance(templates, list):
-            return {str(one["name"]): str(one["template"]) for one in templates}
+            return {str(template["name"]): str(template["template"]) for template in templates}
         return None if templates is None else str(templates)
     return str(templates["default"]) if templates.keys() == {"default"} else templates

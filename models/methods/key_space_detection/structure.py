@@ -106,7 +106,9 @@ class Choice:
 
     def figures(self) -> StructureChoice:
         """The choice with its table, for an intervention's report."""
-        return StructureChoice(chosen=self.chosen.figures(), candidates=tuple(one.figures() for one in self.candidates))
+        return StructureChoice(
+            chosen=self.chosen.figures(), candidates=tuple(candidate.figures() for candidate in self.candidates)
+        )
 
 
 def layer_sets(layers: int) -> list[tuple[int, ...]]:
@@ -187,7 +189,7 @@ def choose_structure(
         promising = _promising(alike, sets)
         settings = itertools.product([shape], promising, counts, floors)
         candidates += alike + search.all(settings, track, f"comparing regions, {shape}")
-    unique = {one.structure: one for one in candidates}
+    unique = {candidate.structure: candidate for candidate in candidates}
     return Choice(choose(list(unique.values())), tuple(unique.values()))
 
 

@@ -111,7 +111,7 @@ def fit_reveal_and_release(
         "target": options.target,
         "utility": options.utility,
         "stopped": verdict,
-        "rounds": [dict(one.figures) for one in done],
+        "rounds": [dict(round_.figures) for round_ in done],
         "rounds_kept": len(kept),
         "instructions": _rewards(options.instructions, bandit),
         "ranks": sorted({update.left.shape[1] for update in updates}),

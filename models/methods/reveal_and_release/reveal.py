@@ -92,7 +92,7 @@ def reveal_forget_data(
                 score = scorer(question, answer)
                 if score >= options.minimum_score:
                     kept.append(Revealed(candidates[arm], question, answer, score, round(continuation.confidence, 6)))
-        seen.update(_normal(one.question) for one in kept)
+        seen.update(_normal(revealed_row.question) for revealed_row in kept)
         revealed += kept
         bandit.observe(arm, len(kept) / options.samples)
     return revealed

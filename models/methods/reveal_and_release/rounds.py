@@ -65,7 +65,7 @@ class Rounds:
     def parts(self, done: Sequence[Round]) -> list[tuple[float, Module]]:
         """The modules of finished rounds, each with the share that is added."""
         steps = -self._release.forget_step, self._release.retain_step
-        return [part for one in done for part in zip(steps, (one.forget, one.retain), strict=True)]
+        return [part for round_ in done for part in zip(steps, (round_.forget, round_.retain), strict=True)]
 
     def round(self, done: Sequence[Round], bandit: NeuralUCB) -> Round:
         """The round after those that are done."""
@@ -82,9 +82,9 @@ class Rounds:
                 f"{self._reveal.pulls} x {self._reveal.samples} samples.",
                 "Give other instructions or patterns, a lower `minimum_score`, or more `pulls` and `samples`.",
             )
-        forget, forget_loss = self._train("forget", number, texts, parts, [one.retain for one in done])
+        forget, forget_loss = self._train("forget", number, texts, parts, [round_.retain for round_ in done])
         parts.append((-self._release.forget_step, forget))
-        forgotten = [*(one.forget for one in done), forget]
+        forgotten = [*(round_.forget for round_ in done), forget]
         retain, retain_loss = self._train("retain", number, self._retain_texts, parts, forgotten)
         parts.append((self._release.retain_step, retain))
         with self._moved(parts):
@@ -125,7 +125,7 @@ class Rounds:
             )
         self._files.write_audit(number, audit_lines(revealed, self._reveal))
         agreed = reproduced(self._model, self._texts(self._revealed(number)))
-        lines = audit_lines([one for one, same in zip(revealed, agreed, strict=True) if same], self._reveal)
+        lines = audit_lines([entry for entry, same in zip(revealed, agreed, strict=True) if same], self._reveal)
         self._files.write_audit(number, lines)
 
     def _revealed(self, number: int) -> list[Record]:

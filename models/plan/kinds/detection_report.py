@@ -97,11 +97,11 @@ class StructureChoice(Figures):
     def regions(self) -> list[str]:
         """The best candidate of every shape in words, where several were tried."""
         best: dict[str, StructureFigures] = {}
-        for one in self.candidates:
-            shape = one.region or "cube"
-            if shape not in best or one.error < best[shape].error:
-                best[shape] = one
-        return [f"{shape}: {_told(one)}" for shape, one in best.items()] if len(best) > 1 else []
+        for candidate in self.candidates:
+            shape = candidate.region or "cube"
+            if shape not in best or candidate.error < best[shape].error:
+                best[shape] = candidate
+        return [f"{shape}: {_told(candidate)}" for shape, candidate in best.items()] if len(best) > 1 else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class Regions(ABC):
 
     def joined(self, others: Sequence[Self]) -> Self:
         """These regions, and then all ``others``."""
-        parts = [one.arrays() for one in (self, *others)]
+        parts = [regions.arrays() for regions in (self, *others)]
         return type(self)(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     # In key space
