@@ -11,9 +11,14 @@ from bakeout.models.errors import BakeoutError
 # Each is the name of a package as it is imported, and the extra that brings it.
 EXTRAS: Mapping[str, str] = MappingProxyType(
     {
+        "OpenSSL": "trust",
+        "cryptography": "trust",
+        "cyclonedx": "trust",
         "gguf": "gguf",
+        "jsonschema": "trust",
         "lm_eval": "harness",
         "matplotlib": "report",
+        "model_signing": "trust",
         "optimum": "fit",
         "optuna": "tune",
         "peft": "fit",

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from bakeout.export.artifacts.file_names import MANIFEST
+from bakeout.export.artifacts.file_names import MANIFEST, SIGNATURE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.reading import parse_json, read_regular
@@ -60,12 +60,12 @@ class _Entries(Figures):
 
 
 def file_digests(directory: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Every file below ``directory`` but the manifest: its name (with ``/``) to its ``sha256`` and ``size``.
+    """Every file below ``directory`` but manifest and signature: its name (with ``/``) to its ``sha256`` and ``size``.
 
     ``known``: the SHA-256 of files that were copied from where they were hashed, and need not be hashed again.
     """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    names = [name for name in names if name != MANIFEST]
+    names = [name for name in names if name not in (MANIFEST, SIGNATURE)]
     unknown = [name for name in names if name not in known]
     digests = {**known, **dict(zip(unknown, hash_files([directory / name for name in unknown]), strict=True))}
     return {name: {"sha256": digests[name], "size": (directory / name).stat().st_size} for name in names}

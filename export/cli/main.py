@@ -21,6 +21,7 @@ COMMANDS = (
     "assumptions",
     "attack",
     "bake",
+    "bom",
     "build",
     "chat",
     "demo",
@@ -29,6 +30,7 @@ COMMANDS = (
     "inspect",
     "recipe",
     "report",
+    "sign",
     "tune",
     "verify",
 )

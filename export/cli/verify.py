@@ -17,6 +17,9 @@ from bakeout.export.cli.placement import placement_options
 @click.command()
 @click.argument("directory", type=PATH)
 @click.option("--digest", help="SHA-256 of bakeout.json, from a source that you trust more than the directory.")
+@click.option(
+    "--signature", type=PATH, help="The public key, or root certificates, in PEM, that `model.sig` is checked with."
+)
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory.")
 @click.option("--data", type=PATH, multiple=True, help="JSONL of prompts to compare with the reference too.")
 @click.option("--checks", help="These checks alone, as in hashes,graph,canary: they are the verdict.")
@@ -27,6 +30,7 @@ def verify(
     context: click.Context,
     directory: Path,
     digest: str | None,
+    signature: Path | None,
     base: Path | None,
     data: tuple[Path, ...],
     checks: str | None,
@@ -35,7 +39,7 @@ def verify(
     device_map: str | None,
     machine: bool,
 ) -> None:
-    """Check an artifact: hashes of the files, graph (for a checkpoint: tensors), canary, parity.
+    """Check an artifact: hashes of the files, graph (for a checkpoint: tensors), canary, parity, and its signature.
 
     Parity compares with the PyTorch reference, and needs the base model's checkpoint, which runs in float32 on the CPU
     unless it is told to run elsewhere. A check that cannot run is not
@@ -50,6 +54,7 @@ def verify(
         done = verify(
             directory,
             digest=digest,
+            signature=signature,
             base=base,
             prompts=prompts,
             checks=asked,

@@ -180,6 +180,7 @@ def verify(
     base: Model | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     digest: str | None = None,
+    signature: PathLike | None = None,
     prompts: Sequence[Sequence[int]] = (),
     checks: Sequence[CheckName] | None = None,
     device: str | None = None,
@@ -190,9 +191,10 @@ def verify(
     """Check an artifact: its files, its graph or edited tensors, the plan's canary, parity with the PyTorch reference.
 
     ``base``: the base model, which parity needs: its checkpoint, or in memory. ``digest``: ``Artifact.digest`` as it
-    was when you trusted it. ``prompts``: token ids to compare on beside the canary's. ``checks``: these alone, out of
-    ``hashes``, ``graph`` (for a checkpoint: ``tensors``), ``canary`` and ``parity``. ``device``, ``dtype`` and
-    ``device_map``: where and how the base model runs, as in recipes; by default in float32 on the CPU.
+    was when you trusted it. ``signature``: a PEM file with the public key, or the root certificates, that the
+    artifact's signature is checked with. ``prompts``: token ids to compare on beside the canary's. ``checks``: these
+    alone, out of ``hashes``, ``graph`` (for a checkpoint: ``tensors``), ``canary`` and ``parity``. ``device``,
+    ``dtype`` and ``device_map``: where and how the base model runs, as in recipes; by default in float32 on the CPU.
 
     >>> verification = bakeout.verify("unlearned", base=checkpoint)
     >>> verification.ok
@@ -211,6 +213,7 @@ def verify(
         done = checks_of(
             directory,
             digest=digest,
+            signature=None if signature is None else Path(signature),
             base=source,
             prompts=prompts,
             checks=checks,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifacts.file_names import MANIFEST
+from bakeout.export.artifacts.file_names import MANIFEST, SIGNATURE
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.links import leads_to_blob
 from bakeout.models.progress import Track
@@ -27,7 +27,7 @@ def compare_files(directory: Path, files: Mapping[str, Any], track: Track) -> tu
     present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     problems: defaultdict[str, list[str]] = defaultdict(list)
     problems["missing"] = sorted(files.keys() - present)
-    problems["not in the manifest"] = sorted(present - files.keys() - {MANIFEST})
+    problems["not in the manifest"] = sorted(present - files.keys() - {MANIFEST, SIGNATURE})
     same_size: list[str] = []
     for name in sorted(files.keys() & present):
         is_same = (directory / name).stat().st_size == files[name]["size"]

@@ -45,6 +45,7 @@ def verify(
     directory: Path,
     *,
     digest: str | None = None,
+    signature: Path | None = None,
     base: str | Path | Checkpoint | None = None,
     prompts: Sequence[Sequence[int]] = (),
     checks: Sequence[CheckName] | None = None,
@@ -53,13 +54,16 @@ def verify(
 ) -> list[Check]:
     """Check an artifact: files, graph or edited tensors, canary, and parity with the reference of the model ``base``.
 
-    ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``prompts``: token ids to compare on
+    ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``signature``: a PEM file with the public
+    key, or the root certificates, that the artifact's signature is checked with. ``prompts``: token ids to compare on
     beside the canary's. ``checks``: these alone (``check_names`` by default): ``hashes`` of the files and of the
     manifest, ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``. ``placement``:
     where and how the model ``base`` runs. Raises ``BakeoutError`` where there is no artifact, for checks that it does
     not have, and where ``base`` is no checkpoint; what is wrong with an artifact is in the checks.
     """
     manifest = read_manifest(directory)
+    if signature is not None:
+        from bakeout.export.trust.signature import check_signature
     asked = check_names(directory) if checks is None else checks
     _require_checks(directory, asked, digest, base is not None, prompts)
     checkpoint = None if base is None else find_checkpoint(base)
@@ -71,6 +75,8 @@ def verify(
         # Other libraries would follow a link, and wait for a FIFO.
         detail = "; ".join(f"{name} is {what}" for name, what in irregular.items())
         return [Check("files", False, detail), *(_skipped(name) for name in asked if name != "hashes")]
+    if signature is not None:
+        done.append(Check("signature", *check_signature(directory, signature)))
     if "hashes" in asked:
         done += _digest_check(directory, digest)
         done.append(Check("files", *compare_files(directory, manifest["files"], track)))

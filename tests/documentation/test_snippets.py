@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +160,9 @@ def _run(command: Command) -> None:
         what = re.fullmatch(r"install \.(?:\[([\w,]+)\])?", " ".join(arguments))
         assert what
         assert set((what[1] or "fit").split(",")) <= project["optional-dependencies"].keys()
+    elif program == "python":
+        ran = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
     else:
         assert program.removeprefix(".venv/bin/") == "bakeout", program
         printed = _bakeout(arguments)

@@ -1,0 +1,39 @@
+"""`bakeout sign`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bakeout.export.cli.console import emit_json, progress, show
+from bakeout.export.cli.options import PATH, json_output
+
+
+@click.command()
+@click.argument("path", type=PATH)
+@click.option("--key", type=PATH, required=True, help="The private key: an elliptic curve's, in PEM.")
+@click.option("--certificate", type=PATH, help="The signing certificate of that key, in PEM.")
+@click.option("--chain", type=PATH, multiple=True, help="A certificate between that one and the root; repeatable.")
+@json_output
+def sign(path: Path, key: Path, certificate: Path | None, chain: tuple[Path, ...], machine: bool) -> None:
+    """Sign an artifact, or any file, through OpenSSF Model Signing (pip install "bakeout[trust]").
+
+    A directory's signature is its `model.sig`, that of a FILE is `FILE.sig`. `bakeout verify --signature` checks it, as
+    does `python -m model_signing verify` without Bakeout. The files of an artifact must be those of its manifest.
+    """
+    from bakeout.export.artifacts.file_names import MANIFEST
+    from bakeout.export.trust.signature import sign
+    from bakeout.export.verification.verify import verify
+    from bakeout.models.errors import BakeoutError
+
+    if (path / MANIFEST).is_file():
+        with progress() as track:
+            checks = verify(path, checks=["hashes"], track=track)
+        if wrong := [check for check in checks if not check.ok]:
+            raise BakeoutError(f"{path} is not what its manifest lists: {wrong[0].detail}.", "Copy or bake it again.")
+    signature = sign(path, key, certificate=certificate, chain=chain)
+    if machine:
+        emit_json({"signature": str(signature)})
+    else:
+        show(f"{signature}: keep it with what it signs")

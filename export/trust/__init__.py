@@ -1,0 +1,1 @@
+"""What others can check without Bakeout: signatures, bills of materials, records of what was asked to be erased."""

@@ -1,0 +1,117 @@
+"""Signatures by OpenSSF Model Signing: Sigstore bundles that ``model_signing verify`` reads without Bakeout.
+
+A directory's signature lies in it, as ``model.sig``, and covers every other file, ``bakeout.json`` among them; that of
+a file lies beside it. Keys are elliptic-curve keys in PEM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.artifacts.file_names import SIGNATURE
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import read_regular
+from bakeout.models.files.writing import replace_file, scratch_directory
+
+
+def signature_of(path: Path) -> Path:
+    """Where the signature of a directory or file lies."""
+    return path / SIGNATURE if path.is_dir() else path.with_name(f"{path.name}.sig")
+
+
+def sign(path: Path, key: Path, *, certificate: Path | None = None, chain: Sequence[Path] = ()) -> Path:
+    """Sign a directory or file with the private key ``key``, and give the signature's path; an older one is replaced.
+
+    ``certificate``: the signing certificate of that key, which the signature then carries, with the certificates in
+    ``chain`` between it and the root. Raises ``BakeoutError`` for files that are no such keys or certificates, and
+    ``ModuleNotFoundError`` without the extra ``trust``.
+    """
+    from model_signing import hashing, signing
+
+    if not path.exists():
+        raise BakeoutError(f"{path} is not there.", "Name an artifact's directory, or a file.")
+    if certificate is None and chain:
+        raise BakeoutError("`chain` is for a certificate.", "Give `certificate` too, or leave it out.")
+    for given in (key, *((certificate,) if certificate else ()), *chain):
+        _pem(given)
+    signature = signature_of(path)
+    config = signing.Config().set_hashing_config(_hashing(hashing, signature))
+    with scratch_directory() as scratch:
+        written = scratch / SIGNATURE
+        try:
+            if certificate is None:
+                config.use_elliptic_key_signer(private_key=key)
+            else:
+                # The library reads no empty chain.
+                config.use_certificate_signer(
+                    private_key=key, signing_certificate=certificate, certificate_chain=chain or [certificate]
+                )
+            config.sign(path, written)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BakeoutError(
+                f"{path} cannot be signed with {key}: {_reason(error)}.",
+                "Give an unencrypted private key of the curve P-256, P-384 or P-521 in PEM, and its own certificate.",
+            ) from None
+        replace_file(signature, written.read_bytes())
+    return signature
+
+
+def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
+    """Whether a directory or file is as it was when the holder of a key signed it, and what can be said of that.
+
+    ``trusted``: a PEM file with the public key, or with the root certificates of whoever may sign. Raises
+    ``BakeoutError`` where it is neither.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from model_signing import verifying
+
+    content = _pem(trusted)
+    by_certificate = b"BEGIN CERTIFICATE" in content
+    signature = signature_of(path)
+    if not signature.is_file():
+        return False, f"there is no {signature.name}"
+    config = verifying.Config()
+    try:
+        if by_certificate:
+            config.use_certificate_verifier(certificate_chain=[trusted])
+        else:
+            config.use_elliptic_key_verifier(public_key=trusted)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _no_key(trusted, _reason(error)) from None
+    try:
+        config.verify(path, signature)
+    except InvalidSignature:
+        return False, f"{signature.name} was made with another key than {trusted.name}"
+    # Whatever a signature that somebody wrote makes the library raise.
+    except Exception as error:  # noqa: BLE001
+        return False, f"{signature.name}: {_reason(error)}"
+    return (
+        True,
+        f"{signature.name} covers all files, signed by {'a certificate' if by_certificate else 'the key'} of "
+        + (trusted.name),
+    )
+
+
+def _hashing(hashing: Any, signature: Path) -> Any:
+    return hashing.Config().set_ignored_paths(paths=[signature])
+
+
+def _pem(path: Path) -> bytes:
+    """The content of a PEM file."""
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise BakeoutError(f"{path} cannot be read ({error.strerror}).", "Check the path.") from None
+    if b"-----BEGIN " not in content:
+        raise _no_key(path, "no PEM file")
+    return content
+
+
+def _no_key(path: Path, why: str) -> BakeoutError:
+    return BakeoutError(f"{path} is neither a key nor a certificate ({why}).", "Give a PEM file.")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,89 @@
+"""Bills of materials: valid CycloneDX, the same bytes for the same artifact, and everything that went into it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST, PLAN
+from bakeout.export.cli.main import main
+from bakeout.export.trust.bill_of_materials import bill_of_materials, bill_text
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan.plan_file import load_plan
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Path:
+    """An artifact of an earlier release."""
+    return Path(__file__).parents[2] / "fixtures" / "v0.1.0" / "artifacts" / "graph"
+
+
+def _written(artifact: Path, path: Path, *options: str) -> dict[str, Any]:
+    ran = CliRunner().invoke(main, ["bom", str(artifact), "-o", str(path), *options])
+    assert ran.exit_code == 0, ran.output
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_foreign_validator_accepts_it(artifact: Path, tmp_path: Path) -> None:
+    _written(artifact, tmp_path / "bom.json", "--license", "Apache-2.0", "--base-license", "Llama licence, its own")
+    text = (tmp_path / "bom.json").read_text(encoding="utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(text) is None
+
+
+def test_it_names_what_the_artifact_was_made_of(artifact: Path, tmp_path: Path) -> None:
+    content = _written(artifact, tmp_path / "bom.json", "--license", "MIT", "--base-license", "Apache-2.0")
+    plan = load_plan(artifact / PLAN)
+    model = content["metadata"]["component"]
+    assert model["hashes"] == [{"alg": "SHA-256", "content": hash_file(artifact / MANIFEST)}]
+    assert model["licenses"] == [{"expression": "MIT"}]
+    assert "sums" in model["name"]
+    assert "Key Space Detection" in model["description"]
+    by_reference = {one.get("bom-ref", one["name"]): one for one in content["components"]}
+    assert by_reference["base-model"]["hashes"][0]["content"] == plan.model.digest
+    assert by_reference["base-model"]["licenses"] == [{"expression": "Apache-2.0"}]
+    for name, uses in plan.provenance["data"].items():
+        for use, digest in uses.items():
+            assert by_reference[f"data:{name}:{use}"]["hashes"][0]["content"] == digest
+    listed = {one["name"] for one in content["components"] if one["type"] == "file"}
+    assert listed == {path.name for path in artifact.iterdir()} - {MANIFEST}
+
+
+def test_the_same_artifact_gives_the_same_bytes_wherever_it_lies(artifact: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(artifact, tmp_path / "elsewhere")
+    _written(artifact, tmp_path / "first.json")
+    _written(moved, tmp_path / "second.json")
+    assert (tmp_path / "first.json").read_bytes() == (tmp_path / "second.json").read_bytes()
+    other = bill_of_materials(artifact, license="MIT")["serialNumber"]
+    assert other != bill_of_materials(artifact)["serialNumber"]
+
+
+def test_figures_are_those_of_the_certificate(artifact: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(artifact, tmp_path / "artifact")
+    assert "has not measured" in json.dumps(bill_of_materials(copy))
+    figure = {"name": "accuracy", "slice": "sums", "value": 0.25, "interval": [0.125, 0.5]}
+    (copy / CERTIFICATE).write_text(json.dumps({"protocol": {"version": 1}, "figures": [figure]}))
+    content = bill_of_materials(copy)
+    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bill_text(content)) is None
+    assert content["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"] == [
+        {
+            "type": "accuracy",
+            "slice": "sums",
+            "value": "0.25",
+            "confidenceInterval": {"lowerBound": "0.125", "upperBound": "0.5"},
+        }
+    ]
+
+
+def test_what_is_not_valid_is_not_written(artifact: Path) -> None:
+    content = bill_of_materials(artifact)
+    with pytest.raises(BakeoutError, match="not valid CycloneDX"):
+        bill_text({**content, "components": [{"type": "no such type", "name": "x"}]})
