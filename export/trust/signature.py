@@ -36,6 +36,8 @@ def sign(path: Path, key: Path, *, certificate: Path | None = None, chain: Seque
         raise BakeoutError("`chain` is for a certificate.", "Give `certificate` too, or leave it out.")
     for given in (key, *((certificate,) if certificate else ()), *chain):
         _pem(given)
+    # The library takes relative paths to ignore as relative to the model.
+    path = path.resolve()
     signature = signature_of(path)
     config = signing.Config().set_hashing_config(_hashing(hashing, signature))
     with scratch_directory() as scratch:
@@ -67,6 +69,7 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
     from cryptography.exceptions import InvalidSignature
     from model_signing import verifying
 
+    path = path.resolve()
     content = _pem(trusted)
     by_certificate = b"BEGIN CERTIFICATE" in content
     signature = signature_of(path)

@@ -104,6 +104,17 @@ def test_model_signing_alone_verifies_what_a_key_signed(copy: Path, keys: Path) 
         assert (verified.returncode == 0) == (status == 0), verified.stdout + verified.stderr
 
 
+def test_paths_may_be_relative(copy: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    relative = Path(copy.name)
+    assert sign(relative, keys / "own.key") == copy / SIGNATURE
+    assert check_signature(relative, keys / "own.pub")[0]
+    verified = _model_signing(
+        "verify", "key", relative, "--signature", relative / SIGNATURE, "--public_key", keys / "own.pub"
+    )
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
 def test_model_signing_alone_verifies_what_a_certificate_signed(copy: Path, keys: Path) -> None:
     arguments = ["sign", str(copy), "--key", str(keys / "own.key"), "--certificate", str(keys / "own.crt")]
     signed = CliRunner().invoke(main, arguments)
