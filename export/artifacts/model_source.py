@@ -12,6 +12,7 @@ from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import CHECKPOINT_FILES, local_directory, resolve_checkpoint
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
+from bakeout.models.files.reading import open_regular
 from bakeout.models.files.writing import disk_errors
 
 Form = Literal["graph", "checkpoint", "adapter", "adapted checkpoint", "gguf", "weights file", "nothing"]
@@ -108,7 +109,7 @@ def require_unbaked(directory: Path) -> None:
 
 
 def _file_form(path: Path) -> Form:
-    with disk_errors(path), path.open("rb") as file:
+    with disk_errors(path), open_regular(path) as file:
         begins = file.read(len(_GGUF))
     if begins == _GGUF or path.suffix == ".gguf":
         return "gguf"

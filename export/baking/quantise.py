@@ -69,6 +69,14 @@ def quantise(graph: ir.Model, directory: Path) -> ir.Model:
             use_external_data_format=True,
             extra_options={"DefaultTensorType": int(ir.DataType.FLOAT)},
         )
+    except (OSError, MemoryError):
+        raise
+    # It infers shapes first, and neither has an error of its own.
+    except Exception as error:  # noqa: BLE001
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BakeoutError(
+            f"ONNX Runtime cannot quantise the graph ({reason}).", "Export the model again, or bake it in float32."
+        ) from None
     finally:
         logging.disable(before)
     quantised = load_graph(directory / GRAPH)

@@ -7,6 +7,7 @@ Constant's; they are few and small, and are read.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.opset import OLDEST_OPSET, converted
+from bakeout.models.files.reading import open_regular
 from bakeout.models.files.writing import write_file
 
 # What a loaded graph was converted from, in its ``meta``, and in the receipts of its edits.
@@ -59,7 +61,8 @@ def load_graph(path: Path) -> ir.Model:
     short, or outside the model's directory, and for attributes that the graph's own file cannot hold.
     """
     try:
-        model = ir.load(path)
+        with open_regular(path):
+            model = ir.load(path)
         if 0 < (opset := model.opset_imports.get("", 0)) < OLDEST_OPSET:
             model = _in_newer_opset(path, opset)
     except OSError as error:
@@ -223,7 +226,13 @@ def _require_data(model: ir.Model, path: Path) -> None:
         data = path.parent / location
         if not data.is_file():
             raise GraphError(f"{path}: its data file {location} is missing.", "Copy it beside the model.")
-        actual = data.stat().st_size
+        try:
+            with open_regular(data) as file:
+                actual = file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise GraphError(
+                f"{path}: its data file {location} cannot be read ({error.strerror}).", "Check its permissions."
+            ) from None
         if actual < size:
             raise GraphError(
                 f"{path}: its data file {location} is truncated ({actual} bytes of {size}).", "Copy it again."

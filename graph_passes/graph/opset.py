@@ -24,7 +24,8 @@ def converted(model: onnx.ModelProto) -> onnx.ModelProto:
         raise GraphError(f"The graph is of opset {opset} and has functions, which onnx does not convert.", remedy)
     try:
         newer = version_converter.convert_version(model, OLDEST_OPSET)
-    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
+    # The converter, shape inference and the checker raise errors that have nothing but Exception in common.
+    except Exception as error:  # noqa: BLE001
         reason = (str(error).strip().splitlines() or ["?"])[0]
         raise GraphError(f"The graph is of opset {opset}, which onnx cannot convert ({reason}).", remedy) from None
     # The converter keeps no reference to a data file.

@@ -16,7 +16,7 @@ from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.json_object import read_json
-from bakeout.models.files.reading import parse_json, read_regular, require_no_devices
+from bakeout.models.files.reading import open_regular, parse_json, read_regular, require_no_devices
 from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def weight_files(directory: Path) -> list[Path]:
         )
     for path in files:
         try:
-            with safe_open(path, framework="numpy"):
+            with open_regular(path), safe_open(path, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
             raise BakeoutError(

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from bakeout.models.data.tokenizers.token_lengths import LONGEST_TOKEN
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import open_regular
 
@@ -23,6 +24,7 @@ _MOST_DIMENSIONS = 4
 # Types of values by number, as struct writes them; strings and arrays are read apart.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class _Scanner:
         metadata: dict[str, Any] = {}
         for _ in range(values):
             key = self._text()
-            value = self._value(self._scalar("I"))
+            value = self._value(self._scalar("I"), key)
             if value is not None:
                 metadata[key] = value
         described: dict[str, GgufTensor] = {}
@@ -113,8 +115,8 @@ class _Scanner:
         shape = tuple(self._scalar("Q") for _ in range(dimensions))
         return GgufTensor(shape, self._scalar("I"), self._scalar("Q"))
 
-    def _value(self, kind: int) -> Any:
-        """A value of the metadata; None for an array, which is passed over."""
+    def _value(self, kind: int, key: str) -> Any:
+        """A value of the metadata, named ``key``; None for an array, which is passed over."""
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind])
         if kind == _STRING:
@@ -126,10 +128,17 @@ class _Scanner:
             self._skip(length * struct.calcsize(_SCALARS[inner]))
         elif inner == _STRING:
             for _ in range(length):
-                self._skip(self._scalar("Q"))
+                self._skip(self._length(key))
         else:
             raise _NotGgufError(f"an array of type {inner}")
         return None
+
+    def _length(self, key: str) -> int:
+        """The length of a text in the array ``key``, in bytes."""
+        length: int = self._scalar("Q")
+        if key == _TOKENS and length > LONGEST_TOKEN:
+            raise _NotGgufError(f"a token has {length} bytes, more than {LONGEST_TOKEN}")
+        return length
 
     def _text(self) -> str:
         try:

@@ -14,20 +14,29 @@ from bakeout.models.errors import BakeoutError
 
 # Far more than any file has that is meant to be read here.
 _DEEPEST, _LONGEST_NUMBER = 100, 300
+# What a repository that was cloned without Git LFS holds in place of large files begins so.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A regular file, or what links to one, opened for reading. Raises ``OSError`` for all else, and never waits."""
+    """A regular file, or what links to one, opened for reading. Raises ``OSError`` for all else, and never waits.
+
+    Raises ``BakeoutError`` for a pointer of Git LFS, which stands for a file that was not downloaded.
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "a directory" if stat.S_ISDIR(mode) else "not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    file = os.fdopen(descriptor, "rb")
+    if file.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER):
+        file.close()
+        raise BakeoutError(f"{path} is a Git LFS pointer, not the file itself.", "Run `git lfs pull` where it lies.")
+    return file
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a regular file. Raises ``OSError`` for all else."""
+    """The content of a regular file. Raises as ``open_regular``."""
     with open_regular(path) as file:
         return file.read()
 

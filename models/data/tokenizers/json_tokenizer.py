@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from bakeout.models.data.tokenizers.chat_template import render_chat
+from bakeout.models.data.tokenizers.token_lengths import require_short_tokens
 from bakeout.models.data.tokenizers.tokenization import Message
 from bakeout.models.data.tokenizers.tokenizer_files import TokenizerFiles, damaged_files, read_tokenizer_files
 from bakeout.models.errors import BakeoutError
@@ -40,6 +41,7 @@ class JsonTokenizer:
 
     def __init__(self, directory: Path) -> None:
         with damaged_files(directory):
+            require_short_tokens(directory)
             self._read(directory)
 
     def _read(self, directory: Path) -> None:

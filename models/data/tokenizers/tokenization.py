@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from bakeout.models.data.tokenizers.token_lengths import require_short_tokens
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import is_installed
 
@@ -63,10 +64,13 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
+        require_short_tokens(directory)
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         # Settings of odd types show when they are used.
         tokenizer.decode(tokenizer.encode("a"), skip_special_tokens=True)
         return tokenizer
+    except BakeoutError:
+        raise
     # The tokenizers library raises nothing narrower, and transformers whatever a file of odd types leads to.
     except Exception as error:  # noqa: BLE001
         raise BakeoutError(

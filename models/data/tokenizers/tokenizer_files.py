@@ -20,8 +20,6 @@ Special: TypeAlias = "AddedToken | str"
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE = "additional_special_tokens"
-# In characters.
-_LONGEST_TOKEN = 10_000
 _END_OF_TEXT = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
 _SENTENCE_PIECE = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 # The classes whose rules are known here, and what each sets where the configuration is silent. Those with
@@ -95,11 +93,6 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
         # As tokenizers were saved before transformers 4.34.
         _merge_special_tokens_map(settings, directory)
         added = _older_added_tokens(settings, directory)
-    if any(len(token.content) > _LONGEST_TOKEN for token in added.values()):
-        raise BakeoutError(
-            f"{directory}: an added token has more than {_LONGEST_TOKEN} characters, which takes minutes to look for.",
-            "Copy the tokenizer again.",
-        )
     known = {token.content: token for token in added.values()}
     extra = settings.get("extra_special_tokens")
     special = {name: settings[name] for name in _NAMES if settings.get(name)} | (

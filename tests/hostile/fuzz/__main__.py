@@ -59,7 +59,10 @@ def _try(chosen: list[Case], options: argparse.Namespace) -> int:
             if counts.total() % 500 == 0:
                 print(f"{counts.total()} of {len(chosen)}: {len(findings)} findings", file=sys.stderr, flush=True)
         if outcome.is_finding or (seed is None and outcome.detail != "ok"):
-            findings.setdefault(f"{name}: {outcome.kind}, {_where(outcome)}", []).append(outcome)
+            kind = f"{name}: {outcome.kind}, {_where(outcome)}"
+            if kind not in findings:
+                print(f"{kind} (--case {seed})", file=sys.stderr, flush=True)
+            findings.setdefault(kind, []).append(outcome)
     for name, outcomes in sorted(findings.items(), key=lambda item: -len(item[1])):
         print(f"{len(outcomes)} x {name} (--case {outcomes[0].case[1]})")
     if options.counts:
