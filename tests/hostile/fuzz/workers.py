@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import resource
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _MEMORY = 6 << 30
+# How much longer than it may compute a case may wait for anything but a processor, such as a disk that others use.
+_PATIENCE = 4
 # What no loader has a reason to do: events of ``sys.addaudithook``.
 _FORBIDDEN = (
     *("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn"),
@@ -43,8 +46,9 @@ def run_cases(
 ) -> Iterator[Outcome]:
     """``run(case)`` gives a kind and a detail; it runs in a process of its own that is forked from this one.
 
-    A case that takes longer than its ``seconds`` of the wall's clock hangs. What it waited for a processor, while
-    other programs had them all, does not count. Files may be written below ``writes_below`` alone.
+    A case hangs that computes for longer than its ``seconds``, or waits four times as long for anything else than a
+    processor: what other programs take of those, and of the disk, is no fault of it. Files may be written below
+    ``writes_below`` alone.
     """
     waiting = iter(cases)
     crew = [_Worker(run, writes_below) for _ in range(workers)]
@@ -58,7 +62,7 @@ def run_cases(
             case, outcome = worker.case, None
             if worker.results in ready:
                 outcome = worker.outcome()
-            elif worker.seconds() > seconds(case):
+            elif worker.hangs(seconds(case)):
                 outcome = Outcome(case, "hung", f"more than {seconds(case):g} seconds")
             if outcome is not None:
                 yield outcome
@@ -73,7 +77,7 @@ def run_cases(
 class _Worker:
     def __init__(self, run: Run, writes_below: Path) -> None:
         self.case: Any = None
-        self._begun = self._waited = 0.0
+        self._begun = _Clock(0, 0, 0)
         asked, ask = os.pipe()
         self.results, answer = os.pipe()
         self._ask = ask
@@ -88,21 +92,15 @@ class _Worker:
         os.close(answer)
 
     def start(self, case: Any) -> None:
-        self.case, self._begun, self._waited = case, time.monotonic(), self._wait()
+        self.case, self._begun = case, _clock(self._process)
         if case is not None:
             _send(self._ask, case)
 
-    def seconds(self) -> float:
-        """How long the case has run, or waited for anything but a processor."""
-        return time.monotonic() - self._begun - (self._wait() - self._waited)
-
-    def _wait(self) -> float:
-        """The seconds in which the process was ready to run, and no processor was free. Linux alone counts them."""
-        try:
-            fields = Path(f"/proc/{self._process}/schedstat").read_text().split()
-        except OSError:
-            return 0.0
-        return int(fields[1]) / 1e9
+    def hangs(self, seconds: float) -> bool:
+        """Whether the case has computed, or done nothing, for longer than it may."""
+        now = _clock(self._process)
+        computed, queued = now.computed - self._begun.computed, now.queued - self._begun.queued
+        return computed > seconds or now.wall - self._begun.wall - computed - queued > _PATIENCE * seconds
 
     def outcome(self) -> Outcome:
         answer = _receive(self.results)
@@ -116,6 +114,31 @@ class _Worker:
         os.waitpid(self._process, 0)
         os.close(self._ask)
         os.close(self.results)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Seconds: of the wall's clock, of a process's computing, and of its threads' waiting for a processor."""
+
+    wall: float
+    computed: float
+    queued: float
+
+
+def _clock(process: int) -> _Clock:
+    """The clock of a process. Linux alone counts what processes do; elsewhere all that passes is computing."""
+    wall = time.monotonic()
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+    except OSError:
+        return _Clock(wall, wall, 0.0)
+    queued = 0
+    for thread in threads:
+        # It may have ended by now.
+        with contextlib.suppress(OSError):
+            queued += int((thread / "schedstat").read_text().split()[1])
+    return _Clock(wall, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), queued / 1e9)
 
 
 def _serve(run: Run, asked: int, answer: int, writes_below: Path) -> None:
