@@ -3,13 +3,16 @@
     python examples/benchmarks/conversations.py MODEL --forget gsm8k.jsonl --retain mbpp.jsonl --retain general.jsonl \
         --stranger world_facts.jsonl --output runs/benchmarks/conversations
 
-Fits and bakes with everything automatic, or takes a finished ``--artifact``. The wordings of the forms are never those
-of fitting. Stops and resumes: the artifact and finished cells stay in the output directory.
+Fits and bakes with the defaults, or takes a finished ``--artifact`` that was baked with ``--monitor``. The wordings of
+the forms are never those of fitting. What is refused is read from the baked graph's own output ``refused``; nothing
+behind the check is computed for it. Some queries of each cell are decoded to their end by the whole graph as well.
+Stops and resumes: what was probed, the artifact and finished cells stay in the output directory.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,26 +20,44 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.baking.bake import bake
 from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe
-from bakeout.export.running.refusals import Refusals, answer_text, is_refused
+from bakeout.export.running.cache_entries import TYPES
+from bakeout.export.running.refusals import Refusals, answer_text
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.forms.kinds import MIXTURE, PLAIN, SYSTEM_PROMPTS, Kind, Plain
-from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, takes_system_messages, varied_records
+from bakeout.models.data.forms.turns import Turn
+from bakeout.models.data.padding import left_padded
+from bakeout.models.data.prompt_rows import (
+    PromptRow,
+    read_prompt_rows,
+    refused_turns,
+    takes_system_messages,
+    varied_records,
+)
 from bakeout.models.data.row_source import as_source
 from bakeout.models.data.rows import Record
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan.plan_file import save_plan
+from bakeout.models.progress import logged
 
 NEAR_MISSES = Path(__file__).parent / "near_misses.jsonl"
 # Rows of a data set that is fitted with; what is left is asked afterwards.
 PARTS = {"probe": 300, "selection": 200, "calibration": 250}
 # What strangers are asked in: plainly, in a conversation, and in frames.
 STRANGERS: tuple[Kind | Plain, ...] = (
-    *(PLAIN, "second_turn", "system_prompt", "few_shot", "story", "quotation", "translation", "role"),
+    *(PLAIN, "second_turn", "after_refusal", "system_prompt", "few_shot", "story", "quotation", "translation", "role"),
 )
-# Prompts in a run: what is refused leaves the graph early where all prompts of a run are.
+# Prompts in a run.
 BATCH = 8
 PATH = click.Path(exists=True, path_type=Path)
 
@@ -48,7 +69,8 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.option("--stranger", type=PATH, multiple=True, help="JSONL that the recipe does not name; repeatable.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Where everything is kept.")
 @click.option("--artifact", type=PATH, help="A finished artifact in place of one that is fitted and baked here.")
-@click.option("--options", default="{}", help="Options of Key Space Detection, as JSON, besides automatic ones.")
+@click.option("--options", default="{}", help="Options of Key Space Detection, as JSON, in place of defaults.")
+@click.option("--rows", default=750, show_default=True, help="Rows of a data set that are fitted with, at most.")
 @click.option("--queries", default=100, show_default=True, help="Queries of a cell.")
 @click.option("--decoded", default=20, show_default=True, help="Queries of a cell that are decoded to their end.")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime.")
@@ -60,28 +82,34 @@ def main(
     output: Path,
     artifact: Path | None,
     options: str,
+    rows: int,
     queries: int,
     decoded: int,
     threads: int | None,
 ) -> None:
     """Measure, and print the table."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     output.mkdir(parents=True, exist_ok=True)
-    data = {path.stem: _split(path, queries) for path in (forget, *retain)}
+    data = {path.stem: _split(path, queries, rows) for path in (forget, *retain)}
     tests = {name: parts["test"] for name, parts in data.items()}
     tests |= {path.stem: _shuffled(path)[:queries] for path in (*stranger, NEAR_MISSES)}
     if artifact is None:
         artifact = output / "artifact"
         if not artifact.exists():
             _fitted(model, forget.stem, data, json.loads(options), output, artifact)
-    runner = Runner(artifact, threads=threads)
+    runner, check = Runner(artifact, threads=threads), _Check(artifact, threads)
     cells = _Cells(output / "cells.json", {"plan": hash_file(artifact / "plan.safetensors"), "queries": queries})
     refusals = Refusals.of_artifacts([artifact])
-    for name, rows in tests.items():
-        asked = read_prompt_rows(as_source(rows, name), runner.tokenizer, runner.limits)
+    asked = {
+        name: read_prompt_rows(as_source(own, name), runner.tokenizer, runner.limits) for name, own in tests.items()
+    }
+    (refusal,) = refusals.texts
+    refused = refused_turns(asked[forget.stem], refusal)
+    for name, own in asked.items():
         kinds = tuple(MIXTURE) if name in data else STRANGERS
-        for kind, records in _asked(asked, kinds, runner):
+        for kind, records in _asked(own, kinds, runner, refused):
             if records and not cells.has(name, kind):
-                cells.save(name, kind, _measured(runner, records, refusals, decoded))
+                cells.save(name, kind, _measured(runner, check, records, refusals, decoded))
     print(cells.table(tests, forget.stem))
 
 
@@ -101,23 +129,24 @@ def _fitted(
         for use, path in files[name].items():
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in parts[use]]
             (output / path).write_text("".join(lines), encoding="utf-8")
-    entry = {"forget": forget, "layers": "auto", "cubes": "auto", "floor": "auto", "epsilon": "auto", **options}
+    entry = {"forget": forget, **options}
     recipe = {"model": str(model.resolve()), "data": files, "interventions": [{"key_space_detection": entry}]}
     written = output / "recipe.yaml"
     written.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items()), encoding="utf-8")
     began = time.perf_counter()
-    plan = fit(load_recipe(written))
+    plan = fit(load_recipe(written), logged, cache=output / "probed")
     print(f"fitted in {time.perf_counter() - began:.0f} s", flush=True)
     for _, text in plan.interventions[0].report.facts():
         print("  ", text)
-    bake(model, plan, artifact, canary=False)
+    save_plan(plan, output / "plan.safetensors")
+    bake(model, plan, artifact, BakeOptions(monitor=True), canary=False)
 
 
-def _split(path: Path, queries: int) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a file by use: first those to be asked, then as many for fitting as there are."""
+def _split(path: Path, queries: int, most: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a file by use: first those to be asked, then as many for fitting as there are, up to ``most``."""
     rows = _shuffled(path)
     parts, rest = {"test": rows[:queries]}, rows[queries:]
-    scale = min(1.0, len(rest) / sum(PARTS.values()))
+    scale = min(1.0, most / sum(PARTS.values()), len(rest) / sum(PARTS.values()))
     for use, count in PARTS.items():
         parts[use], rest = rest[: int(count * scale)], rest[int(count * scale) :]
     return parts
@@ -141,7 +170,7 @@ def _conversation(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _asked(
-    rows: Sequence[PromptRow], kinds: Sequence[Kind | Plain], runner: Runner
+    rows: Sequence[PromptRow], kinds: Sequence[Kind | Plain], runner: Runner, refused: Sequence[Turn]
 ) -> Iterator[tuple[Kind | Plain, list[Record]]]:
     """The rows in each kind of form."""
     with_system = takes_system_messages(runner.tokenizer)
@@ -149,27 +178,62 @@ def _asked(
         if kind == PLAIN:
             yield kind, [row.plain(runner.tokenizer) for row in rows]
         elif with_system or kind not in SYSTEM_PROMPTS:
-            varied = varied_records(rows, [kind], runner.tokenizer, seed=0, use="testing")
+            varied = varied_records(rows, [kind], runner.tokenizer, seed=0, use="testing", refused=refused)
             yield kind, [record for _, record in varied[kind]]
 
 
-def _measured(runner: Runner, records: Sequence[Record], refusals: Refusals, decoded: int) -> dict[str, int]:
+def _measured(
+    runner: Runner, check: _Check, records: Sequence[Record], refusals: Refusals, decoded: int
+) -> dict[str, int]:
     """How many are refused at the prefill; of those decoded, how many say the refusal, and how many do as announced."""
     prompts = [record.prompt_ids for record in records]
-    refused = {row: is_refused(logits[-1]) for row, logits in runner.each_logits(prompts, batch_size=BATCH)}
+    refused = check.refuses(prompts)
     said = as_announced = 0
     longest = refusals.longest(runner.tokenizer) + 2
     for row, answer in enumerate(runner.generate(prompts[:decoded], longest, batch_size=BATCH)):
         is_said = refusals.is_refusal(answer_text(runner.tokenizer, answer))
         said += is_said
-        as_announced += is_said == refused[row]
+        as_announced += is_said == bool(refused[row])
     return {
         "queries": len(prompts),
-        "refused": sum(refused.values()),
+        "refused": int(refused.sum()),
         "decoded": min(decoded, len(prompts)),
         "said": said,
         "as_announced": as_announced,
     }
+
+
+class _Check:
+    """A baked graph up to its output ``refused``: prefills that end with the check."""
+
+    def __init__(self, artifact: Path, threads: int | None) -> None:
+        path = find_graph(artifact)
+        model = ir.load(path)
+        outputs = [value for value in model.graph.outputs if value.name == "refused"]
+        if not outputs:
+            raise click.UsageError(f"{artifact} was baked without --monitor.")
+        model.graph.outputs[:] = outputs
+        RemoveUnusedNodesPass()(model)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads or 0
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        self._session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), settings)
+
+    def refuses(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+        """Whether each prompt is refused."""
+        refused = np.zeros(len(prompts), dtype=bool)
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            ids, mask = left_padded([prompts[row] for row in rows], 0)
+            given = {"input_ids": ids, "attention_mask": mask, "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)}
+            for value in self._session.get_inputs():
+                if value.name not in given:
+                    _, heads, _, size = value.shape
+                    given[value.name] = np.zeros((len(rows), heads, 0, size), TYPES[value.type])
+            taken = {value.name for value in self._session.get_inputs()}
+            (refused[rows],) = self._session.run(None, {name: given[name] for name in given if name in taken})
+        return refused
 
 
 class _Cells:

@@ -18,7 +18,14 @@ from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.forms.forms import WAYS_OF_RUNNING
 from bakeout.models.data.forms.kinds import KINDS, SYSTEM_PROMPTS, Kind
-from bakeout.models.data.prompt_rows import PromptRow, read_prompt_rows, takes_system_messages, varied_records
+from bakeout.models.data.forms.turns import Turn
+from bakeout.models.data.prompt_rows import (
+    PromptRow,
+    read_prompt_rows,
+    refused_turns,
+    takes_system_messages,
+    varied_records,
+)
 from bakeout.models.data.row_source import DataError
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
@@ -106,7 +113,8 @@ def attack(
         others = [record.prompt_ids for record in mixing]
         for name, path in files.items():
             asked = spread(read_prompt_rows(path, runner.tokenizer, runner.limits), prompts)
-            jobs = list(_jobs(asked, attacks, runner, others, seed))
+            refused = [turn for text in sorted(refusals.texts) for turn in refused_turns(asked, text)]
+            jobs = list(_jobs(asked, attacks, runner, others, seed, refused))
             for kind, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
                 _require_responses(given)
                 judge = AnswerJudge.of_exact(given, refusals, runner)
@@ -154,13 +162,18 @@ def _targets(
 
 
 def _jobs(
-    rows: Sequence[PromptRow], attacks: Sequence[str], runner: Runner, others: Sequence[Sequence[int]], seed: int
+    rows: Sequence[PromptRow],
+    attacks: Sequence[str],
+    runner: Runner,
+    others: Sequence[Sequence[int]],
+    seed: int,
+    refused: Sequence[Turn],
 ) -> Iterator[tuple[str, Feed, Sequence[Record]]]:
     """(attack, how its prompts are fed, the prompts)."""
     plain = [row.plain(runner.tokenizer) for row in rows]
     with_system = takes_system_messages(runner.tokenizer)
     kinds: list[Kind] = [kind for kind in KINDS if kind in attacks and (with_system or kind not in SYSTEM_PROMPTS)]
-    varied = varied_records(rows, kinds, runner.tokenizer, seed=seed, use="testing")
+    varied = varied_records(rows, kinds, runner.tokenizer, seed=seed, use="testing", refused=refused)
     ways: Mapping[str, Feed] = {
         "token_by_token": _in_pieces(1),
         "chunked": _in_pieces(CHUNK),

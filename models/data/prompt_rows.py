@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bakeout.models.data.forms.forms import Form, Query, mixture, variants
 from bakeout.models.data.forms.kinds import PLAIN, Kind, Plain, Use
+from bakeout.models.data.forms.turns import Turn
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import in_known_layout
 from bakeout.models.data.row_source import DataError, Source
@@ -108,13 +109,14 @@ def varied_records(
     *,
     seed: int,
     use: Use,
+    refused: Sequence[Turn] = (),
 ) -> dict[Kind, list[tuple[int, Record]]]:
     """Per kind, a form of each row that has any, encoded, with its row's index. Errors are ``forms.variants``'."""
     queries = [row.query for row in rows]
     return {
         kind: [
             (form.source, rows[form.source].record(form, tokenizer))
-            for form in variants(queries, kind, seed=seed, use=use, shots=queries)
+            for form in variants(queries, kind, seed=seed, use=use, shots=queries, refused=refused)
         ]
         for kind in kinds
     }
@@ -127,6 +129,7 @@ def drawn_records(
     *,
     seed: str,
     use: Use,
+    refused: Sequence[Turn] = (),
     limits: Limits = UNLIMITED,
 ) -> list[Record]:
     """Each row in one drawn form (``forms.mixture``), encoded; the record names the form's kind.
@@ -135,8 +138,9 @@ def drawn_records(
     context does not hold the form.
     """
     queries = [row.query for row in rows]
+    forms = mixture(queries, shares, seed=seed, use=use, shots=queries, refused=refused)
     drawn = []
-    for row, form in zip(rows, mixture(queries, shares, seed=seed, use=use, shots=queries), strict=True):
+    for row, form in zip(rows, forms, strict=True):
         plain = row.plain(tokenizer)
         record = plain if form.is_plain else row.record(form, tokenizer)
         is_plain = record.prompt_ids == plain.prompt_ids or not limits.hold(record.prompt_ids + record.response_ids)
@@ -157,6 +161,11 @@ def takes_system_messages(tokenizer: Tokenizer) -> bool:
     except DataError:
         return False
     return messages[0]["content"] in record.prompt
+
+
+def refused_turns(rows: Sequence[PromptRow], refusal: str) -> list[Turn]:
+    """The questions of conversations, each answered by ``refusal``: earlier turns of other conversations."""
+    return [(row.query.text, refusal) for row in rows if row.query.is_chat]
 
 
 def _question_place(messages: Sequence[Mapping[str, str]]) -> int | None:

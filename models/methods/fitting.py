@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.data.forms.kinds import CHAT_KINDS, Kind
+from bakeout.models.data.forms.turns import Turn
 from bakeout.models.data.prompt_rows import read_prompt_rows, varied_records
 from bakeout.models.data.rows import Record, Rows, Sources
 from bakeout.models.data.uses import Use
@@ -47,7 +48,9 @@ class Fitting:
         """The probe records of several names, one after the other."""
         return [record for name in names for record in self.rows[name]["probe"]]
 
-    def variants(self, name: str, use: Use, kinds: Sequence[Kind], *, seed: int) -> dict[Kind, list[Record]]:
+    def variants(
+        self, name: str, use: Use, kinds: Sequence[Kind], *, seed: int, refused: Sequence[Turn] = ()
+    ) -> dict[Kind, list[Record]]:
         """The records of a name in other forms, for widening: per kind, a variant of each row that has any.
 
         Raises ``DataError`` for rows that ask nothing, and ``BakeoutError`` for kinds that only conversations have
@@ -63,7 +66,7 @@ class Fitting:
                 f"`augment`: {chat_kinds[0]} is a form of conversations, and {name} has none.",
                 "Give rows with `messages`, or remove the kind.",
             )
-        varied = varied_records(rows, kinds, self.tokenizer, seed=seed, use="widening")
+        varied = varied_records(rows, kinds, self.tokenizer, seed=seed, use="widening", refused=refused)
         return {kind: [record for _, record in records] for kind, records in varied.items()}
 
     def track_of(self, names: Sequence[str]) -> Track:

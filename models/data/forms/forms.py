@@ -69,6 +69,7 @@ def variants(
     seed: int,
     use: Use = "testing",
     shots: Sequence[Query] = (),
+    refused: Sequence[Turn] = (),
 ) -> list[Form]:
     """One form of ``kind`` for each query that has any.
 
@@ -78,7 +79,8 @@ def variants(
     if it has any.
 
     Of conversations alone: ``system_prompt``, ``no_system_prompt``: another system message, and an empty one.
-    ``second_turn``, ``third_turn``: unrelated turns before the query. ``instruction``, ``thanks``, ``lead_in``: whole
+    ``second_turn``, ``third_turn``: unrelated turns before the query. ``after_refusal``: one of the turns ``refused``,
+    questions that a refusal answered, alone or beside another turn. ``instruction``, ``thanks``, ``lead_in``: whole
     phrases around it. ``story``, ``quotation``, ``translation``, ``role``: a scene that holds it.
 
     ``use``: what is drawn for testing shares no words, way of spacing or letter case with what is drawn for widening.
@@ -93,7 +95,7 @@ def variants(
             "Variants of the kind few_shot need two rows with a response.", "Add responses, or leave it out."
         )
     draw = random.Random(f"{kind}/{use}/{seed}")
-    drawn = (_form(source, query, kind, use, draw, answered) for source, query in enumerate(queries))
+    drawn = (_form(source, query, kind, use, draw, answered, refused) for source, query in enumerate(queries))
     return [form for form in drawn if form is not None]
 
 
@@ -104,6 +106,7 @@ def mixture(
     seed: str,
     use: Use,
     shots: Sequence[Query] = (),
+    refused: Sequence[Turn] = (),
 ) -> list[Form]:
     """Each query in one form, whose kind is drawn with relative ``shares``, independently of all others.
 
@@ -116,7 +119,9 @@ def mixture(
     forms = []
     for source, query in enumerate(queries):
         kind = draw.choices(kinds, weights)[0]
-        form = None if kind == PLAIN or not query.is_chat else _form(source, query, kind, use, draw, answered)
+        form = None
+        if kind != PLAIN and query.is_chat:
+            form = _form(source, query, kind, use, draw, answered, refused)
         forms.append(form or Form(PLAIN, source, query.text))
     return forms
 
@@ -126,7 +131,13 @@ def _answered(shots: Sequence[Query]) -> list[Turn]:
 
 
 def _form(
-    source: int, query: Query, kind: Kind, use: Use, draw: random.Random, answered: Sequence[Turn]
+    source: int,
+    query: Query,
+    kind: Kind,
+    use: Use,
+    draw: random.Random,
+    answered: Sequence[Turn],
+    refused: Sequence[Turn],
 ) -> Form | None:
     """The query in a form of ``kind``; None where it has none, or none that differs."""
     if kind in CHAT_KINDS and not query.is_chat:
@@ -139,6 +150,9 @@ def _form(
         case "second_turn" | "third_turn":
             turns = draw.sample(TURNS[use], 1 if kind == "second_turn" else 2)
             return Form(kind, source, query.text, turns=tuple(turns))
+        case "after_refusal":
+            earlier = _with_a_refusal(query, use, draw, refused)
+            return Form(kind, source, query.text, turns=earlier) if earlier else None
         case "suffix" | "prefix" | "instruction" | "thanks" | "lead_in":
             text: str | None = wrapped(query.text, kind, use, draw)
         case "whitespace" | "case" | "punctuation":
@@ -151,6 +165,15 @@ def _form(
             given = query.paraphrases if kind == "paraphrase" else query.translations
             text = draw.choice(given) if given else None
     return None if text is None or text == query.text else Form(kind, source, text)
+
+
+def _with_a_refusal(query: Query, use: Use, draw: random.Random, refused: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Earlier turns of which one or two were refused; none of them asks the query itself."""
+    others = [turn for turn in refused if turn[0] != query.text]
+    if not others:
+        return ()
+    first, second, unrelated = draw.choice(others), draw.choice(others), draw.choice(TURNS[use])
+    return draw.choice(((first,), (first,), (unrelated, first), (first, unrelated), (first, second)))
 
 
 def _few_shot(query: Query, use: Use, draw: random.Random, answered: Sequence[Turn]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 Use = Literal["widening", "testing"]
 
 SystemPrompt = Literal["system_prompt", "no_system_prompt"]
-Turns = Literal["second_turn", "third_turn"]
+Turns = Literal["second_turn", "third_turn", "after_refusal"]
 Wrapping = Literal["instruction", "thanks", "lead_in"]
 Scene = Literal["story", "quotation", "translation", "role"]
 # Of any prompt.
@@ -34,11 +34,12 @@ MIXTURE: Mapping[Kind | Plain, int] = {
     "no_system_prompt": 1,
     "second_turn": 2,
     "third_turn": 2,
+    "after_refusal": 2,
     "instruction": 1,
     "thanks": 1,
     "lead_in": 1,
-    "case": 2,
-    "whitespace": 1,
+    "case": 3,
+    "whitespace": 2,
     "punctuation": 1,
     "few_shot": 2,
     "story": 2,

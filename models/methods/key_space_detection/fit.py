@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bakeout.models.data.forms.kinds import Kind
 from bakeout.models.data.rows import Record
+from bakeout.models.data.uses import Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
@@ -30,7 +31,7 @@ from bakeout.models.methods.key_space_detection.queries import (
 )
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
-from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served
+from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served, earlier_refusals
 from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import feed_forward_layers, model_limits
@@ -61,7 +62,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         retain.append(EVERYDAY_QUESTIONS)
     widening: _Widening = {
         name: {
-            use: fitting.variants(name, use, options.variants, seed=options.seed)
+            use: _variants(fitting, options, name, use)
             for use in ("probe", "selection", "calibration")
             if use in fitting.rows[name]
         }
@@ -194,6 +195,13 @@ def _choice(
     )
 
 
+def _variants(
+    fitting: Fitting, options: KeySpaceDetectionOptions, name: str, use: Use
+) -> Mapping[Kind, Sequence[Record]]:
+    refused = earlier_refusals(options, fitting)[use] if "after_refusal" in options.variants else ()
+    return fitting.variants(name, use, options.variants, seed=options.seed, refused=refused)
+
+
 def _widened(fitting: Fitting, widening: _Widening, name: str, use: Literal["probe", "selection"]) -> list[Record]:
     """A name's records and their variants."""
     return [*fitting.rows[name][use], *(record for records in widening[name][use].values() for record in records)]
@@ -207,7 +215,7 @@ def _fitted_against(
     Where a part of the probe file is kept fresh, its queries have no variants.
     """
     is_whole = "selection" in fitting.rows[name]
-    varied = fitting.variants(name, "probe", options.variants, seed=options.seed) if is_whole else {}
+    varied = _variants(fitting, options, name, "probe") if is_whole else {}
     return [*queries.fitted, *(record for records in varied.values() for record in records)]
 
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 from bakeout.models.data.forms.everyday import EVERYDAY
 from bakeout.models.data.forms.forms import Query
 from bakeout.models.data.forms.kinds import SYSTEM_PROMPTS
+from bakeout.models.data.forms.turns import Turn
 from bakeout.models.data.prompt_rows import (
     PromptRow,
     drawn_records,
     has_conversations,
     read_prompt_rows,
+    refused_turns,
     takes_system_messages,
 )
 from bakeout.models.data.rows import Record
@@ -58,23 +60,56 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
         )
     limits = model_limits(fitting.model)
 
-    def drawn(rows: Sequence[PromptRow], seed: str) -> list[Record]:
+    asked = {
+        name: {use: read_prompt_rows(source, fitting.tokenizer, limits) for use, source in uses.items()}
+        for name, uses in conversations.items()
+    }
+    refused = earlier_refusals(options, fitting)
+    if not any(refused.values()):
+        mixture = {kind: share for kind, share in mixture.items() if kind != "after_refusal"}
+
+    def drawn(rows: Sequence[PromptRow], use: Use, seed: str) -> list[Record]:
         # Other draws for every file: the forms of fresh queries owe nothing to those that were fitted.
         return drawn_records(
-            rows, mixture, fitting.tokenizer, seed=f"{options.seed}/{seed}", use="widening", limits=limits
+            rows,
+            mixture,
+            fitting.tokenizer,
+            seed=f"{options.seed}/{seed}",
+            use="widening",
+            refused=refused[use],
+            limits=limits,
         )
 
     rows: dict[str, dict[Use, Sequence[Record]]] = {name: dict(uses) for name, uses in fitting.rows.items()}
-    for name, uses in conversations.items():
-        for use, source in uses.items():
-            rows[name][use] = drawn(read_prompt_rows(source, fitting.tokenizer, limits), f"{name}/{use}")
+    for name, uses in asked.items():
+        for use, own in uses.items():
+            rows[name][use] = drawn(own, use, f"{name}/{use}")
     if options.everyday:
         rows[EVERYDAY_QUESTIONS] = {
-            use: [record for number in range(_FORMS) for record in drawn(_asked(questions), f"everyday/{use}/{number}")]
+            use: [
+                record
+                for number in range(_FORMS)
+                for record in drawn(_asked(questions), use, f"everyday/{use}/{number}")
+            ]
             for use, questions in _EVERYDAY.items()
         }
     total = sum(mixture.values())
     return replace(fitting, rows=rows), {kind: share / total for kind, share in mixture.items()}
+
+
+def earlier_refusals(options: KeySpaceDetectionOptions, fitting: Fitting) -> dict[Use, list[Turn]]:
+    """For each use, what may stand before a query: questions of the skills that conversations ask, and the refusal.
+
+    Those of a use's own file, or of the probe file where there is none.
+    """
+    limits = model_limits(fitting.model)
+    turns: dict[Use, list[Turn]] = {use: [] for use in _USES}
+    for name in options.names(fitting.data)["forget"]:
+        uses = fitting.sources.get(name, {})
+        for use in _USES:
+            if source := uses.get(use, uses.get("probe")):
+                turns[use] += refused_turns(read_prompt_rows(source, fitting.tokenizer, limits), options.refusal)
+    return turns
 
 
 def _asked(questions: Sequence[str]) -> list[PromptRow]:
