@@ -79,8 +79,7 @@ def _recipe(bench: Bench, directory: Path, skill: str, augment: list[str]) -> Pa
             data[name][use] = f"data/{name}.{use}.jsonl"
             write_jsonl(examples(name, split, count), directory / data[name][use])
     _write_asked(skill, directory / "asked.jsonl")
-    automatic = dict.fromkeys(("layers", "cubes", "floor", "epsilon"), "auto")
-    entry = {"key_space_detection": {"forget": skill, **automatic, "augment": augment}}
+    entry = {"key_space_detection": {"forget": skill, "region": "cube", "augment": augment}}
     content = {"model": str(bench.checkpoint.resolve()), "data": data, "interventions": [entry]}
     path = directory / "recipe.yaml"
     path.write_text(json.dumps(content), encoding="utf-8")

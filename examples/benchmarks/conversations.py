@@ -70,6 +70,7 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Where everything is kept.")
 @click.option("--artifact", type=PATH, help="A finished artifact in place of one that is fitted and baked here.")
 @click.option("--options", default="{}", help="Options of Key Space Detection, as JSON, in place of defaults.")
+@click.option("--dtype", default="auto", show_default=True, help="The type in which the model is probed.")
 @click.option("--rows", default=750, show_default=True, help="Rows of a data set that are fitted with, at most.")
 @click.option("--queries", default=100, show_default=True, help="Queries of a cell.")
 @click.option("--decoded", default=20, show_default=True, help="Queries of a cell that are decoded to their end.")
@@ -82,21 +83,24 @@ def main(
     output: Path,
     artifact: Path | None,
     options: str,
+    dtype: str,
     rows: int,
     queries: int,
     decoded: int,
     threads: int | None,
 ) -> None:
     """Measure, and print the table."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("bakeout").setLevel(logging.INFO)
     output.mkdir(parents=True, exist_ok=True)
     data = {path.stem: _split(path, queries, rows) for path in (forget, *retain)}
-    tests = {name: parts["test"] for name, parts in data.items()}
+    tests = {forget.stem: data[forget.stem]["test"]}
     tests |= {path.stem: _shuffled(path)[:queries] for path in (*stranger, NEAR_MISSES)}
+    tests |= {path.stem: data[path.stem]["test"] for path in retain}
     if artifact is None:
         artifact = output / "artifact"
         if not artifact.exists():
-            _fitted(model, forget.stem, data, json.loads(options), output, artifact)
+            _fitted(model, forget.stem, data, json.loads(options), dtype, output, artifact)
     runner, check = Runner(artifact, threads=threads), _Check(artifact, threads)
     cells = _Cells(output / "cells.json", {"plan": hash_file(artifact / "plan.safetensors"), "queries": queries})
     refusals = Refusals.of_artifacts([artifact])
@@ -105,11 +109,21 @@ def main(
     }
     (refusal,) = refusals.texts
     refused = refused_turns(asked[forget.stem], refusal)
-    for name, own in asked.items():
-        kinds = tuple(MIXTURE) if name in data else STRANGERS
-        for kind, records in _asked(own, kinds, runner, refused):
-            if records and not cells.has(name, kind):
-                cells.save(name, kind, _measured(runner, check, records, refusals, decoded))
+    each = [
+        (name, kind, [record.prompt_ids for record in records])
+        for name, own in asked.items()
+        for kind, records in _asked(own, tuple(MIXTURE) if name in data else STRANGERS, runner, refused)
+        if records
+    ]
+    for name, kind, prompts in each:
+        if "refused" not in cells.get(name, kind):
+            cells.save(name, kind, _announced(check, prompts))
+    # Decoding takes as long again: the table is there before.
+    print(cells.table(tests, forget.stem), flush=True)
+    for name, kind, prompts in each:
+        cell = cells.get(name, kind)
+        if "decoded" not in cell:
+            cells.save(name, kind, _decoded(runner, prompts[:decoded], cell["refused"], refusals))
     print(cells.table(tests, forget.stem))
 
 
@@ -118,6 +132,7 @@ def _fitted(
     forget: str,
     data: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
     options: Mapping[str, Any],
+    dtype: str,
     output: Path,
     artifact: Path,
 ) -> None:
@@ -130,7 +145,12 @@ def _fitted(
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in parts[use]]
             (output / path).write_text("".join(lines), encoding="utf-8")
     entry = {"forget": forget, **options}
-    recipe = {"model": str(model.resolve()), "data": files, "interventions": [{"key_space_detection": entry}]}
+    recipe = {
+        "model": str(model.resolve()),
+        "dtype": dtype,
+        "data": files,
+        "interventions": [{"key_space_detection": entry}],
+    }
     written = output / "recipe.yaml"
     written.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items()), encoding="utf-8")
     began = time.perf_counter()
@@ -182,25 +202,22 @@ def _asked(
             yield kind, [record for _, record in varied[kind]]
 
 
-def _measured(
-    runner: Runner, check: _Check, records: Sequence[Record], refusals: Refusals, decoded: int
+def _announced(check: _Check, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Which queries are refused at the prefill."""
+    return {"queries": len(prompts), "refused": np.flatnonzero(check.refuses(prompts)).tolist()}
+
+
+def _decoded(
+    runner: Runner, prompts: Sequence[Sequence[int]], announced: Sequence[int], refusals: Refusals
 ) -> dict[str, int]:
-    """How many are refused at the prefill; of those decoded, how many say the refusal, and how many do as announced."""
-    prompts = [record.prompt_ids for record in records]
-    refused = check.refuses(prompts)
+    """How many of the queries, decoded to their end, say the refusal, and how many do as announced."""
     said = as_announced = 0
     longest = refusals.longest(runner.tokenizer) + 2
-    for row, answer in enumerate(runner.generate(prompts[:decoded], longest, batch_size=BATCH)):
+    for row, answer in enumerate(runner.generate(prompts, longest, batch_size=BATCH)):
         is_said = refusals.is_refusal(answer_text(runner.tokenizer, answer))
         said += is_said
-        as_announced += is_said == bool(refused[row])
-    return {
-        "queries": len(prompts),
-        "refused": int(refused.sum()),
-        "decoded": min(decoded, len(prompts)),
-        "said": said,
-        "as_announced": as_announced,
-    }
+        as_announced += is_said == (row in announced)
+    return {"decoded": len(prompts), "said": said, "as_announced": as_announced}
 
 
 class _Check:
@@ -243,16 +260,18 @@ class _Cells:
         self._path = path
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self._setting = dict(setting)
-        self._cells: dict[str, dict[str, dict[str, int]]] = kept["cells"] if kept.get("setting") == setting else {}
+        self._cells: dict[str, dict[str, dict[str, Any]]] = kept["cells"] if kept.get("setting") == setting else {}
 
-    def has(self, name: str, kind: str) -> bool:
-        return kind in self._cells.get(name, {})
+    def get(self, name: str, kind: str) -> dict[str, Any]:
+        """What is known of a cell so far."""
+        return self._cells.get(name, {}).get(kind, {})
 
-    def save(self, name: str, kind: str, cell: dict[str, int]) -> None:
-        self._cells.setdefault(name, {})[kind] = cell
-        content = json.dumps({"setting": self._setting, "cells": self._cells}, indent=1)
+    def save(self, name: str, kind: str, figures: Mapping[str, Any]) -> None:
+        """Add figures to a cell."""
+        self._cells.setdefault(name, {}).setdefault(kind, {}).update(figures)
+        content = json.dumps({"setting": self._setting, "cells": self._cells})
         self._path.write_text(content + "\n", encoding="utf-8")
-        print(f"{name}, {kind}: {cell}", flush=True)
+        print(f"{name}, {kind}: {figures}", flush=True)
 
     def table(self, names: Mapping[str, object], forget: str) -> str:
         """A row for each form: the share that is refused, of each name."""
@@ -260,13 +279,14 @@ class _Cells:
         lines = [f"| asked | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
         for kind in MIXTURE:
             cells = [self._cells.get(name, {}).get(kind) for name in names]
-            shares = ["" if cell is None else f"{cell['refused']} of {cell['queries']}" for cell in cells]
+            shares = ["" if cell is None else f"{len(cell['refused'])} of {cell['queries']}" for cell in cells]
             lines.append(f"| {kind} | {' | '.join(shares)} |")
         each = [list(self._cells.get(name, {}).values()) for name in names]
         shares = [
-            f"{sum(cell['refused'] for cell in own) / max(1, sum(cell['queries'] for cell in own)):.1%}" for own in each
+            f"{sum(len(cell['refused']) for cell in own) / max(1, sum(cell['queries'] for cell in own)):.1%}"
+            for own in each
         ]
-        decoded = [cell for own in each for cell in own]
+        decoded = [cell for own in each for cell in own if "decoded" in cell]
         ended = sum(cell["as_announced"] for cell in decoded), sum(cell["decoded"] for cell in decoded)
         lines.append(f"| all | {' | '.join(shares)} |")
         return "\n".join([*lines, "", f"{ended[0]} of {ended[1]} decoded answers are what the prefill announced."])

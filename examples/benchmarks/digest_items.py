@@ -72,7 +72,7 @@ _METHODS = {
         "neuron_adjust: {forget: [math, code], selection: standardised, coin: expected}",
         export="{inline: true, runtimes: [reference, openvino]}",
     ),
-    "key_space_detection": _small(_whole(*_FEW), "key_space_detection: {forget: math, epsilon: 0.1}"),
+    "key_space_detection": _small(_whole(*_FEW), "key_space_detection: {forget: math, layers: last, epsilon: 0.1}"),
     "key_space_detection_auto": _small(
         _whole(*_FEW),
         "key_space_detection: {forget: [math, code], layers: auto, cubes: auto, floor: auto, epsilon: auto, "

@@ -151,8 +151,8 @@ def _require_queries(options: KeySpaceDetectionOptions, fitting: Fitting, forget
         rows = fitting.rows[name]
         if options.is_chosen and "selection" not in rows:
             raise BakeoutError(
-                f"Key Space Detection: {name} has no queries to choose layers, cubes, floor or epsilon by.",
-                f"Give {name} a `selection:` file, or one file for everything, or set them all.",
+                f"Key Space Detection: {name} has no queries to choose region, layers, cubes, floor or epsilon by.",
+                f"Give {name} a `selection:` file, or one file for everything, or name them: `paper: true` does.",
             )
         if options.alpha != "auto":
             continue

@@ -18,6 +18,9 @@ STRUCTURE = ("region", "layers", "cubes", "floor", "epsilon")
 # The paper's own settings, which `paper: true` stands for.
 PAPER: dict[str, Any] = {"region": "cube", "layers": "last", "cubes": 1, "positions": "query", "augment": []}
 
+# What is not chosen where a recipe names the layers or alpha.
+BY_HAND: dict[str, Any] = {"region": "cube", "layers": "last", "cubes": 1, "floor": 0.1, "epsilon": 0.005}
+
 Region = Literal["cube", "linear", "ellipsoid", "rotated_cube"]
 
 
@@ -55,7 +58,10 @@ class Structure:
 
 
 class KeySpaceDetectionOptions(MethodOptions):
-    """The options of Key Space Detection (arXiv 2503.21730, section 3.2)."""
+    """The options of Key Space Detection (arXiv 2503.21730, section 3.2).
+
+    What is left open of ``STRUCTURE`` is chosen, unless ``layers`` or ``alpha`` is named: then it is ``BY_HAND``.
+    """
 
     probed: ClassVar[tuple[str, ...]] = ("forget",)
     by_question: ClassVar[bool] = True
@@ -65,24 +71,25 @@ class KeySpaceDetectionOptions(MethodOptions):
         default=None, description="Names of the data on which false refusals are counted; by default all others."
     )
     region: Literal["auto"] | Region = Field(
-        default="cube",
+        default="auto",
         description="The shape of the regions in which a query is refused. `cube`: within alpha deviations of the mean "
         "in every dimension (the paper). `linear`: on the skill's side of a linear discriminant (shrunk, of "
         "standardised keys) against the probe queries of all retained data; it refuses what looks unlike those, "
         "strangers perhaps included. `ellipsoid`: near the mean by the skill's shrunk covariance, with up to 64 "
         "directions of its own. `rotated_cube`: within alpha deviations of the mean along these directions. All but "
         "`cube` are our reading of the paper's open question. `auto` is chosen with the layers; where a cube does "
-        "as well as the best, it is taken.",
+        "as well as the best, it is taken. By default `auto`, but `cube` (the paper) where layers or alpha are named.",
     )
     layers: Literal["auto", "last"] | Layers = Field(
-        default="last",
+        default="auto",
         description="The layers whose key vectors are checked, jointly: `last` (the paper), a list counted from 0, or "
-        "`auto`: the shallowest that separate as well as the best, chosen on the selection queries.",
+        "`auto`: the shallowest that separate as well as the best, chosen on the selection queries. By default `auto`, "
+        "but `last` where alpha is named.",
     )
     cubes: Literal["auto"] | PositiveInt = Field(
-        default=1,
+        default="auto",
         description="Cubes, or other regions, of each skill: one for each cluster of its queries (the paper: 1). "
-        "`auto` is chosen with the layers.",
+        "`auto` is chosen with the layers. By default `auto`, but 1 where layers or alpha are named.",
     )
     alpha: Literal["auto"] | float | TimesLargest = Field(
         default="auto",
@@ -92,9 +99,10 @@ class KeySpaceDetectionOptions(MethodOptions):
         "probe queries (the authors).",
     )
     epsilon: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.005,
+        default="auto",
         description="The share of the skill's queries that may get through. `auto` is chosen with the layers, among "
-        "shares for which there are enough calibration queries.",
+        "shares for which there are enough calibration queries. By default `auto`, but 0.005 where layers or alpha are "
+        "named.",
     )
     positions: Positions = Field(
         default="query",
@@ -106,9 +114,9 @@ class KeySpaceDetectionOptions(MethodOptions):
         default="Your query is not valid.", min_length=1, description="The answer that the model gives instead."
     )
     floor: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
-        default=0.1,
+        default="auto",
         description="Lowest deviation of a cube, as a share of the whole skill's in that dimension; other regions have "
-        "none. `auto` is chosen with the layers.",
+        "none. `auto` is chosen with the layers. By default `auto`, but 0.1 where layers or alpha are named.",
     )
     augment: Literal["auto"] | Mixture | list[Kind] = Field(
         default="auto",
@@ -146,13 +154,16 @@ class KeySpaceDetectionOptions(MethodOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _the_papers(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("paper") is not True:
+    def _with_what_goes_together(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
             return given
-        for name, value in PAPER.items():
-            if given.get(name, value) != value:
-                raise ValueError(f"`paper: true` stands for `{name}: {value}`, and `{name}` is {given[name]!r}")
-        return PAPER | given
+        if given.get("paper") is True:
+            for name, value in PAPER.items():
+                if given.get(name, value) != value:
+                    raise ValueError(f"`paper: true` stands for `{name}: {value}`, and `{name}` is {given[name]!r}")
+            given = PAPER | given
+        is_named = any(given.get(name, "auto") != "auto" for name in ("layers", "alpha"))
+        return BY_HAND | given if is_named else given
 
     @field_validator("alpha")
     @classmethod

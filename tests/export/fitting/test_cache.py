@@ -23,7 +23,7 @@ from bakeout.models.plan.plan_file import plan_bytes
 
 from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, write_recipe
 
-_CHOSEN = {"key_space_detection": {"forget": "sums", "layers": "auto", "cubes": "auto", "epsilon": 0.1}}
+_CHOSEN = {"key_space_detection": {"forget": "sums", "region": "cube", "floor": 0.1, "epsilon": 0.1}}
 _PRUNING = {"selective_pruning": {"forget": "sums", "ratio": 0.01}}
 
 

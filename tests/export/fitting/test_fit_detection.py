@@ -24,7 +24,7 @@ from bakeout.models.reference.hooks import Hooks
 from tests.fitted_regions import cubes_of
 from tests.recipe_files import rows, write_recipe, write_rows
 
-CHOSEN = {"layers": "auto", "cubes": "auto", "floor": "auto"}
+CHOSEN = {"region": "cube"}
 
 
 def _fitted(directory: Path, checkpoint: Path, options: dict[str, Any], **sections: Any) -> KeySpaceDetection:
@@ -44,6 +44,8 @@ def test_layers_cubes_and_floor_are_chosen_and_the_choice_is_told(llama_checkpoi
     choice = detection.report.as_json()["choice"]
     assert detection.layers == tuple(choice["chosen"]["layers"])
     assert {tuple(one["layers"]) for one in choice["candidates"]} >= {(0,), (1,), (2,), (3,), (0, 1)}
+    assert {one["cubes"] for one in choice["candidates"]} == {1}
+    assert {one["floor"] for one in choice["candidates"]} == {0.1, 0.3, 1.0}
     assert choice["chosen"]["error"] <= min(one["error"] for one in choice["candidates"]) + 5
     assert detection.report.as_json()["floor"] == choice["chosen"]["floor"]
     # The guarantee and what it rests on, and the bound on false refusals.
@@ -113,8 +115,8 @@ def test_without_queries_to_choose_by_there_is_no_choice(llama_checkpoint: Path,
 
 
 def test_variants_are_probed_and_held_with_the_queries_themselves(llama_checkpoint: Path, tmp_path: Path) -> None:
-    plain = _fitted(tmp_path / "plain", llama_checkpoint, {})
-    widened = _fitted(tmp_path / "widened", llama_checkpoint, {"augment": ["suffix", "prefix"]})
+    plain = _fitted(tmp_path / "plain", llama_checkpoint, {"layers": [2]})
+    widened = _fitted(tmp_path / "widened", llama_checkpoint, {"layers": [2], "augment": ["suffix", "prefix"]})
     report = widened.report.as_json()["skills"]["sums"]
     assert report["probe_queries"] == 3 * plain.report.as_json()["skills"]["sums"]["probe_queries"]
     assert report["variants"].keys() == {"suffix", "prefix"}

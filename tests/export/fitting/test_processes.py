@@ -12,7 +12,7 @@ import pytest
 
 from tests.recipe_files import NEURON_ADJUST, write_recipe
 
-_CHOSEN = {"key_space_detection": {"forget": "sums", "layers": "auto", "cubes": "auto", "epsilon": 0.1}}
+_CHOSEN = {"key_space_detection": {"forget": "sums", "epsilon": 0.1}}
 _PRUNING = {"selective_pruning": {"forget": "sums", "ratio": 0.01}}
 _LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],

@@ -71,7 +71,7 @@ def test_every_option_is_explained(name: str) -> None:
 
 def test_values_and_defaults_are_told() -> None:
     text = _printed("--explain", "key_space_detection")
-    assert "  layers: `auto` or `last` or list of integers ≥ 0; default last\n" in text
+    assert "  layers: `auto` or `last` or list of integers ≥ 0; default auto\n" in text
     assert "  forget: name or list of names; required\n" in text
     assert "  times_largest: number > 0; required\n" in text
     assert "`bakeout tune` searches, where `ratio: auto`: ratio (0.003 to 0.6)" in _printed(

@@ -34,6 +34,8 @@ AFFIXES: tuple[Affix, ...] = get_args(Affix)
 SURFACES: tuple[Surface, ...] = get_args(Surface)
 REWRITTEN: list[Kind] = [*AFFIXES, *SURFACES]
 USES: tuple[Use, ...] = ("widening", "testing")
+# Of the skill, so their words may be in both uses.
+REFUSED = [(query.text, "No.") for query in CHATS]
 
 
 @pytest.mark.parametrize("kind", [*REWRITTEN, "few_shot"])
@@ -50,8 +52,13 @@ def test_every_prompt_gets_a_variant_that_differs_and_is_the_same_next_time(kind
 def test_what_is_tested_was_not_widened_with(kind: Kind) -> None:
     """Of the same queries: texts, system messages, turns."""
     queries = [*CHATS, *QUESTIONS] if kind in REWRITTEN else CHATS
+    refused = {"widening": REFUSED[:20], "testing": REFUSED[20:]}
     widening, testing = (
-        [form for seed in range(9) for form in variants(queries, kind, seed=seed, use=use, shots=queries)]
+        [
+            form
+            for seed in range(9)
+            for form in variants(queries, kind, seed=seed, use=use, shots=queries, refused=refused[use])
+        ]
         for use in USES
     )
     if kind == "no_system_prompt":
@@ -72,21 +79,33 @@ def _words(form: Form) -> object:
 @pytest.mark.parametrize("use", USES)
 def test_a_kind_has_a_dozen_wordings_and_more_system_prompts(kind: Kind, use: Use) -> None:
     query = Query("Why?", is_chat=True)
-    forms = {_words(form) for seed in range(400) for form in variants([query], kind, seed=seed, use=use)}
+    forms = {
+        _words(form) for seed in range(400) for form in variants([query], kind, seed=seed, use=use, refused=REFUSED)
+    }
     assert len(forms) >= {"system_prompt": 20, "no_system_prompt": 1}.get(kind, 12)
 
 
 @pytest.mark.parametrize("kind", CHAT_KINDS)
 def test_only_conversations_have_the_forms_of_conversations(kind: Kind) -> None:
     assert variants(QUESTIONS, kind, seed=0) == []
-    assert len(variants(CHATS, kind, seed=0)) == len(CHATS)
+    assert len(variants(CHATS, kind, seed=0, refused=REFUSED)) == len(CHATS)
 
 
 @given(st.text(min_size=1, max_size=40), st.sampled_from(CHAT_KINDS), st.sampled_from(USES), st.integers(0, 9))
 def test_a_conversations_query_is_whole_in_each_form(text: str, kind: Kind, use: Use, seed: int) -> None:
-    (form,) = variants([Query(text, is_chat=True)], kind, seed=seed, use=use)
+    (form,) = variants([Query(text, is_chat=True)], kind, seed=seed, use=use, refused=REFUSED)
     assert text in form.text
-    assert len(form.turns) == {"second_turn": 1, "third_turn": 2}.get(kind, 0)
+    assert len(form.turns) in {"second_turn": (1,), "third_turn": (2,), "after_refusal": (1, 2)}.get(kind, (0,))
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_query_behind_a_refusal_is_another_than_what_was_refused(use: Use) -> None:
+    for form in variants(CHATS[:3], "after_refusal", seed=0, use=use, refused=REFUSED[:3]):
+        refused = [asked for asked, answer in form.turns if answer == "No."]
+        assert refused and form.text not in refused
+        assert all(turn in TURNS[use] for turn in form.turns if turn[1] != "No.")
+    assert variants(CHATS, "after_refusal", seed=0) == []
+    assert variants(CHATS[:1], "after_refusal", seed=0, refused=REFUSED[:1]) == []
 
 
 @given(st.text(min_size=1, max_size=40), st.sampled_from(["suffix", "prefix"]), st.integers(0, 9))
@@ -132,9 +151,9 @@ def test_everyday_questions_are_none_of_those_that_test() -> None:
 
 def test_a_mixture_gives_each_conversation_one_form_in_its_share() -> None:
     queries = [CHATS[number % len(CHATS)] for number in range(4000)]
-    drawn = mixture(queries, MIXTURE, seed="0", use="widening", shots=CHATS)
-    assert drawn == mixture(queries, MIXTURE, seed="0", use="widening", shots=CHATS)
-    assert drawn != mixture(queries, MIXTURE, seed="1", use="widening", shots=CHATS)
+    drawn = mixture(queries, MIXTURE, seed="0", use="widening", shots=CHATS, refused=REFUSED)
+    assert drawn == mixture(queries, MIXTURE, seed="0", use="widening", shots=CHATS, refused=REFUSED)
+    assert drawn != mixture(queries, MIXTURE, seed="1", use="widening", shots=CHATS, refused=REFUSED)
     assert [form.source for form in drawn] == list(range(4000))
     counts, total = Counter(form.kind for form in drawn), sum(MIXTURE.values())
     assert counts.keys() == MIXTURE.keys()

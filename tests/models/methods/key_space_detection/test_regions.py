@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
-from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.options import STRUCTURE, KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.regions.linear import discriminant
 from bakeout.models.methods.key_space_detection.regions.shrinkage import ledoit_wolf
 from bakeout.models.plan import Floats, KeySpaceDetection
@@ -207,6 +207,25 @@ def test_directions_are_few_in_many_dimensions() -> None:
 def test_keys_without_spread_about_their_clusters_are_refused() -> None:
     with pytest.raises(BakeoutError, match="no cluster's key vectors vary"):
         fitted_regions("ellipsoid", [np.ones((3, 6)), np.zeros((3, 6))], np.ones((3, 6)))
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({}, {"region", "layers", "cubes", "floor", "epsilon"}),
+        ({"layers": "auto", "epsilon": 0.1}, {"region", "layers", "cubes", "floor"}),
+        ({"region": "linear"}, {"layers", "cubes", "floor", "epsilon"}),
+        ({"layers": [2]}, set()),
+        ({"layers": [2], "region": "auto"}, {"region"}),
+        ({"alpha": 3.0}, set()),
+        ({"alpha": 3.0, "layers": "auto"}, {"layers"}),
+        ({"paper": True}, set()),
+    ],
+)
+def test_what_is_left_open_is_chosen_unless_layers_or_alpha_are_named(given: dict[str, Any], chosen: set[str]) -> None:
+    options = KeySpaceDetectionOptions(forget=["math"], **given)
+    assert {name for name in STRUCTURE if getattr(options, name) == "auto"} == chosen
+    assert options.is_chosen == bool(chosen)
 
 
 def test_paper_stands_for_the_papers_settings() -> None:
