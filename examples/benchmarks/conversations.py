@@ -232,6 +232,7 @@ class _Check:
         model.graph.outputs[:] = outputs
         RemoveUnusedNodesPass()(model)
         settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
         settings.intra_op_num_threads = threads or 0
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         self._session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), settings)

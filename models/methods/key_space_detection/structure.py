@@ -16,7 +16,7 @@ from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.methods.key_space_detection.options import Region, Structure
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
-from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc
+from bakeout.models.methods.key_space_detection.separation import Auroc, Distance, Share, auroc, distance
 from bakeout.models.plan import Floats
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 from bakeout.models.progress import Track, untracked
@@ -48,8 +48,8 @@ class Candidate:
 
     ``alpha``: per skill to forget, the smallest value that contains all but epsilon of its queries. ``missed``: the
     share of queries outside, for the worst skill; ``refused``: the share of queries inside, for each name to retain;
-    both count queries that the base model answers correctly. ``auroc``: per name to retain, against the skill from
-    which it is hardest to separate.
+    both count queries that the base model answers correctly. ``auroc``, ``distance``: per name to retain, against the
+    skill from which it is hardest to separate.
     """
 
     structure: Structure
@@ -57,6 +57,12 @@ class Candidate:
     missed: Share
     refused: Mapping[str, Share]
     auroc: Mapping[str, Auroc]
+    distance: Mapping[str, Distance]
+
+    @property
+    def worst_distance(self) -> Distance:
+        """The distance of the name that lies nearest."""
+        return min(self.distance.values(), key=lambda distance: distance.value)
 
     @property
     def worst_auroc(self) -> Auroc:
@@ -150,10 +156,12 @@ def choose_structure(
     selection queries. A candidate is as good as the best if its error does not exceed the upper end of the best one's
     Clopper-Pearson interval (nor the tolerated error, if the best one does not exceed that) and if the AUROC of its
     worst name is not below the lower end of the interval of the highest such AUROC. Among those as good as the best,
-    those of one shape are taken: the cube if any of them is one, or else the next that ``FITTERS`` has. Among these the
-    ones whose deepest layer is the shallowest are taken (an early exit that costs no quality saves the most compute);
-    among these the one of lowest feared error (``Candidate.feared_error``), then the one of fewest layers
-    and cubes. ``epsilon`` auto tries the values that ``calibration_queries`` can guarantee, and keeps for each
+    those of one shape are taken: the cube if any of them is one, or else the next that ``FITTERS`` has. A half-space
+    can hold anything that looks unlike the retained data, so of half-spaces only those are kept whose ``distance`` from
+    the nearest name is not below the lower end of the interval of the largest. Among these the ones whose deepest layer
+    is the shallowest are taken (an early exit that costs no quality saves the most compute); among these the one of
+    lowest feared error (``Candidate.feared_error``), then the one of fewest layers and cubes. ``epsilon`` auto tries
+    the values that ``calibration_queries`` can guarantee, and keeps for each
     structure the smallest one with the lowest feared error.
 
     Not every combination is tried, because that would take long: all layers are tried with few cubes and a medium
@@ -203,9 +211,12 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     clearest = max(as_good, key=lambda candidate: candidate.worst_auroc.value).worst_auroc
     as_good = [candidate for candidate in as_good if candidate.worst_auroc.value >= clearest.low]
     preferred = min(as_good, key=lambda candidate: _PREFERENCE.index(candidate.structure.region)).structure.region
+    alike = [candidate for candidate in as_good if candidate.structure.region == preferred]
+    if FITTERS[preferred].needs_retained:
+        farthest = max(alike, key=lambda candidate: candidate.worst_distance.value).worst_distance
+        alike = [candidate for candidate in alike if candidate.worst_distance.value >= farthest.low]
     return min(
-        (candidate for candidate in as_good if candidate.structure.region == preferred),
-        key=lambda candidate: (candidate.structure.depth, candidate.feared_error, candidate.structure.size),
+        alike, key=lambda candidate: (candidate.structure.depth, candidate.feared_error, candidate.structure.size)
     )
 
 
@@ -249,15 +260,16 @@ class _Search:
             for skill, regions in fitted.items():
                 if name == skill or name in self._retained:
                     margins[name][skill] = fitter.nearest(joint, regions)
-        areas = {
-            name: min(
-                (auroc(margins[skill][skill], self._counted(name, margins[name][skill])) for skill in self._probe),
-                key=lambda area: area.value,
-            )
+        pairs = {
+            name: [(margins[skill][skill], self._counted(name, margins[name][skill])) for skill in self._probe]
             for name in self._retained
         }
+        areas = {name: min((auroc(*pair) for pair in own), key=lambda area: area.value) for name, own in pairs.items()}
+        distances = {
+            name: min((distance(*pair) for pair in own), key=lambda apart: apart.value) for name, own in pairs.items()
+        }
         candidates = [
-            self._at(Structure(layers, count, floor, epsilon, region), margins, areas)
+            self._at(Structure(layers, count, floor, epsilon, region), margins, areas, distances)
             for epsilon in sorted(self._epsilons)
         ]
         return min(candidates, key=lambda candidate: candidate.feared_error)
@@ -276,7 +288,11 @@ class _Search:
             yield skill, Probed(joint, clusters[skill], retained)
 
     def _at(
-        self, structure: Structure, margins: Mapping[str, Mapping[str, Floats]], areas: Mapping[str, Auroc]
+        self,
+        structure: Structure,
+        margins: Mapping[str, Mapping[str, Floats]],
+        areas: Mapping[str, Auroc],
+        distances: Mapping[str, Distance],
     ) -> Candidate:
         alpha = {
             skill: float(np.quantile(margins[skill][skill], 1 - structure.epsilon, method="higher"))
@@ -289,7 +305,7 @@ class _Search:
         counted = {name: self._counted(name, rows) for name, rows in inside.items()}
         missed = [Share(int((~counted[skill]).sum()), len(counted[skill])) for skill in self._probe]
         refused = {name: Share(int(counted[name].sum()), len(counted[name])) for name in self._retained}
-        return Candidate(structure, alpha, max(missed, key=lambda share: share.value), refused, areas)
+        return Candidate(structure, alpha, max(missed, key=lambda share: share.value), refused, areas, distances)
 
     def _counted(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         """The queries that the base model answers correctly; all, if it answers none of them correctly."""

@@ -13,7 +13,7 @@ from bakeout.models.methods.key_space_detection.detection import fit_key_space_d
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Region, Structure
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
-from bakeout.models.methods.key_space_detection.separation import Share, auroc
+from bakeout.models.methods.key_space_detection.separation import Share, auroc, distance
 from bakeout.models.methods.key_space_detection.structure import (
     Candidate,
     Choice,
@@ -164,15 +164,18 @@ def _candidate(
     cubes: int = 1,
     queries: int = 1000,
     region: Region = "cube",
+    apart: float = 9,
 ) -> Candidate:
     retain = np.ones(queries)
     retain[:misordered] = -1
+    spread = np.resize([-1.0, 1.0], queries)
     return Candidate(
         Structure((layer,), cubes, 0.3, 0.005, region),
         {"math": 1.0},
         Share(1, queries),
         {"poems": Share(refused, queries)},
         {"poems": auroc(np.zeros(queries), retain)},
+        {"poems": distance(spread, spread + apart)},
     )
 
 
@@ -186,6 +189,14 @@ def test_a_cube_is_taken_where_it_does_as_well() -> None:
     assert choose([best, beyond]) is best
     mixed_up = _candidate(5, 2, misordered=100)
     assert choose([best, mixed_up]) is best
+
+
+def test_of_half_spaces_the_shallowest_that_lies_as_far_away_is_taken() -> None:
+    near, far, deep = (_candidate(layer, 0, region="linear", apart=apart) for layer, apart in ((1, 4), (3, 8), (4, 8)))
+    assert choose([near, far, deep]) is far
+    assert choose([near, far, deep, _candidate(2, 0, region="linear", apart=7.9)]).structure.depth == 2
+    # Of other shapes, what they hold is near what they were fitted to.
+    assert choose([_candidate(1, 0, apart=4), _candidate(3, 0, apart=8)]).structure.depth == 1
 
 
 def test_all_shapes_are_tried_and_told() -> None:
