@@ -113,8 +113,8 @@ def attack(
         others = [record.prompt_ids for record in mixing]
         for name, path in files.items():
             asked = spread(read_prompt_rows(path, runner.tokenizer, runner.limits), prompts)
-            refused = [turn for text in sorted(refusals.texts) for turn in refused_turns(asked, text)]
-            jobs = list(_jobs(asked, attacks, runner, others, seed, refused))
+            earlier = [turn for text in sorted(refusals.texts) for turn in refused_turns(asked, text)]
+            jobs = list(_jobs(asked, attacks, runner, others, seed, earlier))
             for kind, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
                 _require_responses(given)
                 judge = AnswerJudge.of_exact(given, refusals, runner)
