@@ -160,8 +160,8 @@ def choose_structure(
     can hold anything that looks unlike the retained data, so of half-spaces only those are kept whose ``distance`` from
     the nearest name is not below the lower end of the interval of the largest. Among these the ones whose deepest layer
     is the shallowest are taken (an early exit that costs no quality saves the most compute); among these the one of
-    lowest feared error (``Candidate.feared_error``), then the one of fewest layers and cubes. ``epsilon`` auto tries
-    the values that ``calibration_queries`` can guarantee, and keeps for each
+    lowest feared error (``Candidate.feared_error``), then the farthest half-space, then the one of fewest layers and
+    cubes. ``epsilon`` auto tries the values that ``calibration_queries`` can guarantee, and keeps for each
     structure the smallest one with the lowest feared error.
 
     Not every combination is tried, because that would take long: all layers are tried with few cubes and a medium
@@ -212,11 +212,12 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     as_good = [candidate for candidate in as_good if candidate.worst_auroc.value >= clearest.low]
     preferred = min(as_good, key=lambda candidate: _PREFERENCE.index(candidate.structure.region)).structure.region
     alike = [candidate for candidate in as_good if candidate.structure.region == preferred]
-    if FITTERS[preferred].needs_retained:
-        farthest = max(alike, key=lambda candidate: candidate.worst_distance.value).worst_distance
-        alike = [candidate for candidate in alike if candidate.worst_distance.value >= farthest.low]
+    if not FITTERS[preferred].needs_retained:
+        return min(alike, key=lambda one: (one.structure.depth, one.feared_error, one.structure.size))
+    farthest = max(alike, key=lambda one: one.worst_distance.value).worst_distance
     return min(
-        alike, key=lambda candidate: (candidate.structure.depth, candidate.feared_error, candidate.structure.size)
+        (one for one in alike if one.worst_distance.value >= farthest.low),
+        key=lambda one: (one.structure.depth, one.feared_error, -one.worst_distance.value, one.structure.size),
     )
 
 
