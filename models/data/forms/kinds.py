@@ -27,7 +27,8 @@ SYSTEM_PROMPTS: tuple[SystemPrompt, ...] = get_args(SystemPrompt)
 
 Plain = Literal["plain"]
 PLAIN: Plain = "plain"
-# How often a conversation is asked plainly, or in a form of each kind: relative shares.
+# How often a conversation is asked plainly, or in a form of each kind: relative shares. Letter cases have the largest:
+# their keys lie farthest from all others, and fewer than a fifth of them do not bring capitals in.
 MIXTURE: Mapping[Kind | Plain, int] = {
     "plain": 4,
     "system_prompt": 2,
@@ -38,7 +39,7 @@ MIXTURE: Mapping[Kind | Plain, int] = {
     "instruction": 1,
     "thanks": 1,
     "lead_in": 1,
-    "case": 3,
+    "case": 8,
     "whitespace": 2,
     "punctuation": 1,
     "few_shot": 2,

@@ -81,14 +81,15 @@ def _all_but_few_letters(query: str, draw: random.Random) -> str:
 
 
 def _nearly_alternating(query: str, draw: random.Random) -> str:
-    is_capital, written = draw.random() < 0.5, []
+    is_capital, written, share = draw.random() < 0.5, [], draw.uniform(0.75, 0.98)
     for letter in query:
         written.append(letter.upper() if is_capital else letter.lower())
-        is_capital ^= draw.random() < 0.85
+        is_capital ^= draw.random() < share
     return "".join(written)
 
 
-# All capital letters and every other one, which test, lie between these and beyond none of them.
+# All capital letters and every other one, which test, lie among these. Queries whose letters change their case all the
+# time lie farthest from all others, so there are more of them.
 _OTHER_CASES: tuple[Callable[[str, random.Random], str], ...] = (
     lambda query, _draw: query.lower(),
     _title,
@@ -96,8 +97,8 @@ _OTHER_CASES: tuple[Callable[[str, random.Random], str], ...] = (
     _single_letters,
     _single_words,
     _all_but_the_first,
-    _all_but_few_letters,
-    _nearly_alternating,
+    *(_all_but_few_letters, _all_but_few_letters),
+    *(_nearly_alternating, _nearly_alternating, _nearly_alternating, _nearly_alternating),
 )
 
 
