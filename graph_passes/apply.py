@@ -10,14 +10,23 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from bakeout.graph_passes.adapter_slots import declare_slots, plan_constants
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import CONVERTED_FROM, sound_graph
 from bakeout.graph_passes.graph.opset import OLDEST_OPSET
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
+from bakeout.graph_passes.residual_edits import ResidualEditsPass
 from bakeout.graph_passes.weight_edits import WeightEditsPass
-from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, Plan
+from bakeout.models.plan import (
+    Intervention,
+    KeySpaceDetection,
+    NeuronAdjust,
+    Plan,
+    ResidualAddition,
+    ResidualProjection,
+)
 from bakeout.models.plan.receipt import Receipt
 
 # What onnx 1.23 writes by default is newer than what runtimes read; 10 has functions with overloads, and int4.
@@ -46,12 +55,14 @@ def apply_plan(
     inline: bool = False,
     early_exit: bool = True,
     monitor: bool = False,
+    adapter_slots: bool = False,
     edited: Sequence[Receipt] | None = None,
 ) -> list[Receipt]:
     """Edit a decoder graph in place so that it carries a plan, and return the receipts in the plan's order.
 
     ``inline`` writes Neuron Adjust as standard operators instead of a model-local function, ``early_exit`` lets Key
     Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``.
+    ``adapter_slots`` declares the constants of the graph's edits as inputs with defaults (``adapter_slots``).
     ``edited``: the result of ``edit_weights``, if it was called before (and the graph quantised since).
 
     Raises ``PlanError`` where the plan was fitted on a model of another shape, and ``GraphError`` where the graph
@@ -59,8 +70,11 @@ def apply_plan(
     """
     # Weights first, where they lie as in the plain graph.
     receipts = edit_weights(model, plan) if edited is None else list(edited)
+    slots = sorted(plan_constants(plan, read_anatomy(model).dtype)) if adapter_slots else []
     for edit in _passes(plan, _Options(inline, early_exit, monitor)):
         edit(model)
+        # At once: constants that happen to be equal are shared by later passes, inputs never.
+        declare_slots(model, slots)
         receipts += edit.receipts
     _require_all_matched(plan, receipts)
     RemoveUnusedNodesPass()(model)
@@ -89,31 +103,45 @@ class _Options:
     monitor: bool
 
 
-def _neuron_adjust(intervention: NeuronAdjust, index: int, options: _Options) -> NeuronAdjustPass:
-    return NeuronAdjustPass(intervention, index, inline=options.inline)
+_Pass = NeuronAdjustPass | ResidualEditsPass | KeySpaceDetectionPass
+# Interventions of one pass, each with its place in the plan.
+_Placed = Sequence[tuple[int, Any]]
 
 
-def _key_space_detection(intervention: KeySpaceDetection, index: int, options: _Options) -> KeySpaceDetectionPass:
-    return KeySpaceDetectionPass(intervention, index, early_exit=options.early_exit, monitor=options.monitor)
+def _neuron_adjust(placed: _Placed, options: _Options) -> Iterator[_Pass]:
+    for index, intervention in placed:
+        yield NeuronAdjustPass(intervention, index, inline=options.inline)
+
+
+def _residual_edits(placed: _Placed, options: _Options) -> Iterator[_Pass]:
+    # All at once: those of one layer follow one another in the plan's order.
+    yield ResidualEditsPass(placed)
+
+
+def _key_space_detection(placed: _Placed, options: _Options) -> Iterator[_Pass]:
+    for index, intervention in placed:
+        yield KeySpaceDetectionPass(intervention, index, early_exit=options.early_exit, monitor=options.monitor)
 
 
 # The passes of the kinds that edit graphs, in the order in which they run: Key Space Detection, which splits the graph
 # into branches, comes last.
-_PASSES: Mapping[type[Intervention], Callable[[Any, int, _Options], NeuronAdjustPass | KeySpaceDetectionPass]] = {
-    NeuronAdjust: _neuron_adjust,
-    KeySpaceDetection: _key_space_detection,
+_PASSES: Mapping[tuple[type[Intervention], ...], Callable[[_Placed, _Options], Iterator[_Pass]]] = {
+    (NeuronAdjust,): _neuron_adjust,
+    (ResidualAddition, ResidualProjection): _residual_edits,
+    (KeySpaceDetection,): _key_space_detection,
 }
 
 
-def _passes(plan: Plan, options: _Options) -> Iterator[NeuronAdjustPass | KeySpaceDetectionPass]:
+def _passes(plan: Plan, options: _Options) -> Iterator[_Pass]:
     """The passes of the interventions that do not edit weights."""
+    known = {kind for kinds in _PASSES for kind in kinds}
     for intervention in plan.interventions:
-        if not intervention.edits_weights and type(intervention) not in _PASSES:
+        if not intervention.edits_weights and type(intervention) not in known:
             raise GraphError(f"{intervention.title} acts on what a graph computes, and no pass is known for it.")
-    for kind, make in _PASSES.items():
-        for index, intervention in enumerate(plan.interventions):
-            if type(intervention) is kind:
-                yield make(intervention, index, options)
+    for kinds, make in _PASSES.items():
+        placed = [(index, one) for index, one in enumerate(plan.interventions) if type(one) in kinds]
+        if placed:
+            yield from make(placed, options)
 
 
 def _require_all_matched(plan: Plan, receipts: list[Receipt]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -160,23 +161,7 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
             )
         if layer.dtype not in _FLOATS:
             raise GraphError(f"The pre-activations are {layer.dtype}, not float32, float16 or bfloat16.")
-        with np.errstate(over="ignore", under="ignore"):
-            exact = {
-                "retain_mean": adjusted.retain_mean,
-                "retain_precision": 1 / adjusted.retain_deviation,
-                "forget_mean": adjusted.forget_mean,
-                "forget_precision": 1 / adjusted.forget_deviation,
-                "log_variance_ratio": 2 * (np.log(adjusted.forget_deviation) - np.log(adjusted.retain_deviation)),
-                "retain_deviation": adjusted.retain_deviation,
-            }
-            single = {name: values.astype(np.float32) for name, values in exact.items()}
-        for name, values in single.items():
-            if not np.all(np.isfinite(values)) or (name.endswith("precision") and not np.all(values > 0)):
-                raise GraphError(
-                    f"Neuron Adjust, layer {adjusted.layer}: {name} leaves the range of float32.",
-                    "Fit the plan on data in which the selected neurons vary.",
-                )
-        return {"neurons": adjusted.neurons.astype(np.int64), **single}
+        return _constants(adjusted)
 
     def _insert(
         self, model: ir.Model, layer: FeedForwardLayer, arrays: dict[str, NDArray[np.int64] | NDArray[np.float32]]
@@ -237,6 +222,36 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
         function = ir.serde.deserialize_function(proto)
         model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1
+
+
+def adjustment_constants(intervention: NeuronAdjust, index: int, dtype: ir.DataType) -> dict[str, NDArray[Any]]:
+    """The constants of every layer by their names in a graph, of whatever ``dtype`` its activations are."""
+    return {
+        f"{name_prefix(index, adjusted.layer)}.{name}": array
+        for adjusted in intervention.layers
+        for name, array in _constants(adjusted).items()
+    }
+
+
+def _constants(adjusted: AdjustedLayer) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
+    """One layer's neurons and float32 constants. Raises ``GraphError`` where one leaves the range of float32."""
+    with np.errstate(over="ignore", under="ignore"):
+        exact = {
+            "retain_mean": adjusted.retain_mean,
+            "retain_precision": 1 / adjusted.retain_deviation,
+            "forget_mean": adjusted.forget_mean,
+            "forget_precision": 1 / adjusted.forget_deviation,
+            "log_variance_ratio": 2 * (np.log(adjusted.forget_deviation) - np.log(adjusted.retain_deviation)),
+            "retain_deviation": adjusted.retain_deviation,
+        }
+        single = {name: values.astype(np.float32) for name, values in exact.items()}
+    for name, values in single.items():
+        if not np.all(np.isfinite(values)) or (name.endswith("precision") and not np.all(values > 0)):
+            raise GraphError(
+                f"Neuron Adjust, layer {adjusted.layer}: {name} leaves the range of float32.",
+                "Fit the plan on data in which the selected neurons vary.",
+            )
+    return {"neurons": adjusted.neurons.astype(np.int64), **single}
 
 
 def _is_neuron_adjust(function: ir.Function) -> bool:

@@ -15,12 +15,15 @@ from bakeout.models.plan import (
     Cubes,
     Intervention,
     KeySpaceDetection,
+    LayerDirection,
     LowRankUpdate,
     ModelIdentity,
     NeuronAdjust,
     Plan,
     Positions,
     Regions,
+    ResidualAddition,
+    ResidualProjection,
     Role,
     WeightUpdate,
     ZeroColumns,
@@ -110,6 +113,19 @@ def low_rank_update(**changes: Any) -> LowRankUpdate:
             **changes,
         }
     )
+
+
+def residual_addition(**changes: Any) -> ResidualAddition:
+    """A direction behind layer 2."""
+    return ResidualAddition(
+        **{"layers": (LayerDirection(2, np.arange(8, dtype=np.float32)),), "coefficient": -1.5, **changes}
+    )
+
+
+def residual_projection(**changes: Any) -> ResidualProjection:
+    """A direction behind layers 0 and 2."""
+    unit = np.full(8, 8**-0.5, np.float32)
+    return ResidualProjection(**{"layers": (LayerDirection(0, unit), LayerDirection(2, -unit)), **changes})
 
 
 def plan(*interventions: Intervention, **changes: Any) -> Plan:
@@ -212,9 +228,22 @@ def _low_rank_updates(draw: st.DrawFn) -> LowRankUpdate:
 
 
 @st.composite
+def _residual_edits(draw: st.DrawFn) -> ResidualAddition | ResidualProjection:
+    layers = sorted(draw(st.sets(st.integers(0, MODEL.layers - 1), min_size=1)))
+    report = RetainReport(details=draw(_JSON))
+    if draw(st.booleans()):
+        unit = np.eye(MODEL.hidden, dtype=np.float32)
+        chosen = draw(st.lists(st.integers(0, MODEL.hidden - 1), min_size=len(layers), max_size=len(layers)))
+        return ResidualProjection(tuple(map(LayerDirection, layers, unit[chosen])), report)
+    directions = [draw(_floats((MODEL.hidden,), 1e-3)).astype(np.float32) for _ in layers]
+    coefficient = draw(st.floats(-100, 100).filter(bool))
+    return ResidualAddition(tuple(map(LayerDirection, layers, directions)), coefficient, draw(st.booleans()), report)
+
+
+@st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """Plans of one to four interventions, at most one of them a Key Space Detection, in any order."""
-    others = st.one_of(_neuron_adjusts(), _zero_columns(), _low_rank_updates())
+    others = st.one_of(_neuron_adjusts(), _zero_columns(), _low_rank_updates(), _residual_edits())
     interventions: list[Intervention] = draw(st.lists(others, max_size=3))
     if not interventions or draw(st.booleans()):
         interventions.insert(draw(st.integers(0, len(interventions))), draw(_key_space_detections()))

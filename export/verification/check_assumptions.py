@@ -81,8 +81,8 @@ def check_assumptions(
     from bakeout.models.reference.weight_edits import apply_weight_edit
 
     plan = load_plan(path / PLAN if path.is_dir() else path)
-    if not plan.edits_graph:
-        raise BakeoutError(f"{path} edits weights alone, and assumes nothing.", "There is nothing to check.")
+    if not any(map(_assumes, plan.interventions)):
+        raise BakeoutError(f"{path} neither adjusts nor checks, and assumes nothing.", "There is nothing to check.")
     files = data_names([*forget, *retain])
     checkpoint = find_checkpoint(base)
     if checkpoint.digest != plan.model.digest:
@@ -109,7 +109,7 @@ def check_assumptions(
                     for kind in (True, False)
                 }
                 shapes = neuron_shapes(model, intervention, rows[True], rows[False], batch_size=_BATCH, track=track)
-            if not intervention.edits_weights:
+            if _assumes(intervention):
                 drift = conversation_drift(
                     model,
                     intervention,
@@ -124,6 +124,11 @@ def check_assumptions(
         earlier.append(intervention)
         apply_weight_edit(model, intervention)
     return checked
+
+
+def _assumes(intervention: Intervention) -> bool:
+    """Whether it was fitted to values that conversations may move: an adjustment or a check."""
+    return intervention.adjustment is not None or intervention.check is not None
 
 
 def _lengths(context: int, queries: Mapping[str, Sequence[Record]], conversation: Sequence[Record]) -> list[int]:

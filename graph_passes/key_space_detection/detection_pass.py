@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
     DeduplicateInitializersPass,
@@ -297,6 +299,13 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         by_name = {output.name: output for output in graph.outputs}
         build = GraphBuilder(graph, f"{PREFIX}.refused")
         return part(graph, build, verdict.all_refused, [by_name[name] for name in names], refuse)
+
+
+def detection_constants(intervention: KeySpaceDetection, index: int, dtype: ir.DataType) -> dict[str, NDArray[Any]]:
+    """The constants of the regions by their names in a graph, of whatever ``dtype`` its activations are."""
+    scratch = ir.Graph([], [], nodes=[])
+    Margins(GraphBuilder(scratch, PREFIX), intervention)
+    return {name: value.const_value.numpy() for name, value in scratch.initializers.items() if value.const_value}
 
 
 def _share_subexpressions(model: ir.Model) -> None:

@@ -21,7 +21,7 @@ class Family:
 
     ``up`` is None where the FFL has none of its own (``layout`` fused or ungated). ``transposed``: weights are stored
     [in, out], as GPT-2's ``Conv1D`` has them. ``norm_after_down``: what ``down`` gives is normalised before it is
-    added to the residual stream.
+    added to the residual stream; ``norm_after_block``: the sum is.
     """
 
     blocks: str
@@ -31,6 +31,7 @@ class Family:
     up: str | None = None
     transposed: bool = False
     norm_after_down: bool = False
+    norm_after_block: bool = False
 
     def weight(self, layer: int, role: Role, width: int) -> StoredWeight:
         """Where the weight of ``role`` in ``layer`` is stored; ``width`` is F. Raises ``BakeoutError`` for no such."""
@@ -65,7 +66,8 @@ class StoredWeight:
 _LLAMA = Family("model.layers", "mlp.gate_proj", "mlp.down_proj", "gated", up="mlp.up_proj")
 _POST_NORM = Family("model.layers", "mlp.gate_proj", "mlp.down_proj", "gated", up="mlp.up_proj", norm_after_down=True)
 # As decoders alone (BartForCausalLM and so on).
-_BART = Family("model.decoder.layers", "fc1", "fc2", "ungated")
+_PRE_NORM_BART = Family("model.decoder.layers", "fc1", "fc2", "ungated")
+_BART = Family("model.decoder.layers", "fc1", "fc2", "ungated", norm_after_block=True)
 
 
 # By the ``model_type`` of the checkpoint's config.json.
@@ -73,8 +75,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "arcee": Family("model.layers", "mlp.up_proj", "mlp.down_proj", "ungated"),
         "bart": _BART,
-        "bigbird_pegasus": _BART,
-        "blenderbot": _BART,
+        "bigbird_pegasus": _PRE_NORM_BART,
+        "blenderbot": _PRE_NORM_BART,
         "blenderbot-small": _BART,
         "bloom": Family("transformer.h", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "ungated"),
         "codegen": Family("transformer.h", "mlp.fc_in", "mlp.fc_out", "ungated"),
@@ -93,14 +95,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "helium": _LLAMA,
         "llama": _LLAMA,
         "marian": _BART,
-        "mbart": _BART,
+        "mbart": _PRE_NORM_BART,
         "mistral": _LLAMA,
         "mpt": Family("transformer.blocks", "ffn.up_proj", "ffn.down_proj", "ungated"),
         "nemotron": Family("model.layers", "mlp.up_proj", "mlp.down_proj", "ungated"),
         "olmo": _LLAMA,
         "olmo2": _POST_NORM,
         "opt": Family("model.decoder.layers", "fc1", "fc2", "ungated"),
-        "pegasus": _BART,
+        "pegasus": _PRE_NORM_BART,
         "phi": Family("model.layers", "mlp.fc1", "mlp.fc2", "ungated"),
         "phi3": Family("model.layers", "mlp.gate_up_proj", "mlp.down_proj", "fused"),
         "qwen2": _LLAMA,

@@ -21,12 +21,14 @@ class FeedForward:
 
     ``gate_path`` and ``down_path`` are the modules' names in the model; ``up`` is None where gate and up are one fused
     layer, and where the FFL is ungated. ``width`` is F, ``hidden`` the size of the residual stream.
+    ``block``: the layer's whole block. It gives the residual stream behind it, with ``norm_after_block`` normalised.
     ``has_norm_after_down``: a norm follows ``down``; ``residual_multiplier``: what the FFL's output is multiplied by
     before it is added to the residual stream (Granite; 1 elsewhere). Some architectures (OPT) run their FFL on
     [batch * tokens, ...]: whoever hooks these modules must expect tensors without a batch dimension.
     """
 
     layer: int
+    block: nn.Module
     gate: nn.Module
     up: nn.Module | None
     down: nn.Module
@@ -36,6 +38,7 @@ class FeedForward:
     hidden: int
     layout: Layout
     has_norm_after_down: bool
+    norm_after_block: bool
     residual_multiplier: float
 
     def pre_activation(self, gate_output: Tensor) -> Tensor:
@@ -110,6 +113,7 @@ def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int)
             )
     return FeedForward(
         layer=index,
+        block=_submodule(model, f"{family.blocks}.{index}", kind),
         gate=gate,
         up=up,
         down=down,
@@ -119,6 +123,8 @@ def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int)
         hidden=hidden,
         layout=family.layout,
         has_norm_after_down=family.norm_after_down,
+        # Some OPT checkpoints normalise as the first transformers did.
+        norm_after_block=family.norm_after_block or not getattr(model.config, "do_layer_norm_before", True),
         residual_multiplier=float(getattr(model.config, "residual_multiplier", 1.0)),
     )
 

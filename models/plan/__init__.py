@@ -11,6 +11,9 @@ from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjust
 from bakeout.models.plan.kinds.regions.cube import Cubes
 from bakeout.models.plan.kinds.regions.regions import Regions
 from bakeout.models.plan.kinds.registry import find_kind, register_kind
+from bakeout.models.plan.kinds.residual_addition import ResidualAddition
+from bakeout.models.plan.kinds.residual_edit import LayerDirection, ResidualEdit
+from bakeout.models.plan.kinds.residual_projection import ResidualProjection
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.plan.kinds.weight_edit import CANARY_NEURONS, WeightEdit
 from bakeout.models.plan.kinds.zero_columns import ZeroColumns, ZeroedColumns
@@ -33,6 +36,7 @@ __all__ = [
     "Integers",
     "Intervention",
     "KeySpaceDetection",
+    "LayerDirection",
     "LowRankUpdate",
     "ModelIdentity",
     "NeuronAdjust",
@@ -41,6 +45,9 @@ __all__ = [
     "PlanError",
     "Positions",
     "Regions",
+    "ResidualAddition",
+    "ResidualEdit",
+    "ResidualProjection",
     "Role",
     "WeightChange",
     "WeightEdit",

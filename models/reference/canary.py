@@ -53,8 +53,32 @@ def synthesise_canary(
         uncovered = [region for region in regions.tolist() if region not in chosen or region in missed]
     if not len(sequences):
         sequences = vocabulary.framed(vocabulary.random(_RANDOM_SEQUENCES, generator))
+    return _measured(model, interventions, sequences, tuple(uncovered))
+
+
+def measured_anew(model: PreTrainedModel, interventions: Sequence[Intervention], canaries: Sequence[Canary]) -> Canary:
+    """A canary of the sequences of several, those that are as long as the first that has any refused, or as the first.
+
+    It is measured with all ``interventions`` in force; ``model`` carries the weight edits. At most 32 sequences.
+    """
+    first = next((canary for canary in canaries if canary.refused and any(canary.refused)), canaries[0])
+    length = first.input_ids.shape[1]
+    alike = [canary.input_ids for canary in canaries if canary.input_ids.shape[1] == length and canary is not first]
+    sequences = np.concatenate([first.input_ids, *alike])[:MOST_SEQUENCES]
+    canary = _measured(model, interventions, sequences, ())
+    for intervention, values in zip(interventions, canary.expected, strict=True):
+        if intervention.check is not None and not np.isnan(values).any():
+            missed = ~(values <= intervention.check.alpha).any(axis=0)
+            return replace(canary, uncovered=tuple(np.flatnonzero(missed).tolist()))
+    return canary
+
+
+def _measured(
+    model: PreTrainedModel, interventions: Sequence[Intervention], sequences: Integers, uncovered: tuple[int, ...]
+) -> Canary:
+    """The canary of ``sequences``, and which of them a check refuses."""
     expected = canary_values(model, interventions, sequences)
-    canary = Canary(sequences, expected, uncovered=tuple(uncovered))
+    canary = Canary(sequences, expected, uncovered=uncovered)
     for place, intervention in enumerate(interventions):
         if intervention.check is not None and not np.isnan(expected[place]).any():
             # Their last keys decide, as their earlier ones are clear of all regions.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -24,6 +25,9 @@ from bakeout.models.plan import (
     KeySpaceDetection,
     NeuronAdjust,
     PlanError,
+    ResidualAddition,
+    ResidualEdit,
+    ResidualProjection,
 )
 
 FeedForwards = Sequence[FeedForward]
@@ -34,13 +38,14 @@ See = Callable[[int, Tensor], None]
 class Hooks:
     """A context in which ``model`` runs with ``interventions`` applied, and shows what they look at.
 
-    Every Neuron Adjust adjusts, in the order given. Key Space Detection only reads: what it does to the logits is
-    ``Reference``'s. Weight edits are no hooks and are passed over: the model carries them (``weight_edits``).
+    Every Neuron Adjust adjusts, and every residual edit moves the stream, in the order given. Key Space Detection only
+    reads: what it does to the logits is ``Reference``'s. Weight edits are no hooks and are passed over: the model
+    carries them (``weight_edits``).
     Hooks that others register inside the context see the adjusted values.
 
     After a forward pass over N = batch x tokens tokens, in their order: ``seen[index]``, float64 [N, n], is what
     intervention ``index`` watches, layer after layer: for Neuron Adjust the selected neurons' pre-activations before
-    the adjustment, for Key Space Detection the key vectors. A stochastic coin starts from its plan's seed when the
+    the adjustment, for all others their layers' key vectors. A stochastic coin starts from its plan's seed when the
     context is entered, and runs on from one forward pass to the next.
 
     Raises ``PlanError`` where an intervention names layers or neurons that the model lacks, or has no hook.
@@ -150,10 +155,59 @@ def _reading(layers: FeedForwards, intervention: KeySpaceDetection) -> Iterator[
     return iter(())
 
 
+# From a residual stream and a direction, float64, to the changed stream.
+_Formula = Callable[[Tensor, Tensor], Tensor]
+
+
+def _adding(layers: FeedForwards, intervention: ResidualAddition) -> Iterator[RemovableHandle]:
+    """Hooks that add the directions."""
+
+    def add(stream: Tensor, direction: Tensor) -> Tensor:
+        moved = stream + intervention.coefficient * direction
+        if not intervention.keep_norm:
+            return moved
+        norm = moved.norm(dim=-1, keepdim=True)
+        # A stream of zeros has no direction, and stays.
+        return torch.where(norm > 0, moved / norm * stream.norm(dim=-1, keepdim=True), moved)
+
+    return _moving(layers, intervention, add)
+
+
+def _projecting(layers: FeedForwards, intervention: ResidualProjection) -> Iterator[RemovableHandle]:
+    """Hooks that project the directions out."""
+    return _moving(layers, intervention, lambda stream, v: stream - (stream * v).sum(dim=-1, keepdim=True) * v)
+
+
+def _moving(layers: FeedForwards, edit: ResidualEdit, formula: _Formula) -> Iterator[RemovableHandle]:
+    """Hooks that change what blocks give."""
+    for placed in edit.layers:
+        layer = layers[placed.layer]
+        if layer.norm_after_block:
+            raise PlanError(
+                f"{edit.title}: this architecture normalises its residual stream behind every block.",
+                "Use an architecture that adds to its residual stream, as Llama does.",
+            )
+
+        def move(
+            module: nn.Module,
+            arguments: tuple[Any, ...],
+            output: Any,
+            direction: Tensor = torch.from_numpy(placed.direction.astype(np.float64)),  # noqa: B008
+        ) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            exact = in_float64(stream)
+            moved = formula(exact, direction.to(exact.device)).to(stream)
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        yield layer.block.register_forward_hook(move)
+
+
 # How the kinds that edit graphs act on a PyTorch model.
 _ACTING: Mapping[type[Intervention], Callable[[FeedForwards, Any], Iterator[RemovableHandle]]] = {
     NeuronAdjust: _adjusting,
     KeySpaceDetection: _reading,
+    ResidualAddition: _adding,
+    ResidualProjection: _projecting,
 }
 
 

@@ -66,6 +66,13 @@ class Intervention(ABC):
     def from_file(cls, settings: Mapping[str, Any], take: Take, report: Any) -> Self:
         """The intervention that ``settings`` and ``arrays`` were given by; ``report`` is of ``report_type``."""
 
+    def structure(self) -> dict[str, Any]:
+        """What another one must share for its constants to stand in for this one's in a graph, by short names.
+
+        All of it, unless a kind says less: then no other can.
+        """
+        return {"kind": self.kind, **self.settings(), **self.arrays()}
+
     # In a model
 
     @property

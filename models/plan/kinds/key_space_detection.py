@@ -81,6 +81,11 @@ class KeySpaceDetection(Intervention, Check):
         ends = {"other_ends": list(self.other_ends)} if self.other_ends else {}
         return {**settings, **shape, **ends}
 
+    def structure(self) -> dict[str, Any]:
+        """Layers, positions, the regions' shape and the refusal; not the regions, and not what skills are called."""
+        settings = {name: value for name, value in self.settings().items() if name != "skills"}
+        return {"kind": self.kind, **settings, "refusal": self.refusal}
+
     def arrays(self) -> dict[str, Array]:
         """The regions and the refusal."""
         return self.regions.arrays() | {"alpha": self.alpha, "refusal": self.refusal}

@@ -42,6 +42,11 @@ class WeightUpdate(WeightChange):
         """The rank."""
         return len(self.right)
 
+    @property
+    def factors(self) -> tuple[Floats32, Floats32]:
+        """Left and right."""
+        return self.left, self.right
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the product has this shape."""
         return shape == (len(self.left), self.right.shape[1])

@@ -81,6 +81,10 @@ class NeuronAdjust(Intervention, Adjustment):
         """Coin, seed and layers."""
         return {"coin": self.coin, "seed": self.seed, "layers": [adjusted.layer for adjusted in self.layers]}
 
+    def structure(self) -> dict[str, Any]:
+        """All but neurons and Gaussians."""
+        return {"kind": self.kind, **self.settings()}
+
     def arrays(self) -> dict[str, Array]:
         """Neurons and Gaussians of every layer."""
         return {

@@ -9,6 +9,8 @@ from bakeout.models.plan.kinds.intervention import Intervention
 from bakeout.models.plan.kinds.key_space_detection import KeySpaceDetection
 from bakeout.models.plan.kinds.low_rank_update import LowRankUpdate
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjust
+from bakeout.models.plan.kinds.residual_addition import ResidualAddition
+from bakeout.models.plan.kinds.residual_projection import ResidualProjection
 from bakeout.models.plan.kinds.zero_columns import ZeroColumns
 
 _Kind = TypeVar("_Kind", bound=type[Intervention])
@@ -33,5 +35,5 @@ def find_kind(name: str) -> type[Intervention] | None:
     return _KINDS.get(name)
 
 
-for _kind in (NeuronAdjust, KeySpaceDetection, ZeroColumns, LowRankUpdate):
+for _kind in (NeuronAdjust, KeySpaceDetection, ZeroColumns, LowRankUpdate, ResidualAddition, ResidualProjection):
     register_kind(_kind)

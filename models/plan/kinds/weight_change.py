@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from bakeout.models.plan.arrays import Array, Floats, Integers
+from bakeout.models.plan.arrays import Array, Floats, Floats32, Integers
 from bakeout.models.plan.model_identity import Role
 
 
@@ -29,6 +29,11 @@ class WeightChange(ABC):
     @abstractmethod
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it can be a change of a weight of this shape."""
+
+    @property
+    def factors(self) -> tuple[Floats32, Floats32] | None:
+        """The two factors [out, rank] and [rank, in] of what is added, where it is their product whatever W is."""
+        return None
 
     def touched(self) -> Integers | None:
         """The columns of W outside of which nothing changes, ascending; None where any can."""
