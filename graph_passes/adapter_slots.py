@@ -72,10 +72,11 @@ def slots_in(model: ir.Model) -> dict[str, Slot]:
     """The slots of a graph by their names."""
     slots = {}
     for value in model.graph.inputs:
-        if value.name in model.graph.initializers and value.name.startswith("bakeout."):
+        name = value.name or ""
+        if name in model.graph.initializers and name.startswith("bakeout."):
             assert value.dtype is not None and value.shape is not None, "inputs of a graph have types"
             shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-            slots[value.name] = Slot(value.dtype, shape)
+            slots[name] = Slot(value.dtype, shape)
     return slots
 
 

@@ -105,6 +105,7 @@ def write_baked_graph(
             inline=options.inline,
             early_exit=options.early_exit,
             monitor=options.monitor,
+            adapter_slots=options.adapter_slots,
             edited=receipts,
         )
         require_served(options.runtimes, graph, {path.name for path in companions})

@@ -16,7 +16,7 @@ from bakeout.export.cli.signals import ended_by_signals
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import missing_extra
 
-# Each is the name of a module in this package, and of the command in that module.
+# Each is the name of a module in this package, and of the command in that module, unless ``MODULES`` names another.
 COMMANDS = (
     "assumptions",
     "attack",
@@ -24,9 +24,12 @@ COMMANDS = (
     "bom",
     "build",
     "chat",
+    "combine",
     "demo",
     "evaluate",
+    "export-adapter",
     "fit",
+    "import",
     "inspect",
     "recipe",
     "report",
@@ -34,6 +37,8 @@ COMMANDS = (
     "tune",
     "verify",
 )
+# Python's own words, and names with hyphens.
+MODULES = {"export-adapter": "export_adapter", "import": "import_plan"}
 
 
 class _Commands(click.Group):
@@ -45,7 +50,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"bakeout.export.cli.{cmd_name}"), cmd_name)
+        name = MODULES.get(cmd_name, cmd_name)
+        command: click.Command = getattr(import_module(f"bakeout.export.cli.{name}"), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from bakeout.models.plan import Plan as Plan
     from bakeout.models.plan.plan_file import load_plan as load_plan
     from bakeout.models.progress import Track as Track
+    from bakeout.plans import combine as combine
+    from bakeout.plans import export_adapter as export_adapter
+    from bakeout.plans import import_plan as import_plan
 
     __version__: str
 
@@ -69,8 +72,11 @@ _DEFINED_IN = {
     "Track": "bakeout.models.progress",
     "UnlearnOptions": f"{_METHODS}.unlearn.options",
     "bake": "bakeout.functions",
+    "combine": "bakeout.plans",
     "evaluate": "bakeout.functions",
+    "export_adapter": "bakeout.plans",
     "fit": "bakeout.functions",
+    "import_plan": "bakeout.plans",
     "load_plan": "bakeout.models.plan.plan_file",
     "load_recipe": "bakeout.export.recipes.recipe",
     "method": f"{_METHODS}.registry",
@@ -96,8 +102,11 @@ __all__ = [
     "UnlearnOptions",
     "__version__",
     "bake",
+    "combine",
     "evaluate",
+    "export_adapter",
     "fit",
+    "import_plan",
     "load_plan",
     "load_recipe",
     "method",

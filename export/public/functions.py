@@ -44,7 +44,7 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def _naming_extras(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+def naming_extras(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """``function``, which raises ``BakeoutError`` with the extra to install where a library is missing."""
 
     @wraps(function)
@@ -57,7 +57,7 @@ def _naming_extras(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
     return named
 
 
-@_naming_extras
+@naming_extras
 def fit(
     recipe: Recipe | PathLike,
     *,
@@ -122,7 +122,15 @@ def _fit_in_memory(
         model.train(was_training)
 
 
-@_naming_extras
+def loaded_plan(plan: Plan | PathLike) -> Plan:
+    """``plan``, or what is in its file."""
+    from bakeout.models.plan import Plan
+    from bakeout.models.plan.plan_file import load_plan
+
+    return plan if isinstance(plan, Plan) else load_plan(Path(plan))
+
+
+@naming_extras
 def bake(
     model: Model,
     plan: Plan | PathLike,
@@ -147,12 +155,9 @@ def bake(
     """
     from bakeout.export.baking.bake import bake as bake_plan
     from bakeout.export.recipes.bake_options import BakeOptions
-    from bakeout.models.plan import Plan
-    from bakeout.models.plan.plan_file import load_plan
 
-    loaded = plan if isinstance(plan, Plan) else load_plan(Path(plan))
     with _on_disk(model, tokenizer) as source:
-        baked = bake_plan(source, loaded, Path(output), options or BakeOptions(), track=track)
+        baked = bake_plan(source, loaded_plan(plan), Path(output), options or BakeOptions(), track=track)
     return Artifact(baked.directory)
 
 
@@ -173,7 +178,7 @@ class Verification:
         return "\n".join([*lines, *(f"{'-':<7} {name:<7} not asked for" for name in self.not_asked)])
 
 
-@_naming_extras
+@naming_extras
 def verify(
     artifact: PathLike,
     *,
@@ -224,7 +229,7 @@ def verify(
     return Verification(tuple(done), not_asked)
 
 
-@_naming_extras
+@naming_extras
 def evaluate(
     models: PathLike | Iterable[PathLike],
     data: Mapping[str, RowsLike] | Sequence[PathLike],

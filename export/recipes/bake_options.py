@@ -58,6 +58,11 @@ class BakeOptions(Section):
         True, description="Skip the layers that a refusal does not need, in an `If`; false: no branches."
     )
     monitor: bool = Field(False, description="Add two outputs: `refused` and `margin`.")
+    adapter_slots: bool = Field(
+        False,
+        description="Declare the constants of the graph's edits as inputs with defaults: ONNX Runtime's adapters "
+        "(`bakeout export-adapter --to onnx`) override them.",
+    )
     runtimes: Annotated[tuple[RuntimeName, ...], AfterValidator(_each_once)] = Field(
         (), description="The runtimes that the artifact must serve; what they need is done, or refused."
     )
@@ -70,6 +75,8 @@ class BakeOptions(Section):
             yield Contradiction("quantize", "a checkpoint keeps its type", "Leave out `quantize`, or `to`.")
         if self.to == "safetensors" and self.variant:
             yield Contradiction("variant", "a checkpoint has one form", "Leave out `variant`, or `to`.")
+        if self.to == "safetensors" and self.adapter_slots:
+            yield Contradiction("adapter_slots", "a checkpoint has no inputs", "Leave out `adapter_slots`, or `to`.")
         if self.quantize and self.dtype == "fp16":
             yield Contradiction(
                 "quantize", f"{self.quantize} comes from fp32, not from fp16", "Leave out `quantize`, or `dtype`."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -310,6 +311,8 @@ def detection_constants(intervention: KeySpaceDetection, index: int, dtype: ir.D
 
 def _share_subexpressions(model: ir.Model) -> None:
     """Compute once what a graph computes repeatedly: runtimes do not look across the branches that it gets."""
+    # It would tell of every input with a default that it leaves it apart, as it must.
+    logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     DeduplicateInitializersPass()(model)
     CommonSubexpressionEliminationPass()(model)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bakeout.export.baking.bake import bake
 from bakeout.export.exporting.onnx_export import export_checkpoint
@@ -16,6 +19,7 @@ from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS, examples, write_jsonl
 
+from tests.imported_sources import control_vector, edited_checkpoint, peft_adapter, save
 from tests.recipe_files import write_rows
 
 _SPLITS = {"probe": "probing", "selection": "selection", "calibration": "calibration", "test": "test"}
@@ -56,6 +60,7 @@ def make_workplace(directory: Path) -> None:
     export_checkpoint(directory / "model", directory / "graph")
     bake(directory / "graph", plan, directory / "unlearned")
     shutil.copytree(directory / "unlearned", directory / "other")
+    _write_sources(directory)
     _write_task(directory / "tasks", directory / "math" / "test.jsonl")
     _write_demo(directory, directory / "bakeout-demo")
 
@@ -71,6 +76,16 @@ def _write_single_files(directory: Path) -> None:
     talks = [[("user", row.prompt), ("assistant", row.response.strip())] for row in german]
     rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
     write_rows(directory / "everyday.jsonl", rows)
+
+
+def _write_sources(directory: Path) -> None:
+    """What other tools wrote for the model."""
+    peft_adapter(directory / "model", directory / "adapter")
+    edited_checkpoint(directory / "model", directory / "edited", rank=2, names=("0.mlp.down_proj.weight",))
+    hidden = int(json.loads((directory / "model" / "config.json").read_text())["hidden_size"])
+    vector = np.random.default_rng(0).normal(size=(2, hidden)).astype(np.float32)
+    control_vector(directory / "vector.gguf", {1: vector[0], 2: vector[1]})
+    save(directory / "refusal.safetensors", direction=vector[0])
 
 
 def _write_task(directory: Path, data: Path) -> None:

@@ -43,7 +43,7 @@ class WeightUpdate(WeightChange):
         return len(self.right)
 
     @property
-    def factors(self) -> tuple[Floats32, Floats32]:
+    def low_rank_factors(self) -> tuple[Floats32, Floats32]:
         """Left and right."""
         return self.left, self.right
 

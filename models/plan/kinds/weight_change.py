@@ -31,7 +31,7 @@ class WeightChange(ABC):
         """Whether it can be a change of a weight of this shape."""
 
     @property
-    def factors(self) -> tuple[Floats32, Floats32] | None:
+    def low_rank_factors(self) -> tuple[Floats32, Floats32] | None:
         """The two factors [out, rank] and [rank, in] of what is added, where it is their product whatever W is."""
         return None
 

@@ -9,11 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bakeout
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples
+
+from tests.imported_sources import peft_adapter, save
 
 # In the order of a session: what one has made, the next ones use.
 SESSION = [
@@ -25,6 +28,9 @@ SESSION = [
     "Track",
     "load_plan",
     "Plan",
+    "import_plan",
+    "combine",
+    "export_adapter",
     "BakeOptions",
     "bake",
     "Artifact",
@@ -53,6 +59,10 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "german_rows": _rows("german", "probing", 80),
         "rows": _rows("math", "test", 40),
     }
+    peft_adapter(checkpoint_directory(), Path("adapter"))
+    save(Path("direction.safetensors"), direction=np.ones(128, np.float32))
+    names["adapter"] = "adapter"
+    names["control_plan"] = bakeout.import_plan("direction.safetensors", names["checkpoint"], layers=[1])
     lines = "".join(json.dumps(row) + "\n" for row in names["rows"])
     Path("math.test.jsonl").write_text(lines, encoding="utf-8")
     recipe = {

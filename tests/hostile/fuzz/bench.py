@@ -21,6 +21,7 @@ from bakeout.models.plan.plan_file import load_plan, plan_bytes
 
 from tests.fitted_regions import SHAPES, fitted_regions
 from tests.gguf_files import write_gguf
+from tests.hostile.fuzz.sources import put_sources
 from tests.report_files import EVALUATION, FIGURES
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1.0"
@@ -82,6 +83,7 @@ def bench(process: int) -> Path:
     _put_models(directory)
     _put_plans(directory)
     _put_rows(directory)
+    put_sources(directory, load_plan(FIXTURES / "plans" / "weight_methods.safetensors").model)
     (directory / "recipe.yaml").write_text(_RECIPE)
     (directory / "tune.yaml").write_text(_TUNED)
     (directory / "figures.json").write_text(json.dumps({"schema": 1, "figures": FIGURES}))

@@ -68,6 +68,7 @@ from tests.hostile.fuzz.mutations import (
     spliced_json,
 )
 from tests.hostile.fuzz.odd_values import TEMPLATES
+from tests.hostile.fuzz.sources import read_source
 
 Mutate = Callable[[bytes, Random], bytes]
 Read = Callable[[Path], object]
@@ -296,6 +297,23 @@ def _put_added(directory: Path) -> None:
     (directory / "checkpoint" / "added_tokens.json").write_text(json.dumps({"<|extra|>": 257}))
 
 
+def _sources() -> dict[str, Target]:
+    """What `bakeout import` reads."""
+    files = {
+        "adapter's configuration": ("adapter", "adapter/adapter_config.json", JSON),
+        "adapter's factors": ("adapter", "adapter/adapter_model.safetensors", PLAN),
+        "edited checkpoint": ("edited", "edited/model.safetensors", PLAN),
+        "control vector": ("vector.gguf", "vector.gguf", (mutated_bytes,)),
+        "control vector's rows": ("rows.safetensors", "rows.safetensors", PLAN),
+        "direction": ("direction.safetensors", "direction.safetensors", PLAN),
+    }
+
+    def read(source: str) -> Read:
+        return lambda directory: read_source(directory, source, _plan("weight_methods").model)
+
+    return {name: Target(f"sources/{file}", kinds, read(source), 2) for name, (source, file, kinds) in files.items()}
+
+
 LOADERS: Mapping[str, Target] = {
     "recipe": Target("recipe.yaml", YAML, lambda directory: load_recipe(directory / "recipe.yaml"), 6),
     "rows": Target("rows.jsonl", ROWS, _read_rows("rows.jsonl"), 5),
@@ -333,6 +351,7 @@ LOADERS: Mapping[str, Target] = {
     "adapter": Target("adapted/adapter_config.json", JSON, _refused("adapted")),
     "GGUF without a model": Target("model.gguf", (mutated_bytes,), _refused("model.gguf")),
     "GGUF": Target("tiny.gguf", (mutated_bytes,), _read_gguf, 3),
+    **_sources(),
     "answers": Target("scratch/answers.jsonl", ROWS, _read_answers, 2, _put_answers),
     "graph": Target("onnx/model.onnx", GRAPH, _read_graph("onnx/model.onnx", "mixed"), 6),
     "graph and a check": Target("onnx/model.onnx", GRAPH, _read_graph("onnx/model.onnx", "key_space_detection"), 4),

@@ -1,0 +1,1 @@
+"""A plan as an adapter of another tool: PEFT, or ONNX Runtime."""

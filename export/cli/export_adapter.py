@@ -1,0 +1,44 @@
+"""`bakeout export-adapter`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bakeout.export.cli.console import emit_json, show
+from bakeout.export.cli.options import PATH, json_output
+
+
+@click.command(name="export-adapter")
+@click.argument("plan", type=PATH)
+@click.option("--to", type=click.Choice(["peft", "onnx"]), default="peft", show_default=True, help="Whose adapter.")
+@click.option("--artifact", type=PATH, help="With `--to onnx`: what `bake --adapter-slots` wrote.")
+@click.option("--base", help="With `--to peft`: the name that the adapter gives its base model.")
+@click.option("-o", "--output", type=PATH, required=True, help="The new directory (peft) or file (onnx).")
+@json_output
+def export_adapter(plan: Path, to: str, artifact: Path | None, base: str | None, output: Path, machine: bool) -> None:
+    """Write a plan as an adapter: for PEFT its low-rank updates, for ONNX Runtime the constants of its graph edits."""
+    from bakeout.models.plan.plan_file import load_plan
+
+    loaded = load_plan(plan)
+    if to == "peft":
+        if artifact is not None:
+            raise click.UsageError("'--artifact' belongs to '--to onnx'.")
+        from bakeout.export.adapters.peft_adapter import export_peft_adapter
+
+        ranks = export_peft_adapter(loaded, output, base=base)
+        if machine:
+            emit_json({"adapter": str(output), "ranks": ranks})
+        else:
+            show(f"{output}: {len(ranks)} modules, of rank {min(ranks.values())} to {max(ranks.values())}")
+        return
+    if artifact is None or base is not None:
+        raise click.UsageError("'--to onnx' needs '--artifact', and takes no '--base'.")
+    from bakeout.export.adapters.onnx_adapter import export_onnx_adapter
+
+    constants = export_onnx_adapter(loaded, artifact, output)
+    if machine:
+        emit_json({"adapter": str(output), "constants": {name: list(shape) for name, shape in constants.items()}})
+    else:
+        show(f"{output}: {len(constants)} constants, {output.stat().st_size:,} bytes")

@@ -1,0 +1,1 @@
+"""Plans out of what other tools wrote, and out of other plans."""

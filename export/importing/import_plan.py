@@ -1,0 +1,111 @@
+"""What other tools wrote, as a plan: PEFT adapters, edited checkpoints, control vectors, directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bakeout.export.importing.new_plan import base_checkpoint, loaded_base, plan_of
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Intervention, ModelIdentity, Plan
+from bakeout.models.progress import Track, untracked
+
+_FORMS = "a PEFT adapter, a checkpoint, a control vector (.gguf, .safetensors), or a direction (.safetensors)"
+
+
+def import_plan(
+    source: Path,
+    base: str,
+    *,
+    scale: float = 1.0,
+    energy: float | None = None,
+    exact: bool = False,
+    project: bool = False,
+    keep_norm: bool = False,
+    layers: Sequence[int] | None = None,
+    track: Track = untracked,
+) -> Plan:
+    """The intervention that ``source`` holds, as a plan for the checkpoint ``base``, with a canary measured there.
+
+    ``source``: the directory of a PEFT LoRA adapter, or of an edited checkpoint of ``base``; or a file of directions: a
+    control vector, or with ``project`` a direction to project out. ``scale``: how many times what it does, negative
+    too. ``energy`` and ``exact``: of edited checkpoints (``read_checkpoint_pair``). ``keep_norm`` and ``layers``: of
+    directions. What was read is in the report of the intervention.
+
+    Raises ``BakeoutError`` for options of other sources, for what does not belong to ``base``, where nothing would be
+    edited, and for everything that the source names and a plan does not carry.
+    """
+    given = {
+        "scale": scale != 1,
+        "energy": energy is not None,
+        "exact": exact,
+        "project": project,
+        "keep_norm": keep_norm,
+        "layers": layers is not None,
+    }
+    form, taken = _form(source, project)
+    for option, is_given in given.items():
+        if is_given and option not in taken:
+            raise BakeoutError(f"`{option}` does nothing for {form}.", "Leave it out.")
+    if scale == 0 or scale != scale or scale in (float("inf"), float("-inf")):
+        raise BakeoutError(f"`scale` is {scale}.", "Give a finite number other than 0.")
+    checkpoint = base_checkpoint(base)
+    with loaded_base(checkpoint) as (model, identity):
+        intervention = _read(
+            form,
+            source,
+            checkpoint.directory,
+            identity,
+            scale=scale,
+            energy=0.9999 if energy is None else energy,
+            exact=exact,
+            keep_norm=keep_norm,
+            layers=layers,
+            track=track,
+        )
+        return plan_of(checkpoint, model, [intervention], {"imported_from": form}, track)
+
+
+def _form(source: Path, project: bool) -> tuple[str, frozenset[str]]:
+    """What ``source`` is, and the options that say something about it. Names alone are looked at."""
+    from bakeout.models.sources.peft_adapter import is_peft_adapter
+
+    if source.is_dir():
+        if is_peft_adapter(source):
+            return "a PEFT adapter", frozenset(("scale",))
+        if (source / "config.json").is_file():
+            return "an edited checkpoint", frozenset(("scale", "energy", "exact"))
+        raise BakeoutError(f"{source} is neither an adapter nor a checkpoint.", f"Name {_FORMS}.")
+    if not source.exists():
+        raise BakeoutError(f"There is no {source}.", f"Name {_FORMS}.")
+    if source.suffix not in (".gguf", ".safetensors"):
+        raise BakeoutError(f"{source} is no source that is read (pickled files never are).", f"Name {_FORMS}.")
+    if project:
+        return "a direction", frozenset(("project", "layers"))
+    return "a control vector", frozenset(("scale", "keep_norm", "layers"))
+
+
+def _read(
+    form: str,
+    source: Path,
+    base: Path,
+    model: ModelIdentity,
+    *,
+    scale: float,
+    energy: float,
+    exact: bool,
+    keep_norm: bool,
+    layers: Sequence[int] | None,
+    track: Track,
+) -> Intervention:
+    from bakeout.models.sources.checkpoint_pair import read_checkpoint_pair
+    from bakeout.models.sources.directions import read_addition, read_projection
+    from bakeout.models.sources.peft_adapter import read_peft_adapter
+
+    if form == "a PEFT adapter":
+        return read_peft_adapter(source, model, scale)
+    if form == "an edited checkpoint":
+        return read_checkpoint_pair(base, source, model, scale, energy=energy, exact=exact, track=track)
+    if form == "a direction":
+        return read_projection(source, model, layers=layers)
+    return read_addition(source, model, scale, layers=layers, keep_norm=keep_norm)

@@ -1,0 +1,99 @@
+"""Plans that are not fitted here: out of what other tools wrote, out of other plans, and back to other tools."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bakeout.functions import PathLike, loaded_plan, naming_extras
+from bakeout.models.progress import Track, logged
+
+if TYPE_CHECKING:
+    from bakeout.models.plan import Plan
+
+
+@naming_extras
+def import_plan(
+    source: PathLike,
+    base: str | os.PathLike[str],
+    *,
+    scale: float = 1.0,
+    energy: float | None = None,
+    exact: bool = False,
+    project: bool = False,
+    keep_norm: bool = False,
+    layers: Sequence[int] | None = None,
+    track: Track = logged,
+) -> Plan:
+    """What another tool wrote, as a plan for the checkpoint ``base``.
+
+    ``source``: the directory of a PEFT LoRA adapter, or of an edited checkpoint of ``base``; or the file of a control
+    vector, or with ``project`` of a direction to project out of the residual stream. ``scale``: how many times the
+    edit, negative for its reverse. Of an edited checkpoint, each weight's difference is cut at the rank that holds the
+    share ``energy`` (by default 0.9999) of its squared norm, or kept whole with ``exact``. ``keep_norm``: a control
+    vector leaves the norm of the residual stream. ``layers``: the blocks behind which a single direction acts.
+
+    >>> imported = bakeout.import_plan(adapter, checkpoint)
+    >>> [intervention.kind for intervention in imported.interventions]
+    ['low_rank_update']
+
+    Raises ``BakeoutError`` where nothing would be edited, and for all that the source names and no plan carries.
+    """
+    from bakeout.export.importing.import_plan import import_plan as import_source
+
+    return import_source(
+        Path(source),
+        os.fspath(base),
+        scale=scale,
+        energy=energy,
+        exact=exact,
+        project=project,
+        keep_norm=keep_norm,
+        layers=layers,
+        track=track,
+    )
+
+
+@naming_extras
+def combine(plans: Sequence[Plan | PathLike], base: str | os.PathLike[str], *, track: Track = logged) -> Plan:
+    """All interventions of several plans of the checkpoint ``base``, in their order, as one plan.
+
+    Nothing is fitted again; the canary is measured again. ``Plan.provenance["combined"]["interactions"]`` tells, for
+    each intervention, which others it was fitted without, and how far they move what it looks at.
+
+    >>> both = bakeout.combine(["plan.safetensors", control_plan], checkpoint)
+    >>> [intervention.kind for intervention in both.interventions]
+    ['neuron_adjust', 'residual_addition']
+
+    Raises ``BakeoutError`` for plans of different models, and where two of them hold a kind that a plan holds once.
+    """
+    from bakeout.export.importing.combine import combine as combine_plans
+
+    return combine_plans([loaded_plan(plan) for plan in plans], os.fspath(base), track=track).plan
+
+
+@naming_extras
+def export_adapter(plan: Plan | PathLike, output: PathLike, *, artifact: PathLike | None = None) -> Path:
+    """Write a plan as an adapter, and return where it is.
+
+    Without ``artifact``: a PEFT LoRA adapter, a directory, of a plan's low-rank updates. With the directory of an
+    artifact that was baked with ``BakeOptions(adapter_slots=True)``: an ``.onnx_adapter`` file for it, which ONNX
+    Runtime activates in a run; the plan must differ from the artifact's in constants alone.
+
+    >>> imported = bakeout.import_plan(adapter, checkpoint)
+    >>> bakeout.export_adapter(imported, "lora").name
+    'lora'
+
+    Raises ``BakeoutError`` where ``output`` exists, and for what the adapter cannot carry.
+    """
+    if artifact is None:
+        from bakeout.export.adapters.peft_adapter import export_peft_adapter
+
+        export_peft_adapter(loaded_plan(plan), Path(output))
+    else:
+        from bakeout.export.adapters.onnx_adapter import export_onnx_adapter
+
+        export_onnx_adapter(loaded_plan(plan), Path(artifact), Path(output))
+    return Path(output)

@@ -1,0 +1,1 @@
+"""What other tools write, read as interventions: PEFT adapters, checkpoint pairs, control vectors, directions."""

@@ -1,0 +1,148 @@
+"""Two checkpoints, a base model and an edited one, as a low-rank update: their difference, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bakeout.models.checkpoint.architectures import StoredWeight, family_of
+from bakeout.models.checkpoint.checkpoint_files import read_config
+from bakeout.models.checkpoint.checkpoint_writer import INDEX, checkpoint_files, weight_in
+from bakeout.models.checkpoint.weight_arithmetic import EDITABLE
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, WeightUpdate
+from bakeout.models.progress import Track, untracked
+from bakeout.models.sources.source import none_matched, not_carried, read_report
+from bakeout.models.sources.tensor_file import FileTensor, read_tensors
+
+METHOD = "checkpoint difference"
+_ROLES: tuple[Role, ...] = ("down", "gate", "up")
+_HEAD = "lm_head.weight"
+
+
+def read_checkpoint_pair(
+    base: Path,
+    edited: Path,
+    model: ModelIdentity,
+    scale: float = 1.0,
+    *,
+    energy: float = 0.9999,
+    exact: bool = False,
+    track: Track = untracked,
+) -> LowRankUpdate:
+    """What was done to ``base`` to make ``edited``, as an update of ``model``, ``scale`` times as large.
+
+    Per weight, the singular value decomposition of the difference, cut at the smallest rank that holds the share
+    ``energy`` of its squared norm; the residual is in the report. ``exact``: the whole difference, such that the edited
+    checkpoint is baked bit for bit. Two tensors are in memory at a time. Raises ``BakeoutError`` where anything but FFL
+    weights differs.
+    """
+    if not 0 < energy <= 1:
+        raise BakeoutError(f"`energy` is {energy}, not a share between 0 and 1.", "Give one such as 0.9999.")
+    if exact and scale != 1:
+        raise BakeoutError("`exact` gives the edited checkpoint itself, at no other `scale`.", "Leave out one of them.")
+    before, after = _tensors(base), _tensors(edited)
+    family = family_of(model.architecture)
+    places: dict[str, list[tuple[int, Role, StoredWeight]]] = {}
+    for layer in range(model.layers):
+        for role in _ROLES if family.layout != "ungated" else _ROLES[:2]:
+            stored = family.weight(layer, role, model.width)
+            places.setdefault(stored.name, []).append((layer, role, stored))
+    _require_same_names(edited, before, after, bool(read_config(base).get("tie_word_embeddings", False)))
+    updates: list[WeightUpdate] = []
+    read: list[dict[str, Any]] = []
+    names = sorted(before.keys() & after.keys())
+    for name in track(names, "comparing the weights", len(names)):
+        one, other = before[name], after[name]
+        _require_same_form(edited, one, other)
+        if np.array_equal(one.content(), other.content()):
+            continue
+        own = places.get(name) or places.get(f"{family.blocks.split('.', 1)[0]}.{name}")
+        if own is None:
+            raise not_carried(edited, f"{name} differs from the base model's", "Edit feed-forward layers alone.")
+        old, new = one.values(), other.values()
+        for layer, role, stored in own:
+            start, end = weight_in(old, stored), weight_in(new, stored)
+            if start.shape != model.weight_shape(role):
+                raise BakeoutError(f"{edited}: {name} has the shape {one.shape}.", "Name the model it was made from.")
+            difference = end - start
+            if not difference.any():
+                continue
+            if exact:
+                update, figures = _whole(layer, role, difference), {"rank": min(difference.shape), "residual": 0.0}
+                _require_exact(edited, name, update, start, end, one.dtype)
+            else:
+                update, figures = _truncated(layer, role, difference * scale, energy)
+            updates.append(update)
+            read.append({"tensor": name, "role": role, **figures})
+    if not updates:
+        raise none_matched(edited, "the weights of its base model")
+    updates.sort(key=lambda update: (update.layer, update.role))
+    files = [path for path in checkpoint_files(edited) if path.name != INDEX]
+    return LowRankUpdate(METHOD, tuple(updates), read_report("checkpoint pair", files, scale, read))
+
+
+def _tensors(checkpoint: Path) -> Mapping[str, FileTensor]:
+    tensors: dict[str, FileTensor] = {}
+    for path in checkpoint_files(checkpoint):
+        if path.name != INDEX:
+            tensors |= read_tensors(path)
+    return tensors
+
+
+def _require_same_names(
+    edited: Path, before: Mapping[str, FileTensor], after: Mapping[str, FileTensor], tied: bool
+) -> None:
+    for name in sorted(before.keys() ^ after.keys()):
+        # Of tied weights, some tools write one, some both.
+        if not (tied and name == _HEAD):
+            which = "lacks" if name in before else "has"
+            raise BakeoutError(f"{edited} {which} {name}, unlike the base model.", "Name the model it was made from.")
+
+
+def _require_same_form(edited: Path, one: FileTensor, other: FileTensor) -> None:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        raise BakeoutError(
+            f"{edited}: {one.name} is {other.dtype} of shape {other.shape}, the base model's {one.dtype} of shape "
+            f"{one.shape}.",
+            "Save both in the same type.",
+        )
+
+
+def _truncated(layer: int, role: Role, difference: Floats, energy: float) -> tuple[WeightUpdate, dict[str, Any]]:
+    left, sizes, right = np.linalg.svd(difference, full_matrices=False)
+    held = np.cumsum(sizes**2) / np.sum(sizes**2)
+    rank = min(int(np.searchsorted(held, energy - 1e-15)) + 1, len(sizes))
+    root = np.sqrt(sizes[:rank])
+    update = WeightUpdate(
+        layer,
+        role,
+        np.ascontiguousarray(left[:, :rank] * root, np.float32),
+        np.ascontiguousarray(root[:, None] * right[:rank], np.float32),
+    )
+    residual = float(np.sqrt(np.sum(sizes[rank:] ** 2) / np.sum(sizes**2)))
+    return update, {"rank": rank, "residual": float(f"{residual:.3g}")}
+
+
+def _whole(layer: int, role: Role, difference: Floats) -> WeightUpdate:
+    """The difference times the identity: a product in which nothing rounds."""
+    single = np.ascontiguousarray(difference, np.float32)
+    rows, columns = single.shape
+    if columns <= rows:
+        return WeightUpdate(layer, role, single, np.eye(columns, dtype=np.float32))
+    return WeightUpdate(layer, role, np.eye(rows, dtype=np.float32), single)
+
+
+def _require_exact(edited: Path, name: str, update: WeightUpdate, before: Floats, after: Floats, dtype: str) -> None:
+    """Raise ``BakeoutError`` unless baking, rounded as weights are stored, gives the edited weight."""
+    stored = EDITABLE[dtype]
+    product = update.left.astype(np.float64) @ update.right.astype(np.float64)
+    baked = (before + product).astype(np.float32).astype(stored).astype(np.float64)
+    if (count := int((baked != after).sum())) > 0:
+        raise BakeoutError(
+            f"{edited}: {count} elements of {name} cannot be reached exactly from the base model's.",
+            "Import it without `exact`; the residual is then in the report.",
+        )

@@ -1,0 +1,57 @@
+"""Plans put together: what each does to the others is measured, and the whole is baked as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bakeout.export.baking.bake import bake
+from bakeout.export.importing.combine import combine
+from bakeout.export.verification.verify import verify
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import LayerDirection, ResidualAddition
+
+from tests.baked_parity import key_space_detection
+from tests.residual_plans import residual_addition
+from tests.weight_plans import PROMPTS, low_rank_update, plan_of
+
+
+def test_plans_are_combined_and_their_interactions_told(
+    llama_checkpoint: Path, llama_export: Path, tmp_path: Path
+) -> None:
+    model, digest = load_model(llama_checkpoint), weights_digest(llama_checkpoint)
+    check = plan_of(model, digest, key_space_detection(model, (1,), "query", PROMPTS))
+    late = plan_of(model, digest, residual_addition(model, layers=(3,)))
+    early = plan_of(model, digest, low_rank_update(model, layers=(0,)), residual_addition(model, layers=(0,)))
+    combined = combine([check, late, early], str(llama_checkpoint))
+    kinds = [intervention.kind for intervention in combined.plan.interventions]
+    assert kinds == ["key_space_detection", "residual_addition", "low_rank_update", "residual_addition"]
+    of_check, of_late, *of_early = combined.interactions
+    assert of_check.is_far and of_check.fitted_without == () and of_check.decisions is not None
+    assert of_late.fitted_without == (0,) and of_early[1].fitted_without == (0, 1)
+    # Nothing comes before what lies in the first layers.
+    assert all(not interaction.is_far for interaction in of_early[1:])
+    record = combined.plan.provenance["combined"]
+    assert record["interactions"][0]["moved"] > 0.1 and len(record["plans"]) == 3
+    quiet = combine([check, late], str(llama_checkpoint))
+    assert not quiet.interactions[0].is_far and quiet.interactions[0].decisions == 0
+    baked = bake(llama_export, quiet.plan, tmp_path / "baked").directory
+    checks = verify(baked, base=llama_checkpoint, prompts=PROMPTS)
+    assert all(each.ok for each in checks), checks
+
+
+def test_what_does_not_go_together_is_refused(llama_checkpoint: Path) -> None:
+    model, digest = load_model(llama_checkpoint), weights_digest(llama_checkpoint)
+    addition = ResidualAddition((LayerDirection(1, np.ones(32, np.float32)),))
+    plan = plan_of(model, digest, addition)
+    check = plan_of(model, digest, key_space_detection(model, (1,), "query", PROMPTS))
+    for plans, told in (
+        ([plan], "alone"),
+        ([plan, plan_of(model, "ab" * 32, addition)], "another model"),
+        ([check, check], "2 of Key Space Detection"),
+    ):
+        with pytest.raises(BakeoutError, match=told):
+            combine(plans, str(llama_checkpoint))

@@ -1,0 +1,240 @@
+"""What other tools wrote, imported and baked, against what their own runtimes compute."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bakeout.export.baking.bake import bake
+from bakeout.export.importing.import_plan import import_plan
+from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.errors import BakeoutError
+from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.plan import Plan
+from bakeout.models.plan.plan_file import load_plan, save_plan
+from bakeout.models.reference.hooks import Hooks
+
+from tests.conftest import CheckpointOf
+from tests.imported_sources import (
+    IDS,
+    PATTERNS,
+    control_vector,
+    edited_checkpoint,
+    logits_of,
+    peft_adapter,
+    save,
+)
+
+CHECKPOINT = BakeOptions(to="safetensors")
+FEED_FORWARD = ("down_proj.weight", "up_proj.weight")
+
+
+def read_of(plan: Plan) -> Any:
+    return plan.interventions[0].report.details["imported"]
+
+
+def baked_logits(plan: Plan, checkpoint: Path, directory: Path) -> torch.Tensor:
+    return logits_of(bake(str(checkpoint), plan, directory, CHECKPOINT).directory)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {}),
+        ("llama", PATTERNS),
+        ("gpt2", {"target_modules": ["mlp.c_proj", "c_fc"], "fan_in_fan_out": True}),
+        ("phi3", {"target_modules": ["gate_up_proj"]}),
+        # Its head is its embedding.
+        ("gemma", {"target_modules": ["up_proj"]}),
+    ],
+    ids=["plain", "patterns", "transposed", "fused", "tied"],
+)
+def test_peft_computes_the_same(
+    checkpoint_of: CheckpointOf, tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    checkpoint = checkpoint_of(family)
+    expected = peft_adapter(checkpoint, tmp_path / "adapter", **settings)
+    plan = import_plan(tmp_path / "adapter", str(checkpoint))
+    baked = baked_logits(plan, checkpoint, tmp_path / "baked")
+    assert (baked - expected).abs().max() < 1e-3 and (baked - logits_of(checkpoint)).abs().max() > 0.1
+    assert set(read_of(plan)["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert len(read_of(plan)["read"]) == len({row["module"] for row in read_of(plan)["read"]}) >= 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"target_modules": ["q_proj", "down_proj"]}, "self_attn.q_proj"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "biases"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"target_modules": ["down_proj", "embed_tokens"]}, "embed_tokens"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_no_plan_carries_is_refused_by_name(
+    llama_checkpoint: Path, tmp_path: Path, settings: dict[str, Any], told: str
+) -> None:
+    peft_adapter(llama_checkpoint, tmp_path / "adapter", **settings)
+    with pytest.raises(BakeoutError, match=told):
+        import_plan(tmp_path / "adapter", str(llama_checkpoint))
+
+
+def test_an_untrained_adapter_would_do_nothing(llama_checkpoint: Path, tmp_path: Path) -> None:
+    peft_adapter(llama_checkpoint, tmp_path / "adapter", init_lora_weights=True)
+    with pytest.raises(BakeoutError, match="would do nothing"):
+        import_plan(tmp_path / "adapter", str(llama_checkpoint))
+
+
+def _configured(**changes: Any) -> Callable[[Path], None]:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_configured(peft_type="IA3"), "IA3"),
+        (_configured(r=5), "rank 5"),
+        (_configured(rank_pattern={"(a+)+b": 4}), "regular expression"),
+        (_configured(target_modules=["up_proj", "down_proj", "gate_proj"]), "up_proj"),
+        (_configured(something_new=3), "something_new"),
+        (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "pickled"),
+        (lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(b"\0" * 40), "whole safetensors"),
+        (lambda adapter: (adapter / "adapter_config.json").write_text("[" * 9999), "cannot be read"),
+    ],
+)
+def test_broken_adapters_are_refused(
+    llama_checkpoint: Path, tmp_path: Path, change: Callable[[Path], None], told: str
+) -> None:
+    peft_adapter(llama_checkpoint, tmp_path / "adapter")
+    change(tmp_path / "adapter")
+    with pytest.raises(BakeoutError, match=told):
+        import_plan(tmp_path / "adapter", str(llama_checkpoint))
+
+
+def test_a_pair_of_checkpoints(llama_checkpoint: Path, tmp_path: Path) -> None:
+    expected = edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=3, names=FEED_FORWARD)
+    assert len(list((tmp_path / "edited").glob("*.safetensors"))) > 1
+    plan = import_plan(tmp_path / "edited", str(llama_checkpoint))
+    rows = read_of(plan)["read"]
+    assert len(rows) == 8 and all(row["rank"] == 3 and row["residual"] < 1e-2 for row in rows)
+    assert (baked_logits(plan, llama_checkpoint, tmp_path / "baked") - expected).abs().max() < 1e-3
+    with pytest.raises(BakeoutError, match="would do nothing"):
+        import_plan(llama_checkpoint, str(llama_checkpoint))
+
+
+def test_its_rank_is_by_energy_and_its_reverse_is_the_negative(llama_checkpoint: Path, tmp_path: Path) -> None:
+    edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=None, names=FEED_FORWARD)
+    half = import_plan(tmp_path / "edited", str(llama_checkpoint), energy=0.5)
+    rows = read_of(half)["read"]
+    assert all(1 < row["rank"] < 16 and 0.5 < row["residual"] <= 0.5**0.5 for row in rows)
+    back = import_plan(tmp_path / "edited", str(llama_checkpoint), scale=-1)
+    (change, *_), weight = back.interventions[0].weight_changes(), load_model(llama_checkpoint).state_dict()
+    before = weight["model.layers.0.mlp.down_proj.weight"].double().numpy()
+    after = load_model(tmp_path / "edited").state_dict()["model.layers.0.mlp.down_proj.weight"].double().numpy()
+    asked = change.asked(before, slice(None), slice(None))
+    assert np.linalg.norm(asked - (before - after)) < 0.02 * np.linalg.norm(asked)
+
+
+def test_an_exact_pair_is_baked_bit_for_bit(llama_checkpoint: Path, tmp_path: Path) -> None:
+    edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=None, names=FEED_FORWARD)
+    plan = import_plan(tmp_path / "edited", str(llama_checkpoint), exact=True)
+    baked = bake(str(llama_checkpoint), plan, tmp_path / "baked", CHECKPOINT).directory
+    expected = load_model(tmp_path / "edited").state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in load_model(baked).state_dict().items())
+
+
+def test_what_differs_elsewhere_is_named(llama_checkpoint: Path, tmp_path: Path) -> None:
+    edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=1, names=("down_proj.weight", "q_proj.weight"))
+    with pytest.raises(BakeoutError, match=r"layers.0.self_attn.q_proj.weight differs"):
+        import_plan(tmp_path / "edited", str(llama_checkpoint))
+
+
+def _adding(vector: torch.Tensor) -> Callable[..., Any]:
+    def add(module: Any, arguments: Any, output: Any) -> Any:
+        return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
+
+    return add
+
+
+def test_a_control_vector(llama_checkpoint: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    directions = {layer: random.normal(size=32).astype(np.float32) for layer in (1, 3)}
+    control_vector(tmp_path / "vector.gguf", directions)
+    plan = import_plan(tmp_path / "vector.gguf", str(llama_checkpoint), scale=-1.5)
+    save_plan(plan, tmp_path / "plan.safetensors")
+    (addition,) = load_plan(tmp_path / "plan.safetensors").interventions
+    assert addition.describe().json["coefficient"] == -1.5
+    rows = np.zeros((4, 32), np.float32)
+    rows[[1, 3]] = np.stack([directions[1], directions[3]])
+    for other in (
+        save(tmp_path / "rows.safetensors", vectors=rows),
+        save(tmp_path / "named.safetensors", **{f"direction.{layer}": rows[layer] for layer in (1, 3)}),
+    ):
+        same = import_plan(other, str(llama_checkpoint), scale=-1.5).interventions[0]
+        assert all(np.array_equal(array, same.arrays()[name]) for name, array in addition.arrays().items())
+    # By plain PyTorch, as repeng adds it.
+    model = load_model(llama_checkpoint)
+    with torch.no_grad(), Hooks(model, [addition]):
+        measured = model(IDS).logits
+    handles = [
+        feed_forward_layers(model)[layer].block.register_forward_hook(_adding(-1.5 * torch.from_numpy(direction)))
+        for layer, direction in directions.items()
+    ]
+    with torch.no_grad():
+        expected = model(IDS).logits
+    for handle in handles:
+        handle.remove()
+    assert (measured - expected).abs().max() < 1e-4 < (expected - logits_of(llama_checkpoint)).abs().max()
+
+
+def test_a_direction(llama_checkpoint: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "refusal.safetensors", direction=np.arange(1, 33, dtype=np.float16))
+    plan = import_plan(path, str(llama_checkpoint), project=True)
+    (projection,) = plan.interventions
+    assert [part.layer for part in projection.parts] == [0, 1, 2, 3]
+    assert [part.layer for part in import_plan(path, str(llama_checkpoint), layers=[2]).interventions[0].parts] == [2]
+    with pytest.raises(BakeoutError, match="no blocks are named"):
+        import_plan(path, str(llama_checkpoint))
+    with pytest.raises(BakeoutError, match="`scale` does nothing"):
+        import_plan(path, str(llama_checkpoint), project=True, scale=2)
+
+
+def test_files_that_are_no_directions(llama_checkpoint: Path, tmp_path: Path) -> None:
+    control_vector(tmp_path / "wide.gguf", {1: np.ones(40, np.float32)})
+    control_vector(tmp_path / "deep.gguf", {9: np.ones(32, np.float32)})
+    control_vector(tmp_path / "zero.gguf", {1: np.zeros(32, np.float32)})
+    control_vector(tmp_path / "model.gguf", {1: np.ones(32, np.float32)}, architecture="llama")
+    save(tmp_path / "two.safetensors", a=np.ones(32, np.float32), b=np.ones(32, np.float32))
+    save(tmp_path / "nan.safetensors", a=np.full(32, np.nan, np.float32))
+    save(tmp_path / "integers.safetensors", a=np.ones(32, np.int64))
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    shutil.copy(tmp_path / "wide.gguf", tmp_path / "direction.pt")
+    for name, told in {
+        "wide.gguf": "40",
+        "deep.gguf": "layer 9",
+        "zero.gguf": "would do nothing",
+        "model.gguf": "not a control vector",
+        "two.safetensors": "2 tensors",
+        "nan.safetensors": "NaN",
+        "integers.safetensors": "I64",
+        "empty.safetensors": "whole safetensors",
+        "direction.pt": "pickled",
+        "absent.gguf": "There is no",
+    }.items():
+        with pytest.raises(BakeoutError, match=told):
+            import_plan(tmp_path / name, str(llama_checkpoint), layers=None if "gguf" in name else [1])
