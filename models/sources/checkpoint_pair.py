@@ -57,12 +57,15 @@ def read_checkpoint_pair(
     names = sorted(before.keys() & after.keys())
     for name in track(names, "comparing the weights", len(names)):
         one, other = before[name], after[name]
-        _require_same_form(edited, one, other)
-        if np.array_equal(one.content(), other.content()):
+        _require_same_shape(edited, one, other)
+        if _are_equal(one, other):
             continue
         own = places.get(name) or places.get(f"{family.blocks.split('.', 1)[0]}.{name}")
-        if own is None:
-            raise not_carried(edited, f"{name} differs from the base model's", "Edit feed-forward layers alone.")
+        if own is None or one.dtype not in EDITABLE:
+            remedy = "Edit feed-forward layers alone" + (
+                "." if one.dtype == other.dtype else f", and save {one.dtype}."
+            )
+            raise not_carried(edited, f"{name} differs from the base model's", remedy)
         old, new = one.values(), other.values()
         for layer, role, stored in own:
             start, end = weight_in(old, stored), weight_in(new, stored)
@@ -103,13 +106,19 @@ def _require_same_names(
             raise BakeoutError(f"{edited} {which} {name}, unlike the base model.", "Name the model it was made from.")
 
 
-def _require_same_form(edited: Path, one: FileTensor, other: FileTensor) -> None:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
+def _require_same_shape(edited: Path, one: FileTensor, other: FileTensor) -> None:
+    if one.shape != other.shape:
         raise BakeoutError(
-            f"{edited}: {one.name} is {other.dtype} of shape {other.shape}, the base model's {one.dtype} of shape "
-            f"{one.shape}.",
-            "Save both in the same type.",
+            f"{edited}: {one.name} has the shape {other.shape}, the base model's {one.shape}.",
+            "Name the model it was made from.",
         )
+
+
+def _are_equal(one: FileTensor, other: FileTensor) -> bool:
+    """Whether two tensors hold the same: a checkpoint in a wider type than its base model's holds its values too."""
+    if one.dtype == other.dtype:
+        return bool(np.array_equal(one.content(), other.content()))
+    return bool(np.array_equal(one.values(), other.values()))
 
 
 def _truncated(layer: int, role: Role, difference: Floats, energy: float) -> tuple[WeightUpdate, dict[str, Any]]:

@@ -158,6 +158,18 @@ def test_an_exact_pair_is_baked_bit_for_bit(llama_checkpoint: Path, tmp_path: Pa
     assert all(torch.equal(weight, expected[name]) for name, weight in load_model(baked).state_dict().items())
 
 
+def test_a_pair_in_another_type(llama_checkpoint: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    load_model(llama_checkpoint).half().save_pretrained(half)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(llama_checkpoint / name, half)
+    # Loaded and saved in float32.
+    edited_checkpoint(half, tmp_path / "edited", rank=1, names=FEED_FORWARD)
+    assert len(read_of(import_plan(tmp_path / "edited", str(half)))["read"]) == 8
+    with pytest.raises(BakeoutError, match=r"lm_head.weight differs .* and save F32"):
+        import_plan(half, str(llama_checkpoint))
+
+
 def test_what_differs_elsewhere_is_named(llama_checkpoint: Path, tmp_path: Path) -> None:
     edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=1, names=("down_proj.weight", "q_proj.weight"))
     with pytest.raises(BakeoutError, match=r"layers.0.self_attn.q_proj.weight differs"):
