@@ -18,7 +18,17 @@ import pytest
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import load_graph
-from bakeout.models.plan import Canary, Coin, Intervention, ModelIdentity, Plan, Positions
+from bakeout.models.plan import (
+    Canary,
+    Coin,
+    Intervention,
+    LayerDirection,
+    ModelIdentity,
+    Plan,
+    Positions,
+    ResidualAddition,
+    ResidualProjection,
+)
 
 from tests.fitted_regions import SHAPES, fitted_regions
 from tests.graph_passes.inserted_nodes import InsertedNode, inserted_nodes
@@ -32,8 +42,9 @@ LLAMA = ModelIdentity(architecture="llama", layers=3, width=96, hidden=32, vocab
 
 
 def plan(positions: Positions, layers: tuple[int, ...], region: str = "cube") -> Plan:
-    """Neuron Adjust with every coin, and a Key Space Detection of two regions."""
+    """Neuron Adjust with every coin, residual edits, and a Key Space Detection of two regions."""
     generator = np.random.default_rng(0)
+    unit = np.full(32, 32**-0.5, np.float32)
     near, far, others = (generator.normal(place, 1, (20, len(layers) * 96)) for place in (0, 1, 2))
     detection = key_space_detection(
         regions=fitted_regions(region, [near, far], others),
@@ -42,7 +53,13 @@ def plan(positions: Positions, layers: tuple[int, ...], region: str = "cube") ->
         layers=layers,
         positions=positions,
     )
-    interventions: tuple[Intervention, ...] = (*(neuron_adjust(coin=coin) for coin in get_args(Coin)), detection)
+    moved = (
+        ResidualAddition((LayerDirection(0, unit),)),
+        ResidualAddition((LayerDirection(1, unit),), keep_norm=True),
+        ResidualProjection((LayerDirection(1, unit),)),
+    )
+    adjusted = (neuron_adjust(coin=coin) for coin in get_args(Coin))
+    interventions: tuple[Intervention, ...] = (*adjusted, *moved, detection)
     return Plan(LLAMA, interventions, Canary(np.array([[5]]), tuple(np.zeros((1, 1)) for _ in interventions)))
 
 
