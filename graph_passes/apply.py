@@ -93,7 +93,7 @@ def _require_fit(model: ir.Model, plan: Plan) -> None:
             f"Export it with opset {OLDEST_OPSET} or later.",
         )
     anatomy = read_anatomy(model)
-    plan.model.require_shape(layers=len(anatomy.layers), width=anatomy.width, hidden=anatomy.hidden)
+    plan.model.require_shape(widths=anatomy.widths, hidden=anatomy.hidden)
 
 
 @dataclass(frozen=True)

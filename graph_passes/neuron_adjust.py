@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph.anatomy import FeedForwardLayer, read_anatomy
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
 from bakeout.graph_passes.graph.graph_file import graph_digest
 from bakeout.models.plan import AdjustedLayer, Coin, NeuronAdjust
 from bakeout.models.plan.receipt import Receipt

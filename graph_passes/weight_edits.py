@@ -17,7 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph.anatomy import FeedForwardLayer, read_anatomy
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
 from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors
 from bakeout.graph_passes.graph.weight_location import WeightLocation, locate_weight
 from bakeout.models.checkpoint.weight_arithmetic import (

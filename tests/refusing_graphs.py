@@ -27,6 +27,12 @@ SUPPRESSED, SUPPRESSED_END = -30000.0, -60000.0
 
 Array = NDArray[Any]
 
+_TYPES: Mapping[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
+
 
 class Session:
     """A graph in ONNX Runtime on one thread; outputs by name."""
@@ -50,8 +56,7 @@ class Session:
         if self._takes_positions:
             fed["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :]
         for name, value in self._past.items():
-            dtype = np.float16 if value.type == "tensor(float16)" else np.float32
-            empty = np.zeros((len(tokens), value.shape[1], 0, value.shape[3]), dtype)
+            empty = np.zeros((len(tokens), value.shape[1], 0, value.shape[3]), _TYPES[value.type])
             fed[name] = before[name.replace("past_key_values", "present")] if before else empty
         return dict(zip(self._outputs, self._session.run(None, fed), strict=True))
 
@@ -68,7 +73,12 @@ def with_keys(directory: Path) -> Session:
 
 
 def detection_of(
-    directory: Path, prompts: Sequence[Sequence[int]], *, layers: Sequence[int], positions: Positions = "query"
+    directory: Path,
+    prompts: Sequence[Sequence[int]],
+    *,
+    layers: Sequence[int],
+    positions: Positions = "query",
+    query_end: Sequence[int] = (),
 ) -> KeySpaceDetection:
     """A narrow cube around the key of each prompt's last token."""
     session = with_keys(directory)
@@ -84,6 +94,7 @@ def detection_of(
         skills=("forgotten",) * len(centre),
         refusal=REFUSAL,
         positions=positions,
+        query_end=tuple(query_end),
     )
 
 
@@ -117,13 +128,16 @@ class Expected:
         said, latched = np.zeros((2, rows, width), np.int64)
         for row in range(rows):
             real = mask[row, past:].astype(bool).tolist()
-            tested = positions_tested(self.detection.positions, has_past=past > 0, real=real)
+            given, end = tokens[row].tolist(), self.detection.query_end
+            tested = positions_tested(
+                self.detection.positions, has_past=past > 0, real=real, tokens=given, query_end=end
+            )
             newest = np.flatnonzero(mask[row, :past])
             outcome = refuse_row(
                 self.detection.refusal.tolist(),
                 self.detection.positions,
                 past_said=int(self.said[row, newest[-1]]) if len(newest) else 0,
-                tokens=tokens[row].tolist(),
+                tokens=given,
                 real=real,
                 inside=(inside[row] & tested).tolist(),
             )

@@ -69,7 +69,9 @@ def check_formulas(
         for receipt in receipts:
             adjustment = plan.interventions[receipt.intervention].adjustment
             if adjustment is not None:
-                before, after = (by_neuron(seen[name], plan) for name in _observed(receipt, plan))
+                before, after = (
+                    by_neuron(seen[name], plan.model.width_of(receipt.layer)) for name in _observed(receipt, plan)
+                )
                 layer = next(adjusted for adjusted in adjustment.layers if adjusted.layer == receipt.layer)
                 if fault := _fault_of_adjustment(adjustment.coin, layer, before, after, tolerance, tally):
                     return False, f"layer {layer.layer}: {fault}"
@@ -138,7 +140,7 @@ def _fault_of_adjustment(
 def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> Floats:
     """The key vectors of one prompt's tokens, of all layers of intervention ``index``: float64 [tokens, ...]."""
     own = sorted((entry for entry in receipts if entry.intervention == index), key=lambda entry: entry.layer)
-    keys = [by_neuron(seen[receipt.tensor], plan).astype(np.float64) for receipt in own]
+    keys = [by_neuron(seen[receipt.tensor], plan.model.width_of(receipt.layer)).astype(np.float64) for receipt in own]
     return np.concatenate(keys, axis=1)
 
 

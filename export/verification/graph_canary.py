@@ -82,20 +82,22 @@ def _measured(
     layers = {_observed(receipt): receipt.layer for receipt in own}
     # Some graphs run their FFLs on [rows * tokens, F].
     last = [
-        by_neuron(seen[name], plan).reshape(rows, -1, plan.model.width)[:, -1, intervention.watched(layer)]
+        by_neuron(seen[name], plan.model.width_of(layer)).reshape(rows, -1, plan.model.width_of(layer))[
+            :, -1, intervention.watched(layer)
+        ]
         for name, layer in layers.items()
     ]
     return intervention.canary_values(np.concatenate(last, axis=1).astype(np.float64))
 
 
-def by_neuron(value: NDArray[Any], plan: Plan) -> NDArray[Any]:
-    """What a graph computes in an FFL, as [tokens, F]. Raises ``PlanError`` for a graph of another width."""
-    if value.shape[-1] != plan.model.width:
+def by_neuron(value: NDArray[Any], width: int) -> NDArray[Any]:
+    """What a graph computes in an FFL, as [tokens, F]. Raises ``PlanError`` unless F is ``width``."""
+    if value.shape[-1] != width:
         raise PlanError(
-            f"The plan's model has FFL width {plan.model.width}, and this graph {value.shape[-1]}.",
+            f"The plan's model has FFL width {width}, and this graph {value.shape[-1]}.",
             "Bake the plan into the model it was fitted on.",
         )
-    return value.reshape(-1, plan.model.width)
+    return value.reshape(-1, width)
 
 
 def _observed(receipt: Receipt) -> str:

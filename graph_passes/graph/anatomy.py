@@ -1,92 +1,47 @@
-"""The anatomy of a decoder graph: its feed-forward layers and its interface, found by structure.
+"""The anatomy of a decoder graph: its feed-forward layers, its caches and its interface.
 
-A *linear* is a product with a constant weight. A feed-forward layer (FFL) is a linear of (F, hidden), ``down``, whose
-data come through element-wise and shape nodes, at least one of them an activation, from linears of (hidden, F) or one
-fused linear of (hidden, 2F), and from nothing else: norms and attention end the walk. Node names are never used;
-inputs and outputs of the graph have the names that optimum's exporter and the genai builder give them.
+Feed-forward layers are found by structure (``feed_forward``), caches by their names (``cache_names``); how many there
+are of the one says nothing of the other. Inputs and outputs have the names that optimum's exporter and the genai
+builder give them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.graph.caches import KeyValues, State, read_caches
+from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer, feed_forward_layers
 from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
-from bakeout.graph_passes.graph.linear import Linear, as_linear, constant_size
+from bakeout.graph_passes.graph.linear import as_linear
 
-# fmt: off
-_ACTIVATIONS = frozenset((
-    "BiasGelu", "Celu", "Elu", "Erf", "FastGelu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu",
-    "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
-))
-_ELEMENT_WISE = frozenset((
-    "Abs", "Add", "Cast", "CastLike", "Clip", "Div", "Exp", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Sqrt",
-    "Sub", "Where",
-))
-# fmt: on
-_RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
-_REPLACES_SOME = frozenset(("ScatterElements", "ScatterND", "NeuronAdjust"))
-# Operators that pass on their first input, moved, in part, or with some elements replaced.
-_HANDS_ON = _RESHAPES | _REPLACES_SOME | {"Slice", "Split"}
 _MIXTURES = frozenset((("com.microsoft", "MoE"), ("com.microsoft", "QMoE")))
-_MEASURES = frozenset(("Shape", "Size"))
-
-
-@dataclass(frozen=True, eq=False)
-class FeedForwardLayer:
-    """One FFL.
-
-    ``pre_activation``: output of the gate linear, its bias included, [batch, tokens, F] (of a fused linear: the half
-    that is activated). ``up`` and ``up_output``: the other linear of a gated FFL (of a fused one: the same) and what it
-    hands on, likewise; None where the FFL is ungated. ``key_vector``: data input of ``down``, F wide: [batch, tokens,
-    F], or [batch * tokens, F] where ``down`` is a Gemm. ``width`` is F, ``hidden`` the width of the residual stream,
-    ``dtype`` the type of the activations.
-    """
-
-    index: int
-    gate: ir.Node
-    pre_activation: ir.Value
-    up: ir.Node | None
-    up_output: ir.Value | None
-    key_vector: ir.Value
-    down: ir.Node
-    width: int
-    hidden: int
-    dtype: ir.DataType
-
-
-@dataclass(frozen=True, eq=False)
-class KeyValue:
-    """One layer's cache, as input or output of the graph: [batch, heads, past tokens, head size] each."""
-
-    key: ir.Value
-    value: ir.Value
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
     """What a decoder graph is made of.
 
-    ``past`` and ``present`` are empty where the graph has no KV cache. ``logits_to_keep``: the input that says of how
-    many last tokens it gives logits (0: of all), where it has one.
+    ``caches`` (of attention layers) and ``states`` (of others) are empty where the graph has none. ``logits_to_keep``:
+    the input that says of how many last tokens it gives logits (0: of all), where it has one.
     """
 
     layers: tuple[FeedForwardLayer, ...]
     input_ids: ir.Value
     attention_mask: ir.Value
     position_ids: ir.Value | None
-    past: tuple[KeyValue, ...]
-    present: tuple[KeyValue, ...]
+    caches: tuple[KeyValues, ...]
+    states: tuple[State, ...]
     logits: ir.Value
     logits_to_keep: ir.Value | None = None
 
     @property
-    def width(self) -> int:
-        """F, the same in every layer."""
-        return self.layers[0].width
+    def widths(self) -> tuple[int, ...]:
+        """F of every layer."""
+        return tuple(layer.width for layer in self.layers)
 
     @property
     def hidden(self) -> int:
@@ -100,11 +55,11 @@ class Anatomy:
 
 
 def read_anatomy(model: ir.Model) -> Anatomy:
-    """Find the FFLs, in topological order, and the interface of a decoder graph. No weight is read, only shapes.
+    """Find the FFLs, in topological order, the caches and the interface of a decoder graph.
 
-    Raises ``GraphError`` where no FFL is found, where experts are inside an operator, where the FFLs' number is not
-    that of the layers in the KV cache, or where they differ in width or type; and where ``input_ids``,
-    ``attention_mask`` or ``logits`` is missing.
+    No weight is read, only shapes. Raises ``GraphError`` where no FFL is found, where experts are inside an operator,
+    where the FFLs differ in the residual stream's width or in type, where a layer's cache lacks a part, and where
+    ``input_ids``, ``attention_mask`` or ``logits`` is missing.
     """
     graph = model.graph
     if any(value.name == MERGED for value in graph.inputs):
@@ -118,162 +73,26 @@ def read_anatomy(model: ir.Model) -> Anatomy:
             "Bake a decoder with dense feed-forward layers.",
         )
     linears = [linear for node in graph if (linear := as_linear(node)) is not None]
-    sources = _sources(linears)
-    layers = [layer for down in linears if (layer := _feed_forward_layer(down, sources)) is not None]
+    layers = feed_forward_layers(linears)
     if not layers:
         raise GraphError(
             f"No feed-forward layer was found among the graph's {len(linears)} products with a constant weight.",
             "Bake a decoder whose feed-forward layers are plain matrix products (no mixture of experts).",
         )
-    past = _cache(graph.inputs, "past_key_values")
-    present = _cache(graph.outputs, "present")
-    if len(past) != len(present) or (past and len(past) != len(layers)):
-        raise GraphError(
-            f"{len(layers)} feed-forward layers were found in a graph with {len(past)} layers of past and "
-            f"{len(present)} of present keys and values.",
-            "Bake a decoder whose feed-forward layers are plain matrix products (no mixture of experts).",
-        )
-    shapes = {(layer.width, layer.hidden, layer.dtype.name) for layer in layers}
+    shapes = {(layer.hidden, layer.dtype.name) for layer in layers}
     if len(shapes) > 1:
-        raise GraphError(f"The feed-forward layers differ in width, hidden size or type: {sorted(shapes)}.")
+        raise GraphError(f"The feed-forward layers differ in hidden size or type: {sorted(shapes)}.")
+    caches = read_caches(graph.inputs, graph.outputs)
     return Anatomy(
-        layers=tuple(replace(layer, index=index) for index, layer in enumerate(layers)),
+        layers=layers,
         input_ids=_named(graph.inputs, "input_ids"),
         attention_mask=_named(graph.inputs, "attention_mask"),
         position_ids=next((value for value in graph.inputs if value.name == "position_ids"), None),
-        past=past,
-        present=present,
+        caches=caches.attention,
+        states=caches.states,
         logits=_named(graph.outputs, "logits"),
         logits_to_keep=next((value for value in graph.inputs if value.name in LOGITS_TO_KEEP), None),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """A value that a linear hands on: its whole output, or one part of a fused one."""
-
-    linear: Linear
-    parts: int
-
-
-def _sources(linears: Iterable[Linear]) -> dict[ir.Value, _Source]:
-    """What the linears hand on, after their biases and reshapes: a value each, or one per part of a fused linear."""
-    sources = {}
-    for linear in linears:
-        value = linear.output
-        while (following := _settles_into(value, linear.outputs)) is not None:
-            value = following
-        parts = _parts(value)
-        for part in parts or [value]:
-            sources[_after_replacements(part)] = _Source(linear, max(len(parts), 1))
-    return sources
-
-
-def _data_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """The nodes that read a value's elements, and as which input."""
-    return [(node, index) for node, index in value.uses() if node.op_type not in _MEASURES]
-
-
-def _settles_into(value: ir.Value, width: int) -> ir.Value | None:
-    """The next value on the way from the product to the pre-activation: bias added, reshaped, or some replaced."""
-    if (replaced := _after_replacements(value)) is not value:
-        return replaced
-    uses = _data_uses(value)
-    if len(uses) != 1:
-        return None
-    node, position = uses[0]
-    if node.op_type == "Add":
-        addend = node.inputs[1 - position]
-        biased = addend is not None and constant_size(addend) == width
-        return node.outputs[0] if biased else None
-    if node.op_type in _RESHAPES and position == 0:
-        return node.outputs[0]
-    return None
-
-
-def _after_replacements(value: ir.Value) -> ir.Value:
-    """The value once earlier interventions have replaced some of its elements."""
-    for node, position in _data_uses(value):
-        if node.op_type in _REPLACES_SOME and position == 0:
-            return _after_replacements(node.outputs[0])
-    return value
-
-
-def _parts(value: ir.Value) -> list[ir.Value]:
-    """The outputs of the Slices or the Split that divide a fused linear's output; empty if it is not fused."""
-    nodes = [node for node, _ in _data_uses(value)]
-    if nodes and all(node.op_type == "Slice" for node in nodes):
-        return [node.outputs[0] for node in nodes]
-    if len(nodes) == 1 and nodes[0].op_type == "Split":
-        return list(nodes[0].outputs)
-    return []
-
-
-def _feed_forward_layer(down: Linear, sources: Mapping[ir.Value, _Source]) -> FeedForwardLayer | None:
-    """The FFL that ends in ``down``, its index left 0; None where ``down`` ends no FFL."""
-    walked = _walk_back(down.data, sources)
-    if walked is None:
-        return None
-    reached, activated = walked
-    if len(activated) != 1 or len(reached) > 2:
-        return None
-    width, hidden = down.inputs, down.outputs
-    for value in reached:
-        source = sources[value]
-        if (source.linear.inputs, source.linear.outputs) != (hidden, width * source.parts):
-            return None
-        if source.parts not in (1, len(reached)):
-            return None
-    (pre_activation,) = activated
-    gate = sources[pre_activation].linear
-    plain = next(iter(reached - activated), None)
-    return FeedForwardLayer(
-        index=0,
-        gate=gate.node,
-        pre_activation=pre_activation,
-        up=None if plain is None else sources[plain].linear.node,
-        up_output=plain,
-        key_vector=down.data,
-        down=down.node,
-        width=width,
-        hidden=hidden,
-        dtype=down.dtype,
-    )
-
-
-def _walk_back(end: ir.Value, sources: Mapping[ir.Value, _Source]) -> tuple[set[ir.Value], set[ir.Value]] | None:
-    """The sources that ``end`` is computed from, and those with an activation on the way.
-
-    None where it is computed from anything else.
-    """
-    reached: set[ir.Value] = set()
-    activated: set[ir.Value] = set()
-    seen: set[tuple[ir.Value, bool]] = set()
-    pending = [(end, False)]
-    while pending:
-        step = pending.pop()
-        value, through_activation = step
-        if step in seen:
-            continue
-        seen.add(step)
-        if value in sources:
-            reached.add(value)
-            if through_activation:
-                activated.add(value)
-            continue
-        if constant_size(value) is not None:
-            continue
-        node = value.producer()
-        if node is None:
-            return None
-        if node.op_type in _ACTIVATIONS or node.op_type in _ELEMENT_WISE:
-            through_activation = through_activation or node.op_type in _ACTIVATIONS
-            pending.extend((data, through_activation) for data in node.inputs if data is not None)
-        elif node.op_type in _HANDS_ON and node.inputs[0] is not None:
-            pending.append((node.inputs[0], through_activation))
-        else:
-            return None
-    return reached, activated
 
 
 def _named(values: Iterable[ir.Value], name: str) -> ir.Value:
@@ -284,16 +103,3 @@ def _named(values: Iterable[ir.Value], name: str) -> ir.Value:
         f"The graph has no {name!r} among its inputs and outputs.",
         "Export it with the names that optimum and the genai builder use.",
     )
-
-
-def _cache(values: Iterable[ir.Value], prefix: str) -> tuple[KeyValue, ...]:
-    """The caches among a graph's inputs or outputs, ``prefix.{layer}.key`` and ``.value``, in the layers' order."""
-    named = {value.name: value for value in values if (value.name or "").startswith(f"{prefix}.")}
-    count = len(named) // 2
-    try:
-        return tuple(
-            KeyValue(named.pop(f"{prefix}.{layer}.key"), named.pop(f"{prefix}.{layer}.value"))
-            for layer in range(count + len(named) % 2)
-        )
-    except KeyError as error:
-        raise GraphError(f"The graph's KV cache has no {error}, but {sorted(map(str, named))}.") from None

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph.anatomy import FeedForwardLayer
+from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
 from bakeout.graph_passes.graph.linear import as_linear
 from bakeout.models.plan import Role
 

@@ -18,11 +18,15 @@ from onnx_ir.passes.common import (
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
+from bakeout.graph_passes.graph.caches import State
 from bakeout.graph_passes.graph.graph_builder import END, GraphBuilder
 from bakeout.graph_passes.graph.graph_file import graph_digest
-from bakeout.graph_passes.key_space_detection.early_exit import part
-from bakeout.graph_passes.key_space_detection.latch import BITS, Latched, latch_codes, read_latch
+from bakeout.graph_passes.key_space_detection.cache_writer import CacheWriter, find_writer
+from bakeout.graph_passes.key_space_detection.early_exit import nodes_behind, part
+from bakeout.graph_passes.key_space_detection.latch import Latched, latch_codes, read_latch
+from bakeout.graph_passes.key_space_detection.latch_place import choose_value_cache
 from bakeout.graph_passes.key_space_detection.margins import Margins
+from bakeout.graph_passes.key_space_detection.query_end import ends_query
 from bakeout.graph_passes.key_space_detection.refusal import refusal_logits, refusal_tokens_matched
 from bakeout.graph_passes.key_space_detection.value_cache import ValueCache
 from bakeout.graph_passes.key_space_detection.window import Window, read_window
@@ -49,11 +53,25 @@ class Verdict:
     all_refused: ir.Value
 
 
+@dataclass(frozen=True, eq=False)
+class Behind:
+    """What of a graph's caches is computed from the keys that are checked: the writers of attention layers' caches, as
+    far as they are known, and other layers' states.
+    """
+
+    of_attention: tuple[CacheWriter, ...]
+    states: tuple[State, ...]
+
+    def has(self, writer: CacheWriter) -> bool:
+        """Whether the writer is one of them."""
+        return any(own.node is writer.node for own in self.of_attention)
+
+
 class KeySpaceDetectionPass(ir.passes.InPlacePass):
     """Put a plan's Key Space Detection into a decoder graph that has a KV cache.
 
     The check reads the key vectors of the plan's layers. A refused row or position generates the refusal, token after
-    token, in any decode loop: the latch keeps how much has been generated, in the last layer's value cache.
+    token, in any decode loop: the latch keeps how much has been generated, in a value cache (``latch_place``).
     With ``early_exit``, what lies behind the check is in a branch that is skipped where all is refused, and selecting
     is skipped where nothing is; without, the graph is free of branches. ``monitor`` adds the outputs ``refused``
     (bool [B], at the last real token) and ``margin`` (float32 [B, regions], likewise).
@@ -77,24 +95,27 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         before = graph_digest(model)
         _share_subexpressions(model)
         anatomy = read_anatomy(model)
-        cache = ValueCache(anatomy)
-        self._require_fit(anatomy, cache)
+        cache = choose_value_cache(anatomy)
+        self._require_fit(anatomy)
         graph = model.graph
+        behind = self._behind(graph, anatomy)
         layers = [anatomy.layers[layer] for layer in self.intervention.layers]
         edited = [(layer.down.name or "", layer.key_vector.name or "") for layer in layers]
 
         build = GraphBuilder(graph, PREFIX)
         window = read_window(build, anatomy.input_ids, anatomy.attention_mask, packed=cache.is_packed)
-        latched = read_latch(build, cache.past, window, len(self.intervention.refusal), cache.head_size)
+        newest = cache.newest_slot(build, window)
+        longest = len(self.intervention.refusal)
+        latched = read_latch(build, cache.past, newest, longest, cache.head_size, cache.unit)
         verdict, margin = self._judge(build, anatomy, window, latched)
         matched, code = self._state(build, anatomy, cache, window, latched, verdict)
         graph.extend(build.nodes)
-        self._leave_latch(graph, anatomy, cache, verdict, code)
+        self._leave_latch(graph, cache, verdict, code, before=behind.has(cache.writer))
         self._select_refusal(graph, anatomy, verdict, matched)
         if self.monitor:
             self._report(graph, anatomy, verdict, margin, window)
         graph.sort()
-        moved = self._part(graph, anatomy, cache, window, verdict, matched, code) if self.early_exit else 0
+        moved = self._part(graph, anatomy, cache, behind, window, verdict, matched, code) if self.early_exit else 0
         RemoveUnusedNodesPass()(model)
         after = graph_digest(model)
         self.receipts = [
@@ -121,7 +142,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
     def _count(self) -> int:
         return self.intervention.regions.shape[0]
 
-    def _require_fit(self, anatomy: Anatomy, cache: ValueCache) -> None:
+    def _require_fit(self, anatomy: Anatomy) -> None:
         last = self.intervention.layers[-1]
         if last >= len(anatomy.layers):
             raise GraphError(
@@ -129,16 +150,12 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                 "Bake the plan into the model it was fitted on.",
             )
         regions = self.intervention.regions
-        if anatomy.width * len(self.intervention.layers) != regions.shape[1]:
+        widths = [anatomy.widths[layer] for layer in self.intervention.layers]
+        if sum(widths) != regions.shape[1]:
             raise GraphError(
                 f"The {regions.noun}s have {regions.shape[1]} dimensions, but the graph's keys have "
-                f"{len(self.intervention.layers)} x {anatomy.width}.",
+                f"{' + '.join(map(str, widths))}.",
                 "Bake the plan into the model it was fitted on.",
-            )
-        if cache.head_size < BITS:
-            raise GraphError(
-                f"The heads of the value cache have {cache.head_size} elements; the latch needs {BITS}.",
-                "Use Neuron Adjust, or a model with larger heads.",
             )
         if not isinstance(_vocabulary(anatomy), int):
             raise GraphError("The graph does not say how many logits a token has.", "Export the model again.")
@@ -166,7 +183,11 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
             margin = margins.at_last(build, keys, window, batch)
             tested = window.has_any
             if self.intervention.positions == "query":
-                is_query = build("Or", build("Equal", window.past, 0), build("Greater", window.length, 1))
+                is_several = build("Greater", window.length, 1)
+                if self.intervention.query_end:
+                    ends = ends_query(build, self.intervention.query_end, anatomy.input_ids, window)
+                    is_several = build("And", is_several, ends)
+                is_query = build("Or", build("Equal", window.past, 0), is_several)
                 tested = build("And", tested, is_query)
             refused = build(
                 "Or", latched.latched, build("And", margins.inside(build, margin), tested), name="refused_rows"
@@ -198,7 +219,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         def state(build: GraphBuilder) -> tuple[ir.Value, ir.Value]:
             matched = refusal_tokens_matched(build, refusal, anatomy.input_ids, verdict.counts, latched, window)
             code = build("Gather", build.constant(codes, "latch.codes"), matched)
-            return matched, build("Cast", code, to=cache.dtype, name="latch_code")
+            return matched, cache.in_cache(build, code)
 
         def nothing(build: GraphBuilder) -> tuple[ir.Value, ir.Value]:
             zero = build.constant(np.zeros((1, 1), np.int64), "nothing_matched")
@@ -210,17 +231,23 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         matched, code = build.choose(verdict.any_refused, state, nothing, ["state.matched", "state.code"])
         return matched, code
 
+    def _behind(self, graph: ir.Graph, anatomy: Anatomy) -> Behind:
+        nodes = nodes_behind(graph, anatomy.layers[self.intervention.layers[-1]].key_vector)
+        writers = [writer for cache in anatomy.caches if (writer := find_writer(cache)) and writer.node in nodes]
+        states = [state for state in anatomy.states if state.present.producer() in nodes]
+        return Behind(tuple(writers), tuple(states))
+
     def _leave_latch(
-        self, graph: ir.Graph, anatomy: Anatomy, cache: ValueCache, verdict: Verdict, code: ir.Value
+        self, graph: ir.Graph, cache: ValueCache, verdict: Verdict, code: ir.Value, *, before: bool
     ) -> None:
-        """Write the code into the new slots of the last layer's values."""
+        """Write the code into the new slots of the cache that carries the latch."""
         build = GraphBuilder(graph, f"{PREFIX}.latched_value")
-        if self.intervention.layers[-1] < len(anatomy.layers) - 1:
+        if before:
             cache.write_before(build, verdict.leaves_latch, code)
         else:
-            # The check reads what the last layer's attention gives.
-            for before, after in cache.write_after(build, verdict.leaves_latch, code):
-                _take_over(graph, before, after)
+            # The check may read what this layer's attention gives.
+            for own, instead in cache.write_after(build, verdict.leaves_latch, code):
+                _take_over(graph, own, instead)
         graph.extend(build.nodes)
 
     def _select_refusal(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, matched: ir.Value) -> None:
@@ -275,28 +302,28 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         graph: ir.Graph,
         anatomy: Anatomy,
         cache: ValueCache,
+        behind: Behind,
         window: Window,
         verdict: Verdict,
         matched: ir.Value,
         code: ir.Value,
     ) -> int:
-        """Move all that lies behind the check into a branch."""
-        skipped_layers = range(self.intervention.layers[-1] + 1, len(anatomy.layers))
-        last = len(anatomy.layers) - 1
+        """Move all that lies behind the check into a branch, but for caches that it cannot extend itself."""
 
         def refuse(build: GraphBuilder) -> list[ir.Value]:
             outputs = [self._refusal_logits(build, anatomy, matched)]
-            for layer in skipped_layers:
-                outputs.append(cache.extended(build, anatomy.past[layer].key, window))
-                if layer < last:
-                    outputs.append(cache.extended(build, anatomy.past[layer].value, window))
-                else:
+            for writer in behind.of_attention:
+                outputs.append(writer.extended(build, writer.cache.past_key, window))
+                if writer.node is cache.writer.node:
                     outputs.append(cache.extended_with(build, verdict.leaves_latch, code, window))
-            return outputs
+                else:
+                    outputs.append(writer.extended(build, writer.cache.past_value, window))
+            return outputs + [build("Identity", state.past) for state in behind.states]
 
         names = ["logits"]
-        for layer in skipped_layers:
-            names += [value.name or "" for value in (anatomy.present[layer].key, anatomy.present[layer].value)]
+        for writer in behind.of_attention:
+            names += [value.name or "" for value in (writer.cache.present_key, writer.cache.present_value)]
+        names += [state.present.name or "" for state in behind.states]
         by_name = {output.name: output for output in graph.outputs}
         build = GraphBuilder(graph, f"{PREFIX}.refused")
         return part(graph, build, verdict.all_refused, [by_name[name] for name in names], refuse)

@@ -32,6 +32,15 @@ def part(graph: ir.Graph, build: GraphBuilder, condition: ir.Value, skipped: Seq
     return len(moved)
 
 
+def nodes_behind(graph: ir.Graph, value: ir.Value) -> set[ir.Node]:
+    """The graph's own nodes that depend on a value. The graph must be sorted."""
+    behind: set[ir.Node] = set()
+    for node in graph:
+        if any(read is value or read.producer() in behind for read in _read_by([node])):
+            behind.add(node)
+    return behind
+
+
 def _bring_quantised_weights(graph: ir.Graph, branch: ir.Graph) -> None:
     """Put what the branch dequantises into it: ONNX Runtime fuses that with the product behind it, and finds the
     constants in the same graph or fails.

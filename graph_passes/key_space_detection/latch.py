@@ -1,4 +1,4 @@
-"""The latch: how much of the refusal has been generated, kept in a slot of the last layer's value cache.
+"""The latch: how much of the refusal has been generated, kept in a slot of a value cache.
 
 The graph has no state of its own; what one run leaves for the next is the KV cache. A refused position's slot holds,
 in every head, a pattern that no value vector has: element j is sign_j * 2^6, or sign_j * 2^7 where bit j mod 8 of the
@@ -15,7 +15,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
-from bakeout.graph_passes.key_space_detection.window import Window
 
 BITS = 8
 # An element is one of these, times its sign; both are equally far from their middle.
@@ -49,14 +48,18 @@ def latch_codes(longest: int, head_size: int) -> NDArray[np.float32]:
     return latch_signs(head_size) * np.where(is_set == 1, SET, CLEAR).astype(np.float32)
 
 
-def read_latch(build: GraphBuilder, past_value: ir.Value, window: Window, longest: int, head_size: int) -> Latched:
-    """Read the newest real past slot of each row, in head 0 of ``past_value`` [B, heads, slots, head_size].
+def read_latch(
+    build: GraphBuilder, past_value: ir.Value, newest: ir.Value, longest: int, head_size: int, unit: float = 1.0
+) -> Latched:
+    """Read each row's slot ``newest`` (int64 [B, 1], -1 for none), in head 0 of ``past_value`` [B, heads, slots,
+    head_size], which holds ``unit`` for a code's 1.
 
     A row is latched where that slot holds the pattern with a count of 1 .. ``longest``. A past of no slots is read as
     a slot of zeros, which no pattern is.
     """
-    slot = _newest_slot(build, past_value, window, head_size)
-    signs = build.constant(latch_signs(head_size), "latch.signs")
+    slot = _slot(build, past_value, newest, head_size)
+    # A code of 1 is what the cache holds of it.
+    signs = build.constant(latch_signs(head_size) / np.float32(unit), "latch.signs")
     magnitude = build("Mul", build.cast(slot, ir.DataType.FLOAT), signs)
     from_middle = build("Abs", build("Sub", magnitude, _number(build, "middle", _MIDDLE)))
     deviation = build("Abs", build("Sub", from_middle, _number(build, "half", _HALF)))
@@ -71,14 +74,14 @@ def read_latch(build: GraphBuilder, past_value: ir.Value, window: Window, longes
         build("Greater", stored, _number(build, "none", 0.0)),
         build("LessOrEqual", stored, _number(build, "longest", float(longest))),
     )
-    has_past = build("GreaterOrEqual", window.newest_past, 0)
+    has_past = build("GreaterOrEqual", newest, 0)
     latched = build("And", build("And", is_pattern, is_count), has_past, name="is_latched")
     return Latched(latched, build("Where", latched, build.cast(stored, ir.DataType.INT64), 1, name="count"))
 
 
-def _newest_slot(build: GraphBuilder, past_value: ir.Value, window: Window, head_size: int) -> ir.Value:
+def _slot(build: GraphBuilder, past_value: ir.Value, slot: ir.Value, head_size: int) -> ir.Value:
     """[B, head_size]. Gathering nothing from an empty past is allowed; gathering something would not be."""
-    slot = build("Unsqueeze", build("Max", window.newest_past, 0), [2, 3])
+    slot = build("Unsqueeze", build("Max", slot, 0), [2, 3])
     # From all heads: OpenVINO gathers only where the other dimensions are equal.
     spread = build("Expand", slot, build("Concat", [1], build.dimension(past_value, 1), [1, head_size], axis=0))
     at_most_one = build("Slice", spread, [0], build.dimension(past_value, 2), [2])

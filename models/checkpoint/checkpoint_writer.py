@@ -78,7 +78,8 @@ def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
     tensors = _tensors(checkpoint)
     changes: dict[str, list[tuple[StoredWeight, PlannedChange]]] = {}
     for planned in planned_changes(plan.interventions):
-        stored = family.weight(planned.change.layer, planned.change.role, plan.model.width)
+        layer = planned.change.layer
+        stored = family.weight(layer, planned.change.role, plan.model.width_of(layer))
         tensor = _tensor(stored.name, family, tensors, checkpoint)
         _require_fit(tensor, stored, planned, plan)
         changes.setdefault(tensor.name, []).append((stored, planned))
@@ -279,12 +280,13 @@ def _require_fit(tensor: StoredTensor, stored: StoredWeight, planned: PlannedCha
         raise _quantised(f"{tensor.name} ({tensor.dtype})")
     shape = tensor.shape[::-1] if stored.transposed else tensor.shape
     if stored.rows is not None:
-        if len(shape) != 2 or shape[0] != 2 * plan.model.width:
+        width = plan.model.width_of(planned.change.layer)
+        if len(shape) != 2 or shape[0] != 2 * width:
             raise BakeoutError(
-                f"{tensor.name} has the shape {tensor.shape}: not gate and up of {plan.model.width} neurons each.",
+                f"{tensor.name} has the shape {tensor.shape}: not gate and up of {width} neurons each.",
                 "Bake the plan into the model it was fitted on.",
             )
-        shape = (plan.model.width, shape[1])
+        shape = (width, shape[1])
     planned.require_shape(shape)
 
 

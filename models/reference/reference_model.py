@@ -165,7 +165,9 @@ class Reference:
         rows = []
         for row, tokens in enumerate(input_ids.tolist()):
             real = mask[row, past:].tolist()
-            tested = positions_tested(check.positions, has_past=past > 0, real=real)
+            tested = positions_tested(
+                check.positions, has_past=past > 0, real=real, tokens=tokens, query_end=check.query_end
+            )
             newest_past = np.flatnonzero(mask[row, :past])
             rows.append(
                 refuse_row(

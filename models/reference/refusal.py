@@ -27,14 +27,33 @@ class RowRefusal:
     latched: list[int]
 
 
-def positions_tested(positions: Positions, *, has_past: bool, real: Sequence[bool]) -> list[bool]:
-    """Which new positions of a row are tested against the cubes. ``real`` is False at padding."""
+def positions_tested(
+    positions: Positions,
+    *,
+    has_past: bool,
+    real: Sequence[bool],
+    tokens: Sequence[int] = (),
+    query_end: Sequence[int] = (),
+) -> list[bool]:
+    """Which new positions of a row are tested against the cubes.
+
+    ``real`` is False at padding; ``tokens`` and ``query_end`` say whether a row with a past is a query (``Check``).
+    """
     if positions == "every":
         return list(real)
     newest = max((index for index, is_real in enumerate(real) if is_real), default=None)
-    if positions == "query" and has_past and len(real) == 1:
+    if positions == "query" and has_past and (len(real) == 1 or not _ends_query(query_end, real, tokens)):
         newest = None
     return [index == newest for index in range(len(real))]
+
+
+def _ends_query(query_end: Sequence[int], real: Sequence[bool], tokens: Sequence[int]) -> bool:
+    """Whether the real tokens end with ``query_end``, or are the end of it."""
+    if not query_end:
+        return True
+    compared = min(len(query_end), sum(real))
+    given = [token for token, is_real in zip(tokens, real, strict=True) if is_real]
+    return given[len(given) - compared :] == list(query_end[len(query_end) - compared :])
 
 
 def refuse_row(

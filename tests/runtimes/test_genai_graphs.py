@@ -35,12 +35,20 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Refusing:
     # GroupQueryAttention wants heads of a multiple of 16.
     checkpoint = tiny_checkpoint("llama", root / "checkpoint", hidden=64)
 
-    def get(form: str, where: str, positions: Positions = "query") -> tuple[Path, Path]:
-        base, directory = root / form, root / f"{form}-{where}-{positions}"
+    def get(
+        form: str,
+        where: str,
+        positions: Positions = "query",
+        prompts: Sequence[Sequence[int]] = (FORGOTTEN,),
+        query_end: Sequence[int] = (),
+    ) -> tuple[Path, Path]:
+        base, directory = root / form, root / f"{form}-{where}-{positions}-{len(prompts)}"
         if not base.exists():
             build(checkpoint, base, form)
         if not directory.exists():
-            bake(base, directory, detection_of(base, [FORGOTTEN], layers=(LAYERS[where],), positions=positions))
+            layers = (LAYERS[where],)
+            detection = detection_of(base, prompts, layers=layers, positions=positions, query_end=query_end)
+            bake(base, directory, detection)
         return base, directory
 
     return get
@@ -96,6 +104,35 @@ def test_a_second_turn_of_what_passes(refusing: Refusing, where: str) -> None:
     base, directory = refusing("fp32", where)
     turns = [KEPT, [9, 9]]
     assert converse(directory, turns, shares=True) == converse(base, turns, shares=True)
+
+
+@shared
+@where
+@pytest.mark.parametrize("prompt", [FORGOTTEN, KEPT])
+def test_rewinding_and_drafts_give_the_text_of_plain_decoding(
+    refusing: Refusing, where: str, shares: bool, prompt: list[int]
+) -> None:
+    """Several tokens at once in the middle of an answer, whose end lies where a query would be refused."""
+    base, _ = refusing("fp32", where)
+    ((answer,),) = converse(base, [KEPT], shares=shares)
+    _, directory = refusing("fp32", where, prompts=[FORGOTTEN, [*KEPT, *answer[:4]]], query_end=FORGOTTEN[-2:])
+    ((expected,),) = converse(directory, [prompt], shares=shares)
+    assert expected == (SAID if prompt == FORGOTTEN else answer)
+
+    parameters = genai.GeneratorParams(model := genai.Model(str(directory)))
+    parameters.set_search_options(max_length=64, past_present_share_buffer=shares)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array([prompt], dtype=np.int32))
+    for _ in range(5):
+        generator.generate_next_token()
+    # A draft is rejected but for its first token, and the rest is fed again, all of it at once.
+    generator.rewind_to(len(prompt) + 1)
+    generator.append_tokens(np.array([expected[1:4]], dtype=np.int32))
+    said = expected[:4]
+    while len(said) < len(expected):
+        generator.generate_next_token()
+        said.append(int(generator.get_next_tokens()[0]))
+    assert said == expected
 
 
 @shared

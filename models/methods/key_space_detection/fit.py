@@ -29,6 +29,7 @@ from bakeout.models.methods.key_space_detection.queries import (
     query_keys,
     retained_queries,
 )
+from bakeout.models.methods.key_space_detection.query_end import query_end
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served, earlier_refusals
@@ -131,7 +132,12 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         mixture=mixture or None,
         choice=None if choice is None else choice.figures(),
     )
-    return replace(fitted, report=report, other_ends=_other_ends(ends.tokens, refusal, fitting))
+    return replace(
+        fitted,
+        report=report,
+        other_ends=_other_ends(ends.tokens, refusal, fitting),
+        query_end=_query_end(options, fitting, [*forget, *retain]),
+    )
 
 
 def chosen(fitted: KeySpaceDetection) -> Settings:
@@ -144,6 +150,14 @@ def _other_ends(ends: Sequence[int], refusal: Integers, fitting: Fitting) -> tup
     """The tokens that end a text beside the refusal's, those that the model has: some name tokens that it has not."""
     embeddings = model_limits(fitting.model).embeddings
     return tuple(end for end in ends if end != refusal[-1] and (embeddings is None or end < embeddings))
+
+
+def _query_end(options: KeySpaceDetectionOptions, fitting: Fitting, names: Sequence[str]) -> tuple[int, ...]:
+    """The end of every query, where positions are tested that depend on it."""
+    if options.positions != "query":
+        return ()
+    queries = [record.prompt_ids for name in names for records in fitting.rows[name].values() for record in records]
+    return query_end(options.query_end, fitting.tokenizer, [query for query in queries if query])
 
 
 def _require_queries(options: KeySpaceDetectionOptions, fitting: Fitting, forget: Sequence[str]) -> None:

@@ -110,6 +110,13 @@ class KeySpaceDetectionOptions(MethodOptions):
         "only choice whose decision does not depend on how a prompt is cut into chunks; its alpha is calibrated on the "
         "least margin over a query's tokens).",
     )
+    query_end: str = Field(
+        default="auto",
+        min_length=1,
+        description="The text that every query ends with: behind earlier text, several tokens at once are a `query` if "
+        "they end with it, and else drafts of an answer (speculative decoding). `auto`: what the chat template opens "
+        "an answer with. Where there is none, they are always a query.",
+    )
     refusal: str = Field(
         default="Your query is not valid.", min_length=1, description="The answer that the model gives instead."
     )

@@ -23,7 +23,10 @@ class Check(ABC):
     ``skills``: a name per region. ``refusal``: int64 [tokens], the answer to a refused row, the end-of-text token last.
     ``other_ends``: the other tokens at which decode loops of the model end a text. ``positions``: ``query`` tests the
     last real token of each run that has no past or more than one new token, ``step`` the last real token of every run,
-    ``every`` all new tokens. ``alpha``: float64 [regions], the margin up to which a key lies in each.
+    ``every`` all new tokens. ``query_end``: the tokens that every query ends with, as a chat template's opening of the
+    answer; where there are any, ``query`` takes several new tokens with a past for a query only if they end with them
+    (or are their end): others are drafts of an answer, or a part of a prompt. ``alpha``: float64 [regions], the margin
+    up to which a key lies in each.
     """
 
     layers: tuple[int, ...]
@@ -31,6 +34,7 @@ class Check(ABC):
     refusal: Integers
     other_ends: tuple[int, ...]
     positions: Positions
+    query_end: tuple[int, ...]
     alpha: Floats
 
     @abstractmethod

@@ -23,8 +23,8 @@ from bakeout.models.plan.model_identity import ModelIdentity
 class KeySpaceDetection(Intervention, Check):
     """Key Space Detection (arXiv 2503.21730, section 3.2): refuse queries whose key vector lies in a region.
 
-    ``layers``, ``skills``, ``refusal``, ``other_ends``, ``positions`` and ``alpha`` as of ``Check``. The paper's
-    ``regions`` are cubes; the other shapes are ours. The canary is the margins at the last token.
+    ``layers``, ``skills``, ``refusal``, ``other_ends``, ``positions``, ``query_end`` and ``alpha`` as of ``Check``. The
+    paper's ``regions`` are cubes; the other shapes are ours. The canary is the margins at the last token.
     """
 
     kind = "key_space_detection"
@@ -42,6 +42,7 @@ class KeySpaceDetection(Intervention, Check):
     refusal: Integers
     positions: Positions = "query"
     other_ends: tuple[int, ...] = ()
+    query_end: tuple[int, ...] = ()
     report: KeySpaceDetectionReport = field(default_factory=KeySpaceDetectionReport)
 
     def __post_init__(self) -> None:
@@ -66,8 +67,8 @@ class KeySpaceDetection(Intervention, Check):
                 f"{where}: the refusal must have 1 to {LONGEST_REFUSAL - 1} tokens and the end-of-text token.",
                 "Choose another refusal text.",
             )
-        if not all(type(end) is int and end >= 0 for end in self.other_ends):
-            raise PlanError(f"{where}: a token that ends a text is not a token.")
+        if not all(type(end) is int and end >= 0 for end in (*self.other_ends, *self.query_end)):
+            raise PlanError(f"{where}: a token that ends a text or a query is not a token.")
 
     @property
     def schema_written(self) -> int:
@@ -75,11 +76,12 @@ class KeySpaceDetection(Intervention, Check):
         return self.regions.schema
 
     def settings(self) -> dict[str, Any]:
-        """Layers, skills, positions; where they are there, the shape of regions that are no cubes and other ends."""
+        """Layers, skills, positions; where they are there, the shape of regions that are no cubes and ends."""
         settings = {"layers": list(self.layers), "skills": list(self.skills), "positions": self.positions}
         shape = {} if self.regions.schema == 1 else {"region": self.regions.name}
         ends = {"other_ends": list(self.other_ends)} if self.other_ends else {}
-        return {**settings, **shape, **ends}
+        query_end = {"query_end": list(self.query_end)} if self.query_end else {}
+        return {**settings, **shape, **ends, **query_end}
 
     def structure(self) -> dict[str, Any]:
         """Layers, positions, the regions' shape and the refusal; not the regions, and not what skills are called."""
@@ -101,6 +103,7 @@ class KeySpaceDetection(Intervention, Check):
             refusal=take("refusal", np.int64),
             positions=settings["positions"],
             other_ends=tuple(settings.get("other_ends", ())),
+            query_end=tuple(settings.get("query_end", ())),
             report=report,
         )
 
@@ -113,9 +116,9 @@ class KeySpaceDetection(Intervention, Check):
     def require_fit(self, model: ModelIdentity) -> None:
         """Raise ``PlanError`` unless ``model`` has the regions' key space, and the refusal's tokens."""
         model.require_layer(self.layers[-1])
-        if self.regions.shape[1] != len(self.layers) * model.width:
+        if self.regions.shape[1] != sum(model.width_of(layer) for layer in self.layers):
             raise PlanError(f"The {self.regions.noun}s' dimension is not {len(self.layers)} x {model.width}.")
-        if max([*self.refusal.tolist(), *self.other_ends]) >= model.vocabulary:
+        if max([*self.refusal.tolist(), *self.other_ends, *self.query_end]) >= model.vocabulary:
             raise PlanError("The refusal's tokens are not in the model's vocabulary.")
 
     @property
@@ -188,6 +191,8 @@ class KeySpaceDetection(Intervention, Check):
         ]
         tokens = self.refusal.tolist()
         refusal = decode(tokens) if decode else f"{len(tokens)} tokens: {tokens}"
+        ends = list(self.query_end)
+        query_end = (("queries end", repr(decode(ends)) if decode else str(ends)),) if ends else ()
         layers = ", ".join(map(str, self.layers))
         return Description(
             kind=self.kind,
@@ -197,6 +202,7 @@ class KeySpaceDetection(Intervention, Check):
             parts=self.parts,
             facts=(
                 ("refusal", refusal),
+                *query_end,
                 *(
                     (noun, f"{skill}: alpha {alpha:.4g}, {self.regions.told(region)}")
                     for region, (skill, alpha) in enumerate(zip(self.skills, self.alpha, strict=True))

@@ -114,8 +114,8 @@ class NeuronAdjust(Intervention, Adjustment):
         """Raise ``PlanError`` unless ``model`` has these layers and neurons."""
         model.require_layer(self.layers[-1].layer)
         for adjusted in self.layers:
-            if adjusted.neurons[-1] >= model.width:
-                raise PlanError(f"Neuron Adjust names neuron {adjusted.neurons[-1]} of {model.width}.")
+            if adjusted.neurons[-1] >= (width := model.width_of(adjusted.layer)):
+                raise PlanError(f"Neuron Adjust names neuron {adjusted.neurons[-1]} of {width}.")
 
     @property
     def adjustment(self) -> Adjustment:

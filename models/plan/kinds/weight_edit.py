@@ -57,7 +57,7 @@ class WeightEdit(Intervention):
         """Raise ``PlanError`` unless ``model`` has all weights, of the shapes that they are changed in."""
         for change in self.weight_changes():
             model.require_layer(change.layer)
-            if not change.fits(shape := model.weight_shape(change.role)):
+            if not change.fits(shape := model.weight_shape(change.role, change.layer)):
                 raise PlanError(
                     f"{self.name}: the change of layer {change.layer}, {change.role}, does not fit a weight of shape "
                     f"{shape}.",

@@ -49,7 +49,7 @@ def activations(model: ir.Model, path: Path) -> list[tuple[np.ndarray, np.ndarra
             names.append(value.name)
     save_graph(model, path)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    flat = [array.reshape(-1, anatomy.width) for array in session.run(names, feed(session))]
+    flat = [array.reshape(-1, anatomy.widths[0]) for array in session.run(names, feed(session))]
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -98,11 +98,11 @@ def load_and_link(directory: Path, beside: Path) -> ir.Model:
 
 def test_the_interface_of_an_optimum_export(llama_onnx: Path) -> None:
     anatomy = read_anatomy(load_graph(llama_onnx / "model.onnx"))
-    assert (anatomy.width, anatomy.hidden, anatomy.dtype) == (96, 32, ir.DataType.FLOAT)
+    assert (anatomy.widths, anatomy.hidden, anatomy.dtype) == ((96,) * 4, 32, ir.DataType.FLOAT)
     assert [layer.index for layer in anatomy.layers] == [0, 1, 2, 3]
     assert anatomy.position_ids is not None
-    assert [layer.value.name for layer in anatomy.past] == [f"past_key_values.{i}.value" for i in range(4)]
-    assert [layer.key.name for layer in anatomy.present] == [f"present.{i}.key" for i in range(4)]
+    assert [cache.past_value.name for cache in anatomy.caches] == [f"past_key_values.{i}.value" for i in range(4)]
+    assert [cache.present_key.name for cache in anatomy.caches] == [f"present.{i}.key" for i in range(4)]
 
 
 def test_names_are_not_looked_at(llama_onnx: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_graph_of_the_genai_builder(family: str, precision: str, tmp_path: Pat
     checkpoint = tiny_checkpoint(family, tmp_path / "checkpoint", hidden=64)
     builder.create_model(None, str(checkpoint), str(tmp_path), precision, "cpu", str(tmp_path / "cache"))
     model = load_graph(tmp_path / "model.onnx")
-    assert (read_anatomy(model).width, len(read_anatomy(model).past)) == (96, 4)
+    assert (read_anatomy(model).widths, len(read_anatomy(model).caches)) == ((96,) * 4, 4)
     found = activations(model, tmp_path / "probe.onnx")
     # Four bits are coarse: that the right values were found must show nonetheless.
     tolerance = 0.5 if precision == "int4" else 1e-4
@@ -154,7 +154,7 @@ def test_a_graph_of_torchs_dynamo_exporter(checkpoint_of: Callable[[str], Path],
         opset_version=20, input_names=["input_ids", "attention_mask"], output_names=["logits"], external_data=False,
     )  # fmt: skip
     model = load_graph(tmp_path / "model.onnx")
-    assert read_anatomy(model).past == ()
+    assert read_anatomy(model).caches == ()
     model.ir_version = 10
     found = activations(model, tmp_path / "probe.onnx")
     for (pre_activation, key), expected in zip(found, torch_activations(checkpoint_of("llama")), strict=True):
@@ -242,39 +242,67 @@ def test_a_missing_input_or_output_is_told(missing: str) -> None:
         read_anatomy(small_graph(ONE_LAYER.replace(missing, "other"), interface, outputs))
 
 
-def with_cache(model: ir.Model, layers: int, forgotten: tuple[str, ...] = ()) -> ir.Model:
-    """Give a graph a cache that it only hands on, without the inputs and outputs that are ``forgotten``."""
-    for layer in range(layers):
+def with_cache(model: ir.Model, layers: tuple[int, ...], forgotten: tuple[str, ...] = ()) -> ir.Model:
+    """Give a graph caches that it only hands on, without the inputs and outputs that are ``forgotten``."""
+    for layer in layers:
         for part in ("key", "value"):
-            past = ir.Value(name=f"past_key_values.{layer}.{part}", type=ir.TensorType(ir.DataType.FLOAT))
-            node = ir.Node("", "Identity", [past])
-            node.outputs[0].name = f"present.{layer}.{part}"
-            model.graph.append(node)
-            if past.name not in forgotten:
-                model.graph.inputs.append(past)
-            if node.outputs[0].name not in forgotten:
-                model.graph.outputs.append(node.outputs[0])
+            _hand_on(model, f"past_key_values.{layer}.{part}", f"present.{layer}.{part}", forgotten)
     return model
 
 
-def test_as_many_layers_as_the_cache_has() -> None:
-    assert len(read_anatomy(with_cache(small_graph(ONE_LAYER), 1)).past) == 1
-    with pytest.raises(GraphError, match="1 feed-forward layers were found in a graph with 2 layers of past"):
-        read_anatomy(with_cache(small_graph(ONE_LAYER), 2))
+def _hand_on(model: ir.Model, past: str, present: str, forgotten: tuple[str, ...] = ()) -> None:
+    node = ir.Node("", "Identity", [ir.Value(name=past, type=ir.TensorType(ir.DataType.FLOAT))])
+    node.outputs[0].name = present
+    model.graph.append(node)
+    if past not in forgotten:
+        model.graph.inputs.append(node.inputs[0])
+    if present not in forgotten:
+        model.graph.outputs.append(node.outputs[0])
 
 
-@pytest.mark.parametrize("forgotten", ["past_key_values.0.key", "present.0.value"])
-def test_half_a_cache_is_told(forgotten: str) -> None:
-    with pytest.raises(GraphError, match=f"KV cache has no '{forgotten}'"):
-        read_anatomy(with_cache(small_graph(ONE_LAYER), 1, (forgotten,)))
+@pytest.mark.parametrize("layers", [(), (0,), (0, 1), (3, 7)])
+def test_there_are_as_many_caches_as_there_are(layers: tuple[int, ...]) -> None:
+    """One FFL, whatever has a cache: layers may share one, and those of other kinds have none."""
+    anatomy = read_anatomy(with_cache(small_graph(ONE_LAYER), layers))
+    assert (len(anatomy.layers), [cache.layer for cache in anatomy.caches]) == (1, list(layers))
 
 
-def test_layers_of_one_width() -> None:
+@pytest.mark.parametrize(
+    ("forgotten", "says"),
+    [("past_key_values.0.key", "no past key of layer 0"), ("present.0.value", "no present value")],
+)
+def test_half_a_cache_is_told(forgotten: str, says: str) -> None:
+    with pytest.raises(GraphError, match=says):
+        read_anatomy(with_cache(small_graph(ONE_LAYER), (0,), (forgotten,)))
+
+
+@pytest.mark.parametrize(
+    ("past", "present"),
+    [
+        ("past_key_values.2.conv_state", "present.2.conv_state"),
+        ("past_key_values.2.recurrent_state", "present.2.recurrent_state"),
+        ("past_conv.0", "present_conv.0"),
+        ("input.cache.layers.1.conv_states", "output.cache.layers.1.conv_states"),
+    ],
+)
+def test_states_of_other_layers(past: str, present: str) -> None:
+    model = with_cache(small_graph(ONE_LAYER), (5,))
+    _hand_on(model, past, present)
+    anatomy = read_anatomy(model)
+    assert [(state.past.name, state.present.name) for state in anatomy.states] == [(past, present)]
+    assert [cache.layer for cache in anatomy.caches] == [5]
+
+
+def test_a_number_of_past_tokens_is_no_state() -> None:
+    model = small_graph(ONE_LAYER, INTERFACE + ", int64 past_sequence_length")
+    assert read_anatomy(model).states == ()
+
+
+def test_layers_of_several_widths() -> None:
     wider = """
         w = MatMul(y, fused)
         other_key = Relu(w)
         logits = MatMul(other_key, fused_down)
     """
     model = small_graph("v = MatMul(x, gate) key = Relu(v) y = MatMul(key, down)" + wider)
-    with pytest.raises(GraphError, match="differ in width"):
-        read_anatomy(model)
+    assert read_anatomy(model).widths == (6, 12)

@@ -38,10 +38,14 @@ def refusing(llama_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     """``refusing(where, positions, early_exit)``: the check and a session of the graph that has it, made once."""
     made: dict[Any, tuple[KeySpaceDetection, Session]] = {}
 
-    def get(where: str, positions: Positions, early_exit: bool) -> tuple[KeySpaceDetection, Session]:
-        key = (where, positions, early_exit)
+    def get(
+        where: str, positions: Positions, early_exit: bool, query_end: tuple[int, ...] = ()
+    ) -> tuple[KeySpaceDetection, Session]:
+        key = (where, positions, early_exit, query_end)
         if key not in made:
-            detection = detection_of(llama_onnx, FORGOTTEN, layers=LAYERS[where], positions=positions)
+            detection = detection_of(
+                llama_onnx, FORGOTTEN, layers=LAYERS[where], positions=positions, query_end=query_end
+            )
             directory = tmp_path_factory.mktemp("refusing") / "graph"
             bake(llama_onnx, directory, detection, early_exit=early_exit, monitor=True)
             onnx.checker.check_model(str(directory / "model.onnx"), full_check=True)
@@ -85,7 +89,18 @@ def test_every_run_does_what_the_definition_says(
     base: Session, refusing: Callable[..., Any], where: str, positions: Positions, early_exit: bool, runs: Any
 ) -> None:
     """Logits bit for bit at every real token, refused or not, whatever comes in what pieces."""
-    detection, session = refusing(where, positions, early_exit)
+    _require_definition(base, *refusing(where, positions, early_exit), runs)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(runs=_conversations(), query_end=st.sampled_from([(43,), (42, 43), (41, 42, 43)]))
+def test_a_run_that_does_not_end_as_queries_do_is_none(
+    base: Session, refusing: Callable[..., Any], query_end: tuple[int, ...], runs: Any
+) -> None:
+    _require_definition(base, *refusing("middle", "query", True, query_end), runs)
+
+
+def _require_definition(base: Session, detection: KeySpaceDetection, session: Session, runs: Any) -> None:
     expected = Expected(base, detection)
     mask = np.zeros((len(runs[0][0]), 0), np.int64)
     before = None

@@ -25,7 +25,8 @@ def _read(past: NDArray[Any], mask: Any, longest: int = 9, window: int = 1) -> t
     mask = np.array(mask, np.int64)
 
     def build(builder: Any, past: Any, input_ids: Any, mask: Any) -> Any:
-        read = read_latch(builder, past, read_window(builder, input_ids, mask), longest, past_head_size)
+        newest = read_window(builder, input_ids, mask).newest_past
+        read = read_latch(builder, past, newest, longest, past_head_size)
         return [read.latched, read.count]
 
     past_head_size = past.shape[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,10 +130,20 @@ def test_canary_values_downstream_of_a_stochastic_coin_may_be_nan() -> None:
 
 
 def test_the_model_is_known_by_its_dimensions() -> None:
-    MODEL.require_shape(layers=4, width=16, hidden=8)
-    for changed in ({"layers": 5}, {"width": 17}, {"hidden": 9}):
+    MODEL.require_shape(widths=[16] * 4, hidden=8)
+    for widths, hidden in (([16] * 5, 8), ([16, 16, 16, 17], 8), ([16] * 4, 9)):
         with pytest.raises(PlanError, match="fitted on a model of 4 layers"):
-            MODEL.require_shape(**{"layers": 4, "width": 16, "hidden": 8, **changed})
+            MODEL.require_shape(widths=widths, hidden=hidden)
+
+
+def test_a_model_whose_layers_differ_in_width() -> None:
+    model = replace(MODEL, widths=(8, 16, 16, 8))
+    model.require_shape(widths=[8, 16, 16, 8], hidden=8)
+    assert (model.weight_shape("gate", 0), model.weight_shape("down", 1)) == ((8, 8), (8, 16))
+    with pytest.raises(PlanError, match="FFL width 8 or 16"):
+        model.require_shape(widths=[16] * 4, hidden=8)
+    with pytest.raises(PlanError, match="not those of 4 layers"):
+        replace(MODEL, widths=(8, 16, 16))
 
 
 @given(arrays.arrays(np.float64, (5, 32), elements=st.floats(-200, 200)))
