@@ -18,6 +18,7 @@ from bakeout.graph_passes.graph.opset import OLDEST_OPSET
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
 from bakeout.graph_passes.neuron_adjust import NeuronAdjustPass
 from bakeout.graph_passes.residual_edits import ResidualEditsPass
+from bakeout.graph_passes.webgpu import WebGpuPass
 from bakeout.graph_passes.weight_edits import WeightEditsPass
 from bakeout.models.plan import (
     Intervention,
@@ -56,18 +57,21 @@ def apply_plan(
     early_exit: bool = True,
     monitor: bool = False,
     adapter_slots: bool = False,
+    webgpu: bool = False,
     edited: Sequence[Receipt] | None = None,
 ) -> list[Receipt]:
     """Edit a decoder graph in place so that it carries a plan, and return the receipts in the plan's order.
 
     ``inline`` writes Neuron Adjust as standard operators instead of a model-local function, ``early_exit`` lets Key
-    Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``.
+    Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``;
+    ``webgpu`` keeps to what that computes, and needs ``inline`` and no early exit.
     ``adapter_slots`` declares the constants of the graph's edits as inputs with defaults (``adapter_slots``).
     ``edited``: the result of ``edit_weights``, if it was called before (and the graph quantised since).
 
     Raises ``PlanError`` where the plan was fitted on a model of another shape, and ``GraphError`` where the graph
     cannot be read or an edit does not match all that the plan names; the graph is then to be discarded.
     """
+    own = tuple(model.graph)
     # Weights first, where they lie as in the plain graph.
     receipts = edit_weights(model, plan) if edited is None else list(edited)
     slots = sorted(plan_constants(plan, read_anatomy(model).dtype)) if adapter_slots else []
@@ -78,6 +82,8 @@ def apply_plan(
         receipts += edit.receipts
     _require_all_matched(plan, receipts)
     RemoveUnusedNodesPass()(model)
+    if webgpu:
+        WebGpuPass(own)(model)
     model.ir_version = IR_VERSION
     if CONVERTED_FROM in model.meta:
         told = {CONVERTED_FROM: model.meta[CONVERTED_FROM]}

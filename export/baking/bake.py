@@ -17,7 +17,7 @@ from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.baking.bake_checkpoint import CheckpointBase, checkpoint_base, write_edited_checkpoint
 from bakeout.export.baking.bake_graph import GraphBase, graph_base, write_baked_graph
 from bakeout.export.baking.model_card import model_card
-from bakeout.export.baking.runtimes import take_functions
+from bakeout.export.baking.runtimes import take_branches, take_functions
 from bakeout.export.baking.stopping import let_refusal_stop
 from bakeout.export.baking.tokenizer_config import require_same_tokenizer
 from bakeout.export.recipes.bake_options import BakeOptions
@@ -84,7 +84,12 @@ def completed(options: BakeOptions) -> BakeOptions:
     """The options with what the runtimes need. Raises ``BakeoutError`` where some of them exclude each other."""
     for contradiction in options.contradictions():
         raise BakeoutError(f"`{contradiction.option}`: {contradiction.cause}.", contradiction.remedy)
-    return options.model_copy(update={"inline": options.inline or not take_functions(options.runtimes)})
+    return options.model_copy(
+        update={
+            "inline": options.inline or not take_functions(options.runtimes),
+            "early_exit": options.early_exit and take_branches(options.runtimes),
+        }
+    )
 
 
 @contextmanager

@@ -106,6 +106,7 @@ def write_baked_graph(
             early_exit=options.early_exit,
             monitor=options.monitor,
             adapter_slots=options.adapter_slots,
+            webgpu="webgpu" in options.runtimes,
             edited=receipts,
         )
         require_served(options.runtimes, graph, {path.name for path in companions})

@@ -79,7 +79,14 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
 
 def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
     graph = load_graph(path)
-    receipts = apply_plan(graph, plan, inline=options.inline, early_exit=options.early_exit, monitor=options.monitor)
+    receipts = apply_plan(
+        graph,
+        plan,
+        inline=options.inline,
+        early_exit=options.early_exit,
+        monitor=options.monitor,
+        webgpu="webgpu" in options.runtimes,
+    )
     companions = companion_files(home_of(path))
     require_served(options.runtimes, graph, {companion.name for companion in companions})
     content = len(graph_bytes(graph))

@@ -30,12 +30,13 @@ NEWEST_OPSET = 26
 class Runtime:
     """What a runtime needs.
 
-    ``functions``: it runs model-local functions; ``contributed``: it runs ONNX Runtime's own operators, as the graphs
-    of onnxruntime-genai's builder have; ``cache``: it cannot do without past keys and values; ``files``: what it reads
-    beside the graph, each one file or another.
+    ``functions``: it runs model-local functions; ``branches``: it runs an ``If`` on the device; ``contributed``: it
+    runs ONNX Runtime's own operators, as the graphs of onnxruntime-genai's builder have; ``cache``: it cannot do
+    without past keys and values; ``files``: what it reads beside the graph, each one file or another.
     """
 
     functions: bool = True
+    branches: bool = True
     contributed: bool = True
     cache: bool = False
     files: tuple[tuple[str, ...], ...] = ()
@@ -48,6 +49,8 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
     "genai": Runtime(cache=True, files=((GENAI_CONFIG, "config.json"),)),
     "node": Runtime(),
     "web": Runtime(),
+    # onnxruntime-web's provider, whose graph capture takes neither branches nor 64-bit integers.
+    "webgpu": Runtime(functions=False, branches=False),
     "transformers.js": Runtime(cache=True, files=(("config.json",), ("tokenizer.json",), ("tokenizer_config.json",))),
     "openvino": Runtime(functions=False, contributed=False),
     "reference": Runtime(functions=False, contributed=False),
@@ -57,6 +60,11 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
 def take_functions(names: Iterable[RuntimeName]) -> bool:
     """Whether all these runtimes run model-local functions."""
     return all(RUNTIMES[name].functions for name in names)
+
+
+def take_branches(names: Iterable[RuntimeName]) -> bool:
+    """Whether all these runtimes run branches on the device."""
+    return all(RUNTIMES[name].branches for name in names)
 
 
 def place_of_graph(names: Sequence[RuntimeName], variant: str) -> str:

@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field
 
 from bakeout.models.methods.options import Section
 
-RuntimeName = Literal["onnxruntime", "optimum", "genai", "node", "web", "transformers.js", "openvino", "reference"]
+RuntimeName = Literal[
+    "onnxruntime", "optimum", "genai", "node", "web", "webgpu", "transformers.js", "openvino", "reference"
+]
 Quantisation = Literal["int8"]
 DType = Literal["fp32", "fp16"]
 

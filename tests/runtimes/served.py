@@ -122,7 +122,8 @@ def make(root: Path) -> None:
     save_plan(plan, root / "plan.safetensors")
     (root / "base").mkdir()
     export_checkpoint(checkpoint_directory(), root / "base")
-    everything = tuple(RUNTIMES)
+    # WebGPU alone takes a graph without early exit.
+    everything = tuple(name for name in RUNTIMES if name != "webgpu")
     beside = tuple(name for name in everything if name != "transformers.js")
     bake(root / "base", plan, root / "artifact", BakeOptions(runtimes=beside))
     bake(root / "base", plan, root / "public", BakeOptions(runtimes=everything))
