@@ -7,7 +7,8 @@ BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/pip install --quiet --quiet \
 	--disable-pip-version-check)
 PACKAGES := $(shell grep --count == constraints.txt)
-PYTEST := $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4
+# A worker takes tests that follow each other, so that what a module's tests share is seldom made twice.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 .PHONY: demo test test-all fuzz kills lint setup FORCE
 

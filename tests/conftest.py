@@ -1,4 +1,4 @@
-"""What many tests share: tiny checkpoints and their ONNX exports, made once per session."""
+"""What many tests share: tiny checkpoints and their ONNX exports, made once for all of pytest's workers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 
 from bakeout.models.plan import Plan
 
+from tests.once import made_once
 from tests.tiny_models import tiny_checkpoint
 
 CheckpointOf = Callable[[str], Path]
@@ -41,27 +42,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> CheckpointOf:
     """``checkpoint_of(family)``: the directory of a tiny fp32 checkpoint, made on the first request."""
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = tiny_checkpoint(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return get
+    return lambda family: made_once(tmp_path_factory, family, lambda directory: tiny_checkpoint(family, directory))
 
 
 @pytest.fixture(scope="session")
 def onnx_of(checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory) -> CheckpointOf:
     """``onnx_of(family)``: the directory of the fp32 export with KV cache of ``checkpoint_of(family)``."""
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = _export(checkpoint_of(family), tmp_path_factory.mktemp(f"{family}-onnx"))
-        return made[family]
-
-    return get
+    return lambda family: made_once(
+        tmp_path_factory, f"{family}-onnx", lambda directory: _export(checkpoint_of(family), directory)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -81,9 +70,7 @@ def llama_export(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     """The directory of our own export of ``llama_checkpoint``: its weights lie in ``model.onnx.data``."""
     from bakeout.export.exporting.onnx_export import export_checkpoint
 
-    directory = tmp_path_factory.mktemp("llama-export")
-    export_checkpoint(llama_checkpoint, directory)
-    return directory
+    return made_once(tmp_path_factory, "llama-export", lambda directory: export_checkpoint(llama_checkpoint, directory))
 
 
 @pytest.fixture(scope="session")
@@ -97,8 +84,7 @@ def tiny_plan(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return fit(load_recipe(write_recipe(tmp_path_factory.mktemp("recipe"), llama_checkpoint)))
 
 
-def _export(checkpoint: Path, directory: Path) -> Path:
+def _export(checkpoint: Path, directory: Path) -> None:
     from optimum.exporters.onnx import main_export
 
     main_export(str(checkpoint), output=directory, task="text-generation-with-past", do_validation=False)
-    return directory

@@ -7,8 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from tests.runtimes.locks import locked
+from filelock import FileLock
 
 _REPOSITORY = Path(__file__).parents[2]
 _INSTALLED = _REPOSITORY / ".venv" / "javascript"
@@ -20,7 +19,7 @@ def installed(example: str) -> Path:
         pytest.skip(f"there is no {missing[0]} here")
     source, target = _REPOSITORY / "examples" / example, _INSTALLED / example
     target.mkdir(parents=True, exist_ok=True)
-    with locked(_INSTALLED / f"{example}.lock"):
+    with FileLock(_INSTALLED / f"{example}.lock"):
         for path in source.iterdir():
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
