@@ -21,11 +21,11 @@ from bakeout.export.tuning.candidates import Meter
 from bakeout.export.tuning.frontiers import frontiers
 from bakeout.export.tuning.search import search
 from bakeout.export.tuning.trials import Trial, choose_trial, described
-from bakeout.export.tuning.tuned_files import filled_recipe, write_tables
+from bakeout.export.tuning.tuned_files import filled_recipe, require_new_outputs, write_outputs, write_tables
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.writing import require_new, require_writable, write_files
+from bakeout.models.files.writing import require_writable
 from bakeout.models.methods.fitting import Fitting, candidate_fitter, fit_method, method_figures
 from bakeout.models.methods.search_space import SearchSpace, Settings
 from bakeout.models.plan import Intervention
@@ -90,9 +90,9 @@ def tune(
     from bakeout.models.network.probe_cache import ProbeCache
     from bakeout.models.reference.weight_edits import apply_weight_edit
 
-    for path in (output, *([figures] if figures else [])):
-        require_new(path)
+    outputs = {"recipe": output} if figures is None else {"recipe": output, "figures": figures}
     directory = directory or output.with_name(f"{output.stem}.tuning")
+    require_new_outputs(directory, outputs)
     require_writable(directory)
     recipe = load_recipe(recipe_file).placed(**placed)
     last = max((index for index, entry in enumerate(recipe.interventions) if _is_open(entry)), default=None)
@@ -139,10 +139,10 @@ def tune(
         interventions.append(fitted)
         apply_weight_edit(model, fitted)
     write_tables(directory, recipe, tried, filled)
-    written = {output: filled_recipe(recipe_file, output, recipe, filled)}
+    written = {"recipe": filled_recipe(recipe_file, output, recipe, filled)}
     if figures is not None:
-        written[figures] = json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n"
-    write_files(written)
+        written["figures"] = json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n"
+    write_outputs(directory, outputs, written)
     return Tuned(output, directory, filled, tried)
 
 

@@ -1,8 +1,9 @@
-"""The content of the files that tuning writes: the recipe with its choices filled in, and the tables of all trials."""
+"""The files that tuning writes: the recipe with its choices filled in, figures, and the tables of all trials."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,13 @@ from ruamel.yaml.comments import CommentedSeq
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.tuning.trials import Trial
 from bakeout.models.files.csv_cells import as_cell
-from bakeout.models.files.writing import replace_file
+from bakeout.models.files.hashing import hash_file
+from bakeout.models.files.json_object import read_json
+from bakeout.models.files.writing import replace_file, require_new, write_files
 from bakeout.models.methods.search_space import Settings
+
+# The SHA-256 of what a search ends with, noted before that is written.
+_WRITTEN = "written.json"
 
 
 def write_tables(
@@ -44,6 +50,34 @@ def write_tables(
             shares = [*measured.forget.values(), *measured.retain.values()]
             writer.writerow([*trial.settings.values(), *shares, measured.divergence])
         replace_file(directory / f"trials-{index}-{recipe.interventions[index].method.name}.csv", table.getvalue())
+
+
+def require_new_outputs(directory: Path, outputs: Mapping[str, Path]) -> None:
+    """``require_new`` for what ``write_outputs`` will write, but for a part that a killed run left.
+
+    Call it before long work begins.
+    """
+    left = [name for name, path in outputs.items() if os.path.lexists(path)]
+    if len(left) < len(outputs):
+        recorded = read_json(directory / _WRITTEN)
+        left = [name for name in left if outputs[name].is_file() and hash_file(outputs[name]) == recorded.get(name)]
+    else:
+        left = []
+    for name, path in outputs.items():
+        if name not in left:
+            require_new(path)
+
+
+def write_outputs(directory: Path, outputs: Mapping[str, Path], contents: Mapping[str, str]) -> None:
+    """Write files that belong together, by name: all appear, or none. Where the process is killed between two of them,
+    the next run finds in ``directory`` what they were to be, and completes them.
+    """
+    digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()}
+    replace_file(directory / _WRITTEN, json.dumps(digests, indent=1))
+    missing = {
+        name: path for name, path in outputs.items() if not (path.is_file() and hash_file(path) == digests[name])
+    }
+    write_files({path: contents[name] for name, path in missing.items()})
 
 
 def filled_recipe(source: Path, output: Path, recipe: Recipe, filled: Mapping[int, Settings]) -> str:

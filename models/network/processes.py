@@ -78,5 +78,11 @@ def all_agree(here: bool) -> bool:
 
 def _gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
+    try:
+        distributed.all_gather_object(values, value)
+    except RuntimeError as error:
+        raise BakeoutError(
+            f"Another process has ended ({(str(error).strip().splitlines() or ['?'])[0]}).",
+            "Start them again: what was probed until then is kept, unless it is turned off.",
+        ) from None
     return values

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.kills.inputs import Command, commands
-from tests.hostile.kills.processes import Done, run_in_fork
+from tests.hostile.kills.processes import Done
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forked processes, and file systems in memory")
 
@@ -25,9 +25,11 @@ _NAMES = (
     "bake a checkpoint",
     "bake a graph",
     "build",
+    "chat demo",
     "evaluate",
     "export",
     "fit",
+    "fit as two processes",
     "report",
     "reveal and release",
     "tune",
@@ -72,7 +74,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Command]:
 def _run(command: Command, home: Path, prepare: Callable[[], None]) -> Done:
     command.prepare(home)
     (home / "new").mkdir()
-    return run_in_fork(command.arguments, home, prepare=prepare)
+    return command.run(home, prepare=prepare)
 
 
 def _require_one_line(done: Done, command: Command, cause: str, *left: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
 
-from tests.hostile.kills.processes import run_in_fork
+from tests.gguf_files import write_gguf
+from tests.hostile.kills.processes import Done, Moment, run_in_fork
 from tests.recipe_files import NEURON_ADJUST, write_recipe
 from tests.tiny_models import tiny_checkpoint
 from tests.weight_plans import low_rank_update, plan_of
@@ -26,18 +27,24 @@ _LAYERS = 2
 class Command:
     """``arguments`` after `bakeout`, run in a directory of its own; ``outputs``: what it writes there.
 
-    ``resumed``: directories that a killed run leaves for the next one; ``beside``: what has to lie in its directory.
+    ``resumed``: directories that a killed run leaves for the next one; ``beside``: what has to lie in its directory;
+    ``ranks``: as how many processes it runs.
     """
 
     arguments: tuple[str, ...]
     outputs: tuple[str, ...]
     resumed: tuple[str, ...] = ()
     beside: Path | None = None
+    ranks: int = 1
 
     def prepare(self, home: Path) -> None:
         """Copy what has to lie there into the directory ``home``."""
         if self.beside is not None:
             shutil.copytree(self.beside, home, dirs_exist_ok=True)
+
+    def run(self, home: Path, moment: Moment | None = None, prepare: Callable[[], None] = lambda: None) -> Done:
+        """Run it in the directory ``home``, as ``run_in_fork``."""
+        return run_in_fork(self.arguments, home, moment, prepare, self.ranks)
 
 
 def commands(directory: Path) -> Mapping[str, Command]:
@@ -52,10 +59,13 @@ def commands(directory: Path) -> Mapping[str, Command]:
     for arguments in (["fit", str(recipe), "-o", str(plan)], ["bake", str(checkpoint), str(plan), "-o", str(artifact)]):
         done = run_in_fork(arguments, directory)
         assert done.status == 0, done.told
+    # The demo's recipe names layers of a model with as many.
+    weights_of_chat = write_gguf(directory / "tiny.gguf", layers=12, context=8192)
     data = str(directory / "recipe" / "data" / "sums.test.jsonl")
     attacked = ("--data", data, "--prompts", "4", "--attack", "none", "--attack", "chunked")
     return {
         "fit": Command(("fit", str(recipe), "-o", "new/plan"), ("new/plan",)),
+        "fit as two processes": Command(("fit", str(recipe), "-o", "new/plan"), ("new/plan",), ranks=2),
         "build": Command(("build", str(recipe), "-o", "new/artifact"), ("new/artifact",)),
         "export": Command(("bake", str(checkpoint), str(plan), "-o", "new/artifact"), ("new/artifact",)),
         "bake a graph": Command(
@@ -71,6 +81,9 @@ def commands(directory: Path) -> Mapping[str, Command]:
         ),
         "evaluate": Command(("evaluate", str(artifact), "--data", data, "--csv", "new/table.csv"), ("new/table.csv",)),
         "attack": Command(("attack", str(artifact), *attacked, "--figures", "new/attacks.json"), ("new/attacks.json",)),
+        "chat demo": Command(
+            ("demo", "--model", "smollm2", "--weights", str(weights_of_chat), "-o", "new/demo"), ("new/demo",)
+        ),
         "report": Command(("report", str(artifact), "-o", "new/report.html"), ("new/report.html",)),
         "reveal and release": Command(
             ("fit", _release(directory / "release").name, "-o", "new/plan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import signal
 import tempfile
@@ -12,8 +13,10 @@ from pathlib import Path
 from random import Random
 
 from tests.hostile.kills.inputs import Command, commands
-from tests.hostile.kills.processes import Done, Moment, run_in_fork
+from tests.hostile.kills.processes import Done, Moment
 
+# Where each run keeps what can be made again, so that the next one finds it cut.
+_CACHE = "cache"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ABANDONED = re.compile(r"(.*/)?[^/]+\.[0-9a-f]{8}\.bakeout(/.*)?")
 
@@ -55,7 +58,7 @@ class Bench:
 
     def _uncut(self, command: Command) -> Reference:
         with self._home(command) as home:
-            done = run_in_fork(list(command.arguments), Path(home))
+            done = _run(command, Path(home))
             assert done.status == 0, done.told
             return Reference(command, contents(Path(home)), done)
 
@@ -85,6 +88,10 @@ def kills(bench: Bench, count: int, seed: int) -> Iterator[Killed]:
         yield killed
 
 
+def _run(command: Command, home: Path, moment: Moment | None = None) -> Done:
+    return command.run(home, moment, lambda: os.environ.update(BAKEOUT_CACHE=str(home / _CACHE)))
+
+
 def _draw(done: Done, random: Random) -> Moment:
     number = random.choice(SIGNALS)
     if random.random() < 0.5:
@@ -96,7 +103,7 @@ def _draw(done: Done, random: Random) -> Moment:
 def _killed(name: str, reference: Reference, moment: Moment, home: Path) -> Killed:
     command = reference.command
     before = contents(home)
-    done = run_in_fork(list(command.arguments), home, moment)
+    done = _run(command, home, moment)
     killed = Killed(name, moment, "too late" if done.status == 0 else "killed")
     expected = (0, -moment.number) if moment.number == signal.SIGKILL else (0, 128 + moment.number)
     if done.status not in expected:
@@ -104,13 +111,14 @@ def _killed(name: str, reference: Reference, moment: Moment, home: Path) -> Kill
     if "Traceback" in done.told or "Exception ignored" in done.told:
         killed.findings.append(f"a traceback: {done.told[-1500:]}")
     left = {path: digest for path, digest in contents(home).items() if path not in before}
+    resumed = (*command.resumed, _CACHE)
     for path, digest in left.items():
         if moment.number == signal.SIGKILL and (_ABANDONED.fullmatch(path) or path == "new"):
             continue
-        if path in {str(parent) for kept in command.resumed for parent in Path(kept).parents}:
+        if path in {str(parent) for kept in resumed for parent in Path(kept).parents}:
             continue
-        resumed = any(path == kept or path.startswith(f"{kept}/") for kept in command.resumed)
-        if not resumed and reference.content.get(path) != digest:
+        is_resumed = any(path == kept or path.startswith(f"{kept}/") for kept in resumed)
+        if not is_resumed and reference.content.get(path) != digest:
             killed.findings.append(f"left behind or half-written: {path}")
     _run_again(command, reference, home, killed)
     return killed
@@ -121,11 +129,15 @@ def _run_again(command: Command, reference: Reference, home: Path, killed: Kille
         if (left := contents(home)) != reference.content and killed.moment.number != signal.SIGKILL:
             killed.findings.append(f"not as uncut: {sorted(left.items() ^ reference.content.items())}")
         return
-    for output in command.outputs:
-        # Of several that belong together, those that are there are whole, and have to be removed as the error says.
-        (home / output).unlink(missing_ok=True) if (home / output).is_file() else None
-    again = run_in_fork(list(command.arguments), home)
+    again = _run(command, home)
     if again.status != 0:
         killed.findings.append(f"the next run fails: {again.told[-1500:]}")
-    elif (left := contents(home)) != reference.content:
+        return
+    # Whatever is written next under the same name in the cache removes what was abandoned there.
+    left = {path: digest for path, digest in contents(home).items() if not _is_abandoned_in_cache(path)}
+    if left != reference.content:
         killed.findings.append(f"the next run differs: {sorted(left.items() ^ reference.content.items())}")
+
+
+def _is_abandoned_in_cache(path: str) -> bool:
+    return path.startswith(f"{_CACHE}/") and _ABANDONED.fullmatch(path) is not None

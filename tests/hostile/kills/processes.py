@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -54,11 +55,16 @@ class Moment:
 
 
 def run_in_fork(
-    arguments: Sequence[str], home: Path, moment: Moment | None = None, prepare: Callable[[], None] = lambda: None
+    arguments: Sequence[str],
+    home: Path,
+    moment: Moment | None = None,
+    prepare: Callable[[], None] = lambda: None,
+    ranks: int = 1,
 ) -> Done:
     """Run `bakeout` with ``arguments`` in the directory ``home``, its temporary files in ``tmp`` there.
 
-    ``prepare`` runs in the process, before the command.
+    ``prepare`` runs in the process, before the command. ``ranks``: as so many processes, which torchrun would start;
+    a signal from outside comes to all of them, one of their own to the first.
     """
     (home / "tmp").mkdir(exist_ok=True)
     # Pipes know no limits of file sizes. A command tells less than they hold.
@@ -71,16 +77,16 @@ def run_in_fork(
     sys.stderr.flush()
     process = os.fork()
     if process == 0:
-        _serve(arguments, home, moment, prepare, tell, ask)
+        _serve(arguments, home, moment, prepare, tell, ask, ranks)
     os.close(tell)
     os.close(ask)
     os.read(answer, 1)
     if moment is not None and moment.seconds is not None:
         time.sleep(moment.seconds)
-        os.kill(process, moment.number)
+        os.killpg(process, moment.number)
     while (waited := os.waitpid(process, os.WNOHANG))[0] == 0:
         if time.monotonic() - begun > _LONGEST:
-            os.kill(process, signal.SIGKILL)
+            os.killpg(process, signal.SIGKILL)
         time.sleep(0.005)
     seconds = time.monotonic() - begun
     with os.fdopen(told, errors="replace") as lines, os.fdopen(answer, "rb") as results:
@@ -89,10 +95,19 @@ def run_in_fork(
 
 
 def _serve(
-    arguments: Sequence[str], home: Path, moment: Moment | None, prepare: Callable[[], None], tell: int, ask: int
+    arguments: Sequence[str],
+    home: Path,
+    moment: Moment | None,
+    prepare: Callable[[], None],
+    tell: int,
+    ask: int,
+    ranks: int,
 ) -> None:
     status = 99
     try:
+        os.setpgid(0, 0)
+        if ranks > 1 and _launch(ranks) > 0:
+            moment, ask = None, os.open(os.devnull, os.O_WRONLY)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for standard in (1, 2):
             os.dup2(tell, standard)
@@ -111,6 +126,35 @@ def _serve(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _launch(ranks: int) -> int:
+    """Fork as torchrun starts processes: the rank, in each. This one waits, and ends the others when one has failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    running = set()
+    for rank in range(ranks):
+        process = os.fork()
+        if process == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            return rank
+        running.add(process)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    failed = 0
+    while running:
+        process, waited = os.wait()
+        running.remove(process)
+        status = os.waitstatus_to_exitcode(waited)
+        if status != 0 and failed == 0:
+            failed = status
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    if failed == -signal.SIGKILL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(failed)
 
 
 def _run(arguments: Sequence[str]) -> int:
