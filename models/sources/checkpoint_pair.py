@@ -49,7 +49,7 @@ def read_checkpoint_pair(
     places: dict[str, list[tuple[int, Role, StoredWeight]]] = {}
     for layer in range(model.layers):
         for role in _ROLES if family.layout != "ungated" else _ROLES[:2]:
-            stored = family.weight(layer, role, model.width)
+            stored = family.weight(layer, role, model.width_of(layer))
             places.setdefault(stored.name, []).append((layer, role, stored))
     _require_same_names(edited, before, after, bool(read_config(base).get("tie_word_embeddings", False)))
     updates: list[WeightUpdate] = []
@@ -69,7 +69,7 @@ def read_checkpoint_pair(
         old, new = one.values(), other.values()
         for layer, role, stored in own:
             start, end = weight_in(old, stored), weight_in(new, stored)
-            if start.shape != model.weight_shape(role):
+            if start.shape != model.weight_shape(role, layer):
                 raise BakeoutError(f"{edited}: {name} has the shape {one.shape}.", "Name the model it was made from.")
             difference = end - start
             if not difference.any():

@@ -19,7 +19,9 @@ from tests.older_opsets import as_opset
 PROMPT = [5, 6, 7, 8]
 
 
-@pytest.fixture(scope="module", params=[11, 12, 13, 14, 17])
+@pytest.fixture(
+    scope="module", params=[11, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (12, 13, 14)), 17]
+)
 def older(request: pytest.FixtureRequest, llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from optimum.exporters.onnx import main_export
 
@@ -58,9 +60,9 @@ def test_an_older_graph_is_converted_and_the_receipts_say_so(
     assert Runner(older).generate(prompts, 8) == Runner(llama_onnx).generate(prompts, 8)
 
 
-def test_what_onnx_cannot_convert_is_refused_with_the_reason(older: Path, tiny_plan: Plan, tmp_path: Path) -> None:
+def test_what_onnx_cannot_convert_is_refused_with_the_reason(llama_onnx: Path, tiny_plan: Plan, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    shutil.copytree(older, model)
+    shutil.copytree(llama_onnx, model)
     content = onnx.load(model / "model.onnx")
     content.graph.node.insert(0, helper.make_node("Upsample", ["x", "y"], ["z"]))
     content.opset_import[0].version = 8

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -36,6 +37,12 @@ JOINT = (0, 2)
 # Optimum's OPT graph counts positions from the mask itself, as the model does, so padding is for all.
 FAMILIES = ("gemma", "gpt2", "gpt_neox", "llama", "opt", "phi3", "qwen2")
 PROMPTS = random_prompts(24, seed=3, shortest=4, longest=9)
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+
+
+def _cases(every: Iterable[Any], quick: Callable[..., bool]) -> list[Any]:
+    """Parameters, of which `make test` takes those that are ``quick``: every value with some value of the others."""
+    return [pytest.param(*case, marks=[] if quick(*case) else pytest.mark.slow) for case in every]
 
 
 def _require_parity(checkpoint: Path, directory: Path, plan: Plan, runner: Runner) -> None:
@@ -45,9 +52,16 @@ def _require_parity(checkpoint: Path, directory: Path, plan: Plan, runner: Runne
         assert 0 < parity.refused < parity.prompts
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("inline", [False, True], ids=["function", "inline"])
-@pytest.mark.parametrize("coin", ["threshold", "expected"])
+@pytest.mark.parametrize(
+    ("family", "coin", "inline"),
+    _cases(
+        product(FAMILIES, ["threshold", "expected"], [False, True]),
+        lambda family, coin, inline: (
+            family == "llama"
+            or (coin, inline) == (("expected", True) if family in ("opt", "phi3") else ("threshold", False))
+        ),
+    ),
+)
 def test_neuron_adjust(
     checkpoint_of: CheckpointOf, onnx_of: CheckpointOf, family: str, coin: Coin, inline: bool
 ) -> None:
@@ -57,9 +71,13 @@ def test_neuron_adjust(
     _require_parity(checkpoint_of(family), onnx_of(family), plan, runner)
 
 
-@pytest.mark.parametrize("early_exit", [True, False], ids=["early-exit", "branch-free"])
-@pytest.mark.parametrize("layers", [MIDDLE, LAST, JOINT], ids=["middle", "last", "joint"])
-@pytest.mark.parametrize("positions", ["query", "step", "every"])
+@pytest.mark.parametrize(
+    ("early_exit", "layers", "positions"),
+    _cases(
+        product([True, False], [MIDDLE, LAST, JOINT], POSITIONS),
+        lambda early_exit, layers, positions: early_exit or (layers == JOINT) == (positions == "every"),
+    ),
+)
 def test_key_space_detection(
     llama_checkpoint: Path, llama_onnx: Path, positions: Positions, layers: tuple[int, ...], early_exit: bool
 ) -> None:
@@ -69,9 +87,18 @@ def test_key_space_detection(
     _require_parity(llama_checkpoint, llama_onnx, plan, runner)
 
 
-@pytest.mark.parametrize("early_exit", [True, False], ids=["early-exit", "branch-free"])
-@pytest.mark.parametrize(("layers", "positions"), [(JOINT, "query"), (MIDDLE, "every"), (LAST, "query")])
-@pytest.mark.parametrize("region", SHAPES)
+@pytest.mark.parametrize(
+    ("early_exit", "layers", "positions", "region"),
+    _cases(
+        (
+            (early_exit, layers, positions, shape)
+            for early_exit in (True, False)
+            for layers, positions in ((JOINT, "query"), (MIDDLE, "every"), (LAST, "query"))
+            for shape in SHAPES
+        ),
+        lambda early_exit, layers, _positions, shape: shape != CUBE and early_exit == (layers != MIDDLE),
+    ),
+)
 def test_every_shape_of_regions(
     llama_checkpoint: Path,
     llama_onnx: Path,
@@ -88,8 +115,15 @@ def test_every_shape_of_regions(
     _require_parity(llama_checkpoint, llama_onnx, plan, runner)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("layers", "positions"), [(MIDDLE, "query"), (LAST, "every")])
+@pytest.mark.parametrize(
+    ("family", "layers", "positions"),
+    _cases(
+        ((family, *case) for family in FAMILIES for case in ((MIDDLE, "query"), (LAST, "every"))),
+        lambda family, layers, _positions: (
+            family == "llama" or (layers == LAST) == (family in ("opt", "phi3", "gemma"))
+        ),
+    ),
+)
 def test_both_together(
     checkpoint_of: CheckpointOf, onnx_of: CheckpointOf, family: str, layers: tuple[int, ...], positions: Positions
 ) -> None:
@@ -142,14 +176,22 @@ def _padded_run(rows: Sequence[Sequence[int] | Integers], width: int, random: np
     return run
 
 
-@pytest.mark.parametrize("early_exit", [True, False], ids=["early-exit", "branch-free"])
 @pytest.mark.parametrize(
-    ("region", "layers", "positions"),
-    [
-        *((CUBE, layers, positions) for layers in (MIDDLE, LAST) for positions in get_args(Positions)),
-        *((shape, MIDDLE, "every") for shape in SHAPES if shape != CUBE),
-        *((shape, LAST, "query") for shape in SHAPES if shape != CUBE),
-    ],
+    ("region", "layers", "positions", "early_exit"),
+    _cases(
+        (
+            (*case, early_exit)
+            for early_exit in (True, False)
+            for case in (
+                *((CUBE, layers, positions) for layers in (MIDDLE, LAST) for positions in POSITIONS),
+                *((shape, MIDDLE, "every") for shape in SHAPES if shape != CUBE),
+                *((shape, LAST, "query") for shape in SHAPES if shape != CUBE),
+            )
+        ),
+        lambda region, layers, positions, early_exit: (
+            early_exit == (layers == MIDDLE) if region != CUBE else early_exit or positions == "every"
+        ),
+    ),
 )
 def test_windows_of_a_conversation(
     llama_checkpoint: Path,

@@ -210,27 +210,36 @@ def _elements(page: str) -> list[tuple[str, tuple[str, ...]]]:
     return parser.seen
 
 
-@every_name
-def test_a_report_shows_them(artifact: Path, tiny_plan: Plan, tmp_path: Path, name: str) -> None:
-    pages = []
-    for number, used in enumerate(("plain", name)):
-        directory = tmp_path / str(number)
-        copy = shutil.copytree(artifact, directory / "artifact")
-        _renamed(copy, tiny_plan, used)
-        text = json.dumps([EVALUATION, FIGURES])
-        for replaced in ('"names"', '"prose"', '"a benchmark"'):
-            text = text.replace(replaced, json.dumps(used))
-        evaluation, figures = json.loads(text)
-        files = [
-            write_evaluation(directory / "evaluation.json", evaluation),
-            write_figures(directory / "figures.json", figures),
-        ]
-        pages.append(report([copy], evaluations=files[:1], figures=files[1:]))
-    _require_harmless(pages[1])
+def _page(artifact: Path, plan: Plan, name: str, directory: Path) -> str:
+    copy = shutil.copytree(artifact, directory / "artifact")
+    _renamed(copy, plan, name)
+    text = json.dumps([EVALUATION, FIGURES])
+    for replaced in ('"names"', '"prose"', '"a benchmark"'):
+        text = text.replace(replaced, json.dumps(name))
+    evaluation, figures = json.loads(text)
+    files = [
+        write_evaluation(directory / "evaluation.json", evaluation),
+        write_figures(directory / "figures.json", figures),
+    ]
+    return report([copy], evaluations=files[:1], figures=files[1:])
+
+
+@pytest.fixture(scope="module")
+def plain_page(artifact: Path, tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _page(artifact, tiny_plan, "plain", tmp_path_factory.mktemp("plain"))
+
+
+# To draw a page takes seconds.
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in ("HTML", "lines") else pytest.mark.slow) for kind in NAMES]
+)
+def test_a_report_shows_them(artifact: Path, tiny_plan: Plan, plain_page: str, tmp_path: Path, kind: str) -> None:
+    page = _page(artifact, tiny_plan, NAMES[kind], tmp_path)
+    _require_harmless(page)
     drawings = {"g", "path", "use", "text", "tspan", "defs", "clippath", "rect", "svg", "style"}
-    plain, named = ([one for one in _elements(page) if one[0] not in drawings] for page in pages)
+    plain, named = ([one for one in _elements(shown) if one[0] not in drawings] for shown in (plain_page, page))
     assert named == plain
-    assert "<script" not in pages[1]
+    assert "<script" not in page
 
 
 @every_name

@@ -87,8 +87,12 @@ def _alone(directory: Path, place: Path) -> Path:
     return place
 
 
+# One of each exporter that `make test` has time for.
+QUICK = ("optimum fp32", "genai int4")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name.startswith("dynamo") else []) for name in EXPORTS]
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in EXPORTS]
 )
 def test_an_artifact_of_any_exporters_graph_stands_alone(
     exported: Callable[[str], Exported], tmp_path: Path, name: str
