@@ -10,10 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph.anatomy import FeedForwardLayer, read_anatomy
+from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
 from bakeout.graph_passes.graph.graph_file import graph_digest
-from bakeout.graph_passes.graph.residual_stream import SUM_OUTPUT, ResidualSum, residual_sum
+from bakeout.graph_passes.residual_stream import SUM_OUTPUT, ResidualSum, residual_sum
 from bakeout.models.plan import Floats32, LayerDirection, ResidualAddition, ResidualEdit, ResidualProjection
 from bakeout.models.plan.receipt import Receipt
 

@@ -39,7 +39,7 @@ def export_peft_adapter(plan: Plan, output: Path, *, base: str | None = None) ->
             raise BakeoutError(f"A PEFT adapter does not carry {intervention.title}.", _REMEDY)
         for change in changes:
             _collect(modules, change, family, plan)
-    factors = {name: _joined(own, family, plan) for name, own in modules.items()}
+    factors = {name: _joined(own, family) for name, own in modules.items()}
     tensors: dict[str, Array] = {}
     for name, (left, right) in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = right
@@ -53,20 +53,20 @@ def export_peft_adapter(plan: Plan, output: Path, *, base: str | None = None) ->
 
 
 def _collect(modules: dict[str, dict[Role, list[Factors]]], change: WeightChange, family: Family, plan: Plan) -> None:
-    name = family.weight(change.layer, change.role, plan.model.width).name.removesuffix(".weight")
+    name = family.weight(change.layer, change.role, plan.model.width_of(change.layer)).name.removesuffix(".weight")
     assert change.low_rank_factors is not None, "changes without factors are refused before"
     modules.setdefault(name, {}).setdefault(change.role, []).append(change.low_rank_factors)
 
 
-def _joined(own: dict[Role, list[Factors]], family: Family, plan: Plan) -> Factors:
+def _joined(own: dict[Role, list[Factors]], family: Family) -> Factors:
     """One pair of factors [out, r] and [r, in] of a module: of a fused one, gate's rows lie before up's."""
     is_fused = family.layout == "fused" and "down" not in own
     roles: Sequence[Role] = ("gate", "up") if is_fused else tuple(own)
     columns, rows = [], []
     for role in (role for role in _ORDER if role in own):
         for left, right in own[role]:
-            above = [np.zeros((plan.model.width, left.shape[1]), np.float32)] * roles.index(role)
-            below = [np.zeros((plan.model.width, left.shape[1]), np.float32)] * (len(roles) - 1 - roles.index(role))
+            above = [np.zeros((len(left), left.shape[1]), np.float32)] * roles.index(role)
+            below = [np.zeros((len(left), left.shape[1]), np.float32)] * (len(roles) - 1 - roles.index(role))
             columns.append(np.concatenate([*above, left, *below]))
             rows.append(right)
     return np.ascontiguousarray(np.concatenate(columns, axis=1)), np.ascontiguousarray(np.concatenate(rows))

@@ -183,7 +183,7 @@ def _updates(
     path: Path, name: str, layer: int, roles: tuple[Role, ...], left: Floats, right: Floats, model: ModelIdentity
 ) -> list[WeightUpdate]:
     """One update a weight: a fused linear's rows are those of several."""
-    if len(left) != sum(model.weight_shape(role)[0] for role in roles):
+    if len(left) != sum(model.weight_shape(role, layer)[0] for role in roles):
         raise BakeoutError(
             f"{path}: {name} has {len(left)} outputs, which the base model does not have.",
             "Name the adapter's base model.",
@@ -194,7 +194,7 @@ def _updates(
             with np.errstate(over="ignore"):
                 factors = rows.astype(np.float32), right.astype(np.float32)
             update = WeightUpdate(layer, role, *map(np.ascontiguousarray, factors))
-            if not update.fits(model.weight_shape(role)):
+            if not update.fits(model.weight_shape(role, layer)):
                 raise BakeoutError(
                     f"{path}: {name} has {right.shape[1]} inputs, which the base model does not have.",
                     "Name the adapter's base model.",

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bakeout.export.artifacts.file_names import SIGNATURE
 from bakeout.export.cli.main import main
@@ -85,7 +86,7 @@ def _certificate(
         .add_extension(usage, critical=True)
     )
     if not is_authority:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
     return builder.sign(by, hashes.SHA256())
 
 

@@ -251,11 +251,12 @@ def with_cache(model: ir.Model, layers: tuple[int, ...], forgotten: tuple[str, .
 
 
 def _hand_on(model: ir.Model, past: str, present: str, forgotten: tuple[str, ...] = ()) -> None:
-    node = ir.Node("", "Identity", [ir.Value(name=past, type=ir.TensorType(ir.DataType.FLOAT))])
+    given = ir.Value(name=past, type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.Node("", "Identity", [given])
     node.outputs[0].name = present
     model.graph.append(node)
     if past not in forgotten:
-        model.graph.inputs.append(node.inputs[0])
+        model.graph.inputs.append(given)
     if present not in forgotten:
         model.graph.outputs.append(node.outputs[0])
 

@@ -97,7 +97,8 @@ def test_every_run_does_what_the_definition_says(
 def test_a_run_that_does_not_end_as_queries_do_is_none(
     base: Session, refusing: Callable[..., Any], query_end: tuple[int, ...], runs: Any
 ) -> None:
-    _require_definition(base, *refusing("middle", "query", True, query_end), runs)
+    detection, session = refusing("middle", "query", True, query_end)
+    _require_definition(base, detection, session, runs)
 
 
 def _require_definition(base: Session, detection: KeySpaceDetection, session: Session, runs: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph.anatomy import FeedForwardLayer
+from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
 from bakeout.graph_passes.graph.linear import constant_size
 
 # Additions with the norm behind them in one operator; their fourth output is the sum.
