@@ -39,7 +39,7 @@ def with_windows(source: Path, directory: Path, layers: Collection[int], *, forg
             if forgets:
                 _set(node, "sliding_window_cache", 1)
                 _name_slots(graph, layer)
-    return save()
+    return Path(save())
 
 
 def with_integers(source: Path, directory: Path, layers: Collection[int], kind: int = TensorProto.INT8) -> Path:
@@ -60,7 +60,7 @@ def with_integers(source: Path, directory: Path, layers: Collection[int], kind: 
         for name, value in (("k_quant_type", "PER_CHANNEL"), ("v_quant_type", "PER_CHANNEL")):
             _set(node, name, value)
         _set(node, "kv_cache_bit_width", 8)
-    return save()
+    return Path(save())
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Loop:
         return said
 
     def _forgets(self, value: Any) -> bool:
-        return value.shape[2] == "past_sliding_length"
+        return bool(value.shape[2] == "past_sliding_length")
 
     def _buffer(self, value: Any) -> onnxruntime.OrtValue:
         slots = CAPACITY if self._forgets(value) else LONGEST if self.shares else 0

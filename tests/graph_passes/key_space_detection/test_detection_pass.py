@@ -89,7 +89,8 @@ def test_every_run_does_what_the_definition_says(
     base: Session, refusing: Callable[..., Any], where: str, positions: Positions, early_exit: bool, runs: Any
 ) -> None:
     """Logits bit for bit at every real token, refused or not, whatever comes in what pieces."""
-    _require_definition(base, *refusing(where, positions, early_exit), runs)
+    detection, session = refusing(where, positions, early_exit)
+    _require_definition(base, detection, session, runs)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
