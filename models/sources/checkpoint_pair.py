@@ -13,6 +13,7 @@ from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.checkpoint.checkpoint_writer import INDEX, checkpoint_files, weight_in
 from bakeout.models.checkpoint.weight_arithmetic import EDITABLE
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import require_no_devices
 from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, WeightUpdate
 from bakeout.models.progress import Track, untracked
 from bakeout.models.sources.source import none_matched, not_carried, read_report
@@ -21,6 +22,8 @@ from bakeout.models.sources.tensor_file import FileTensor, read_tensors
 METHOD = "checkpoint difference"
 _ROLES: tuple[Role, ...] = ("down", "gate", "up")
 _HEAD = "lm_head.weight"
+# What of a configuration says nothing of what the model computes.
+_NAMES_ONLY = frozenset(("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"))
 
 
 def read_checkpoint_pair(
@@ -44,6 +47,8 @@ def read_checkpoint_pair(
         raise BakeoutError(f"`energy` is {energy}, not a share between 0 and 1.", "Give one such as 0.9999.")
     if exact and scale != 1:
         raise BakeoutError("`exact` gives the edited checkpoint itself, at no other `scale`.", "Leave out one of them.")
+    require_no_devices(edited)
+    _require_same_configuration(edited, read_config(base), read_config(edited))
     before, after = _tensors(base), _tensors(edited)
     family = family_of(model.architecture)
     places: dict[str, list[tuple[int, Role, StoredWeight]]] = {}
@@ -94,6 +99,13 @@ def _tensors(checkpoint: Path) -> Mapping[str, FileTensor]:
         if path.name != INDEX:
             tensors |= read_tensors(path)
     return tensors
+
+
+def _require_same_configuration(edited: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise ``BakeoutError`` for an entry that both configurations have, with other values: a plan carries none."""
+    for name in sorted((before.keys() & after.keys()) - _NAMES_ONLY):
+        if before[name] != after[name]:
+            raise not_carried(edited, f"its configuration has another `{name}`", "Name the model it was made from.")
 
 
 def _require_same_names(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,19 @@ def _adding(vector: torch.Tensor) -> Callable[..., Any]:
         return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
 
     return add
+
+
+def test_another_configuration_is_named_and_a_pipe_is_not_read(llama_checkpoint: Path, tmp_path: Path) -> None:
+    edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=1, names=FEED_FORWARD)
+    path = tmp_path / "edited" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rope_theta": 5e5}))
+    with pytest.raises(BakeoutError, match="another `rope_theta`"):
+        import_plan(tmp_path / "edited", str(llama_checkpoint))
+    path.write_text(json.dumps(config))
+    os.mkfifo(tmp_path / "edited" / "more.safetensors")
+    with pytest.raises(BakeoutError, match="not a regular file"):
+        import_plan(tmp_path / "edited", str(llama_checkpoint))
 
 
 def test_a_control_vector(llama_checkpoint: Path, tmp_path: Path) -> None:
