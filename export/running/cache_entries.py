@@ -2,60 +2,87 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bakeout.graph_passes.graph.cache_names import past_name, present_name
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 
 TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
 
 
+# Slots that a window's cache has beyond the window, as onnxruntime-genai allocates them on the CPU.
+_SLACK = 16
+
+
 @dataclass(frozen=True)
 class CacheEntry:
-    """A past input and the present output of the same layer and kind; ``heads`` and ``size`` of its tensor."""
+    """A past input and the present output of the same thing; ``shape`` of an empty one, but for the batch."""
 
     past: str
     present: str
-    heads: int
-    size: int
+    shape: tuple[int, ...]
     dtype: type[np.generic]
 
+    def empty(self, batch: int) -> NDArray[np.generic]:
+        """The entry at the start of ``batch`` texts."""
+        return np.zeros((batch, *self.shape), self.dtype)
 
-def cache_entries(inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path) -> list[CacheEntry]:
-    """The graph's past inputs, each with the present output of the same layer and kind, in the outputs' order."""
-    past = {_layer_and_kind(name): value for name, value in inputs.items() if _layer_and_kind(name)}
+
+def cache_entries(
+    inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path, window: int | None = None
+) -> list[CacheEntry]:
+    """The graph's past inputs, each with the present output of the same layer and kind, in the outputs' order.
+
+    ``window``: how far local attention looks back, where caches hold no more than that.
+    """
+    past = {name: value for value in inputs.values() if (name := past_name(value.name)) is not None}
     entries = []
-    for name in outputs:
-        layer_and_kind = _layer_and_kind(name)
-        if layer_and_kind is None or layer_and_kind not in past:
+    for output in outputs:
+        name = present_name(output)
+        if name is None or name not in past:
             continue
-        value = past.pop(layer_and_kind)
-        if len(value.shape) != 4 or not all(isinstance(size, int) for size in (value.shape[1], value.shape[3])):
-            raise BakeoutError(
-                f"{path}: the cache {value.name} has shape {value.shape}, not [batch, heads, past, head size] with "
-                "known heads and head size.",
-                "Export the model with optimum.",
-            )
+        value = past.pop(name)
         if value.type not in TYPES:
             raise BakeoutError(f"{path}: the cache {value.name} is a {value.type}.", "Export it in fp32 or fp16.")
-        entries.append(CacheEntry(value.name, name, value.shape[1], value.shape[3], TYPES[value.type]))
-    if past:
-        missing = ", ".join(value.name for value in past.values())
-        raise BakeoutError(f"{path} gives nothing to feed back as {missing}.", "Export the model with optimum.")
+        shape = _empty_shape(value, path, window, holds_tokens=name.is_key_or_value)
+        entries.append(CacheEntry(value.name, output, shape, TYPES[value.type]))
+    if missing := [value.name for name, value in past.items() if name.is_key_or_value]:
+        raise BakeoutError(
+            f"{path} gives nothing to feed back as {', '.join(missing)}.", "Export the model with optimum."
+        )
     return entries
 
 
-def _layer_and_kind(name: str) -> tuple[int, str] | None:
-    """(3, "key") of ``past_key_values.3.key``, ``present.3.key`` and the like."""
-    match = re.fullmatch(r"(?:past|present)\w*\.(\d+)\.(?:\w+\.)?(key|value)", name)
-    return (int(match[1]), match[2]) if match else None
+def _empty_shape(value: Any, path: Path, window: int | None, *, holds_tokens: bool) -> tuple[int, ...]:
+    _, *sizes = value.shape
+    if holds_tokens and len(sizes) == 3:
+        sizes[1] = window + _SLACK if window is not None and sizes[1] == "past_sliding_length" else 0
+    if (holds_tokens and len(sizes) != 3) or not all(isinstance(size, int) for size in sizes):
+        raise BakeoutError(
+            f"{path}: the cache {value.name} has shape {value.shape}, not [batch, heads, past, head size] with "
+            "known heads and head size.",
+            "Export the model with optimum.",
+        )
+    return tuple(sizes)
+
+
+def sliding_window(directory: Path) -> int | None:
+    """How far local attention looks back, by the ``genai_config.json`` beside a graph; None where it does not tell."""
+    model = read_json(directory / "genai_config.json").get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    told = decoder.get("sliding_window") if isinstance(decoder, dict) else None
+    window = told.get("window_size") if isinstance(told, dict) else None
+    return window if type(window) is int and 0 < window < 2**24 else None

@@ -23,7 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import home_of
-from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries
+from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, sliding_window
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
 from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
@@ -109,7 +109,7 @@ class Runner:
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
         inputs = {value.name: value for value in self.session.get_inputs()}
         outputs = {value.name: value for value in self.session.get_outputs()}
-        self._cache = cache_entries(inputs, outputs, self.path)
+        self._cache = cache_entries(inputs, outputs, self.path, sliding_window(self.directory))
         past = {entry.past for entry in self._cache}
         fed = {name: value for name, value in inputs.items() if name not in past}
         _require_known(fed, self.path)
@@ -118,8 +118,9 @@ class Runner:
         self._others = [name for name in outputs if name not in {entry.present for entry in self._cache}]
         if "logits" not in outputs:
             raise BakeoutError(f"{self.path} gives no logits.", "Export the model with its language-model head.")
-        # Without position_ids a graph may count padding as positions, or take it to lie on the right.
-        self._pads = "position_ids" in self._fed
+        # Without position_ids a graph may count padding as positions, or take it to lie on the right; without a mask it
+        # reads it.
+        self._pads = {"position_ids", "attention_mask"} <= self._fed.keys()
         width = outputs["logits"].shape[-1]
         self._vocabulary = width if isinstance(width, int) else 1 << 18
         # As the files beside the graph give them: it may hold fewer positions than its inputs take.
@@ -163,8 +164,10 @@ class Runner:
         for name, dtype in self._fed.items():
             value = fed[name] if fed[name].ndim else fed[name].reshape([1] * self._ranks[name])
             binding.bind_cpu_input(name, np.ascontiguousarray(value, dtype).reshape(value.shape))
+        # NumPy's memory, which must outlive the run.
+        cache = cache or {entry.past: self._empty(entry, len(input_ids)) for entry in self._cache}
         for entry in self._cache:
-            binding.bind_ortvalue_input(entry.past, cache[entry.past] if cache else self._empty(entry, len(input_ids)))
+            binding.bind_ortvalue_input(entry.past, cache[entry.past])
             binding.bind_output(entry.present, self._device)
         for name in self._others:
             binding.bind_output(name, "cpu")
@@ -340,9 +343,7 @@ class Runner:
             yield batch
 
     def _empty(self, entry: CacheEntry, batch: int) -> onnxruntime.OrtValue:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(
-            np.zeros((batch, entry.heads, 0, entry.size), entry.dtype), self._device
-        )
+        return onnxruntime.OrtValue.ortvalue_from_numpy(entry.empty(batch), self._device)
 
 
 def _session(path: Path, threads: int | None, graph: bytes | None, data: Path) -> onnxruntime.InferenceSession:

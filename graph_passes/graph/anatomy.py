@@ -26,12 +26,13 @@ class Anatomy:
     """What a decoder graph is made of.
 
     ``caches`` (of attention layers) and ``states`` (of others) are empty where the graph has none. ``logits_to_keep``:
-    the input that says of how many last tokens it gives logits (0: of all), where it has one.
+    the input that says of how many last tokens it gives logits (0: of all), where it has one. Without an
+    ``attention_mask`` all tokens are real, and every slot of the past holds one.
     """
 
     layers: tuple[FeedForwardLayer, ...]
     input_ids: ir.Value
-    attention_mask: ir.Value
+    attention_mask: ir.Value | None
     position_ids: ir.Value | None
     caches: tuple[KeyValues, ...]
     states: tuple[State, ...]
@@ -59,7 +60,7 @@ def read_anatomy(model: ir.Model) -> Anatomy:
 
     No weight is read, only shapes. Raises ``GraphError`` where no FFL is found, where experts are inside an operator,
     where the FFLs differ in the residual stream's width or in type, where a layer's cache lacks a part, and where
-    ``input_ids``, ``attention_mask`` or ``logits`` is missing.
+    ``input_ids`` or ``logits`` is missing, or a mask that grouped-query attention counts its tokens by.
     """
     graph = model.graph
     if any(value.name == MERGED for value in graph.inputs):
@@ -86,13 +87,19 @@ def read_anatomy(model: ir.Model) -> Anatomy:
     return Anatomy(
         layers=layers,
         input_ids=_named(graph.inputs, "input_ids"),
-        attention_mask=_named(graph.inputs, "attention_mask"),
+        attention_mask=_attention_mask(graph),
         position_ids=next((value for value in graph.inputs if value.name == "position_ids"), None),
         caches=caches.attention,
         states=caches.states,
         logits=_named(graph.outputs, "logits"),
         logits_to_keep=next((value for value in graph.inputs if value.name in LOGITS_TO_KEEP), None),
     )
+
+
+def _attention_mask(graph: ir.Graph) -> ir.Value | None:
+    mask = next((value for value in graph.inputs if value.name == "attention_mask"), None)
+    counts = any((node.domain, node.op_type) == ("com.microsoft", "GroupQueryAttention") for node in graph)
+    return _named(graph.inputs, "attention_mask") if mask is None and counts else mask
 
 
 def _named(values: Iterable[ir.Value], name: str) -> ir.Value:

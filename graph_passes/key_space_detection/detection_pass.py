@@ -29,7 +29,7 @@ from bakeout.graph_passes.key_space_detection.margins import Margins
 from bakeout.graph_passes.key_space_detection.query_end import ends_query
 from bakeout.graph_passes.key_space_detection.refusal import refusal_logits, refusal_tokens_matched
 from bakeout.graph_passes.key_space_detection.value_cache import ValueCache
-from bakeout.graph_passes.key_space_detection.window import Window, read_window
+from bakeout.graph_passes.key_space_detection.window import Window, read_window, read_window_without_mask
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.receipt import Receipt
 
@@ -103,7 +103,10 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         edited = [(layer.down.name or "", layer.key_vector.name or "") for layer in layers]
 
         build = GraphBuilder(graph, PREFIX)
-        window = read_window(build, anatomy.input_ids, anatomy.attention_mask, packed=cache.is_packed)
+        if anatomy.attention_mask is None:
+            window = read_window_without_mask(build, anatomy.input_ids, cache.past)
+        else:
+            window = read_window(build, anatomy.input_ids, anatomy.attention_mask, packed=cache.is_packed)
         newest = cache.newest_slot(build, window)
         longest = len(self.intervention.refusal)
         latched = read_latch(build, cache.past, newest, longest, cache.head_size, cache.unit)
@@ -164,7 +167,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         self, build: GraphBuilder, anatomy: Anatomy, window: Window, latched: Latched
     ) -> tuple[Verdict, ir.Value]:
         """The verdict, and the margins at each row's last real token (float32 [B, regions])."""
-        margins = Margins(build, self.intervention)
+        margins = Margins(build, self.intervention, [anatomy.widths[layer] for layer in self.intervention.layers])
         keys = [anatomy.layers[layer].key_vector for layer in self.intervention.layers]
         batch = build.dimension(anatomy.input_ids, 0)
         if self.intervention.positions == "every":
@@ -332,7 +335,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
 def detection_constants(intervention: KeySpaceDetection, index: int, dtype: ir.DataType) -> dict[str, NDArray[Any]]:
     """The constants of the regions by their names in a graph, of whatever ``dtype`` its activations are."""
     scratch = ir.Graph([], [], nodes=[])
-    Margins(GraphBuilder(scratch, PREFIX), intervention)
+    Margins(GraphBuilder(scratch, PREFIX), intervention, widths=())
     return {name: value.const_value.numpy() for name, value in scratch.initializers.items() if value.const_value}
 
 

@@ -19,11 +19,14 @@ def margins_name(prefix: str, positions: Positions) -> str:
 
 
 class Margins:
-    """The test of a plan's regions, with ``alpha``, float32 [regions], as an initialiser."""
+    """The test of a plan's regions, with ``alpha``, float32 [regions], as an initialiser.
 
-    def __init__(self, build: GraphBuilder, detection: KeySpaceDetection) -> None:
-        self._count, dimensions = detection.regions.shape
-        self._width = dimensions // len(detection.layers)
+    ``widths``: F of each of the plan's layers.
+    """
+
+    def __init__(self, build: GraphBuilder, detection: KeySpaceDetection, widths: Sequence[int]) -> None:
+        self._count, _ = detection.regions.shape
+        self._widths = widths
         self._test = region_test(build, detection.regions)
         self._alpha = build.constant(detection.alpha.astype(np.float32), "alpha")
 
@@ -31,12 +34,16 @@ class Margins:
         """The margins of each row's last real token, float32 [B, regions]. A key is [B, W, F] or [B * W, F]."""
         row = build("Unsqueeze", build("Mul", build.range(batch), window.length), [1])
         position = build("Squeeze", build("Add", row, window.last), [1])
-        chosen = [build("Gather", self._flat(build, key), position, axis=0) for key in keys]
+        chosen = [
+            build("Gather", self._flat(build, key, width), position, axis=0)
+            for key, width in zip(keys, self._widths, strict=True)
+        ]
         return self._test.of_few(build, self._joined(build, chosen))
 
     def at_all(self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value) -> ir.Value:
         """The margins of every new position, float32 [B, W, regions]."""
-        flat = self._test.of_many(build, self._joined(build, [self._flat(build, key) for key in keys]))
+        rows = [self._flat(build, key, width) for key, width in zip(keys, self._widths, strict=True)]
+        flat = self._test.of_many(build, self._joined(build, rows))
         return build("Reshape", flat, build("Concat", batch, window.length, [self._count], axis=0), name="margins")
 
     def inside(self, build: GraphBuilder, margins: ir.Value) -> ir.Value:
@@ -45,8 +52,8 @@ class Margins:
         nearest = build("ReduceMin", build("Sub", margins, self._alpha), [-1])
         return build("LessOrEqual", nearest, zero, name="inside")
 
-    def _flat(self, build: GraphBuilder, key: ir.Value) -> ir.Value:
-        return build("Reshape", key, [-1, self._width])
+    def _flat(self, build: GraphBuilder, key: ir.Value, width: int) -> ir.Value:
+        return build("Reshape", key, [-1, width])
 
     def _joined(self, build: GraphBuilder, keys: Sequence[ir.Value]) -> ir.Value:
         single = [build("Cast", key, to=ir.DataType.FLOAT) for key in keys]

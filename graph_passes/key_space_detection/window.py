@@ -64,3 +64,21 @@ def read_window(build: GraphBuilder, input_ids: ir.Value, attention_mask: ir.Val
         has_any=build("Greater", build("ReduceMax", is_real, [1]), 0),
         newest_past=newest_past,
     )
+
+
+def read_window_without_mask(build: GraphBuilder, input_ids: ir.Value, past_value: ir.Value) -> Window:
+    """As ``read_window``, of a graph that takes no mask: every new token and every slot of the past is real."""
+    length, past = build.dimension(input_ids, 1), build.dimension(past_value, 2)
+    index = build.range(length)
+    is_real = build("Expand", 1, build("Shape", input_ids), name="is_real")
+    each_row = build("Concat", build.dimension(input_ids, 0), [1], axis=0)
+    return Window(
+        length=length,
+        total=build("Add", past, length),
+        past=past,
+        index=index,
+        is_real=is_real,
+        last=build("ReduceMax", build("Mul", is_real, index), [1], name="last_real_token"),
+        has_any=build("Greater", build("ReduceMax", is_real, [1]), 0),
+        newest_past=build("Expand", build("Sub", past, 1), each_row, name="newest_past_slot"),
+    )

@@ -235,7 +235,11 @@ def test_a_mixture_of_experts_in_one_operator_is_refused_with_the_reason(operato
 ONE_LAYER = "v = MatMul(x, gate) key = Relu(v) logits = MatMul(key, down)"
 
 
-@pytest.mark.parametrize("missing", ["input_ids", "attention_mask", "logits"])
+def test_a_graph_may_take_no_mask() -> None:
+    assert read_anatomy(small_graph(ONE_LAYER, INTERFACE.replace("attention_mask", "other"))).attention_mask is None
+
+
+@pytest.mark.parametrize("missing", ["input_ids", "logits"])
 def test_a_missing_input_or_output_is_told(missing: str) -> None:
     interface, outputs = INTERFACE.replace(missing, "other"), "float[B, W, 4] logits".replace(missing, "other")
     with pytest.raises(GraphError, match=f"no '{missing}'"):
