@@ -16,7 +16,7 @@ from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.methods.key_space_detection.options import Region, Structure
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
-from bakeout.models.methods.key_space_detection.separation import Auroc, Distance, Share, auroc, distance
+from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc, distance
 from bakeout.models.plan import Floats
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 from bakeout.models.progress import Track, untracked
@@ -57,12 +57,12 @@ class Candidate:
     missed: Share
     refused: Mapping[str, Share]
     auroc: Mapping[str, Auroc]
-    distance: Mapping[str, Distance]
+    distance: Mapping[str, float]
 
     @property
-    def worst_distance(self) -> Distance:
+    def least_distance(self) -> float:
         """The distance of the name that lies nearest."""
-        return min(self.distance.values(), key=lambda distance: distance.value)
+        return min(self.distance.values())
 
     @property
     def worst_auroc(self) -> Auroc:
@@ -157,11 +157,11 @@ def choose_structure(
     Clopper-Pearson interval (nor the tolerated error, if the best one does not exceed that) and if the AUROC of its
     worst name is not below the lower end of the interval of the highest such AUROC. Among those as good as the best,
     those of one shape are taken: the cube if any of them is one, or else the next that ``FITTERS`` has. A half-space
-    can hold anything that looks unlike the retained data, so of half-spaces only those are kept whose ``distance`` from
-    the nearest name is not below the lower end of the interval of the largest. Among these the ones whose deepest layer
-    is the shallowest are taken (an early exit that costs no quality saves the most compute); among these the one of
-    lowest feared error (``Candidate.feared_error``), then the farthest half-space, then the one of fewest layers and
-    cubes. ``epsilon`` auto tries the values that ``calibration_queries`` can guarantee, and keeps for each
+    can hold anything that looks unlike the retained data, so of half-spaces the one is taken whose ``distance`` from
+    the nearest name is the largest. Of other shapes the ones whose deepest layer is the shallowest are taken (an early
+    exit that costs no quality saves the most compute); among these the one of lowest feared error
+    (``Candidate.feared_error``), then the one of fewest layers and cubes. ``epsilon`` auto tries the values that
+    ``calibration_queries`` can guarantee, and keeps for each
     structure the smallest one with the lowest feared error.
 
     Not every combination is tried, because that would take long: all layers are tried with few cubes and a medium
@@ -212,13 +212,9 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     as_good = [candidate for candidate in as_good if candidate.worst_auroc.value >= clearest.low]
     preferred = min(as_good, key=lambda candidate: _PREFERENCE.index(candidate.structure.region)).structure.region
     alike = [candidate for candidate in as_good if candidate.structure.region == preferred]
-    if not FITTERS[preferred].needs_retained:
-        return min(alike, key=lambda one: (one.structure.depth, one.feared_error, one.structure.size))
-    farthest = max(alike, key=lambda one: one.worst_distance.value).worst_distance
-    return min(
-        (one for one in alike if one.worst_distance.value >= farthest.low),
-        key=lambda one: (one.structure.depth, one.feared_error, -one.worst_distance.value, one.structure.size),
-    )
+    if FITTERS[preferred].needs_retained:
+        return min(alike, key=lambda one: (-one.least_distance, one.structure.depth, one.structure.size))
+    return min(alike, key=lambda one: (one.structure.depth, one.feared_error, one.structure.size))
 
 
 class _Search:
@@ -266,9 +262,7 @@ class _Search:
             for name in self._retained
         }
         areas = {name: min((auroc(*pair) for pair in own), key=lambda area: area.value) for name, own in pairs.items()}
-        distances = {
-            name: min((distance(*pair) for pair in own), key=lambda apart: apart.value) for name, own in pairs.items()
-        }
+        distances = {name: min(distance(*pair) for pair in own) for name, own in pairs.items()}
         candidates = [
             self._at(Structure(layers, count, floor, epsilon, region), margins, areas, distances)
             for epsilon in sorted(self._epsilons)
@@ -293,7 +287,7 @@ class _Search:
         structure: Structure,
         margins: Mapping[str, Mapping[str, Floats]],
         areas: Mapping[str, Auroc],
-        distances: Mapping[str, Distance],
+        distances: Mapping[str, float],
     ) -> Candidate:
         alpha = {
             skill: float(np.quantile(margins[skill][skill], 1 - structure.epsilon, method="higher"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bakeout.models.methods.key_space_detection.separation import Share, auroc, roc, share_inside
+from bakeout.models.methods.key_space_detection.separation import Share, auroc, distance, roc, share_inside
 
 # Few different values, so that ties are common.
 MARGINS = st.lists(st.integers(0, 8).map(float), min_size=1, max_size=30)
@@ -87,3 +87,9 @@ def test_a_share_of_nothing_says_nothing() -> None:
 def test_an_area_needs_both_kinds() -> None:
     with pytest.raises(ValueError, match="both kinds"):
         auroc(np.zeros(0), np.ones(3))
+
+
+def test_the_distance_is_between_means_in_deviations() -> None:
+    spread = np.resize([-1.0, 1.0], 10)
+    assert distance(spread, 3 * spread + 8) == pytest.approx(2)
+    assert distance(np.zeros(2), np.ones(2)) == np.inf

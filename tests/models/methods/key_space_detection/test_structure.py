@@ -191,12 +191,13 @@ def test_a_cube_is_taken_where_it_does_as_well() -> None:
     assert choose([best, mixed_up]) is best
 
 
-def test_of_half_spaces_the_shallowest_that_lies_as_far_away_is_taken() -> None:
-    near, far, deep = (_candidate(layer, 0, region="linear", apart=apart) for layer, apart in ((1, 4), (3, 8), (4, 8)))
+def test_of_half_spaces_the_farthest_is_taken() -> None:
+    near, far, deep = (
+        _candidate(layer, 0, region="linear", apart=apart) for layer, apart in ((1, 7.9), (3, 8), (4, 8))
+    )
     assert choose([near, far, deep]) is far
-    assert choose([near, far, deep, _candidate(2, 0, region="linear", apart=7.9)]).structure.depth == 2
-    farther = _candidate(2, 0, region="linear", apart=8.1)
-    assert choose([near, far, deep, _candidate(2, 0, region="linear", apart=7.9), farther]) is farther
+    beyond = _candidate(0, 40, region="linear", apart=9)
+    assert choose([near, far, deep, beyond]) is far
     # Of other shapes, what they hold is near what they were fitted to.
     assert choose([_candidate(1, 0, apart=4), _candidate(3, 0, apart=8)]).structure.depth == 1
 
