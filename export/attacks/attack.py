@@ -113,9 +113,9 @@ def attack(
         others = [record.prompt_ids for record in mixing]
         for name, path in files.items():
             asked = spread(read_prompt_rows(path, runner.tokenizer, runner.limits), prompts)
-            earlier = [turn for text in sorted(refusals.texts) for turn in refused_turns(asked, text)]
-            jobs = list(_jobs(asked, attacks, runner, others, seed, earlier))
-            for kind, feed, given in track(jobs, f"{target} on {name}", len(jobs)):
+            jobs = list(attack_jobs(asked, attacks, runner, refusals, others, seed))
+            for kind, feed, pairs in track(jobs, f"{target} on {name}", len(jobs)):
+                given = [record for _, record in pairs]
                 _require_responses(given)
                 judge = AnswerJudge.of_exact(given, refusals, runner)
                 judged = judge.judge(feed(runner, [record.prompt_ids for record in given], judge.longest))
@@ -161,16 +161,17 @@ def _targets(
                 yield f"{name}, {other}", Runner(baked.directory), refusals
 
 
-def _jobs(
+def attack_jobs(
     rows: Sequence[PromptRow],
     attacks: Sequence[str],
     runner: Runner,
+    refusals: Refusals,
     others: Sequence[Sequence[int]],
     seed: int,
-    refused: Sequence[Turn],
-) -> Iterator[tuple[str, Feed, Sequence[Record]]]:
-    """(attack, how its prompts are fed, the prompts)."""
-    plain = [row.plain(runner.tokenizer) for row in rows]
+) -> Iterator[tuple[str, Feed, Sequence[tuple[int, Record]]]]:
+    """(attack, how its prompts are fed, the prompts, each with its row's index); those without prompts are left out."""
+    plain = list(enumerate(row.plain(runner.tokenizer) for row in rows))
+    refused = [turn for text in sorted(refusals.texts) for turn in refused_turns(rows, text)]
     with_system = takes_system_messages(runner.tokenizer)
     kinds: list[Kind] = [kind for kind in KINDS if kind in attacks and (with_system or kind not in SYSTEM_PROMPTS)]
     varied = varied_records(rows, kinds, runner.tokenizer, seed=seed, use="testing", refused=refused)
@@ -182,7 +183,7 @@ def _jobs(
     for name in attacks:
         if name in KINDS:
             if varied.get(name):
-                yield name, _whole, [record for _, record in varied[name]]
+                yield name, _whole, varied[name]
         elif name == NONE:
             yield name, _whole, plain
         elif name == "batch_mixing":

@@ -94,7 +94,7 @@ def write_baked_graph(
         graph = load_graph(base.graph)
         receipts = edit_weights(graph, plan)
         if options.quantize:
-            graph = quantise(graph, scratch)
+            graph = quantise(graph, scratch, options.quantize)
         place = place_of_graph(options.runtimes, _variant(base, options))
         name_data_for(options.runtimes, graph, place)
         companions = companion_files(base.directory)

@@ -1,4 +1,4 @@
-"""Dynamic quantisation to int8, by ONNX Runtime's own tool."""
+"""Quantisation to int8 and int4, by ONNX Runtime's own tools."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from bakeout.export.artifacts.file_names import GRAPH
+from bakeout.export.artifacts.file_names import DATA, GRAPH
+from bakeout.export.recipes.bake_options import Quantisation
 from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_graph
 from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.graph_passes.weight_edits import write_edited_tensors
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.copying import copy_by_kernel
 from bakeout.models.files.disk_room import require_space, room_on_disk
+
+# Weights that share a scale in int4.
+_BLOCK = 32
 
 
 def require_quantisable(graph: ir.Model) -> None:
@@ -24,24 +28,23 @@ def require_quantisable(graph: ir.Model) -> None:
         raise BakeoutError("The graph is quantised already.", "Leave out `quantize`.")
     if precision != "float32":
         raise BakeoutError(
-            f"The graph is in {precision}, and dynamic quantisation to int8 needs float32.",
+            f"The graph is in {precision}, and quantisation needs float32.",
             "Export it in fp32, or leave out `quantize`.",
         )
 
 
-def quantise(graph: ir.Model, directory: Path) -> ir.Model:
-    """The float32 ``graph``, edits of its weights included, with int8 weights: loaded, its data in ``directory``.
+def quantise(graph: ir.Model, directory: Path, to: Quantisation = "int8") -> ir.Model:
+    """The float32 ``graph``, edits of its weights included, with quantised weights: loaded, its data in ``directory``.
 
-    Every product with a constant weight becomes a product of integers, whose data are quantised to 8 bits at run time,
-    by one scale for the whole run: the answer to a prompt can depend on the other prompts of its batch, as in any
+    int4: every product with a constant weight becomes a ``MatMulNBits`` of symmetric blocks of 32 weights, rounded to
+    the nearest. int8: such a product becomes one of integers, whose data are quantised to 8 bits at run time, by one
+    scale for the whole run: the answer to a prompt can depend on the other prompts of its batch, as in any
     graph that is quantised in this way. Weights have a scale for each output, and 7 bits: with 8, processors without
     VNNI saturate, and the same file would give different answers on different machines. Embeddings stay float32, and so
     does all that is baked into the graph from then on.
 
     The whole weights are held in memory. Raises ``BakeoutError`` as ``require_quantisable``.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     require_quantisable(graph)
     _require_own_weights(graph)
     files = data_files(graph)
@@ -56,22 +59,13 @@ def quantise(graph: ir.Model, directory: Path) -> ir.Model:
     write_edited_tensors(graph, source)
     (source / GRAPH).write_bytes(_without_shapes(content))
     before = logging.root.manager.disable
-    # It recommends a step of its own beforehand, which would rename values.
+    # The tools recommend a step of their own beforehand, which would rename values.
     logging.disable(logging.CRITICAL)
     try:
-        quantize_dynamic(
-            source / GRAPH,
-            directory / GRAPH,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=True,
-            extra_options={"DefaultTensorType": int(ir.DataType.FLOAT)},
-        )
+        (_to_int8 if to == "int8" else _to_int4)(source / GRAPH, directory / GRAPH)
     except (OSError, MemoryError):
         raise
-    # It infers shapes first, and neither has an error of its own.
+    # The tools infer shapes first, and have no errors of their own.
     except Exception as error:  # noqa: BLE001
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BakeoutError(
@@ -82,6 +76,36 @@ def quantise(graph: ir.Model, directory: Path) -> ir.Model:
     quantised = load_graph(directory / GRAPH)
     quantised.meta.update(graph.meta)
     return quantised
+
+
+def _to_int8(source: Path, output: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        source,
+        output,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        reduce_range=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"DefaultTensorType": int(ir.DataType.FLOAT)},
+    )
+
+
+def _to_int4(source: Path, output: Path) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    tool = MatMulNBitsQuantizer(onnx.load(source), block_size=_BLOCK, is_symmetric=True)
+    tool.process()
+    onnx.save(
+        tool.model.model,
+        output,
+        save_as_external_data=True,
+        location=DATA,
+        size_threshold=1024,
+        convert_attribute=False,
+    )
 
 
 def _require_own_weights(graph: ir.Model) -> None:

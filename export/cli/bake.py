@@ -27,10 +27,24 @@ def _fields() -> type[BaseModel]:
 @click.argument("plan", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Directory of the new artifact; it must not exist.")
 @click.option("--canary/--no-canary", default=True, help="Run the plan's canary through the baked graph.")
+@click.option(
+    "--hide",
+    type=PATH,
+    metavar="SALT",
+    help="Leave out what is forgotten: names become digests salted by this file (made where it is not there), figures "
+    "of data go, and the refusal names nothing.",
+)
 @click.option("--dry-run", is_flag=True, help="Write nothing; show what would change, and the disk and memory needed.")
 @json_output
 def bake(
-    model: str, plan: Path, output: Path | None, canary: bool, dry_run: bool, machine: bool, **chosen: Any
+    model: str,
+    plan: Path,
+    output: Path | None,
+    canary: bool,
+    hide: Path | None,
+    dry_run: bool,
+    machine: bool,
+    **chosen: Any,
 ) -> None:
     """Apply a plan to a checkpoint or an ONNX model.
 
@@ -43,8 +57,13 @@ def bake(
     from bakeout.models.plan.plan_file import load_plan
 
     options = BakeOptions(**chosen)
+    fitted = load_plan(plan)
+    if hide is not None:
+        from bakeout.export.baking.hiding import hide_plan
+
+        fitted = hide_plan(model, fitted, hide)
     if dry_run:
-        outlook = dry_run_of(model, load_plan(plan), options)
+        outlook = dry_run_of(model, fitted, options)
         if machine:
             emit_json(outlook.as_json())
         else:
@@ -53,5 +72,5 @@ def bake(
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     with progress() as track:
-        baked = bake(model, load_plan(plan), output, options, canary=canary, track=track)
+        baked = bake(model, fitted, output, options, canary=canary, track=track)
     show_artifact(baked.directory, baked.receipts, machine=machine)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress
+from bakeout.export.cli.grades import graders
 from bakeout.export.cli.options import PATH, chosen_template, directories, json_output, template_options
 
 if TYPE_CHECKING:
-    from bakeout.export.evaluation.graders.grader import Grader
     from bakeout.export.evaluation.intervals import Interval
     from bakeout.export.evaluation.rows import Evaluation, Row, TaskRow, TextRow
 
@@ -123,14 +123,14 @@ def evaluate(
         tasks=chosen,
     )
     template = chosen_template(chat_template, arguments, date)
-    graders = _graders(grades, [path.stem for path in data])
+    chosen_graders = graders(grades, [path.stem for path in data])
     with progress() as track:
         evaluation = evaluate(
             directories,
             data,
             texts=texts,
             base=base,
-            grades=graders,
+            grades=chosen_graders,
             options=options,
             chat_template=template,
             track=track,
@@ -141,31 +141,6 @@ def evaluate(
         emit_json(evaluation.as_json())
     else:
         print_evaluation(evaluation)
-
-
-def _graders(grades: Sequence[str], names: Sequence[str]) -> dict[str, Grader]:
-    """The graders by the name of the data: of `NAME=GRADER`, or of `GRADER`, which is for all others."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    from bakeout.export.evaluation.graders.registry import grader_of
-
-    written: dict[str, str] = {}
-    for grade in grades:
-        name, named, grader = grade.partition("=")
-        if named and name in names:
-            written[name] = grader
-        elif named and "{" not in name:
-            raise click.UsageError(f"--grade names {name}, and the data are {', '.join(names) or 'none'}.")
-        else:
-            written = {**dict.fromkeys(names, grade), **written}
-    graders = {}
-    for name, grader in written.items():
-        try:
-            graders[name] = grader_of(YAML(typ="safe").load(grader), name)
-        except YAMLError:
-            raise click.UsageError(f"--grade {grader} is not YAML.") from None
-    return graders
 
 
 def _names(tasks: str) -> tuple[str, ...]:

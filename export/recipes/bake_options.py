@@ -13,7 +13,7 @@ from bakeout.models.methods.options import Section
 RuntimeName = Literal[
     "onnxruntime", "optimum", "genai", "node", "web", "webgpu", "transformers.js", "openvino", "reference"
 ]
-Quantisation = Literal["int8"]
+Quantisation = Literal["int8", "int4"]
 DType = Literal["fp32", "fp16"]
 
 
@@ -50,8 +50,8 @@ class BakeOptions(Section):
     )
     quantize: Quantisation | None = Field(
         None,
-        description="`int8`: quantise the weights of a float32 graph dynamically, after the plan's edits of them; not "
-        "with fp16.",
+        description="Quantise the weights of a float32 graph, after the plan's edits of them: `int8` dynamically, "
+        "`int4` in blocks of 32; not with fp16.",
     )
     inline: bool = Field(
         False, description="Write Neuron Adjust as standard operators alone, for runtimes without local functions."

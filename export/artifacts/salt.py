@@ -1,0 +1,32 @@
+"""Salts: what turns a name, or a row, into a digest that nobody guesses who does not hold the salt."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import read_regular
+from bakeout.models.files.writing import write_file
+
+# Bytes: as many as nobody guesses.
+_SALT = 32
+
+
+def read_salt(path: Path) -> bytes:
+    """The salt in a file of its own, which is made where it is not there.
+
+    Raises ``BakeoutError`` for a file that cannot be read, or that holds fewer than 32 bytes.
+    """
+    if not path.exists():
+        write_file(path, secrets.token_bytes(_SALT))
+    try:
+        salt = read_regular(path)
+    except OSError as error:
+        raise BakeoutError(f"{path} cannot be read ({error.strerror}).", "Name the file of the salt.") from None
+    if len(salt) < _SALT:
+        raise BakeoutError(
+            f"{path} holds {len(salt)} bytes, and a salt of fewer than {_SALT} can be guessed.",
+            "Name a file that is not there yet: one is made.",
+        )
+    return salt

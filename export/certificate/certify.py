@@ -1,0 +1,211 @@
+"""Certify an artifact: run the protocol, and write what it gave into the artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bakeout.export.artifacts.additions import add_files
+from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN
+from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.model_source import find_graph, local_form
+from bakeout.export.certificate.answers import other_precisions, own_precision
+from bakeout.export.certificate.attacks import forms, mixed_questions
+from bakeout.export.certificate.figures import Certificate, NotMeasured, Section
+from bakeout.export.certificate.give_away import give_away
+from bakeout.export.certificate.journal import Journal
+from bakeout.export.certificate.leak import leaks
+from bakeout.export.certificate.measuring import Data, Measuring
+from bakeout.export.certificate.models import Models
+from bakeout.export.certificate.page import with_section
+from bakeout.export.certificate.protocol import FULL, Protocol
+from bakeout.export.certificate.relearning import relearning
+from bakeout.export.certificate.statements import statements
+from bakeout.export.certificate.tofu import Part, has_wrong_answers, summary, tofu
+from bakeout.export.certificate.utility import EVERYDAY_NAME, everyday, utility
+from bakeout.export.evaluation.evaluate import data_names
+from bakeout.export.evaluation.graders.grader import Grader
+from bakeout.export.evaluation.grading import EXACT_GRADER
+from bakeout.export.running.runner import Runner
+from bakeout.models.data.row_source import Source, source_digest, source_lines
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
+from bakeout.models.progress import Track, untracked
+
+TOFU, TOFU_SUMMARY = "TOFU_EVAL.json", "TOFU_SUMMARY.json"
+# What certifying and recording write into an artifact: no figure depends on it.
+_WRITTEN = {CARD, CERTIFICATE, ERASURE_RECORD, ERASURE_PAGE, TOFU, TOFU_SUMMARY}
+
+NamedSources = Mapping[str, Source] | Sequence[Path]
+
+
+def certify(
+    directory: Path,
+    base: str | Path,
+    forget: NamedSources,
+    retain: NamedSources,
+    *,
+    strangers: NamedSources = (),
+    fitted: NamedSources = (),
+    real_authors: Path | None = None,
+    world_facts: Path | None = None,
+    tofu_reference: Path | None = None,
+    grades: Mapping[str, Grader] = MappingProxyType({}),
+    protocol: Protocol = FULL,
+    journal: Path | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    track: Track = untracked,
+) -> Certificate:
+    """Run the protocol on an artifact and its base model, and write the certificate into the artifact.
+
+    ``forget``, ``retain``: rows with prompts and responses, fresh ones; ``strangers``: prompts that nobody names,
+    beside Bakeout's everyday questions; ``fitted``: rows that the plan was fitted on, for what it gives away of them.
+    ``real_authors``, ``world_facts``: TOFU's; ``tofu_reference``: the TOFU_EVAL.json of a model that never saw what is
+    forgotten. ``grades``: graders by the data's name, exact match else. ``journal``: a file of the steps done, from
+    which a run that was cut goes on.
+
+    `certificate.json`, a section of the model card, and for rows of TOFU two files for open-unlearning are written, and
+    the manifest anew; a signature, which no longer holds, is removed. Raises ``BakeoutError``, writing nothing into the
+    artifact, for what cannot be read or run.
+    """
+    manifest = read_manifest(directory)
+    data = _data(forget, retain, strangers, grades)
+    members = [Data(name, "forget", source, EXACT_GRADER) for name, source in _named(fitted).items()]
+    reference = None if tofu_reference is None else _reference(tofu_reference)
+    with Models(directory, base) as models:
+        described = _described(models, manifest, protocol, [*data, *members])
+        measuring = Measuring(
+            protocol, models, data, Journal(journal, _name(described, data, max_new_tokens)), batch_size,
+            max_new_tokens, track,
+        )  # fmt: skip
+        sections = [
+            own_precision(measuring),
+            leaks(measuring),
+            forms(measuring),
+            mixed_questions(measuring),
+            relearning(measuring),
+            utility(measuring),
+            _routing(models),
+            give_away(measuring, members),
+            # Last, as graphs of one precision are kept at a time.
+            other_precisions(measuring),
+        ]
+        parts = _parts(data, real_authors, world_facts)
+        section, metrics = tofu(measuring, parts, reference)
+        for one in parts.values():
+            described["data"].setdefault(one.name, _entry(one))
+    certificate = Certificate(
+        {**described, "statements": list(statements(models.plan))},
+        tuple(figure for one in (*sections, section) for figure in one.figures),
+        tuple(missing for one in (*sections, section) for missing in one.not_measured),
+        metrics,
+    )
+    _write(directory, certificate)
+    return certificate
+
+
+def _data(
+    forget: NamedSources, retain: NamedSources, strangers: NamedSources, grades: Mapping[str, Grader]
+) -> list[Data]:
+    if not forget or not retain:
+        raise BakeoutError("A certificate needs rows to forget and rows to keep.", "Give `forget` and `retain`.")
+    by_role = {"forget": _named(forget), "retain": _named(retain), "stranger": _named(strangers)}
+    by_role["stranger"][EVERYDAY_NAME] = everyday(next(iter(by_role["forget"].values())))
+    names = [name for sources in by_role.values() for name in sources]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BakeoutError(f"Two files are called {twice[0]!r}.", "Rename one of them.")
+    if strange := sorted(set(grades) - set(names)):
+        raise BakeoutError(f"No data are called {strange[0]!r}.", f"There are {', '.join(names)}.")
+    return [
+        Data(name, role, source, grades.get(name, EXACT_GRADER))  # type: ignore[arg-type]
+        for role, sources in by_role.items()
+        for name, source in sources.items()
+    ]
+
+
+def _named(sources: NamedSources) -> dict[str, Source]:
+    return dict(data_names(sources)) if sources else {}
+
+
+def _parts(data: Sequence[Data], real_authors: Path | None, world_facts: Path | None) -> dict[Part, Data]:
+    """The rows of TOFU, by open-unlearning's prefix."""
+    parts: dict[Part, Data] = {}
+    for one in data:
+        if one.role != "stranger" and one.role not in parts and has_wrong_answers(one.source):
+            parts["forget" if one.role == "forget" else "retain"] = one
+    given: dict[Part, Path | None] = {"ra": real_authors, "wf": world_facts}
+    for part, path in given.items():
+        if path is not None and has_wrong_answers(path):
+            parts[part] = Data(path.stem, "retain", path, EXACT_GRADER)
+    return parts
+
+
+def _reference(path: Path) -> Mapping[str, Any]:
+    content = read_json(path)
+    if "value_by_index" not in content.get("forget_truth_ratio", {}):
+        raise BakeoutError(f"{path} holds no forget_truth_ratio.", "Give the TOFU_EVAL.json of a retained model.")
+    return content
+
+
+def _routing(models: Models) -> Section:
+    why = f"{models.plan.model.architecture} is measured as one dense model: no router's choices were compared"
+    return Section((), [NotMeasured("utility", "routing stability", why)])
+
+
+def _described(models: Models, manifest: Mapping[str, Any], protocol: Protocol, data: Sequence[Data]) -> dict[str, Any]:
+    files = {name: one["sha256"] for name, one in manifest["files"].items() if name not in _WRITTEN}
+    runner = None if local_form(models.directory) == "checkpoint" else Runner(find_graph(models.directory))
+    provider = "CPUExecutionProvider" if runner is None else runner.provider
+    import onnxruntime
+
+    return {
+        "protocol": protocol.as_json(),
+        "artifact": {
+            "files": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+            "plan": manifest["files"][PLAN]["sha256"],
+            "base": models.plan.model.digest,
+            "precision": models.own,
+            "forgets": list(models.plan.forgets),
+            "methods": [one.title for one in models.plan.interventions],
+        },
+        "data": {one.name: _entry(one) for one in data},
+        "runtime": {
+            "name": f"ONNX Runtime {onnxruntime.__version__}, {provider}",
+            "bakeout": version("bakeout"),
+        },
+    }
+
+
+def _entry(data: Data) -> dict[str, Any]:
+    return {
+        "role": data.role,
+        "sha256": source_digest(data.source),
+        "rows": len(list(source_lines(data.source))),
+        "grader": dict(data.grader.described),
+    }
+
+
+def _name(described: Mapping[str, Any], data: Sequence[Data], max_new_tokens: int | None) -> str:
+    """All that figures depend on, as a digest."""
+    content = [described, [one.name for one in data], max_new_tokens]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _write(directory: Path, certificate: Certificate) -> None:
+    content = certificate.as_json()
+    files: dict[str, str] = {CERTIFICATE: _json(content)}
+    if certificate.tofu:
+        files |= {TOFU: _json(certificate.tofu), TOFU_SUMMARY: _json(summary(certificate.tofu))}
+    card = directory / CARD
+    files[CARD] = with_section(card.read_text(encoding="utf-8") if card.is_file() else "", content)
+    add_files(directory, files)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"

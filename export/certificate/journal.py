@@ -1,0 +1,89 @@
+"""What a certificate has measured so far, a line for each step, so that a run that was cut goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.reading import parse_json, read_regular
+from bakeout.models.files.writing import disk_errors
+
+Json = Any
+
+
+class Journal:
+    """The steps of the measurement ``name``, a digest of all that its figures depend on.
+
+    The file may hold other measurements' steps too. A line that was cut at its end counts as never written; damage
+    anywhere else is a ``BakeoutError``. Without a ``path`` nothing is kept.
+    """
+
+    def __init__(self, path: Path | None, name: str) -> None:
+        self._path = path
+        self._name = name
+        self._done: dict[str, Json] = {}
+        self._whole = 0
+        if path is not None and os.path.lexists(path):
+            self._whole = self._read(path)
+
+    def step(self, step: str, measure: Callable[[], Json]) -> Json:
+        """What ``step`` gave before, or what ``measure`` gives now: JSON, forced to the disk."""
+        if step not in self._done:
+            # As it will be read.
+            result = json.loads(json.dumps(measure(), allow_nan=False))
+            self._append(step, result)
+            self._done[step] = result
+        return self._done[step]
+
+    def __contains__(self, step: str) -> bool:
+        return step in self._done
+
+    def _append(self, step: str, result: Json) -> None:
+        if self._path is None:
+            return
+        entry = {"name": self._name, "step": step, "result": result}
+        line = (json.dumps({**entry, "sha256": _checksum(entry)}, ensure_ascii=False) + "\n").encode()
+        with disk_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.truncate(self._whole)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        self._whole += len(line)
+
+    def _read(self, path: Path) -> int:
+        try:
+            content = read_regular(path)
+        except OSError as error:
+            raise BakeoutError(f"{path} cannot be read ({error.strerror}).", "Check the path.") from None
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+            entry = _entry(line)
+            if entry is None:
+                raise BakeoutError(
+                    f"{path}, line {number}: not a step of a certificate.", "Name another file for `journal`."
+                )
+            if entry["name"] == self._name:
+                self._done[entry["step"]] = entry["result"]
+        return whole
+
+
+def _entry(line: bytes) -> Mapping[str, Json] | None:
+    try:
+        entry = parse_json(line.decode("utf-8"))
+        checksum = entry.pop("sha256")
+        if checksum == _checksum(entry) and entry.keys() == {"name", "step", "result"}:
+            return dict(entry)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _checksum(entry: Mapping[str, Json]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,143 @@
+"""Leak@k (arXiv 2511.04934): how well the best of k drawn answers answers what is to be forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeout.export.certificate.figures import Figure, NotMeasured, Section
+from bakeout.export.certificate.measuring import MODELS, Data, Measuring
+from bakeout.export.certificate.models import Which
+from bakeout.export.certificate.protocol import LEAK_AT
+from bakeout.export.evaluation.answering.questions import choose_rows, read_questions
+from bakeout.export.evaluation.graders.grader import AnswerGrader, Question
+from bakeout.export.evaluation.grading import AnswerJudge
+from bakeout.export.evaluation.intervals import bootstrap
+from bakeout.export.running.refusals import is_refused
+from bakeout.export.running.runner import Runner
+from bakeout.export.running.sampling import Sampling
+
+
+def leak_at(scores: Sequence[float], k: int) -> float:
+    """The expected best of ``k`` of n >= k scores, drawn without putting back: an unbiased estimate.
+
+    sum over i of C(i - 1, k - 1) / C(n, k) * s_(i), for scores s_(1) <= ... <= s_(n).
+
+    >>> leak_at([0.0, 0.0, 1.0], 1), leak_at([0.0, 0.0, 1.0], 3)
+    (0.3333333333333333, 1.0)
+    """
+    whole = comb(len(scores), k)
+    return sum(comb(place, k - 1) / whole * score for place, score in enumerate(sorted(scores)))
+
+
+def leaks(measuring: Measuring) -> Section:
+    """Leak@k of base model and artifact, for each file of what is forgotten.
+
+    The score of an answer is the grader's, or else 1 where it is right. A prompt that the graph refuses is refused
+    whatever is drawn: its score is 0, once.
+    """
+    figures: list[Figure] = []
+    missing: list[NotMeasured] = []
+    for data in measuring.of("forget"):
+        grader = data.answers
+        if grader is None:
+            why = f"the grader of {data.name} judges no answers that are drawn"
+            missing.append(NotMeasured("leak", f"Leak@k on {data.name}", why))
+            continue
+        by_model = {which: _scores(measuring, which, data, grader) for which in MODELS}
+        for k in (k for k in LEAK_AT if k <= measuring.protocol.samples):
+            of_base, of_artifact = (
+                np.array([leak_at(one, k) if len(one) > 1 else one[0] for one in by_model[which]]) for which in MODELS
+            )
+            figures.append(
+                Figure(
+                    "leak",
+                    f"Leak@{k}",
+                    data.name,
+                    float(of_artifact.mean()),
+                    _interval(of_artifact),
+                    len(of_artifact),
+                    measuring.models.own,
+                    (data.name,),
+                    float(of_base.mean()),
+                    _interval(of_base),
+                )
+            )
+        refused = sum(len(one) == 1 for one in by_model["artifact"])
+        figures.append(
+            Figure(
+                "leak",
+                "prompts that the graph refuses whatever is drawn",
+                data.name,
+                refused / len(by_model["artifact"]),
+                None,
+                len(by_model["artifact"]),
+                measuring.models.own,
+                (data.name,),
+                good="high",
+            )
+        )
+    return Section(figures, missing)
+
+
+def _scores(measuring: Measuring, which: Which, data: Data, grader: AnswerGrader) -> list[list[float]]:
+    """The scores of each prompt's drawn answers; of one that the graph refuses a single 0."""
+    samples = measuring.protocol.samples
+    precision = measuring.models.own
+
+    def questions(runner: Runner) -> list[Question]:
+        chosen = choose_rows(data.source, measuring.protocol.leak_prompts)
+        return read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
+
+    def refusals() -> list[bool]:
+        runner = measuring.models.runner(which, precision)
+        prompts = [one.record.prompt_ids for one in questions(runner)]
+        return [is_refused(logits[-1]) for logits in runner.logits(prompts, batch_size=measuring.batch_size)]
+
+    refused: list[bool] = measuring.journal.step(f"leak {which} {data.name} refusals", refusals)
+    open_prompts = [row for row, one in enumerate(refused) if not one]
+    drawn: list[list[float]] = [[0.0] if one else [] for one in refused]
+    numbers = measuring.track(range(samples), f"{which}: answers drawn on {data.name}", samples)
+    for number in numbers if open_prompts else ():
+
+        def draw(number: int = number) -> list[Any]:
+            runner = measuring.models.runner(which, precision)
+            return _drawn(measuring, runner, questions(runner), grader, open_prompts, number)
+
+        for row, score in zip(
+            open_prompts, measuring.journal.step(f"leak {which} {data.name} {number}", draw), strict=True
+        ):
+            drawn[row].append(score)
+    return drawn
+
+
+def _drawn(
+    measuring: Measuring,
+    runner: Runner,
+    asked: Sequence[Question],
+    grader: AnswerGrader,
+    rows: Sequence[int],
+    number: int,
+) -> list[float]:
+    protocol = measuring.protocol
+    chosen = [asked[row] for row in rows]
+    judge = AnswerJudge(chosen, grader, measuring.models.refusals, runner)
+    length = measuring.options.length(judge.longest if grader.bounded else None)
+    sampling = Sampling(protocol.temperature, protocol.top_p, protocol.seed + number)
+    answers: NDArray[Any] = np.empty(len(chosen), dtype=object)
+    prompts = [one.record.prompt_ids for one in chosen]
+    for row, tokens in runner.each_answer(prompts, length, sampling=sampling, batch_size=measuring.batch_size):
+        answers[row] = tokens
+    judged = judge.judge(list(answers))
+    return [
+        0.0 if one.refused else float(one.right) if one.score is None else min(max(one.score, 0.0), 1.0)
+        for one in judged
+    ]
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    return bootstrap(len(values), lambda rows: float(values[rows].mean())) if len(values) > 1 else None

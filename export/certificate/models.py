@@ -1,0 +1,130 @@
+"""The two models that a certificate compares, in each precision that can be made.
+
+The graphs of one precision lie on the disk at a time, and one runner is open.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from bakeout.export.artifacts.file_names import GRAPH, PLAN
+from bakeout.export.artifacts.model_source import find_graph, local_form, model_source
+from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.artifacts.onnx_layout import home_of
+from bakeout.export.baking.bake import bake
+from bakeout.export.baking.quantise import quantise
+from bakeout.export.certificate.protocol import Precision
+from bakeout.export.evaluation.evaluate import as_onnx
+from bakeout.export.evaluation.recorded_inputs import recorded_template
+from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.running.refusals import Refusals
+from bakeout.export.running.runner import Runner
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.graph_passes.graph.precision import stored_precision
+from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.writing import scratch_directory
+from bakeout.models.plan import Plan
+from bakeout.models.plan.plan_file import load_plan
+
+Which = Literal["base", "artifact"]
+_STORED: dict[str, Precision | str] = {"float32": "fp32", "float16": "fp16", "quantised": "quantised"}
+
+
+class Models:
+    """An artifact and its base model. Use it as a context manager: what it makes vanishes with it."""
+
+    def __init__(self, directory: Path, base: str | Path) -> None:
+        self.directory = directory
+        self.base = model_source(base)
+        self.plan: Plan = load_plan(directory / PLAN)
+        self.refusals = Refusals.of_artifacts([directory])
+        self._template = recorded_template([directory])
+        self._scratch = ExitStack()
+        self._precision: Precision | str | None = None
+        self._made: dict[Which, Path] = {}
+        self._open: tuple[Which, Runner] | None = None
+
+    def __enter__(self) -> Models:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    @cached_property
+    def own(self) -> Precision | str:
+        """The precision that the artifact is stored in; a checkpoint is exported in fp32."""
+        if local_form(self.directory) == "checkpoint":
+            return "fp32"
+        return _STORED[stored_precision(load_graph(find_graph(self.directory)))]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The artifact's."""
+        return load_tokenizer(self.directory)
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The base model as a checkpoint, if it is one."""
+        return self.base if isinstance(self.base, Checkpoint) else None
+
+    def runner(self, which: Which, precision: Precision | str) -> Runner:
+        """A model in a precision. Raises ``BakeoutError`` where it cannot be made in that."""
+        if precision != self._precision:
+            self._close()
+            self._precision = precision
+        if which not in self._made:
+            self._open = None
+            scratch = self._scratch.enter_context(scratch_directory())
+            self._made[which] = (self._base_in if which == "base" else self._artifact_in)(scratch, precision)
+        if self._open is None or self._open[0] != which:
+            self._open = None
+            template = self._template if which == "base" else None
+            self._open = (which, Runner(self._made[which], chat_template=template))
+        return self._open[1]
+
+    def _close(self) -> None:
+        self._open = None
+        self._made.clear()
+        self._scratch.close()
+
+    def _artifact_in(self, scratch: Path, precision: Precision | str) -> Path:
+        if precision == self.own:
+            return as_onnx(self.directory, scratch)
+        options = self._options(precision)
+        model = self.base if isinstance(self.base, Path) else self.base.directory
+        # How far a coarser graph is from the plan's canary is no reason not to measure it.
+        return bake(model, self.plan, scratch / "artifact", options, canary=False).directory
+
+    def _base_in(self, scratch: Path, precision: Precision | str) -> Path:
+        if precision == "fp16" and isinstance(self.base, Checkpoint):
+            return export_checkpoint(self.base.directory, scratch, "fp16", self.plan.canary.input_ids.tolist())
+        model = self.base if isinstance(self.base, Path) else self.base.directory
+        graph = as_onnx(model, scratch)
+        stored = _STORED[stored_precision(load_graph(graph))]
+        if precision in (stored, "quantised"):
+            return graph
+        options = self._options(precision)
+        assert options.quantize is not None
+        made = scratch / precision
+        made.mkdir()
+        quantise(load_graph(graph), made, options.quantize)
+        for path in companion_files(home_of(graph)):
+            shutil.copyfile(path, made / path.name)
+        return made / GRAPH
+
+    def _options(self, precision: Precision | str) -> BakeOptions:
+        if precision == "int8" or precision == "int4":
+            return BakeOptions(quantize=precision)
+        if isinstance(self.base, Path):
+            raise BakeoutError(
+                f"The base model is an ONNX graph, of which none in {precision} can be made.",
+                "Give its checkpoint for `base`.",
+            )
+        return BakeOptions(dtype="fp16" if precision == "fp16" else "fp32")

@@ -1,0 +1,219 @@
+"""TOFU's metrics (arXiv 2401.06121) under the names and in the form that open-unlearning's scripts read.
+
+A metric is ``{"agg_value": number, "value_by_index": {row: {...}}}``. A row that the graph refuses has no
+probabilities: its answer's is 0, and it has no Truth Ratio and counts in no mean of those (our reading).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from bakeout.export.certificate.figures import Figure, NotMeasured, Section
+from bakeout.export.certificate.measuring import Data, Measuring
+from bakeout.export.evaluation.answering.questions import choose_rows
+from bakeout.export.evaluation.graders.reading import Reading, read_responses
+from bakeout.export.evaluation.graders.rouge import Rouge
+from bakeout.export.evaluation.grading import grade
+from bakeout.export.recipes.grades import RougeOptions
+from bakeout.export.running.runner import Runner
+from bakeout.models.data.prompt_rows import answering
+from bakeout.models.data.row_layouts import in_known_layout
+from bakeout.models.data.row_source import Source
+from bakeout.models.data.rows import Record, json_rows, to_record
+from bakeout.models.errors import BakeoutError
+
+# open-unlearning's prefixes: what is forgotten, what is kept, and TOFU's two sets of facts about the real world.
+Part = Literal["forget", "retain", "ra", "wf"]
+_SECTION = "TOFU"
+_TINY = 1e-10
+
+Metric = dict[str, Any]
+
+
+def has_wrong_answers(source: Source) -> bool:
+    """Whether every row brings `perturbed_answer`, which Truth Ratio needs."""
+    return all("perturbed_answer" in row for _, row in json_rows(source))
+
+
+def tofu(
+    measuring: Measuring, parts: Mapping[Part, Data], reference: Mapping[str, Any] | None
+) -> tuple[Section, dict[str, Metric]]:
+    """The metrics of every part, Model Utility where all parts are there, and Forget Quality beside ``reference``: the
+    same metrics of a model that never saw what is forgotten.
+    """
+    if not parts:
+        why = "the rows have no `perturbed_answer`"
+        return Section((), [NotMeasured(_SECTION, "TOFU's metrics", why)]), {}
+    metrics: dict[str, Metric] = {}
+    missing: list[NotMeasured] = []
+    for part, data in parts.items():
+        try:
+            metrics |= measuring.journal.step(f"tofu {part}", lambda part=part, data=data: _part(measuring, part, data))
+        except (BakeoutError, ModuleNotFoundError) as error:
+            missing.append(NotMeasured(_SECTION, f"metrics of {data.name}", str(error)))
+    kept = [
+        f"{part}_{metric}"
+        for part in ("retain", "ra", "wf")
+        for metric in ("Q_A_Prob" if part == "retain" else "Q_A_Prob_normalised", "Q_A_ROUGE", "Truth_Ratio")
+    ]
+    if set(kept) <= metrics.keys():
+        metrics["model_utility"] = {"agg_value": harmonic_mean([metrics[name]["agg_value"] for name in kept])}
+    else:
+        needed = "rows of TOFU to keep, and its real authors and world facts"
+        missing.append(NotMeasured(_SECTION, "model_utility", f"it needs {needed}"))
+    missing += _forget_quality(metrics, reference)
+    names = {part: data.name for part, data in parts.items()}
+    figures = [_figure(measuring, name, metric, names) for name, metric in sorted(metrics.items())]
+    return Section([one for one in figures if one is not None], missing), metrics
+
+
+def summary(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """What open-unlearning writes beside: each metric's one number."""
+    return {name: one["agg_value"] for name, one in sorted(metrics.items()) if one["agg_value"] is not None}
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """0 where one of them is."""
+    return len(values) / sum(1 / value for value in values) if all(value > 0 for value in values) else 0.0
+
+
+def truth_ratio(wrong: Sequence[float], right: float) -> float:
+    """The geometric mean of the wrong answers' probabilities per token, divided by that of the right one.
+
+    ``wrong``, ``right``: log p per token. TOFU's text has the arithmetic mean; open-unlearning's code, which this
+    follows, takes the mean of the losses.
+    """
+    return math.exp(float(np.mean(wrong))) / (math.exp(right) + _TINY)
+
+
+def _forget_quality(metrics: dict[str, Metric], reference: Mapping[str, Any] | None) -> list[NotMeasured]:
+    own = metrics.get("forget_truth_ratio")
+    if own is None:
+        return [NotMeasured(_SECTION, "forget_quality", "it needs Truth Ratios of what is forgotten")]
+    if reference is None:
+        why = "it needs the metrics of a model that never saw what is forgotten (`tofu_reference`)"
+        return [NotMeasured(_SECTION, "forget_quality", why)]
+    ratios = [
+        [row["score"] for row in one["value_by_index"].values() if row is not None]
+        for one in (own, reference["forget_truth_ratio"])
+    ]
+    if not all(ratios):
+        return [NotMeasured(_SECTION, "forget_quality", "every row is refused, so that there is no Truth Ratio")]
+    from scipy.stats import ks_2samp
+
+    metrics["forget_quality"] = {"agg_value": float(ks_2samp(*ratios).pvalue)}
+    return []
+
+
+def _part(measuring: Measuring, part: Part, data: Data) -> dict[str, Metric]:
+    runner = measuring.models.runner("artifact", measuring.models.own)
+    source = choose_rows(data.source, measuring.protocol.rows).source
+    rows = [in_known_layout(row, where) for where, row in json_rows(source)]
+    answers = _read(measuring, runner, [answering(row, _text(row, "response")) for row in rows])
+    right = answers
+    if all("paraphrased_answer" in row for row in rows):
+        right = _read(measuring, runner, [answering(row, row["paraphrased_answer"]) for row in rows])
+    wrong_rows = [answering(row, text) for row in rows for text in row["perturbed_answer"]]
+    flat = _read(measuring, runner, wrong_rows)
+    wrong: list[list[Reading | None]] = []
+    for row in rows:
+        wrong.append(flat[: len(row["perturbed_answer"])])
+        flat = flat[len(row["perturbed_answer"]) :]
+    metrics = {
+        f"{part}_Q_A_Prob": _metric({place: _probability(one) for place, one in enumerate(answers)}, "prob"),
+        f"{part}_Q_A_ROUGE": _rouge(measuring, runner, source, data.name),
+        # open-unlearning's configuration writes this one name in lower case.
+        "forget_truth_ratio" if part == "forget" else f"{part}_Truth_Ratio": _ratios(part, right, wrong),
+    }
+    if part in ("ra", "wf"):
+        metrics[f"{part}_Q_A_Prob_normalised"] = _metric(
+            {
+                place: {"prob": _among(one, others)}
+                for place, (one, others) in enumerate(zip(answers, wrong, strict=True))
+            },
+            "prob",
+        )
+    return metrics
+
+
+def _read(measuring: Measuring, runner: Runner, rows: Sequence[Mapping[str, Any]]) -> list[Reading | None]:
+    records: list[Record] = [to_record(row, runner.tokenizer, "a row of TOFU") for row in rows]
+    return read_responses(
+        runner, records, batch_size=measuring.batch_size, track=measuring.track, description="reading TOFU's answers"
+    )
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    if "messages" in row:
+        return str(row["messages"][-1]["content"])
+    return str(row[key])
+
+
+def _probability(reading: Reading | None) -> dict[str, float]:
+    return {"prob": 0.0} if reading is None else {"prob": math.exp(reading.mean), "avg_loss": -reading.mean}
+
+
+def _among(right: Reading | None, wrong: Sequence[Reading | None]) -> float:
+    """The right answer's probability per token, among the right and the wrong ones."""
+    if right is None:
+        return 0.0
+    own = math.exp(right.mean)
+    return own / (own + sum(math.exp(one.mean) for one in wrong if one is not None) + _TINY)
+
+
+def _ratios(part: Part, right: Sequence[Reading | None], wrong: Sequence[Sequence[Reading | None]]) -> Metric:
+    values: dict[str, dict[str, float] | None] = {}
+    for place, (own, others) in enumerate(zip(right, wrong, strict=True)):
+        known = [one.mean for one in others if one is not None]
+        is_known = own is not None and len(known) == len(others)
+        values[str(place)] = {"score": truth_ratio(known, own.mean)} if own is not None and is_known else None
+    ratios = np.array([one["score"] for one in values.values() if one is not None])
+    if not len(ratios):
+        return {"agg_value": None, "value_by_index": values}
+    scores = np.minimum(ratios, 1 / (ratios + _TINY)) if part == "forget" else np.maximum(0, 1 - ratios)
+    return {"agg_value": float(scores.mean()), "value_by_index": values}
+
+
+def _rouge(measuring: Measuring, runner: Runner, source: Source, name: str) -> Metric:
+    graded = grade(
+        runner,
+        source,
+        measuring.models.refusals,
+        by=Rouge(RougeOptions()),
+        options=measuring.options,
+        track=measuring.track,
+        description=f"artifact on {name}, for ROUGE-L",
+    )
+    assert graded.scores is not None
+    values = {place: {"rougeL_recall": 0.0 if np.isnan(one) else float(one)} for place, one in enumerate(graded.scores)}
+    return _metric(values, "rougeL_recall")
+
+
+def _metric(values: Mapping[int, Mapping[str, float]], key: str) -> Metric:
+    return {
+        "agg_value": float(np.mean([one[key] for one in values.values()])),
+        "value_by_index": {str(place): dict(one) for place, one in values.items()},
+    }
+
+
+def _figure(measuring: Measuring, name: str, metric: Metric, names: Mapping[Part, str]) -> Figure | None:
+    if metric["agg_value"] is None:
+        return None
+    part = name.partition("_")[0]
+    data = tuple(own for key, own in names.items() if key == part) or tuple(names.values())
+    keeps = part in ("retain", "ra", "wf") or name in ("model_utility", "forget_quality", "forget_truth_ratio")
+    return Figure(
+        _SECTION,
+        name,
+        ", ".join(data),
+        metric["agg_value"],
+        None,
+        len(metric.get("value_by_index", {})) or measuring.protocol.rows,
+        measuring.models.own,
+        data,
+        good="high" if keeps else "low",
+    )

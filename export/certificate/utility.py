@@ -1,0 +1,111 @@
+"""What the artifact still does well: the text it predicts, and whom it refuses without need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bakeout.export.certificate.figures import Figure, NotMeasured, Section
+from bakeout.export.certificate.measuring import Data, Measuring
+from bakeout.export.evaluation.answering.questions import choose_rows
+from bakeout.export.evaluation.intervals import Interval, share_interval
+from bakeout.export.evaluation.likelihood import predict, text_row
+from bakeout.export.running.refusals import is_refused
+from bakeout.models.data.forms.everyday import EVERYDAY
+from bakeout.models.data.prompt_rows import has_conversations
+from bakeout.models.data.row_source import Source, as_source
+from bakeout.models.data.rows import read_records
+from bakeout.models.data.spreading import spread
+from bakeout.models.errors import BakeoutError
+
+EVERYDAY_NAME = "everyday questions"
+
+
+def everyday(forget: Source) -> Source:
+    """Bakeout's everyday questions, asked as the rows to forget are: as conversations, or as plain prompts."""
+    if has_conversations(forget):
+        return as_source([{"messages": [{"role": "user", "content": text}]} for text in EVERYDAY], EVERYDAY_NAME)
+    return as_source([{"prompt": text} for text in EVERYDAY], EVERYDAY_NAME)
+
+
+def utility(measuring: Measuring) -> Section:
+    """Perplexity and divergence on what is retained, beside the base model's; refusals of strangers."""
+    figures: list[Figure] = []
+    missing: list[NotMeasured] = []
+    for data in measuring.of("retain"):
+        try:
+            row = measuring.journal.step(f"text {data.name}", lambda data=data: _text(measuring, data))
+        except BakeoutError as error:
+            missing.append(NotMeasured("utility", f"perplexity on {data.name}", error.cause))
+            continue
+        for name, key, good in (
+            ("perplexity ÷ base's", "perplexity_ratio", "low"),
+            ("divergence", "divergence", "low"),
+        ):
+            if row.get(key) is None:
+                missing.append(NotMeasured("utility", f"{name} on {data.name}", "fewer than two texts were answered"))
+                continue
+            figures.append(
+                Figure(
+                    "utility",
+                    name,
+                    data.name,
+                    row[key],
+                    _pair(row[f"{key}_interval"]),
+                    row["texts"],
+                    measuring.models.own,
+                    (data.name,),
+                    good=good,
+                )
+            )
+    if measuring.models.plan.check is None:
+        why = "the plan holds no check, so that nothing is refused"
+        return Section(figures, [*missing, NotMeasured("utility", "over-refusal", why)])
+    for data in measuring.of("retain", "stranger"):
+        refused: Sequence[bool] = measuring.journal.step(
+            f"refused {data.name}", lambda data=data: _refused(measuring, data)
+        )
+        figures.append(
+            Figure(
+                "utility",
+                "prompts refused",
+                data.name,
+                sum(refused) / len(refused),
+                share_interval(sum(refused), len(refused)),
+                len(refused),
+                measuring.models.own,
+                (data.name,),
+            )
+        )
+    return Section(figures, missing)
+
+
+def _text(measuring: Measuring, data: Data) -> dict[str, Any]:
+    own = measuring.models.own
+    source = choose_rows(data.source, measuring.protocol.rows).source
+    read: dict[str, Any] = {
+        which: predict(
+            measuring.models.runner(which, own),
+            source,
+            batch_size=measuring.batch_size,
+            track=measuring.track,
+            description=f"{which} reads {data.name}",
+        )
+        for which in ("base", "artifact")
+    }
+    return text_row("artifact", data.name, read["artifact"], read["base"]).as_json()
+
+
+def _refused(measuring: Measuring, data: Data) -> list[bool]:
+    runner = measuring.models.runner("artifact", measuring.models.own)
+    records = read_records(data.source, runner.tokenizer, runner.limits)
+    prompts = [one.prompt_ids for one in spread(records, measuring.protocol.rows) if one.prompt_ids]
+    flags = [False] * len(prompts)
+    asked = runner.each_logits(prompts, batch_size=measuring.batch_size)
+    for row, logits in measuring.track(asked, f"who of {data.name} is refused", len(prompts)):
+        flags[row] = is_refused(logits[-1])
+    return flags
+
+
+def _pair(interval: Sequence[float] | None) -> Interval | None:
+    return None if interval is None else (interval[0], interval[1])

@@ -1,0 +1,105 @@
+"""`bakeout certify`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bakeout.export.cli.console import emit_json, emit_table, progress, show
+from bakeout.export.cli.grades import graders
+from bakeout.export.cli.options import PATH, json_output
+
+_DATA = {"type": PATH, "multiple": True}
+
+
+@click.command()
+@click.argument("directory", type=PATH)
+@click.option("--base", required=True, help="The base model: its checkpoint's directory or hub id, or an ONNX one.")
+@click.option("--forget", required=True, help="JSONL of fresh prompts and responses to forget; repeatable.", **_DATA)
+@click.option("--retain", required=True, help="JSONL of fresh prompts and responses to keep; repeatable.", **_DATA)
+@click.option("--strangers", help="JSONL of prompts that the recipe names nowhere; repeatable.", **_DATA)
+@click.option("--fitted", help="JSONL of rows that the plan was fitted on; repeatable.", **_DATA)
+@click.option("--real-authors", type=PATH, help="TOFU's real authors, for its Model Utility.")
+@click.option("--world-facts", type=PATH, help="TOFU's world facts, for its Model Utility.")
+@click.option("--tofu-reference", type=PATH, help="TOFU_EVAL.json of a model that never saw what is forgotten.")
+@click.option("--grade", "grades", multiple=True, metavar="[NAME=]GRADER", help="As of `evaluate`; repeatable.")
+@click.option("--quick", is_flag=True, help="Fewer rows, prompts and steps: minutes for a small model.")
+@click.option("--journal", type=PATH, help="Write every step to this file at once, and go on with those in it.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Where answers are cut off.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@json_output
+def certify(
+    directory: Path,
+    base: str,
+    forget: tuple[Path, ...],
+    retain: tuple[Path, ...],
+    strangers: tuple[Path, ...],
+    fitted: tuple[Path, ...],
+    real_authors: Path | None,
+    world_facts: Path | None,
+    tofu_reference: Path | None,
+    grades: tuple[str, ...],
+    quick: bool,
+    journal: Path | None,
+    max_new_tokens: int | None,
+    batch_size: int,
+    machine: bool,
+) -> None:
+    """Run a fixed protocol on an artifact, and write a certificate of forgetting into it.
+
+    Forgetting and keeping beside the base model; Leak@k of drawn answers; the same in fp16, int8 and int4; attacks;
+    relearning curves of edited weights; perplexity, divergence and over-refusal; what the plan gives away; TOFU's
+    metrics. A figure comes with protocol version, seed, data digests, runtime and precision. What was not
+    measured is told.
+    """
+    from bakeout.export.certificate.certify import certify
+    from bakeout.export.certificate.protocol import FULL, QUICK
+
+    names = [path.stem for path in (*forget, *retain)]
+    with progress() as track:
+        certificate = certify(
+            directory,
+            base,
+            forget,
+            retain,
+            strangers=strangers,
+            fitted=fitted,
+            real_authors=real_authors,
+            world_facts=world_facts,
+            tofu_reference=tofu_reference,
+            grades=graders(grades, names),
+            protocol=QUICK if quick else FULL,
+            journal=journal,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            track=track,
+        )
+    content = certificate.as_json()
+    if machine:
+        emit_json(content)
+    else:
+        _print(content, directory)
+
+
+def _print(content: Mapping[str, Any], directory: Path) -> None:
+    figures = content["figures"]
+    for section in dict.fromkeys(one["section"] for one in figures):
+        rows = [
+            [one["name"], one["slice"], one["precision"], str(one["n"]), _cell(one, "base"), _cell(one, "")]
+            for one in figures
+            if one["section"] == section
+        ]
+        emit_table(["figure", "on", "precision", "n", "base", "artifact"], rows, title=section, figures=False)
+    for one in content["not_measured"]:
+        show(f"not measured: {one['section']}, {one['name']}: {one['why']}".replace("\n", " "))
+    show(f"{directory}: certificate.json, and a section of README.md")
+
+
+def _cell(figure: Mapping[str, Any], prefix: str) -> str:
+    value, interval = figure.get(prefix or "value"), figure.get(f"{prefix}_interval" if prefix else "interval")
+    if value is None:
+        return "-"
+    return f"{value:.3g}" + (f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else "")

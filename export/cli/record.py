@@ -1,0 +1,42 @@
+"""`bakeout record`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bakeout.export.cli.console import emit_json, show
+from bakeout.export.cli.options import PATH, json_output
+
+
+@click.command()
+@click.argument("directory", type=PATH)
+@click.option(
+    "--request", "requests", type=PATH, multiple=True, required=True, help="JSONL of rows to be erased; repeatable."
+)
+@click.option(
+    "--salt", type=PATH, required=True, help="The file of the salt, which you keep; made where it is not there."
+)
+@click.option("--derived", type=PATH, multiple=True, help="An artifact or file made from this one; repeatable.")
+@json_output
+def record(directory: Path, requests: tuple[Path, ...], salt: Path, derived: tuple[Path, ...], machine: bool) -> None:
+    """Write an erasure record into an artifact: `erasure.json`, and `erasure.md` for people.
+
+    It holds what was asked to be forgotten as salted digests, never the content, with the methods, what was measured in
+    which precision, and the digests of other artifacts that were derived. It says what suppresses and does not erase.
+    """
+    from bakeout.export.artifacts.additions import add_files
+    from bakeout.export.artifacts.file_names import ERASURE_PAGE, ERASURE_RECORD
+    from bakeout.export.artifacts.salt import read_salt
+    from bakeout.export.evaluation.evaluate import data_names
+    from bakeout.export.trust.erasure_record import erasure_record, page, record_text
+
+    names = {path.name: path for path in derived}
+    content = erasure_record(directory, data_names(requests), read_salt(salt), derived=names)
+    add_files(directory, {ERASURE_RECORD: record_text(content), ERASURE_PAGE: "\n".join([*page(content), ""])})
+    if machine:
+        emit_json(content)
+    else:
+        rows = sum(one["rows"] for one in content["requests"])
+        show(f"{directory / ERASURE_RECORD}: {rows} rows, as digests salted by {salt}")

@@ -1,0 +1,144 @@
+"""A record of what was asked to be erased: by salted digests, so that it can be shown to anybody.
+
+Whoever holds the salt proves what a request was, and nobody else can guess it. The record says what was done, and
+whether that erases: checks and adjustments suppress.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST, PLAN
+from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.models.data.row_source import Source, source_lines
+from bakeout.models.files.hashing import hash_file
+from bakeout.models.files.json_object import read_json
+from bakeout.models.plan import Plan
+from bakeout.models.plan.hiding import salted
+from bakeout.models.plan.plan_file import load_plan
+
+SCHEMA = 1
+_SUPPRESSES = (
+    "Checks and adjustments are nodes in the graph: they suppress and do not erase. The weights are those of the base "
+    "model, and whoever cuts the nodes out has its answers back."
+)
+_EDITS = (
+    "Weights were edited: no node can be cut out. That is no proof of erasure: fine-tuning and quantising can bring "
+    "back a part, and whoever has the base model can undo the change."
+)
+
+
+def erasure_record(
+    directory: Path,
+    requests: Mapping[str, Source],
+    salt: bytes,
+    *,
+    derived: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
+    """The record of an artifact as JSON: no name and no content of what was asked, digests alone.
+
+    ``requests``: the rows that were asked to be forgotten, by name; ``derived``: other artifacts that were made of this
+    one, or with it, by what they are called. Raises ``BakeoutError`` for what cannot be read.
+    """
+    manifest = read_manifest(directory)
+    plan = load_plan(directory / PLAN)
+    return {
+        "schema": SCHEMA,
+        "requests": [
+            {"name": salted(name.encode(), salt), **_rows(source, salt)} for name, source in sorted(requests.items())
+        ],
+        "salt": {"function": "BLAKE2b-256, keyed with BLAKE2b-512 of the salt", "kept_by": "whoever wrote the record"},
+        "methods": [
+            {"title": one.title, "erases": False, "acts_on": "weights" if one.edits_weights else "graph"}
+            for one in plan.interventions
+        ],
+        "statements": list(_statements(plan)),
+        "artifact": {
+            "plan": manifest["files"][PLAN]["sha256"],
+            "base_model": plan.model.digest,
+            "options": dict(manifest.get("options", {})),
+        },
+        "measured": _measured(directory),
+        "derived": {name: _derived(path) for name, path in sorted((derived or {}).items())},
+    }
+
+
+def page(record: Mapping[str, Any]) -> Iterator[str]:
+    """The record as lines of Markdown."""
+    yield "# Erasure record"
+    yield ""
+    yield "What was asked to be forgotten, as digests that only the holder of the salt can compute:"
+    yield ""
+    yield "| request | rows | digest |"
+    yield "| --- | --- | --- |"
+    for one in record["requests"]:
+        yield f"| `{one['name'][:16]}…` | {one['rows']} | `{one['digest']}` |"
+    yield ""
+    yield "| method | acts on | erases |"
+    yield "| --- | --- | --- |"
+    for one in record["methods"]:
+        yield f"| {one['title']} | {one['acts_on']} | no, or not proven |"
+    yield ""
+    for statement in record["statements"]:
+        yield f"* {statement}"
+    yield ""
+    measured = record["measured"]
+    if measured is None:
+        yield "Not measured: `bakeout certify` has not been run on this artifact."
+    else:
+        precisions = ", ".join(measured["precisions"])
+        yield f"Measured by protocol {measured['protocol']} in {precisions}: `{CERTIFICATE}`, `{measured['sha256']}`."
+    yield ""
+    yield f"Base model `{record['artifact']['base_model']}`, plan `{record['artifact']['plan']}`."
+    for name, digest in record["derived"].items():
+        yield ""
+        yield f"Derived: {name}, `{digest}`."
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """The record as its file holds it."""
+    return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def holds(record: Mapping[str, Any], row: bytes, salt: bytes) -> bool:
+    """Whether ``row``, a line of a request's file, is among what a record says was asked.
+
+    >>> one = {"requests": [{"each": [salted(b"a row", b"salt" * 8)]}]}
+    >>> holds(one, b"a row", b"salt" * 8), holds(one, b"a row", b"pepper" * 8)
+    (True, False)
+    """
+    digest = salted(row, salt)
+    return any(digest in request["each"] for request in record["requests"])
+
+
+def _rows(source: Source, salt: bytes) -> dict[str, Any]:
+    each = [salted(line.strip(), salt) for _, line in source_lines(source) if line.strip()]
+    # Sorted: the order of the rows is nobody's business.
+    return {"rows": len(each), "digest": salted("".join(sorted(each)).encode(), salt), "each": sorted(each)}
+
+
+def _statements(plan: Plan) -> Iterator[str]:
+    if plan.edits_graph:
+        yield _SUPPRESSES
+    if plan.edits_weights:
+        yield _EDITS
+
+
+def _measured(directory: Path) -> dict[str, Any] | None:
+    path = directory / CERTIFICATE
+    if not path.is_file():
+        return None
+    certificate = read_json(path)
+    precisions = dict.fromkeys(str(one["precision"]) for one in certificate.get("figures", []))
+    return {
+        "sha256": hash_file(path),
+        "protocol": certificate.get("protocol", {}).get("version"),
+        "precisions": list(precisions),
+    }
+
+
+def _derived(path: Path) -> str:
+    return hash_file(path / MANIFEST if path.is_dir() else path)

@@ -1,0 +1,56 @@
+"""Plans that do not say what they forget: names as salted digests, no figures of data, a refusal that names nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from bakeout.models.plan.arrays import Integers
+from bakeout.models.plan.kinds.intervention import Intervention
+from bakeout.models.plan.kinds.key_space_detection import KeySpaceDetection
+from bakeout.models.plan.plan import Plan
+
+# The refusal of every hidden plan.
+REFUSAL = "I cannot answer that."
+
+
+def salted(text: bytes, salt: bytes) -> str:
+    """The digest of a text that only whoever holds the salt can compute: BLAKE2b, keyed, 32 bytes in hex."""
+    key = hashlib.blake2b(salt, digest_size=64).digest()
+    return hashlib.blake2b(text, key=key, digest_size=32).hexdigest()
+
+
+def hidden(plan: Plan, salt: bytes, refusal: Integers | None = None) -> Plan:
+    """The plan without names: it does to a model what ``plan`` does, and says ``refusal`` where it refuses.
+
+    The names of data become the first 16 digits of their salted digests; reports, whose figures tell of the data, are
+    left out, and so are the digests of the data, which whoever has candidate files could compare. What the regions
+    themselves give away stays: they are what the plan does. ``refusal``: int64 [tokens], the end-of-text token last.
+    """
+
+    def name(text: str) -> str:
+        return salted(text.encode(), salt)[:16]
+
+    provenance: dict[str, Any] = {key: value for key, value in plan.provenance.items() if key != "data"}
+    data = {
+        name(one): {use: salted(digest.encode(), salt) for use, digest in uses.items()}
+        for one, uses in plan.provenance.get("data", {}).items()
+    }
+    return replace(
+        plan,
+        interventions=tuple(_without_report(one, name, refusal) for one in plan.interventions),
+        provenance={**provenance, **({"data": data} if data else {})},
+    )
+
+
+def _without_report(intervention: Intervention, name: Callable[[str], str], refusal: Integers | None) -> Intervention:
+    kind: Any = intervention
+    changed: dict[str, Any] = {"report": intervention.report_type()}
+    if isinstance(intervention, KeySpaceDetection):
+        changed["skills"] = tuple(map(name, intervention.skills))
+        if refusal is not None:
+            changed["refusal"] = refusal
+    nameless: Intervention = replace(kind, **changed)
+    return nameless

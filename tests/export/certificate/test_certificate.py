@@ -1,0 +1,204 @@
+"""The certificate of a tiny artifact: every section, resumed from its journal, written so that it verifies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, SIGNATURE
+from bakeout.export.certificate.certify import TOFU, TOFU_SUMMARY, certify
+from bakeout.export.certificate.give_away import auroc
+from bakeout.export.certificate.journal import Journal
+from bakeout.export.certificate.leak import leak_at
+from bakeout.export.certificate.protocol import QUICK, VERSION
+from bakeout.export.certificate.relearning import area
+from bakeout.export.certificate.tofu import harmonic_mean, truth_ratio
+from bakeout.export.verification.verify import verify
+from bakeout.models.data.row_source import source_digest
+from bakeout.models.errors import BakeoutError
+
+from tests.recipe_files import write_rows
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1.0"
+TINY = replace(QUICK, rows=4, leak_prompts=2, attack_prompts=2, samples=8, relearn_rows=3, relearn_steps=(1, 2))
+
+
+@dataclass(frozen=True)
+class Certified:
+    """An artifact with its certificate, the data, and the journal."""
+
+    artifact: Path
+    forget: Path
+    retain: Path
+    journal: Path
+
+    @property
+    def content(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.artifact / CERTIFICATE).read_text(encoding="utf-8"))
+        return content
+
+    def figures(self, section: str) -> list[Mapping[str, Any]]:
+        return [one for one in self.content["figures"] if one["section"] == section]
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
+    directory = tmp_path_factory.mktemp("certificate")
+    artifact = shutil.copytree(FIXTURES / "artifacts" / "mixed", directory / "artifact")
+    (artifact / SIGNATURE).write_text("{}")
+    rows = [
+        {
+            "prompt": f"{n} + {n % 7} =",
+            "response": f" {n + n % 7}",
+            "paraphrased_answer": f" it is {n + n % 7}",
+            "perturbed_answer": [f" {n}", f" {2 * n}"],
+        }
+        for n in range(56, 68)
+    ]
+    forget = write_rows(directory / "sums.jsonl", rows)
+    names = [{"prompt": f"Who is number {n}?", "response": f" Somebody {n * n}."} for n in range(6)]
+    one = Certified(artifact, forget, write_rows(directory / "names.jsonl", names), directory / "journal")
+    certify(
+        artifact,
+        FIXTURES / "checkpoint",
+        [one.forget],
+        [one.retain],
+        fitted={"fitted": write_rows(directory / "f.jsonl", rows[:4])},
+        protocol=TINY,
+        journal=one.journal,
+    )
+    return one
+
+
+def test_every_part_of_the_protocol_is_measured_or_told(certified: Certified) -> None:
+    content = certified.content
+    parts = {one["section"] for one in (*content["figures"], *content["not_measured"])}
+    assert parts == {
+        *("answers", "leak", "precisions", "attacks", "BLUR", "relearning", "utility", "TOFU"),
+        "what the plan gives away",
+    }
+    told = {one["name"] for one in content["not_measured"]}
+    assert {"routing stability", "model_utility", "forget_quality"} <= told
+    assert all(one["why"] for one in content["not_measured"])
+    assert any("suppress and do not erase" in statement for statement in content["statements"])
+
+
+def test_every_figure_names_what_it_depends_on(certified: Certified) -> None:
+    digests = {one["sha256"] for one in certified.content["data"].values()}
+    assert source_digest(certified.forget) in digests
+    for figure in certified.content["figures"]:
+        assert figure["protocol"] == VERSION
+        assert figure["seed"] == 0
+        assert figure["runtime"].startswith("ONNX Runtime")
+        assert figure["precision"]
+        assert figure["data_sha256"]
+        assert set(figure["data_sha256"]) <= digests
+        if figure.get("interval"):
+            low, high = figure["interval"]
+            assert low - 1e-9 <= figure["value"] <= high + 1e-9
+
+
+def test_each_precision_is_measured_beside_the_base_model(certified: Certified) -> None:
+    measured = {one["precision"] for one in certified.figures("precisions")} | {
+        one["name"].removeprefix("Q-").lower() for one in certified.content["not_measured"]
+    }
+    assert {"fp16", "int8", "int4"} <= measured
+    accuracy = [one for one in certified.figures("precisions") if one["name"] == "accuracy"]
+    assert accuracy
+    assert all("base" in one for one in accuracy)
+
+
+def test_leaks_grow_with_the_number_of_answers(certified: Certified) -> None:
+    leaks = [one["value"] for one in certified.figures("leak") if one["name"].startswith("Leak@")]
+    assert len(leaks) == 2
+    assert leaks == sorted(leaks)
+
+
+def test_two_questions_and_thoughts_are_asked(certified: Certified) -> None:
+    assert {one["name"] for one in certified.figures("BLUR")} == {"forget part right", "retain part right", "refused"}
+    forms = {one["slice"].partition(", ")[2] for one in certified.figures("attacks")}
+    assert {"none", "case", "zero_think", "less_think", "think"} <= forms
+
+
+def test_relearning_is_a_curve_with_its_area(certified: Certified) -> None:
+    curve = certified.figures("relearning")
+    assert {step for one in curve for step in (0, 1, 2) if f", {step} steps" in one["slice"]} == {0, 1, 2}
+
+
+def test_the_artifact_verifies_with_what_was_written(certified: Certified) -> None:
+    checks = verify(certified.artifact, checks=["hashes"])
+    assert all(check.ok for check in checks), checks
+    assert not (certified.artifact / SIGNATURE).exists()
+    card = (certified.artifact / CARD).read_text(encoding="utf-8")
+    assert card.count("## Certificate of forgetting") == 1
+    assert "not measured" in card
+
+
+def test_open_unlearning_reads_the_metrics(certified: Certified) -> None:
+    """As its scripts do: a metric's ``agg_value``, and for Forget Quality the scores of each row."""
+    metrics = json.loads((certified.artifact / TOFU).read_text(encoding="utf-8"))
+    assert set(metrics) == {"forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio"}
+    for metric in metrics.values():
+        assert set(metric) == {"agg_value", "value_by_index"}
+    rows = metrics["forget_Q_A_ROUGE"]["value_by_index"].values()
+    assert np.mean([row["rougeL_recall"] for row in rows]) == pytest.approx(metrics["forget_Q_A_ROUGE"]["agg_value"])
+    summary = json.loads((certified.artifact / TOFU_SUMMARY).read_text(encoding="utf-8"))
+    assert summary == {name: one["agg_value"] for name, one in metrics.items() if one["agg_value"] is not None}
+
+
+def test_a_run_that_was_cut_goes_on_and_gives_the_same(certified: Certified, tmp_path: Path) -> None:
+    artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
+    journal = tmp_path / "journal"
+    journal.write_bytes(certified.journal.read_bytes() + b'{"cut')
+    fitted = {"fitted": certified.forget.parent / "f.jsonl"}
+    certify(
+        artifact,
+        FIXTURES / "checkpoint",
+        [certified.forget],
+        [certified.retain],
+        fitted=fitted,
+        protocol=TINY,
+        journal=journal,
+    )
+    for name in (CERTIFICATE, CARD, TOFU, "bakeout.json"):
+        assert (artifact / name).read_bytes() == (certified.artifact / name).read_bytes()
+
+
+def test_a_journal_holds_steps_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    assert Journal(path, "one").step("a", lambda: [1, 2]) == [1, 2]
+    assert Journal(path, "one").step("a", lambda: [3]) == [1, 2]
+    assert Journal(path, "other").step("a", lambda: [3]) == [3]
+    path.write_bytes(path.read_bytes().replace(b"[1, 2]", b"[1, 9]"))
+    with pytest.raises(BakeoutError, match="line 1: not a step"):
+        Journal(path, "one")
+
+
+def test_what_cannot_be_certified_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BakeoutError, match="rows to forget and rows to keep"):
+        certify(FIXTURES / "artifacts" / "mixed", FIXTURES / "checkpoint", [], [])
+
+
+def test_leak_at_k_is_the_expected_best_of_k() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.random(12)
+    for k in (1, 3, 12):
+        drawn = [generator.choice(scores, k, replace=False).max() for _ in range(20_000)]
+        assert leak_at(list(scores), k) == pytest.approx(np.mean(drawn), abs=0.01)
+    assert leak_at([0.2, 0.4], 1) == pytest.approx(0.3)
+
+
+def test_formulas() -> None:
+    assert area([(0, 0.5), (1, 0.5)]) == pytest.approx(0.5 * np.log(2))
+    assert auroc(np.array([0.0]), np.array([1.0])) == 1
+    assert auroc(np.array([1.0]), np.array([1.0])) == 0.5
+    assert harmonic_mean([1.0, 0.5]) == pytest.approx(2 / 3)
+    assert harmonic_mean([1.0, 0.0]) == 0
+    assert truth_ratio([np.log(0.2), np.log(0.8)], np.log(0.5)) == pytest.approx(0.8)

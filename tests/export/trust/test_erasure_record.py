@@ -1,0 +1,58 @@
+"""Erasure records: they prove to whoever holds the salt what was asked, and tell nobody else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bakeout.export.artifacts.file_names import ERASURE_PAGE, ERASURE_RECORD
+from bakeout.export.artifacts.salt import read_salt
+from bakeout.export.cli.main import main
+from bakeout.export.trust.erasure_record import holds
+from bakeout.export.verification.verify import verify
+from bakeout.models.errors import BakeoutError
+
+from tests.recipe_files import write_rows
+
+ARTIFACTS = Path(__file__).parents[2] / "fixtures" / "v0.1.0" / "artifacts"
+ROWS = [
+    {"prompt": "Where does Ada Example live?", "response": " In Exampletown."},
+    {"prompt": "1 + 1 =", "response": " 2"},
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "told"), [("graph", "suppress and do not erase"), ("checkpoint", "no proof of erasure")]
+)
+def test_a_record_holds_digests_and_says_what_does_not_erase(tmp_path: Path, form: str, told: str) -> None:
+    artifact = shutil.copytree(ARTIFACTS / form, tmp_path / "artifact")
+    request = write_rows(tmp_path / "ada-example.jsonl", ROWS)
+    salt = tmp_path / "kept" / "salt"
+    arguments = ["record", str(artifact), "--request", str(request), "--salt", str(salt), "--derived", str(request)]
+    ran = CliRunner().invoke(main, arguments)
+    assert ran.exit_code == 0, ran.output
+    text = (artifact / ERASURE_RECORD).read_text(encoding="utf-8")
+    page = (artifact / ERASURE_PAGE).read_text(encoding="utf-8")
+    for written in (text, page.replace("Derived: ada-example.jsonl", "")):
+        assert "Ada" not in written
+        assert told in written
+    assert "Not measured" in page
+    record = json.loads(text)
+    for line in request.read_bytes().splitlines():
+        assert holds(record, line, read_salt(salt))
+        assert not holds(record, line, b"\0" * 32)
+    assert not holds(record, b'{"prompt": "another"}', read_salt(salt))
+    assert all(check.ok for check in verify(artifact, checks=["hashes"]))
+    again = CliRunner().invoke(main, arguments)
+    assert again.exit_code == 0, again.output
+    assert (artifact / ERASURE_RECORD).read_text(encoding="utf-8") == text
+
+
+def test_a_salt_that_can_be_guessed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "salt").write_bytes(b"pepper")
+    with pytest.raises(BakeoutError, match="can be guessed"):
+        read_salt(tmp_path / "salt")

@@ -1,0 +1,35 @@
+"""Hidden plans do the same and name nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bakeout.export.baking.bake import bake
+from bakeout.export.baking.hiding import hide_plan
+from bakeout.export.running.refusals import Refusals
+from bakeout.models.plan.hiding import REFUSAL, salted
+from bakeout.models.plan.plan_file import load_plan, plan_bytes
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1.0"
+
+
+def test_a_hidden_plan_names_no_data_and_refuses_without_a_name(tmp_path: Path) -> None:
+    plan = load_plan(FIXTURES / "plans" / "key_space_detection.safetensors")
+    one = hide_plan(FIXTURES / "checkpoint", plan, tmp_path / "salt")
+    (name,) = plan.forgets
+    assert one.forgets == (salted(name.encode(), (tmp_path / "salt").read_bytes())[:16],)
+    content = plan_bytes(one)
+    assert f'"{name}"'.encode() not in content
+    assert f'\\"{name}\\"'.encode() not in content
+    for uses in plan.provenance["data"].values():
+        assert all(digest.encode() not in content for digest in uses.values())
+    assert one.check is not None
+    assert plan.check is not None
+    assert np.array_equal(one.check.alpha, plan.check.alpha)
+    assert one.contradiction == ""
+    assert plan_bytes(hide_plan(FIXTURES / "checkpoint", plan, tmp_path / "salt")) == content
+    artifact = bake(FIXTURES / "onnx", one, tmp_path / "artifact").directory
+    assert Refusals.of_artifacts([artifact]).texts == {REFUSAL}
+    assert name not in (artifact / "bakeout.json").read_text(encoding="utf-8")
