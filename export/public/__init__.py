@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from bakeout.export.recipes.recipe import load_recipe as load_recipe
     from bakeout.export.running.runner import Runner as Runner
     from bakeout.functions import bake as bake
+    from bakeout.functions import certify as certify
     from bakeout.functions import evaluate as evaluate
     from bakeout.functions import fit as fit
+    from bakeout.functions import sign as sign
     from bakeout.functions import verify as verify
     from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions as ChatTemplateOptions
     from bakeout.models.errors import BakeoutError as BakeoutError
@@ -72,6 +74,7 @@ _DEFINED_IN = {
     "Track": "bakeout.models.progress",
     "UnlearnOptions": f"{_METHODS}.unlearn.options",
     "bake": "bakeout.functions",
+    "certify": "bakeout.functions",
     "combine": "bakeout.plans",
     "evaluate": "bakeout.functions",
     "export_adapter": "bakeout.plans",
@@ -80,6 +83,7 @@ _DEFINED_IN = {
     "load_plan": "bakeout.models.plan.plan_file",
     "load_recipe": "bakeout.export.recipes.recipe",
     "method": f"{_METHODS}.registry",
+    "sign": "bakeout.functions",
     "verify": "bakeout.functions",
 }
 
@@ -102,6 +106,7 @@ __all__ = [
     "UnlearnOptions",
     "__version__",
     "bake",
+    "certify",
     "combine",
     "evaluate",
     "export_adapter",
@@ -110,6 +115,7 @@ __all__ = [
     "load_plan",
     "load_recipe",
     "method",
+    "sign",
     "verify",
 ]
 

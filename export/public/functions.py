@@ -1,4 +1,4 @@
-"""What can be done with models, recipes, plans and artifacts: fit, bake, verify, evaluate.
+"""What can be done with models, recipes, plans and artifacts: fit, bake, verify, evaluate, certify, sign.
 
 Models are given as paths, hub ids, artifacts, or as transformers models that are in memory already; rows as paths or
 lists of dicts. Progress goes to ``track``, which by default logs it to the logger ``bakeout``; nothing is printed. What
@@ -28,6 +28,7 @@ from bakeout.models.progress import Track, logged
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from bakeout.export.certificate.figures import Certificate
     from bakeout.export.evaluation.evaluate import NamedData
     from bakeout.export.evaluation.graders.registry import GradeLike
     from bakeout.export.evaluation.rows import Evaluation
@@ -282,6 +283,77 @@ def evaluate(
             options=_evaluate_options(options, batch_size),
             track=track,
         )
+
+
+@_naming_extras
+def certify(
+    artifact: PathLike,
+    base: Model,
+    forget: Mapping[str, RowsLike] | Sequence[PathLike],
+    retain: Mapping[str, RowsLike] | Sequence[PathLike],
+    *,
+    strangers: Mapping[str, RowsLike] | Sequence[PathLike] = (),
+    fitted: Mapping[str, RowsLike] | Sequence[PathLike] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    grade: GradeLike | Mapping[str, GradeLike] | None = None,
+    quick: bool = False,
+    journal: PathLike | None = None,
+    track: Track = logged,
+) -> Certificate:
+    """Run the protocol of forgetting on an artifact, and write its certificate into it: `certificate.json`, model card.
+
+    ``forget``, ``retain``: fresh rows with prompts and responses, as of ``evaluate``, and so is ``grade``;
+    ``strangers``: prompts that the recipe names nowhere; ``fitted``: rows that the plan was fitted on. ``quick``: fewer
+    rows, prompts and steps. ``journal``: a file of the steps done, from which a run that was cut goes on.
+
+    >>> certificate = bakeout.certify(  # doctest: +SKIP
+    ...     "unlearned", checkpoint, {"math": rows}, {"german": german_rows}, quick=True
+    ... )
+    >>> [one.name for one in certificate.figures if one.section == "leak"]  # doctest: +SKIP
+    ['Leak@1', 'Leak@8', 'Leak@64', 'prompts that the graph refuses whatever is drawn']
+
+    Raises ``BakeoutError`` for what cannot be read or run; what was not measured is in the certificate.
+    """
+    from bakeout.export.certificate.certify import certify as certify_artifact
+    from bakeout.export.certificate.protocol import FULL, QUICK
+    from bakeout.export.evaluation.evaluate import data_names
+    from bakeout.export.evaluation.graders.registry import graders_of
+
+    given = [_named(rows) if rows else {} for rows in (forget, retain, strangers, fitted)]
+    names = [name for rows in given[:2] if rows for name in data_names(rows)]
+    with _on_disk(base, tokenizer) as source:
+        return certify_artifact(
+            Path(artifact),
+            source,
+            given[0],
+            given[1],
+            strangers=given[2],
+            fitted=given[3],
+            grades=graders_of(grade, names),
+            protocol=QUICK if quick else FULL,
+            journal=None if journal is None else Path(journal),
+            track=track,
+        )
+
+
+@_naming_extras
+def sign(
+    artifact: PathLike, key: PathLike, *, certificate: PathLike | None = None, chain: Sequence[PathLike] = ()
+) -> Path:
+    """Sign an artifact, or any file, through OpenSSF Model Signing, and give the path of the signature.
+
+    ``key``: an elliptic curve's private key, in PEM; ``certificate``: the signing certificate of that key, with the
+    certificates in ``chain`` between it and the root. ``verify`` checks signatures, and so does ``model_signing``.
+
+    >>> bakeout.sign("unlearned", "signing.key").name
+    'model.sig'
+
+    Raises ``BakeoutError`` for files that are no such keys or certificates.
+    """
+    from bakeout.export.trust.signature import sign as sign_path
+
+    named = None if certificate is None else Path(certificate)
+    return sign_path(Path(artifact), Path(key), certificate=named, chain=[Path(one) for one in chain])
 
 
 def _evaluate_options(options: EvaluateOptions | Mapping[str, Any] | None, batch_size: int) -> EvaluateOptions:

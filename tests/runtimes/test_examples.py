@@ -12,6 +12,8 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from ruamel.yaml import YAML
 
 from tests.recipe_files import write_recipe
@@ -131,19 +133,29 @@ def test_the_workflow_is_pinned() -> None:
 
 
 def test_the_workflows_commands(llama_checkpoint: Path, tmp_path: Path) -> None:
-    """All but the installation, on a tiny model's recipe."""
+    """All but the installation, on a tiny model's recipe, one step after the other."""
     shutil.copytree(llama_checkpoint, tmp_path / "model")
     write_recipe(tmp_path, "model")
-    variables = {name: str(value) for name, value in workflow()["env"].items()}
+    shutil.copyfile(tmp_path / "data" / "sums.test.jsonl", tmp_path / "data" / "forget.jsonl")
+    shutil.copyfile(tmp_path / "data" / "names.test.jsonl", tmp_path / "data" / "retain.jsonl")
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    variables = {name: str(value) for name, value in workflow()["env"].items()} | {"SIGNING_KEY": key.decode()}
     summary = tmp_path / "summary.md"
     for step in workflow()["jobs"]["artifact"]["steps"]:
         if "run" in step and step["name"] != "Install":
             # As GitHub runs them.
             script = f"set -eo pipefail\n{step['run']}"
             run(script, tmp_path, tmp_path, **variables, GITHUB_STEP_SUMMARY=str(summary))
-    assert re.fullmatch(r"sha256 of bakeout.json: `[0-9a-f]{64}`\n", summary.read_text(encoding="utf-8"))
-    upload = workflow()["jobs"]["artifact"]["steps"][-1]["with"]["path"]
-    assert (tmp_path / upload / "model.onnx").is_file()
+    told = summary.read_text(encoding="utf-8")
+    assert re.match(r"sha256 of bakeout.json: `[0-9a-f]{64}`\n", told)
+    assert "Leak@64" in told
+    assert not (tmp_path / "signing.key").exists()
+    uploads = workflow()["jobs"]["artifact"]["steps"][-1]["with"]["path"].split()
+    assert all((tmp_path / upload).exists() for upload in uploads)
+    for name in ("model.onnx", "certificate.json", "model.sig"):
+        assert (tmp_path / uploads[0] / name).is_file()
 
 
 def workflow() -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import bakeout
 from bakeout.models.skills import checkpoint_directory
@@ -36,6 +38,8 @@ SESSION = [
     "Artifact",
     "verify",
     "evaluate",
+    "certify",
+    "sign",
     "Runner",
     "BakeoutError",
 ]
@@ -65,6 +69,9 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     names["control_plan"] = bakeout.import_plan("direction.safetensors", names["checkpoint"], layers=[1])
     lines = "".join(json.dumps(row) + "\n" for row in names["rows"])
     Path("math.test.jsonl").write_text(lines, encoding="utf-8")
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    Path("signing.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *private))
     recipe = {
         "model": names["checkpoint"],
         "data": {"math": {"probe": names["math_rows"]}, "german": {"probe": names["german_rows"]}},

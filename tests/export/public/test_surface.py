@@ -31,6 +31,7 @@ SURFACE = [
     "UnlearnOptions",
     "__version__",
     "bake",
+    "certify",
     "combine",
     "evaluate",
     "export_adapter",
@@ -39,6 +40,7 @@ SURFACE = [
     "load_plan",
     "load_recipe",
     "method",
+    "sign",
     "verify",
 ]
 # What `import bakeout` may not load, and what nobody needs for plans and recipes.
