@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST
+from bakeout.export.artifacts.certificate_file import read_certificate
+from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.inspection import inspect
 from bakeout.export.report.drawings import neurons, percent, sections
 from bakeout.export.report.evaluation_file import read_evaluation
@@ -25,7 +26,6 @@ from bakeout.export.report.figures_file import (
 )
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
-from bakeout.models.files.json_object import read_json
 from bakeout.models.files.writing import require_new, write_file
 from bakeout.models.printable import printable
 
@@ -100,7 +100,7 @@ def _artifact(directory: Path, number: int) -> dict[str, Any]:
         "size": sum(entry["size"] for entry in inspection.files.values()),
         "has_recipe": (directory / "recipe.yaml").is_file(),
         "forgotten": list(plan.forgets),
-        "certificate": read_json(directory / CERTIFICATE),
+        "certificate": read_certificate(directory),
         "plots": [
             neurons(adjustment, f"a{number}n{index}")
             for index, intervention in enumerate(plan.interventions)

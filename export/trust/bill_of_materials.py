@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bakeout.export.artifacts.certificate_file import read_certificate
 from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST, PLAN
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.titles import described
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
-from bakeout.models.files.json_object import read_json
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import load_plan
 
@@ -85,7 +85,7 @@ def bill_text(content: Mapping[str, Any]) -> str:
 def _model(directory: Path, plan: Plan, license: str | None, data: Sequence[str]) -> Json:
     names = [*(f"without {name}" for name in plan.forgets), *(f"with {name}" for name in plan.learns)]
     digest = hash_file(directory / MANIFEST)
-    certificate = read_json(directory / CERTIFICATE) if (directory / CERTIFICATE).is_file() else None
+    certificate = read_certificate(directory)
     return {
         "bom-ref": _MODEL,
         "type": "machine-learning-model",
@@ -111,7 +111,7 @@ def _model(directory: Path, plan: Plan, license: str | None, data: Sequence[str]
                 {
                     "bakeout:metrics": "none: bakeout certify has not measured this artifact"
                     if certificate is None
-                    else f"{CERTIFICATE}, protocol {certificate.get('protocol', {}).get('version')}"
+                    else f"{CERTIFICATE}, protocol {certificate['protocol']['version']}"
                 }
             ),
         },
@@ -161,7 +161,7 @@ def _data(data: Mapping[str, Mapping[str, str]]) -> Iterator[Json]:
 
 def _metrics(certificate: Mapping[str, Any] | None) -> Iterator[Json]:
     """The certificate's figures, each with its interval and what it was measured on."""
-    for figure in (certificate or {}).get("figures", []):
+    for figure in (certificate or {"figures": []})["figures"]:
         metric: Json = {"type": figure["name"], "value": f"{figure['value']:.6g}", "slice": figure["slice"]}
         if figure.get("interval"):
             low, high = figure["interval"]

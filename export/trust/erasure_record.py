@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bakeout.export.artifacts.certificate_file import read_certificate
 from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST, PLAN
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.models.data.row_source import Source, source_lines
 from bakeout.models.files.hashing import hash_file
-from bakeout.models.files.json_object import read_json
 from bakeout.models.plan import Plan
 from bakeout.models.plan.hiding import salted
 from bakeout.models.plan.plan_file import load_plan
@@ -128,14 +128,13 @@ def _statements(plan: Plan) -> Iterator[str]:
 
 
 def _measured(directory: Path) -> dict[str, Any] | None:
-    path = directory / CERTIFICATE
-    if not path.is_file():
+    certificate = read_certificate(directory)
+    if certificate is None:
         return None
-    certificate = read_json(path)
-    precisions = dict.fromkeys(str(one["precision"]) for one in certificate.get("figures", []))
+    precisions = dict.fromkeys(one["precision"] for one in certificate["figures"])
     return {
-        "sha256": hash_file(path),
-        "protocol": certificate.get("protocol", {}).get("version"),
+        "sha256": hash_file(directory / CERTIFICATE),
+        "protocol": certificate["protocol"]["version"],
         "precisions": list(precisions),
     }
 

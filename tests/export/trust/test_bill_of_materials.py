@@ -69,8 +69,15 @@ def test_the_same_artifact_gives_the_same_bytes_wherever_it_lies(artifact: Path,
 def test_figures_are_those_of_the_certificate(artifact: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(artifact, tmp_path / "artifact")
     assert "has not measured" in json.dumps(bill_of_materials(copy))
-    figure = {"name": "accuracy", "slice": "sums", "value": 0.25, "interval": [0.125, 0.5]}
-    (copy / CERTIFICATE).write_text(json.dumps({"protocol": {"version": 1}, "figures": [figure]}))
+    figure = {"section": "answers", "name": "accuracy", "slice": "sums", "value": 0.25, "interval": [0.125, 0.5]}
+    certificate = {
+        "protocol": {"version": 1, "name": "full", "seed": 0},
+        "runtime": {"name": "ONNX Runtime"},
+        "figures": [{**figure, "precision": "fp32", "n": 8}],
+        "not_measured": [],
+        "statements": [],
+    }
+    (copy / CERTIFICATE).write_text(json.dumps(certificate))
     content = bill_of_materials(copy)
     assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bill_text(content)) is None
     assert content["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"] == [
@@ -81,6 +88,13 @@ def test_figures_are_those_of_the_certificate(artifact: Path, tmp_path: Path) ->
             "confidenceInterval": {"lowerBound": "0.125", "upperBound": "0.5"},
         }
     ]
+
+
+def test_what_is_no_certificate_is_refused(artifact: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(artifact, tmp_path / "artifact")
+    (copy / CERTIFICATE).write_text(json.dumps({"figures": [{"name": 1}]}))
+    with pytest.raises(BakeoutError, match="is no certificate"):
+        bill_of_materials(copy)
 
 
 def test_what_is_not_valid_is_not_written(artifact: Path) -> None:
