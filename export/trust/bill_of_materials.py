@@ -162,7 +162,8 @@ def _data(data: Mapping[str, Mapping[str, str]]) -> Iterator[Json]:
 def _metrics(certificate: Mapping[str, Any] | None) -> Iterator[Json]:
     """The certificate's figures, each with its interval and what it was measured on."""
     for figure in (certificate or {"figures": []})["figures"]:
-        metric: Json = {"type": figure["name"], "value": f"{figure['value']:.6g}", "slice": figure["slice"]}
+        part = f"{figure['section']}: {figure['slice']}, {figure['precision']}"
+        metric: Json = {"type": figure["name"], "value": f"{figure['value']:.6g}", "slice": part}
         if figure.get("interval"):
             low, high = figure["interval"]
             metric["confidenceInterval"] = {"lowerBound": f"{low:.6g}", "upperBound": f"{high:.6g}"}

@@ -124,7 +124,7 @@ def test_leaks_grow_with_the_number_of_answers(certified: Certified) -> None:
 def test_two_questions_and_thoughts_are_asked(certified: Certified) -> None:
     assert {one["name"] for one in certified.figures("BLUR")} == {"forget part right", "retain part right", "refused"}
     forms = {one["slice"].partition(", ")[2] for one in certified.figures("attacks")}
-    assert {"none", "case", "zero_think", "less_think", "think"} <= forms
+    assert {"none", "punctuation", "zero_think", "less_think", "think"} <= forms
 
 
 def test_relearning_is_a_curve_with_its_area(certified: Certified) -> None:

@@ -83,7 +83,7 @@ def test_figures_are_those_of_the_certificate(artifact: Path, tmp_path: Path) ->
     assert content["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"] == [
         {
             "type": "accuracy",
-            "slice": "sums",
+            "slice": "answers: sums, fp32",
             "value": "0.25",
             "confidenceInterval": {"lowerBound": "0.125", "upperBound": "0.5"},
         }
