@@ -18,7 +18,6 @@ from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.forms.forms import WAYS_OF_RUNNING
 from bakeout.models.data.forms.kinds import KINDS, SYSTEM_PROMPTS, Kind
-from bakeout.models.data.forms.turns import Turn
 from bakeout.models.data.prompt_rows import (
     PromptRow,
     read_prompt_rows,
