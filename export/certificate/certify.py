@@ -14,20 +14,20 @@ from bakeout.export.artifacts.additions import add_files
 from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.model_source import find_graph, local_form
-from bakeout.export.certificate.answers import other_precisions, own_precision
-from bakeout.export.certificate.attacks import forms, mixed_questions
+from bakeout.export.certificate.card_section import with_section
 from bakeout.export.certificate.figures import Certificate, NotMeasured, Section
-from bakeout.export.certificate.give_away import give_away
-from bakeout.export.certificate.journal import Journal
-from bakeout.export.certificate.leak import leaks
 from bakeout.export.certificate.measuring import Data, Measuring
 from bakeout.export.certificate.models import Models
-from bakeout.export.certificate.page import with_section
 from bakeout.export.certificate.protocol import FULL, Protocol
-from bakeout.export.certificate.relearning import relearning
+from bakeout.export.certificate.sections.answers import other_precisions, own_precision
+from bakeout.export.certificate.sections.attacks import forms, mixed_questions
+from bakeout.export.certificate.sections.give_away import give_away
+from bakeout.export.certificate.sections.leak import leaks
+from bakeout.export.certificate.sections.relearning import relearning
+from bakeout.export.certificate.sections.tofu import Part, has_wrong_answers, summary, tofu
+from bakeout.export.certificate.sections.utility import EVERYDAY_NAME, everyday, utility
 from bakeout.export.certificate.statements import statements
-from bakeout.export.certificate.tofu import Part, has_wrong_answers, summary, tofu
-from bakeout.export.certificate.utility import EVERYDAY_NAME, everyday, utility
+from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.evaluation.grading import EXACT_GRADER

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.export.certificate.journal import Journal
 from bakeout.export.certificate.models import Models, Which
 from bakeout.export.certificate.protocol import Precision, Protocol
+from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Grader
 from bakeout.export.evaluation.grading import Graded, grade
 from bakeout.export.recipes.evaluation import EvaluateOptions

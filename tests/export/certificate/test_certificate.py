@@ -14,12 +14,12 @@ import pytest
 
 from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, SIGNATURE
 from bakeout.export.certificate.certify import TOFU, TOFU_SUMMARY, certify
-from bakeout.export.certificate.give_away import auroc
-from bakeout.export.certificate.journal import Journal
-from bakeout.export.certificate.leak import leak_at
 from bakeout.export.certificate.protocol import QUICK, VERSION
-from bakeout.export.certificate.relearning import area
-from bakeout.export.certificate.tofu import harmonic_mean, truth_ratio
+from bakeout.export.certificate.sections.give_away import auroc
+from bakeout.export.certificate.sections.leak import leak_at
+from bakeout.export.certificate.sections.relearning import area
+from bakeout.export.certificate.sections.tofu import harmonic_mean, truth_ratio
+from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.verification.verify import verify
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
@@ -35,6 +35,7 @@ class Certified:
     """An artifact with its certificate, the data, and the journal."""
 
     artifact: Path
+    base: Path
     forget: Path
     retain: Path
     journal: Path
@@ -50,7 +51,17 @@ class Certified:
 
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
-    directory = tmp_path_factory.mktemp("certificate")
+    """The base model is an ONNX graph: no fp16 can be made of it, and nothing be trained."""
+    return _certified(tmp_path_factory.mktemp("certificate"), FIXTURES / "onnx")
+
+
+@pytest.fixture(scope="module")
+def with_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Certified:
+    """The base model is a checkpoint: everything is measured."""
+    return _certified(tmp_path_factory.mktemp("certificate"), FIXTURES / "checkpoint")
+
+
+def _certified(directory: Path, base: Path) -> Certified:
     artifact = shutil.copytree(FIXTURES / "artifacts" / "mixed", directory / "artifact")
     (artifact / SIGNATURE).write_text("{}")
     rows = [
@@ -64,10 +75,10 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
     ]
     forget = write_rows(directory / "sums.jsonl", rows)
     names = [{"prompt": f"Who is number {n}?", "response": f" Somebody {n * n}."} for n in range(6)]
-    one = Certified(artifact, forget, write_rows(directory / "names.jsonl", names), directory / "journal")
+    one = Certified(artifact, base, forget, write_rows(directory / "names.jsonl", names), directory / "journal")
     certify(
         artifact,
-        FIXTURES / "checkpoint",
+        base,
         [one.forget],
         [one.retain],
         fitted={"fitted": write_rows(directory / "f.jsonl", rows[:4])},
@@ -105,11 +116,25 @@ def test_every_figure_names_what_it_depends_on(certified: Certified) -> None:
             assert low - 1e-9 <= figure["value"] <= high + 1e-9
 
 
-def test_each_precision_is_measured_beside_the_base_model(certified: Certified) -> None:
-    measured = {one["precision"] for one in certified.figures("precisions")} | {
-        one["name"].removeprefix("Q-").lower() for one in certified.content["not_measured"]
-    }
-    assert {"fp16", "int8", "int4"} <= measured
+def test_what_no_graph_can_be_made_of_is_told(certified: Certified) -> None:
+    told = {one["name"]: one["why"] for one in certified.content["not_measured"]}
+    assert "none in fp16 can be made" in told["Q-FP16"]
+    assert "checkpoint" in told["relearning"]
+    assert "checkpoint" in told["membership of candidate queries"]
+
+
+@pytest.mark.slow
+def test_each_precision_is_measured_beside_the_base_model(with_checkpoint: Certified) -> None:
+    assert {one["precision"] for one in with_checkpoint.figures("precisions")} >= {"fp16", "int8", "int4"}
+    _have_base_figures(with_checkpoint)
+
+
+def test_int8_and_int4_are_made_of_a_graph(certified: Certified) -> None:
+    assert {one["precision"] for one in certified.figures("precisions")} == {"int8", "int4"}
+    _have_base_figures(certified)
+
+
+def _have_base_figures(certified: Certified) -> None:
     accuracy = [one for one in certified.figures("precisions") if one["name"] == "accuracy"]
     assert accuracy
     assert all("base" in one for one in accuracy)
@@ -127,9 +152,18 @@ def test_two_questions_and_thoughts_are_asked(certified: Certified) -> None:
     assert {"none", "punctuation", "zero_think", "less_think", "think"} <= forms
 
 
-def test_relearning_is_a_curve_with_its_area(certified: Certified) -> None:
-    curve = certified.figures("relearning")
+@pytest.mark.slow
+def test_relearning_is_a_curve_with_its_area(with_checkpoint: Certified) -> None:
+    curve = with_checkpoint.figures("relearning")
+    assert any(one["name"] == "area under probability per token ÷ base's" for one in curve)
     assert {step for one in curve for step in (0, 1, 2) if f", {step} steps" in one["slice"]} == {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_regions_tell_queries_apart(with_checkpoint: Certified) -> None:
+    figures = {one["name"]: one for one in with_checkpoint.figures("what the plan gives away")}
+    assert 0 <= figures["the rows: AUROC"]["value"] <= 1
+    assert figures["the skill: AUROC"]["n"] == 4 + 4 + 4
 
 
 def test_the_artifact_verifies_with_what_was_written(certified: Certified) -> None:
@@ -160,7 +194,7 @@ def test_a_run_that_was_cut_goes_on_and_gives_the_same(certified: Certified, tmp
     fitted = {"fitted": certified.forget.parent / "f.jsonl"}
     certify(
         artifact,
-        FIXTURES / "checkpoint",
+        certified.base,
         [certified.forget],
         [certified.retain],
         fitted=fitted,
