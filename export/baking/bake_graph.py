@@ -138,7 +138,7 @@ def write_baked_graph(
 def _variant(base: GraphBase, options: BakeOptions) -> str:
     """Which variant of the model the baked graph is, by the names of public repositories."""
     if options.quantize:
-        return options.quantize
+        return "q4" if options.quantize == "int4" else options.quantize
     return options.dtype if base.exported else variant_of(base.graph.name)
 
 

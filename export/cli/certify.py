@@ -12,7 +12,7 @@ from bakeout.export.cli.console import emit_json, emit_table, progress, show
 from bakeout.export.cli.grades import graders
 from bakeout.export.cli.options import PATH, json_output
 
-_DATA = {"type": PATH, "multiple": True}
+_DATA: dict[str, Any] = {"type": PATH, "multiple": True}
 
 
 @click.command()

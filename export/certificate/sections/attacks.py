@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def forms(measuring: Measuring) -> Section:
         by_model: dict[Which, dict[str, _Counts]] = {
             which: measuring.journal.step(
                 f"attacks {which} {data.name}",
-                lambda which=which, data=data, grader=grader: _attacked(measuring, which, data, grader),
+                partial(_attacked, measuring, which, data, grader),
             )
             for which in MODELS
         }
@@ -72,7 +73,7 @@ def mixed_questions(measuring: Measuring) -> Section:
         by_model = {
             which: measuring.journal.step(
                 f"mixed {which} {data.name}",
-                lambda which=which, data=data, kept=kept: _mixed(measuring, which, data, kept),
+                partial(_mixed, measuring, which, data, kept),
             )
             for which in MODELS
         }

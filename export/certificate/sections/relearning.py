@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +38,7 @@ def relearning(measuring: Measuring) -> Section:
         trained_on = {"other rows to forget": data, **({"rows to keep": kept[0]} if kept else {})}
         for name, other in trained_on.items():
             curve = measuring.journal.step(
-                f"relearning {data.name} {other.name}", lambda data=data, other=other: _curve(measuring, data, other)
+                f"relearning {data.name} {other.name}", partial(_curve, measuring, data, other)
             )
             if not curve:
                 needed = measuring.protocol.relearn_rows

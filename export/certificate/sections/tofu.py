@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -52,7 +53,7 @@ def tofu(
     missing: list[NotMeasured] = []
     for part, data in parts.items():
         try:
-            metrics |= measuring.journal.step(f"tofu {part}", lambda part=part, data=data: _part(measuring, part, data))
+            metrics |= measuring.journal.step(f"tofu {part}", partial(_part, measuring, part, data))
         except (BakeoutError, ModuleNotFoundError) as error:
             missing.append(NotMeasured(_SECTION, f"metrics of {data.name}", str(error)))
     kept = [
@@ -97,15 +98,15 @@ def _forget_quality(metrics: dict[str, Metric], reference: Mapping[str, Any] | N
     if reference is None:
         why = "it needs the metrics of a model that never saw what is forgotten (`tofu_reference`)"
         return [NotMeasured(_SECTION, "forget_quality", why)]
-    ratios = [
-        [row["score"] for row in one["value_by_index"].values() if row is not None]
+    scores, others = (
+        [float(row["score"]) for row in one["value_by_index"].values() if row is not None]
         for one in (own, reference["forget_truth_ratio"])
-    ]
-    if not all(ratios):
+    )
+    if not scores or not others:
         return [NotMeasured(_SECTION, "forget_quality", "every row is refused, so that there is no Truth Ratio")]
     from scipy.stats import ks_2samp
 
-    metrics["forget_quality"] = {"agg_value": float(ks_2samp(*ratios).pvalue)}
+    metrics["forget_quality"] = {"agg_value": float(ks_2samp(scores, others).pvalue)}
     return []
 
 

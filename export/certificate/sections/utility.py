@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from bakeout.export.certificate.figures import Figure, NotMeasured, Section
@@ -34,7 +35,7 @@ def utility(measuring: Measuring) -> Section:
     missing: list[NotMeasured] = []
     for data in measuring.of("retain"):
         try:
-            row = measuring.journal.step(f"text {data.name}", lambda data=data: _text(measuring, data))
+            row = measuring.journal.step(f"text {data.name}", partial(_text, measuring, data))
         except BakeoutError as error:
             missing.append(NotMeasured("utility", f"perplexity on {data.name}", error.cause))
             continue
@@ -62,9 +63,7 @@ def utility(measuring: Measuring) -> Section:
         why = "the plan holds no check, so that nothing is refused"
         return Section(figures, [*missing, NotMeasured("utility", "over-refusal", why)])
     for data in measuring.of("retain", "stranger"):
-        refused: Sequence[bool] = measuring.journal.step(
-            f"refused {data.name}", lambda data=data: _refused(measuring, data)
-        )
+        refused: Sequence[bool] = measuring.journal.step(f"refused {data.name}", partial(_refused, measuring, data))
         figures.append(
             Figure(
                 "utility",
