@@ -285,7 +285,7 @@ def evaluate(
         )
 
 
-@_naming_extras
+@naming_extras
 def certify(
     artifact: PathLike,
     base: Model,
@@ -336,7 +336,7 @@ def certify(
         )
 
 
-@_naming_extras
+@naming_extras
 def sign(
     artifact: PathLike, key: PathLike, *, certificate: PathLike | None = None, chain: Sequence[PathLike] = ()
 ) -> Path:
