@@ -39,7 +39,7 @@ def test_files_that_are_no_part_of_it_are_in_the_way(outputs: dict[str, Path], t
     with pytest.raises(BakeoutError, match=r"tuned\.yaml exists already"):
         write_outputs(tmp_path, outputs, {**CONTENTS, "recipe": "model: y\n"})
     assert not outputs["figures"].exists()
-    outputs["recipe"].write_text("model: y\n")
+    outputs["recipe"].write_text("model: of the user\n")
     with pytest.raises(BakeoutError, match=r"tuned\.yaml exists already"):
         require_new_outputs(tmp_path, outputs)
     outputs["recipe"].unlink()
