@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from bakeout.models.files.disk_room import require_space
 from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from bakeout.export.recipes.bake_options import DType
@@ -47,11 +48,11 @@ def export_checkpoint(
         # The default attention's mask is float32 in a trace, and would make everything behind it float32.
         model.set_attn_implementation("eager")
         _require_finite(model, tried_on)
-    # Once as torch writes it, tied weights apart, once more with the weights in one file.
-    require_space(directory, 2 * _BYTES[dtype] * sum(weight.numel() for weight in model.state_dict().values()))
+    require_space(directory, _BYTES[dtype] * sum(weight.numel() for weight in model.state_dict().values()))
     with scratch_directory(directory) as exported:
-        export_with_optimum(model, exported, checkpoint, dtype)
+        weights = export_with_optimum(model, exported, checkpoint, dtype)
         graph = load_graph(exported / GRAPH)
+        _attach(weights, graph.graph)
         tie_weights(graph.graph)
         _bound_mask(graph)
         ir.save(graph, directory / GRAPH, external_data=DATA)
@@ -61,6 +62,15 @@ def export_checkpoint(
         copy_companions([path for path in companion_files(exported) if companion_name(path) not in names], directory)
         copy_companions(own, directory)
     return directory / GRAPH
+
+
+def _attach(weights: Mapping[str, Tensor], graph: ir.Graph) -> None:
+    """Make initialisers of the inputs that are ``weights``, whose memory they share."""
+    for value in list(graph.inputs):
+        if (weight := weights.get(str(value.name))) is not None:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(weight.detach(), name=value.name)
+            graph.register_initializer(value)
 
 
 def _require_finite(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from bakeout.export.recipes.bake_options import DType
@@ -38,15 +40,17 @@ _EXPORT_FAILS = (
 )
 
 
-def export_with_optimum(model: PreTrainedModel, directory: Path, checkpoint: Path, dtype: DType) -> None:
-    """Write the graph of ``model``, with a KV cache, and its configuration into ``directory``.
+def export_with_optimum(model: PreTrainedModel, directory: Path, checkpoint: Path, dtype: DType) -> dict[str, Tensor]:
+    """Write the graph of ``model``, with a KV cache, and its configuration into ``directory``; return its weights.
 
+    The graph has its weights among its inputs, by the names of what is returned. These are the model's own memory, or
+    views of it, but for what the exporter computed of them: torch and optimum themselves would hold them four times.
     Raises ``BakeoutError`` where optimum cannot; the errors name ``checkpoint`` and ``dtype``.
     """
     from optimum.exporters.onnx import onnx_export_from_model
 
     try:
-        with _quiet():
+        with _quiet(), _weights_apart() as weights:
             onnx_export_from_model(model, output=directory, task=_TASK, do_validation=False, no_post_process=True)
     except _EXPORT_FAILS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -55,6 +59,33 @@ def export_with_optimum(model: PreTrainedModel, directory: Path, checkpoint: Pat
             ("Export in fp32, or bake" if dtype == "fp16" else "Use an architecture that optimum exports, or bake")
             + " an ONNX graph made elsewhere.",
         ) from error
+    return weights
+
+
+@contextlib.contextmanager
+def _weights_apart() -> Iterator[dict[str, Tensor]]:
+    """Let torch write no weights into graphs, and give those that it would have written, in the end, by their names."""
+    import torch
+
+    try:
+        from torch.onnx._internal.torchscript_exporter import utils
+    except ImportError:
+        # Before torch 2.9.
+        from torch.onnx import utils
+
+    weights: dict[str, Tensor] = {}
+    traced, export = utils._model_to_graph, torch.onnx.export
+
+    def keep_weights(*arguments: Any, **options: Any) -> tuple[Any, Mapping[str, Tensor], Any]:
+        graph, of_graph, outputs = traced(*arguments, **options)
+        weights.update(of_graph)
+        return graph, of_graph, outputs
+
+    utils._model_to_graph, torch.onnx.export = keep_weights, functools.partial(export, export_params=False)
+    try:
+        yield weights
+    finally:
+        utils._model_to_graph, torch.onnx.export = traced, export
 
 
 @contextlib.contextmanager

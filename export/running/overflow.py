@@ -23,7 +23,8 @@ def require_finite(graph_file: Path, prompts: Sequence[Sequence[int]]) -> None:
         return
     # As it was loaded: ONNX Runtime cannot read a tensor in an attribute that lies in a data file.
     folder = name_data_files_as_stored(graph)
-    for _, logits in Runner(graph_file, graph=graph_bytes(graph), data=folder).each_logits(prompts):
+    runner = Runner(graph_file, graph=graph_bytes(graph), data=folder, mapped=True)
+    for _, logits in runner.each_logits(prompts):
         if not np.isfinite(logits).all():
             raise overflow()
 

@@ -6,10 +6,8 @@ transformers' models; the tokenizer is loaded when it is first asked for.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, sliding_window
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
+from bakeout.export.running.session import CANNOT_RUN, cannot_run, open_session
 from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
 from bakeout.models.data.limits import Limits
@@ -41,17 +39,6 @@ _logger = logging.getLogger(__name__)
 Cache = Mapping[str, onnxruntime.OrtValue]
 
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "cache_position", *LOGITS_TO_KEEP)
-_CANNOT_RUN = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
-# The highest of ONNX Runtime's log levels.
-_FATAL = 4
 # The logits of one batch's prompts stay within a gibibyte of float32.
 _MOST_LOGITS = 1 << 28
 
@@ -77,7 +64,8 @@ class Runner:
     ``logits`` and the present ones. CUDA is used where ONNX Runtime has it; ``provider`` names the execution provider
     that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in place of the file's content: an edited
     copy, whose data files are those beside ``path``, or in the folder ``data``; ``chat_template`` chooses the template
-    of chats.
+    of chats. ``mapped`` is for few runs of large graphs: weights stay in their files, and nothing is computed of them
+    beforehand, such as float32 ones for a processor that lacks float16.
 
     >>> runner = bakeout.Runner("unlearned")
     >>> runner.answer("Now, fish and house in German?")
@@ -98,13 +86,14 @@ class Runner:
         graph: bytes | None = None,
         data: Path | None = None,
         chat_template: ChatTemplateOptions | None = None,
+        mapped: bool = False,
     ) -> None:
         self._chat_template = chat_template
         self.path = find_graph(Path(path))
         self.directory = home_of(self.path)
         ends, padding = read_end_of_text(self.directory).require(self.directory), read_padding(self.directory)
         self.end_tokens, self.padding_token = frozenset(ends), ends[0] if padding is None else padding
-        self.session = _session(self.path, threads, graph, data or self.path.parent)
+        self.session = open_session(self.path, threads, graph, data or self.path.parent, mapped=mapped)
         self.provider: str = self.session.get_providers()[0]
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
         inputs = {value.name: value for value in self.session.get_inputs()}
@@ -174,8 +163,8 @@ class Runner:
         try:
             self.session.run_with_iobinding(binding)
         # With bound inputs, a node that fails raises a plain RuntimeError.
-        except (*_CANNOT_RUN, RuntimeError) as error:
-            raise _cannot_run(self.path, error) from None
+        except (*CANNOT_RUN, RuntimeError) as error:
+            raise cannot_run(self.path, error) from None
         values = binding.get_outputs()
         others = {name: value.numpy() for name, value in zip(self._others, values[len(self._cache) :], strict=True)}
         present = {entry.past: value for entry, value in zip(self._cache, values, strict=False)}
@@ -346,25 +335,6 @@ class Runner:
         return onnxruntime.OrtValue.ortvalue_from_numpy(entry.empty(batch), self._device)
 
 
-def _session(path: Path, threads: int | None, graph: bytes | None, data: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    # Its own lines, on standard error, hold the graph's names as they are. What it raises is told.
-    options.log_severity_level = _FATAL
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    providers = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _has_nvidia_driver():
-        # The libraries that torch or the nvidia wheels bring, where the system has none.
-        onnxruntime.preload_dlls()
-        providers.insert(0, "CUDAExecutionProvider")
-    if graph is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
-    try:
-        return onnxruntime.InferenceSession(graph or path, options, providers)
-    except _CANNOT_RUN as error:
-        raise _cannot_run(path, error) from None
-
-
 def _require_known(inputs: Mapping[str, Any], path: Path) -> None:
     """Raise ``BakeoutError`` unless ``inputs``, those beside the cache, are what ``Runner.step`` feeds."""
     if MERGED in inputs:
@@ -378,17 +348,3 @@ def _require_known(inputs: Mapping[str, Any], path: Path) -> None:
             f"{path} takes {', '.join(unknown or inputs)}: not what a decoder of text takes.",
             "Export a text decoder with optimum, for the task text-generation-with-past.",
         )
-
-
-def _cannot_run(path: Path, error: Exception) -> BakeoutError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return BakeoutError(f"{path} cannot be run ({reason}).", "Copy or export the model again.")
-
-
-def _has_nvidia_driver() -> bool:
-    # ONNX Runtime's GPU package lists CUDA on any machine, and logs an error when asked for it on one without.
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True

@@ -52,8 +52,8 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
     # Where every token is checked, earlier ones can decide.
     decide = [np.vstack([of_sequence[:-1], last]) for of_sequence, last in zip(margins, measured[place], strict=True)]
     outside = np.array([float(check.nearness(tested).min()) for tested in decide]) - 1
-    sequences, runner = plan.canary.input_ids.tolist(), Runner(graph_file)
-    begun = runner.generate_with_logits(sequences, 1, batch_size=1)
+    sequences = plan.canary.input_ids.tolist()
+    begun = Runner(graph_file, mapped=True).generate_with_logits(sequences, 1, batch_size=1)
     refused = np.array([is_refused(logits[0]) for _, logits in begun])
     wrong = (np.abs(outside) > _TIE[precision]) & (refused != (outside < 0))
     if wrong.any():
@@ -72,6 +72,6 @@ def _margins(graph_file: Path, positions: Positions, input_ids: Integers) -> lis
     name = margins_name(PREFIX, positions)
     model = load_graph(graph_file)
     ObservePass([name])(model)
-    runner = Runner(graph_file, graph=graph_bytes(model))
+    runner = Runner(graph_file, graph=graph_bytes(model), mapped=True)
     seen = [runner.step(ids[None], np.ones_like(ids[None])).others[name] for ids in input_ids]
     return [margins.reshape(-1, margins.shape[-1]).astype(np.float64) for margins in seen]

@@ -48,7 +48,7 @@ def measure_graph(
     """
     model = load_graph(graph_file)
     ObservePass([_observed(receipt) for receipt in receipts])(model)
-    runner = Runner(graph_file, graph=graph_bytes(model))
+    runner = Runner(graph_file, graph=graph_bytes(model), mapped=True)
     ids = plan.canary.input_ids
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     steps = [(len(rows), runner.step(rows, np.ones_like(rows)).others) for rows in batches]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.data.padding import left_padded
+from bakeout.models.files.writing import disk_errors
 from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
@@ -151,41 +155,55 @@ def _answers(
     """Greedy text of each prompt and the logits behind it, the graph's and the reference's."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     batches = [[prompts[row] for row in order[start : start + batch]] for start in range(0, len(order), batch)]
-    runner = Runner(graph_file)
-    reference = _Reference(plan, base, runner)
-    for rows in track(batches, "comparing with the PyTorch reference", len(batches)):
+    # One after the other, as a large model and its artifact do not fit into memory together.
+    runner = Runner(graph_file, mapped=True)
+    expected = _continuations(plan, base, runner, track(batches, "running the PyTorch reference", len(batches)))
+    for rows, theirs in zip(track(batches, "comparing with it", len(batches)), expected, strict=True):
         baked = runner.generate_with_logits(rows, NEW_TOKENS, batch_size=batch)
-        for own, theirs in zip(baked, reference.generate(rows), strict=True):
-            yield *own, *theirs
+        for own, other in zip(baked, theirs, strict=True):
+            yield *own, *other
 
 
-class _Reference:
-    """The hooked base model, with the interventions in float64."""
+def _continuations(
+    plan: Plan, base: Checkpoint, runner: Runner, batches: Iterable[Sequence[Sequence[int]]]
+) -> list[list[tuple[list[int], Logits]]]:
+    """``Runner.generate_with_logits`` of the hooked base model, its interventions in float64, the logits on disk.
 
-    def __init__(self, plan: Plan, base: Checkpoint, runner: Runner) -> None:
-        self._plan = plan
-        self._model = base.load()
-        self._runner = runner
+    Of each batch the shortest prompts are first. The model is in memory no longer than this lasts.
+    """
+    import torch
 
-    def generate(self, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], Logits]]:
-        """As ``Runner.generate_with_logits``; the shortest prompts first."""
-        import torch
+    from bakeout.models.network.devices import input_device
+    from bakeout.models.network.generation import within_context
+    from bakeout.models.reference.reference_model import Reference
 
-        from bakeout.models.network.devices import input_device
-        from bakeout.models.network.generation import within_context
-        from bakeout.models.reference.reference_model import Reference
-
-        continuations = []
-        with Reference(self._model, self._plan) as reference:
-            for rows, room in within_context(range(len(prompts)), prompts, NEW_TOKENS, self._runner.limits.context):
-                padded = left_padded([prompts[row] for row in rows], self._runner.padding_token)
-                ids, mask = (torch.from_numpy(array).to(input_device(self._model)) for array in padded)
+    model = base.load()
+    of_batches = []
+    with (
+        disk_errors(Path(tempfile.gettempdir())),
+        tempfile.TemporaryFile() as file,
+        Reference(model, plan) as reference,
+    ):
+        for prompts in batches:
+            answers = []
+            for rows, room in within_context(range(len(prompts)), prompts, NEW_TOKENS, runner.limits.context):
+                padded = left_padded([prompts[row] for row in rows], runner.padding_token)
+                ids, mask = (torch.from_numpy(array).to(input_device(model)) for array in padded)
                 tokens, logits = reference.generate(ids, mask, room)
                 for row, step_logits in zip(tokens.tolist(), logits.float().cpu().numpy(), strict=True):
-                    ends = [step for step, token in enumerate(row) if token in self._runner.end_tokens]
+                    ends = [step for step, token in enumerate(row) if token in runner.end_tokens]
                     length = ends[0] + 1 if ends else len(row)
-                    continuations.append((row[:length], step_logits[:length]))
-        return continuations
+                    answers.append((row[:length], _on_disk(step_logits[:length], file)))
+            of_batches.append(answers)
+    return of_batches
+
+
+def _on_disk(values: Logits, file: IO[bytes]) -> Logits:
+    """An array at the end of a file."""
+    start = file.seek(0, os.SEEK_END)
+    file.write(values.tobytes())
+    file.flush()
+    return np.memmap(file, dtype=values.dtype, mode="r", offset=start, shape=values.shape)
 
 
 def _agreed(answer: Sequence[int], expected: Sequence[int]) -> int:

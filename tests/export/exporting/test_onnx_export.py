@@ -15,11 +15,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.exporting.optimum_exporter import export_with_optimum
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
 
-from tests.tiny_models import byte_tokenizer, random_prompts
+from tests.tiny_models import byte_tokenizer, random_prompts, tiny_model
 
 
 def _logits(graph: Path, prompt: list[int]) -> np.ndarray:
@@ -116,3 +117,12 @@ def test_an_architecture_that_cannot_be_exported_is_said_so(tmp_path: Path) -> N
     with pytest.raises(BakeoutError, match="cannot be exported") as caught:
         export_checkpoint(tmp_path / "ctrl", tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+def test_an_export_holds_weights_once(tmp_path: Path) -> None:
+    """What is written, transposed weights too, is the model's own memory; the exporter's own graph has none of it."""
+    model = tiny_model("llama")
+    weights = export_with_optimum(model, tmp_path, tmp_path, "fp32")
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    assert {weight.untyped_storage().data_ptr() for weight in weights.values()} == own
+    assert not onnx.load(tmp_path / "model.onnx").graph.initializer

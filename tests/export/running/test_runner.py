@@ -54,6 +54,11 @@ def test_logits_are_pytorchs(runner: Runner, llama_checkpoint: Path) -> None:
         np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_mapped_weights_compute_the_same(runner: Runner, llama_onnx: Path) -> None:
+    for logits, mapped in zip(runner.logits(PROMPTS), Runner(llama_onnx, mapped=True).logits(PROMPTS), strict=True):
+        np.testing.assert_allclose(mapped, logits, atol=1e-5)
+
+
 def test_the_logits_behind_each_token_choose_it(runner: Runner) -> None:
     for (tokens, logits), alone in zip(
         runner.generate_with_logits(PROMPTS, NEW), runner.generate(PROMPTS, NEW), strict=True
