@@ -79,6 +79,7 @@ def _fit(work: Path, name: str, with_bare: bool) -> None:
     from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.reference import canary
 
+    module: Any = canary
     recipe, passes = load_recipe(work / f"{name}.yaml"), Passes()
     _record(passes)
     search, began_search = canary.synthesise_canary, [(0.0, 0.0)]
@@ -87,7 +88,7 @@ def _fit(work: Path, name: str, with_bare: bool) -> None:
         began_search[0], passes.before_canary = _clocks(), passes.run
         return search(*arguments, **options)
 
-    canary.synthesise_canary = searched
+    module.synthesise_canary = searched
     began = _clocks()
     fit(recipe, cache=work / "cache")
     ended = _clocks()

@@ -65,8 +65,10 @@ def _rows(directory: Path, shape: Shape, size: int) -> Iterator[list[str]]:
         yield [name, f"{seconds:.0f}", f"{seconds / copying:.1f}", f"{peak / 2**20:.0f}", f"{peak / size:.2f}"]
 
 
-def _stages() -> dict[str, tuple[Callable[..., None], ...]]:
-    stages: dict[str, tuple[Callable[..., None], ...]] = {"copying and hashing the checkpoint alone": (_copy_and_hash,)}
+def _stages() -> dict[str, tuple[Callable[..., object], ...]]:
+    stages: dict[str, tuple[Callable[..., object], ...]] = {
+        "copying and hashing the checkpoint alone": (_copy_and_hash,)
+    }
     for kind, interventions in _KINDS.items():
         stages[f"{kind}: plan, its canary measured"] = (_write_plan, interventions)
         stages[f"{kind}: `bake`, with the export in fp16 and the canary"] = (_bake, interventions)

@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,24 +69,24 @@ def _weights_apart() -> Iterator[dict[str, Tensor]]:
     import torch
 
     try:
-        from torch.onnx._internal.torchscript_exporter import utils
+        exporter: Any = import_module("torch.onnx._internal.torchscript_exporter.utils")
     except ImportError:
         # Before torch 2.9.
-        from torch.onnx import utils
-
+        exporter = import_module("torch.onnx.utils")
+    onnx: Any = torch.onnx
     weights: dict[str, Tensor] = {}
-    traced, export = utils._model_to_graph, torch.onnx.export
+    traced, export = exporter._model_to_graph, onnx.export
 
     def keep_weights(*arguments: Any, **options: Any) -> tuple[Any, Mapping[str, Tensor], Any]:
         graph, of_graph, outputs = traced(*arguments, **options)
         weights.update(of_graph)
         return graph, of_graph, outputs
 
-    utils._model_to_graph, torch.onnx.export = keep_weights, functools.partial(export, export_params=False)
+    exporter._model_to_graph, onnx.export = keep_weights, functools.partial(export, export_params=False)
     try:
         yield weights
     finally:
-        utils._model_to_graph, torch.onnx.export = traced, export
+        exporter._model_to_graph, onnx.export = traced, export
 
 
 @contextlib.contextmanager
