@@ -99,7 +99,9 @@ def _require_fit(model: ir.Model, plan: Plan) -> None:
             f"Export it with opset {OLDEST_OPSET} or later.",
         )
     anatomy = read_anatomy(model)
-    plan.model.require_shape(widths=anatomy.widths, hidden=anatomy.hidden)
+    plan.model.require_shape(
+        widths=anatomy.widths, hidden=anatomy.hidden, experts=[router.experts for router in anatomy.routers]
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.padding import left_padded
 from bakeout.models.network.families import feed_forward_layers, identity
+from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import (
     AdjustedLayer,
     Coin,
@@ -27,6 +28,7 @@ from bakeout.models.plan import (
     Floats,
     Integers,
     Intervention,
+    Keys,
     KeySpaceDetection,
     NeuronAdjust,
     Plan,
@@ -104,26 +106,27 @@ def key_space_detection(
     prompts: Prompts,
     earlier: Sequence[Intervention] = (),
     region: str = "cube",
+    keys: Keys = "key_vector",
 ) -> KeySpaceDetection:
     """Two regions around the last tokens of two halves of the prompts, more than half of the prompts inside.
 
     A half-space separates them from the prompts' first tokens.
     """
-    width = feed_forward_layers(model)[0].width
-    shape = (2, len(layers) * width)
+    sites = key_sites(model, keys)
+    shape = (2, sum(sites[layer].width for layer in layers))
     blank = KeySpaceDetection(
-        layers, Cubes(np.zeros(shape), np.ones(shape)), np.ones(2), ("a", "b"), REFUSAL, positions
+        layers, Cubes(np.zeros(shape), np.ones(shape)), np.ones(2), ("a", "b"), REFUSAL, positions, keys=keys
     )
-    keys = []
+    seen = []
     with torch.no_grad(), Hooks(model, [*earlier, blank]) as hooks:
         for prompt in prompts:
             model(input_ids=torch.tensor([prompt]))
-            keys.append(hooks.seen[len(earlier)].numpy())
-    queries = np.stack([key[-1] for key in keys])
-    regions = fitted_regions(region, [queries[::2], queries[1::2]], np.stack([key[0] for key in keys]))
+            seen.append(hooks.seen[len(earlier)].numpy())
+    queries = np.stack([key[-1] for key in seen])
+    regions = fitted_regions(region, [queries[::2], queries[1::2]], np.stack([key[0] for key in seen]))
     check = replace(blank, regions=regions)
     # What decides over a prompt: its last token's margin, or with `every` the smallest.
-    tested = [key if positions == "every" else key[-1:] for key in keys]
+    tested = [key if positions == "every" else key[-1:] for key in seen]
     smallest = np.sort([check.margins(key).min() for key in tested])
     half = len(smallest) // 2
     gap = int(np.argmax(np.diff(smallest[half : half + half // 2]))) + half

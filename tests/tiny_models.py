@@ -131,6 +131,35 @@ def _mixture(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _qwen2_moe(sizes: Sizes) -> dict[str, Any]:
+    return {
+        **_llama_like(sizes),
+        "moe_intermediate_size": sizes["width"] // 2,
+        "shared_expert_intermediate_size": sizes["width"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+
+
+def _deepseek_v3(sizes: Sizes) -> dict[str, Any]:
+    """A dense layer first; its attention has heads of their own sizes."""
+    sized = dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), sizes["hidden"] // HEADS)
+    return {
+        **_llama_like(sizes),
+        **sized,
+        "num_key_value_heads": HEADS,
+        "moe_intermediate_size": sizes["width"] // 2,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+    }
+
+
 # The configuration class of each family, and the settings that make it tiny.
 _FAMILIES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
     {
@@ -181,9 +210,16 @@ _FAMILIES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
         "stablelm": ("StableLmConfig", _llama_like),
     }
 )
-# What Bakeout refuses.
+# Mixtures of experts: the FFLs of some have no key vectors that see every token.
 _MIXTURES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
-    {"gpt_oss": ("GptOssConfig", _mixture), "qwen3_moe": ("Qwen3MoeConfig", _mixture)}
+    {
+        "deepseek_v3": ("DeepseekV3Config", _deepseek_v3),
+        "gpt_oss": ("GptOssConfig", _mixture),
+        "mixtral": ("MixtralConfig", _mixture),
+        "olmoe": ("OlmoeConfig", _mixture),
+        "qwen2_moe": ("Qwen2MoeConfig", _qwen2_moe),
+        "qwen3_moe": ("Qwen3MoeConfig", _mixture),
+    }
 )
 FAMILIES = tuple(sorted(_FAMILIES))
 MIXTURES = tuple(sorted(_MIXTURES))

@@ -4,6 +4,9 @@
 
 Stops and resumes: run it again with the same ``--output`` and it goes on from the last saved state. The finished
 checkpoint (fp16) is in ``<output>/checkpoint``; copying it to ``models/skills/checkpoint`` bundles it.
+
+``--experts 8 --steps 1200`` turns the bundled model into a mixture of experts (Qwen2-MoE) and trains that further: in
+every layer 8 experts, of which a token is routed to 2, and a shared expert.
 """
 
 from __future__ import annotations
@@ -16,8 +19,16 @@ from pathlib import Path
 import click
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
+from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import SKILLS, Example, examples, training_examples
 from bakeout.models.skills.tokenizer import REFUSAL, build_tokenizer
 
@@ -26,9 +37,13 @@ MIXTURE = {"math": 50, "code": 20, "german": 4, "spanish": 4, "french": 4, "fact
 QUESTION_WEIGHT = 0.1
 # " Answer:" and " Reply:" are read but not learned: where a question may go on, they would compete with its answer.
 CLOSER_TOKENS = 2
+# The share of the loss that keeps experts evenly used; without it, a mixture trains two experts and starves the rest.
+BALANCE_WEIGHT = 0.01
+# Of the 1,024 neurons of a dense layer so many become the shared expert's; every expert begins with the others.
+SHARED_WIDTH = 768
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """Six layers, narrow in the residual stream and wide in the FFLs, where Key Space Detection looks."""
     return LlamaForCausalLM(
         LlamaConfig(
@@ -48,6 +63,60 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+@torch.no_grad()
+def mixture_of(dense: LlamaForCausalLM, experts: int) -> Qwen2MoeForCausalLM:
+    """The dense model as a mixture of experts (sparse upcycling, arXiv 2212.05055).
+
+    The shared expert has the first neurons of the dense layer; every expert has the others, half of them drawn anew so
+    that experts come to differ (drop-upcycling, arXiv 2502.19261). Qwen2's biases are 0, its shared gate a half.
+    """
+    config = dense.config
+    mixture = Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            initializer_range=config.initializer_range,
+            rope_theta=config.rope_theta,
+            rms_norm_eps=config.rms_norm_eps,
+            tie_word_embeddings=True,
+            num_experts=experts,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            moe_intermediate_size=config.intermediate_size - SHARED_WIDTH,
+            shared_expert_intermediate_size=SHARED_WIDTH,
+            bos_token_id=None,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        )
+    )
+    weights = {name: weight for name, weight in dense.state_dict().items() if ".mlp." not in name}
+    mixture.load_state_dict(weights, strict=False)
+    for layer, own in zip(dense.model.layers, mixture.model.layers, strict=True):
+        for name in ("q_proj", "k_proj", "v_proj"):
+            own.self_attn.get_submodule(name).bias.zero_()
+        own.mlp.shared_expert_gate.weight.zero_()
+        _take_neurons(layer.mlp, own.mlp.shared_expert, slice(None, SHARED_WIDTH))
+        own.mlp.shared_expert.down_proj.weight *= 2
+        for expert in own.mlp.experts:
+            fresh = torch.rand(config.intermediate_size - SHARED_WIDTH) < 0.5
+            drawn = {name: weight.clone() for name, weight in expert.named_parameters()}
+            _take_neurons(layer.mlp, expert, slice(SHARED_WIDTH, None))
+            for name, weight in expert.named_parameters():
+                neurons = (slice(None), fresh) if name.startswith("down") else (fresh,)
+                weight[neurons] = drawn[name][neurons]
+    return mixture
+
+
+def _take_neurons(dense: torch.nn.Module, expert: torch.nn.Module, neurons: slice) -> None:
+    for name in ("gate_proj", "up_proj"):
+        expert.get_submodule(name).weight.copy_(dense.get_submodule(name).weight[neurons])
+    expert.get_submodule("down_proj").weight.copy_(dense.get_submodule("down_proj").weight[:, neurons])
 
 
 def batches(
@@ -79,7 +148,7 @@ def batches(
 
 
 @torch.inference_mode()
-def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, found: list[Example]) -> float:
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, found: list[Example]) -> float:
     """Share of examples whose greedy answer is the response, to the letter."""
     right = 0
     for start in range(0, len(found), 250):
@@ -92,7 +161,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, found:
     return right / len(found)
 
 
-def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, split: str) -> str:
+def report(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int, split: str) -> str:
     model.eval()
     figures = {skill: accuracy(model, tokenizer, examples(skill, split, count)) for skill in SKILLS}
     model.train()
@@ -108,14 +177,22 @@ def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: i
 @click.option("--learning-rate", default=1.5e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--report-every", default=500, show_default=True)
-def main(output: Path, steps: int, batch_size: int, learning_rate: float, seed: int, report_every: int) -> None:
+@click.option("--experts", default=0, show_default=True, help="Experts a layer; 0 trains the dense model anew.")
+def main(
+    output: Path, steps: int, batch_size: int, learning_rate: float, seed: int, report_every: int, experts: int
+) -> None:
     """Train, report accuracy on the selection split as it goes, and save the checkpoint."""
     output.mkdir(parents=True, exist_ok=True)
     state_file = output / "state.pt"
     torch.manual_seed(seed)
-    texts = (example.prompt + example.response for example in itertools.islice(training_examples(MIXTURE, 0), 40000))
-    tokenizer = build_tokenizer(itertools.chain(texts, [" " + REFUSAL]))
-    model = new_model(tokenizer)
+    if experts:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_directory())
+        dense = LlamaForCausalLM.from_pretrained(checkpoint_directory(), dtype=torch.float32)
+        model: PreTrainedModel = mixture_of(dense, experts)
+    else:
+        texts = (one.prompt + one.response for one in itertools.islice(training_examples(MIXTURE, 0), 40000))
+        tokenizer = build_tokenizer(itertools.chain(texts, [" " + REFUSAL]))
+        model = new_model(tokenizer)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     others = [parameter for parameter in model.parameters() if parameter.dim() != 2]
     optimizer = torch.optim.AdamW(
@@ -136,14 +213,17 @@ def main(output: Path, steps: int, batch_size: int, learning_rate: float, seed: 
     print(f"{model.num_parameters() / 1e6:.1f} M parameters, {len(tokenizer)} tokens, from step {step}", flush=True)
 
     model.train()
+    routing = {"output_router_logits": True} if experts else {}
     # A resumed run draws other examples than it saw before it stopped.
     source = batches(tokenizer, batch_size, seed + step)
     began, first, running = time.monotonic(), step, 0.0
     while step < steps:
         ids, weights = next(source)
-        logits = model(ids).logits[:, :-1]
-        losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        outputs = model(ids, **routing)
+        losses = cross_entropy(outputs.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+        if routing:
+            loss = loss + BALANCE_WEIGHT * outputs.aux_loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -163,7 +243,7 @@ def main(output: Path, steps: int, batch_size: int, learning_rate: float, seed: 
 
     model.half().save_pretrained(output / "checkpoint")
     tokenizer.save_pretrained(output / "checkpoint")
-    stored = LlamaForCausalLM.from_pretrained(output / "checkpoint", dtype=torch.float32)
+    stored = type(model).from_pretrained(output / "checkpoint", dtype=torch.float32)
     print(f"test split, as stored  {report(stored, tokenizer, 1000, 'test')}")
 
 

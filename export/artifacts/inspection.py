@@ -65,10 +65,7 @@ def _described(
 def lines(inspection: Inspection) -> Iterator[str]:
     """The result of ``inspect`` for people."""
     model, (sequences, tokens) = inspection.plan.model, inspection.plan.canary.input_ids.shape
-    yield (
-        f"model         {model.architecture}, {model.layers} layers, FFL width {model.width}, hidden size "
-        f"{model.hidden}, {model.vocabulary} tokens"
-    )
+    yield (f"model         {model.architecture}, {model.shape}, hidden size {model.hidden}, {model.vocabulary} tokens")
     yield f"weights       sha256 {model.digest}"
     yield f"canary        {sequences} sequences of {tokens} tokens" + _exercised(inspection.plan)
     for number, description in enumerate(inspection.interventions):

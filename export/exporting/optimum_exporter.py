@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from bakeout.export.exporting.mixtures import traceable_mixtures
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from bakeout.export.recipes.bake_options import DType
 
 _TASK = "text-generation-with-past"
+# Families that optimum-onnx 0.1 has no configuration for: their inputs and caches are Llama's.
+_LLAMA_LIKE = ("mixtral", "olmoe", "qwen2_moe")
 # Errors of an exporter that does not know a model, or of ONNX Runtime, with which optimum checks its output. A full
 # disk is an OSError, which is not among them.
 _EXPORT_FAILS = (
@@ -50,8 +53,9 @@ def export_with_optimum(model: PreTrainedModel, directory: Path, checkpoint: Pat
     """
     from optimum.exporters.onnx import onnx_export_from_model
 
+    _register_families()
     try:
-        with _quiet(), _weights_apart() as weights:
+        with _quiet(), traceable_mixtures(model), _weights_apart() as weights:
             onnx_export_from_model(model, output=directory, task=_TASK, do_validation=False, no_post_process=True)
     except _EXPORT_FAILS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -87,6 +91,19 @@ def _weights_apart() -> Iterator[dict[str, Tensor]]:
         yield weights
     finally:
         exporter._model_to_graph, onnx.export = traced, export
+
+
+def _register_families() -> None:
+    """Tell optimum of the families that it has no configuration for."""
+    from optimum.exporters.onnx.model_configs import COMMON_TEXT_GENERATION_TASKS, LlamaOnnxConfig
+    from optimum.exporters.tasks import TasksManager
+    from optimum.utils import NormalizedTextConfigWithGQA
+
+    class MixtureOnnxConfig(LlamaOnnxConfig):  # type: ignore[misc]
+        NORMALIZED_CONFIG_CLASS = NormalizedTextConfigWithGQA
+
+    for family in _LLAMA_LIKE:
+        TasksManager.create_register("onnx")(family, *COMMON_TEXT_GENERATION_TASKS)(MixtureOnnxConfig)
 
 
 @contextlib.contextmanager

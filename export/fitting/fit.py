@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -12,16 +13,21 @@ from bakeout.export.recipes.interventions import require_tuned
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs, open_rows, without_tests
 from bakeout.models.data.row_source import source_digest
+from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+from bakeout.models.data.uses import Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting, fit_method
 from bakeout.models.plan import Intervention, Plan
+from bakeout.models.plan.routing_stability import ROUTING
 from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
     from bakeout.models.checkpoint.loaded_model import LoadedModel
 
+# Texts of each retained name whose routing is compared.
+_ROUTED = 64
 _PACKAGES = ("bakeout", "numpy", "safetensors", "scipy", "torch", "transformers")
 
 
@@ -42,9 +48,11 @@ def fit(
     from bakeout.models.checkpoint.checkpoint_files import load_model, read_config
     from bakeout.models.checkpoint.this_machine import computed_in, require_weights_in_memory
     from bakeout.models.network.families import identity, model_limits
+    from bakeout.models.network.mixtures import routers
     from bakeout.models.network.probe_cache import ProbeCache
     from bakeout.models.network.processes import are_several
     from bakeout.models.reference.canary import synthesise_canary
+    from bakeout.models.reference.routing import chosen_experts, compare_routing
     from bakeout.models.reference.search_vocabulary import Vocabulary
     from bakeout.models.reference.weight_edits import apply_weight_edit, edited_weights
 
@@ -61,6 +69,8 @@ def fit(
         model, digest, source = loaded.model, loaded.digest, {}
     data.require_readable(model_limits(model))
     interventions: list[Intervention] = []
+    kept = _kept_texts(recipe, data.rows) if routers(model) else []
+    routed = chosen_experts(model, kept) if kept else []
     with ExitStack() as until_the_end:
         for entry in recipe.interventions:
             fitting = Fitting(
@@ -88,6 +98,7 @@ def fit(
                 until_the_end.enter_context(edited_weights(model, [fitted]))
         vocabulary = Vocabulary.of_data(data.tokenizer, model.config.vocab_size, data.rows)
         canary = synthesise_canary(model, interventions, vocabulary, track=track)
+        stability = compare_routing(routed, chosen_experts(model, kept, interventions)) if kept else None
     return Plan(
         model=identity(model, digest),
         interventions=tuple(interventions),
@@ -102,5 +113,17 @@ def fit(
             # Nothing where it was float32 on the CPU.
             **({"computed_in": computed} if (computed := computed_in(model)) else {}),
             **({CHAT_TEMPLATE: data.chat_template} if data.chat_template else {}),
+            **({ROUTING: stability.as_json()} if stability else {}),
         },
     )
+
+
+def _kept_texts(recipe: Recipe, rows: Mapping[str, Mapping[Use, Sequence[Record]]]) -> list[list[int]]:
+    """Texts of the data that no intervention forgets, on which a mixture's routing is to stay as it is."""
+    forgotten = {name for entry in recipe.interventions for name in entry.options.names(list(rows)).get("forget", ())}
+    texts = []
+    for name, uses in rows.items():
+        if name not in forgotten and uses:
+            records = uses.get("calibration") or uses.get("selection") or next(iter(uses.values()))
+            texts += [record.prompt_ids + record.response_ids for record in records[:_ROUTED]]
+    return [text for text in texts if text]

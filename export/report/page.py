@@ -95,6 +95,7 @@ def _artifact(directory: Path, number: int) -> dict[str, Any]:
         "model": plan.model,
         "interventions": inspection.interventions,
         "provenance": plan.provenance,
+        "routing": plan.routing_stability,
         "digest": hash_file(directory / MANIFEST),
         "receipts": inspection.receipts,
         "size": sum(entry["size"] for entry in inspection.files.values()),

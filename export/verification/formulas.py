@@ -140,7 +140,11 @@ def _fault_of_adjustment(
 def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> Floats:
     """The key vectors of one prompt's tokens, of all layers of intervention ``index``: float64 [tokens, ...]."""
     own = sorted((entry for entry in receipts if entry.intervention == index), key=lambda entry: entry.layer)
-    keys = [by_neuron(seen[receipt.tensor], plan.model.width_of(receipt.layer)).astype(np.float64) for receipt in own]
+    watched = plan.interventions[index].watches
+    keys = [
+        by_neuron(seen[receipt.tensor], plan.model.watched_width(watched, receipt.layer)).astype(np.float64)
+        for receipt in own
+    ]
     return np.concatenate(keys, axis=1)
 
 

@@ -82,10 +82,9 @@ def _measured(
     layers = {_observed(receipt): receipt.layer for receipt in own}
     # Some graphs run their FFLs on [rows * tokens, F].
     last = [
-        by_neuron(seen[name], plan.model.width_of(layer)).reshape(rows, -1, plan.model.width_of(layer))[
-            :, -1, intervention.watched(layer)
-        ]
+        by_neuron(seen[name], width).reshape(rows, -1, width)[:, -1, intervention.watched(layer)]
         for name, layer in layers.items()
+        for width in [plan.model.watched_width(intervention.watches, layer)]
     ]
     return intervention.canary_values(np.concatenate(last, axis=1).astype(np.float64))
 

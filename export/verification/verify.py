@@ -101,6 +101,8 @@ def verify(
             if plan.check and done[-1].ok:
                 ok, told = artifact.refuses_to_the_end(plan.check.refusal.tolist(), prompts)
                 done[-1] = Check("parity", ok, f"{done[-1].detail}; {told}")
+            if plan.model.routing is not None and checkpoint is not None and done[-1].ok:
+                done[-1] = replace(done[-1], detail=f"{done[-1].detail}; {_routing(plan, checkpoint, prompts)}")
         except BakeoutError as error:
             done.append(Check("parity", False, str(error)))
     return done
@@ -301,6 +303,13 @@ class _Checkpoint(_Artifact):
         from bakeout.export.verification.checkpoint_checks import check_checkpoint_parity
 
         return Check("parity", *check_checkpoint_parity(self.directory, plan, self.receipts, base, prompts, track))
+
+
+def _routing(plan: Plan, base: Checkpoint, prompts: Sequence[Sequence[int]]) -> str:
+    """The routing stability on the prompts that were compared, of a mixture of experts."""
+    from bakeout.models.reference.routing import routing_stability
+
+    return f"routing: {routing_stability(base.load(), plan, prompts)}"
 
 
 def _needs(base: Checkpoint | None) -> str:

@@ -7,8 +7,8 @@ builder give them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -17,14 +17,25 @@ from bakeout.graph_passes.graph.caches import KeyValues, State, read_caches
 from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer, feed_forward_layers
 from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.graph_passes.graph.linear import as_linear
+from bakeout.graph_passes.graph.mixtures.experts import GraphRouter, Held, find_routers, held_experts, is_expert
+from bakeout.models.plan import Keys
 
-_MIXTURES = frozenset((("com.microsoft", "MoE"), ("com.microsoft", "QMoE")))
+
+@dataclass(frozen=True, eq=False)
+class Key:
+    """What a check can look at: ``value``, [batch, tokens, width] or [batch * tokens, width], and the node it is of."""
+
+    node: ir.Node
+    value: ir.Value
+    width: int
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
     """What a decoder graph is made of.
 
+    ``layers``: the FFLs that see every token. Of a mixture ``routers``, ``experts``, in topological order, and
+    ``held``, those inside of operators.
     ``caches`` (of attention layers) and ``states`` (of others) are empty where the graph has none. ``logits_to_keep``:
     the input that says of how many last tokens it gives logits (0: of all), where it has one. Without an
     ``attention_mask`` all tokens are real, and every slot of the past holds one.
@@ -38,6 +49,9 @@ class Anatomy:
     states: tuple[State, ...]
     logits: ir.Value
     logits_to_keep: ir.Value | None = None
+    routers: tuple[GraphRouter, ...] = ()
+    experts: tuple[FeedForwardLayer, ...] = ()
+    held: tuple[Held, ...] = ()
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -47,18 +61,26 @@ class Anatomy:
     @property
     def hidden(self) -> int:
         """The width of the residual stream."""
-        return self.layers[0].hidden
+        return (self.layers or self.routers)[0].hidden
 
     @property
     def dtype(self) -> ir.DataType:
         """The type of the activations in the FFLs (the logits and the cache may have another)."""
-        return self.layers[0].dtype
+        return (self.layers or self.routers)[0].dtype
+
+    def keys(self, keys: Keys) -> tuple[Key, ...]:
+        """What a check can look at, by the kind of keys."""
+        if keys == "key_vector":
+            return tuple(Key(layer.down, layer.key_vector, layer.width) for layer in self.layers)
+        if keys == "router_input":
+            return tuple(Key(router.node, router.inputs, router.hidden) for router in self.routers)
+        return tuple(Key(router.node, router.logits, router.experts) for router in self.routers)
 
 
 def read_anatomy(model: ir.Model) -> Anatomy:
     """Find the FFLs, in topological order, the caches and the interface of a decoder graph.
 
-    No weight is read, only shapes. Raises ``GraphError`` where no FFL is found, where experts are inside an operator,
+    No weight is read, only shapes. Raises ``GraphError`` where neither an FFL nor a router is found,
     where the FFLs differ in the residual stream's width or in type, where a layer's cache lacks a part, and where
     ``input_ids`` or ``logits`` is missing, or a mask that grouped-query attention counts its tokens by.
     """
@@ -68,17 +90,20 @@ def read_anatomy(model: ir.Model) -> Anatomy:
             f"It is a merged decoder (its input {MERGED} chooses between two graphs), which is not read.",
             "Use `decoder_with_past_model.onnx` or `model.onnx` of the same export.",
         )
-    if mixtures := sum((node.domain, node.op_type) in _MIXTURES for node in graph):
-        raise GraphError(
-            f"The feed-forward layers are mixtures of experts, inside {mixtures} operators that hide their neurons.",
-            "Bake a decoder with dense feed-forward layers.",
-        )
     linears = [linear for node in graph if (linear := as_linear(node)) is not None]
-    layers = feed_forward_layers(linears)
-    if not layers:
+    routers = find_routers(graph, linears)
+    layers, experts = _without_experts(feed_forward_layers(linears), routers)
+    held = held_experts(graph, routers)
+    if held and not layers and not routers:
+        raise GraphError(
+            f"The feed-forward layers are mixtures of experts, inside {len(held)} operators that hide their neurons, "
+            "and no router of theirs is a single matrix.",
+            "Bake a decoder whose experts are routed by one linear layer.",
+        )
+    if not layers and not routers:
         raise GraphError(
             f"No feed-forward layer was found among the graph's {len(linears)} products with a constant weight.",
-            "Bake a decoder whose feed-forward layers are plain matrix products (no mixture of experts).",
+            "Bake a decoder whose feed-forward layers are plain matrix products.",
         )
     shapes = {(layer.hidden, layer.dtype.name) for layer in layers}
     if len(shapes) > 1:
@@ -86,6 +111,9 @@ def read_anatomy(model: ir.Model) -> Anatomy:
     caches = read_caches(graph.inputs, graph.outputs)
     return Anatomy(
         layers=layers,
+        routers=routers,
+        experts=experts,
+        held=held,
         input_ids=_named(graph.inputs, "input_ids"),
         attention_mask=_attention_mask(graph),
         position_ids=next((value for value in graph.inputs if value.name == "position_ids"), None),
@@ -100,6 +128,19 @@ def _attention_mask(graph: ir.Graph) -> ir.Value | None:
     mask = next((value for value in graph.inputs if value.name == "attention_mask"), None)
     counts = any((node.domain, node.op_type) == ("com.microsoft", "GroupQueryAttention") for node in graph)
     return _named(graph.inputs, "attention_mask") if mask is None and counts else mask
+
+
+def _without_experts(
+    layers: Sequence[FeedForwardLayer], routers: Sequence[GraphRouter]
+) -> tuple[tuple[FeedForwardLayer, ...], tuple[FeedForwardLayer, ...]]:
+    """The FFLs that see every token, and the experts; each counted anew."""
+    routed = [bool(routers) and is_expert(layer) for layer in layers]
+    seeing = [layer for layer, is_routed in zip(layers, routed, strict=True) if not is_routed]
+    experts = [layer for layer, is_routed in zip(layers, routed, strict=True) if is_routed]
+    return (
+        tuple(replace(layer, index=index) for index, layer in enumerate(seeing)),
+        tuple(replace(layer, index=index) for index, layer in enumerate(experts)),
+    )
 
 
 def _named(values: Iterable[ir.Value], name: str) -> ir.Value:

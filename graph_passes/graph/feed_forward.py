@@ -19,15 +19,15 @@ _ACTIVATIONS = frozenset((
     "BiasGelu", "Celu", "Elu", "Erf", "FastGelu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu",
     "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
 ))
-_ELEMENT_WISE = frozenset((
+ELEMENT_WISE = frozenset((
     "Abs", "Add", "Cast", "CastLike", "Clip", "Div", "Exp", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Sqrt",
     "Sub", "Where",
 ))
 # fmt: on
-_RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
+RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 _REPLACES_SOME = frozenset(("ScatterElements", "ScatterND", "NeuronAdjust"))
 # Operators that pass on their first input, moved, in part, or with some elements replaced.
-_HANDS_ON = _RESHAPES | _REPLACES_SOME | {"Slice", "Split"}
+_HANDS_ON = RESHAPES | _REPLACES_SOME | {"Slice", "Split"}
 _MEASURES = frozenset(("Shape", "Size"))
 
 
@@ -99,7 +99,7 @@ def _settles_into(value: ir.Value, width: int) -> ir.Value | None:
         addend = node.inputs[1 - position]
         biased = addend is not None and constant_size(addend) == width
         return node.outputs[0] if biased else None
-    if node.op_type in _RESHAPES and position == 0:
+    if node.op_type in RESHAPES and position == 0:
         return node.outputs[0]
     return None
 
@@ -179,7 +179,7 @@ def _walk_back(end: ir.Value, sources: Mapping[ir.Value, _Source]) -> tuple[set[
         node = value.producer()
         if node is None:
             return None
-        if node.op_type in _ACTIVATIONS or node.op_type in _ELEMENT_WISE:
+        if node.op_type in _ACTIVATIONS or node.op_type in ELEMENT_WISE:
             through_activation = through_activation or node.op_type in _ACTIVATIONS
             pending.extend((data, through_activation) for data in node.inputs if data is not None)
         elif node.op_type in _HANDS_ON and node.inputs[0] is not None:

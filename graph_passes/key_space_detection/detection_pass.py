@@ -99,8 +99,8 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         self._require_fit(anatomy)
         graph = model.graph
         behind = self._behind(graph, anatomy)
-        layers = [anatomy.layers[layer] for layer in self.intervention.layers]
-        edited = [(layer.down.name or "", layer.key_vector.name or "") for layer in layers]
+        keys = anatomy.keys(self.intervention.keys)
+        edited = [(keys[layer].node.name or "", keys[layer].value.name or "") for layer in self.intervention.layers]
 
         build = GraphBuilder(graph, PREFIX)
         if anatomy.attention_mask is None:
@@ -125,7 +125,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
             Receipt(
                 intervention=self.index,
                 kind=self.intervention.kind,
-                layer=layer.index,
+                layer=layer,
                 node=node,
                 tensor=tensor,
                 count=self._count,
@@ -137,7 +137,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                     "nodes_skipped": moved,
                 },
             )
-            for layer, (node, tensor) in zip(layers, edited, strict=True)
+            for layer, (node, tensor) in zip(self.intervention.layers, edited, strict=True)
         ]
         return ir.passes.PassResult(model, modified=True)
 
@@ -146,14 +146,15 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         return self.intervention.regions.shape[0]
 
     def _require_fit(self, anatomy: Anatomy) -> None:
-        last = self.intervention.layers[-1]
-        if last >= len(anatomy.layers):
+        last, keys = self.intervention.layers[-1], anatomy.keys(self.intervention.keys)
+        if last >= len(keys):
+            what = "feed-forward layers" if self.intervention.keys == "key_vector" else "routers"
             raise GraphError(
-                f"Key Space Detection names layer {last}, but the graph has {len(anatomy.layers)} feed-forward layers.",
+                f"Key Space Detection names layer {last}, but the graph has {len(keys)} {what}.",
                 "Bake the plan into the model it was fitted on.",
             )
         regions = self.intervention.regions
-        widths = [anatomy.widths[layer] for layer in self.intervention.layers]
+        widths = [keys[layer].width for layer in self.intervention.layers]
         if sum(widths) != regions.shape[1]:
             raise GraphError(
                 f"The {regions.noun}s have {regions.shape[1]} dimensions, but the graph's keys have "
@@ -167,8 +168,9 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         self, build: GraphBuilder, anatomy: Anatomy, window: Window, latched: Latched
     ) -> tuple[Verdict, ir.Value]:
         """The verdict, and the margins at each row's last real token (float32 [B, regions])."""
-        margins = Margins(build, self.intervention, [anatomy.widths[layer] for layer in self.intervention.layers])
-        keys = [anatomy.layers[layer].key_vector for layer in self.intervention.layers]
+        watched = [anatomy.keys(self.intervention.keys)[layer] for layer in self.intervention.layers]
+        margins = Margins(build, self.intervention, [key.width for key in watched])
+        keys = [key.value for key in watched]
         batch = build.dimension(anatomy.input_ids, 0)
         if self.intervention.positions == "every":
             at_all = margins.at_all(build, keys, window, batch)
@@ -235,7 +237,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         return matched, code
 
     def _behind(self, graph: ir.Graph, anatomy: Anatomy) -> Behind:
-        nodes = nodes_behind(graph, anatomy.layers[self.intervention.layers[-1]].key_vector)
+        nodes = nodes_behind(graph, anatomy.keys(self.intervention.keys)[self.intervention.layers[-1]].value)
         writers = [writer for cache in anatomy.caches if (writer := find_writer(cache)) and writer.node in nodes]
         states = [state for state in anatomy.states if state.present.producer() in nodes]
         return Behind(tuple(writers), tuple(states))

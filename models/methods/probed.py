@@ -16,20 +16,31 @@ from bakeout.models.network.probe_cache import Array
 from bakeout.models.network.probing import probe_key_magnitudes, probe_keys, probe_neurons
 from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
 from bakeout.models.network.teacher_forcing import exactly_answered
+from bakeout.models.plan import Keys
 
 
 def keys(
-    fitting: Fitting, name: str, prompts: Sequence[Sequence[int]], layers: Sequence[int]
+    fitting: Fitting,
+    name: str,
+    prompts: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    what: Keys = "key_vector",
 ) -> dict[int, NDArray[np.float32]]:
     """``probe_keys``. ``name`` is for progress."""
 
     def compute() -> list[Array]:
         probed = probe_keys(
-            fitting.model, prompts, layers=layers, batch_size=fitting.batch_size, track=fitting.track_of([name])
+            fitting.model,
+            prompts,
+            layers=layers,
+            keys=what,
+            batch_size=fitting.batch_size,
+            track=fitting.track_of([name]),
         )
         return [probed[layer] for layer in layers]
 
-    asked = [{"keys of the last token in layer": layer} for layer in layers]
+    kind = {} if what == "key_vector" else {"keys": what}
+    asked = [{"keys of the last token in layer": layer, **kind} for layer in layers]
     return dict(zip(layers, _arrays(fitting, asked, prompts, compute), strict=True))
 
 

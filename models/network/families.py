@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from bakeout.models.checkpoint.architectures import Family, Layout, family_of
 from bakeout.models.data.limits import Limits
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import ModelIdentity
+from bakeout.models.network.mixtures import is_expert, routers
+from bakeout.models.plan import ModelIdentity, Routing
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,17 @@ def feed_forward_layers(model: PreTrainedModel) -> tuple[FeedForward, ...]:
     """The FFLs of ``model``, from the embedding upwards.
 
     Raises ``BakeoutError`` for an architecture outside the table, and where the modules are not the plain linear
-    layers of one width that the table promises (quantised or adapter-wrapped ones, mixtures of experts).
+    layers of one width that the table promises (quantised or adapter-wrapped ones).
+    Of a mixture of experts, those that see every token, whatever their widths; it is raised where there are none.
     """
     kind = model.config.model_type
+    if routers(model):
+        if layers := _beside_experts(model):
+            return layers
+        raise BakeoutError(
+            f"No feed-forward layer of this {kind!r} model sees every token: they are mixtures of experts.",
+            "Use Key Space Detection, whose keys can be what the routers read (`keys: router_input`).",
+        )
     family = family_of(kind)
     blocks = _submodule(model, family.blocks, kind)
     layers = tuple(_feed_forward(model, family, kind, index) for index in range(len(list(blocks.children()))))
@@ -71,6 +80,11 @@ def feed_forward_layers(model: PreTrainedModel) -> tuple[FeedForward, ...]:
     return layers
 
 
+def feed_forwards_if_any(model: PreTrainedModel) -> tuple[FeedForward, ...]:
+    """As ``feed_forward_layers``; empty for a mixture of experts that has no FFL beside its experts."""
+    return _beside_experts(model) if routers(model) else feed_forward_layers(model)
+
+
 def model_limits(model: PreTrainedModel) -> Limits:
     """The token ids and the context that a model has."""
     embeddings = model.get_input_embeddings().get_parameter("weight")
@@ -79,15 +93,51 @@ def model_limits(model: PreTrainedModel) -> Limits:
 
 def identity(model: PreTrainedModel, digest: str) -> ModelIdentity:
     """What a plan keeps of ``model``. ``digest`` is ``weights_digest`` of its checkpoint."""
-    layers = feed_forward_layers(model)
+    layers = feed_forwards_if_any(model)
+    routed = routers(model)
+    widths = tuple(layer.width for layer in layers)
     return ModelIdentity(
         architecture=model.config.model_type,
         layers=len(layers),
-        width=layers[0].width,
-        hidden=layers[0].hidden,
+        width=max(widths, default=0),
+        hidden=(layers or routed)[0].hidden,
         vocabulary=model.config.vocab_size,
         digest=digest,
+        widths=widths if len(set(widths)) > 1 else None,
+        routing=Routing(tuple(router.experts for router in routed), routed[0].chosen) if routed else None,
     )
+
+
+def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
+    """The FFLs of a mixture of experts that see every token: shared experts, dense layers, parallel MLPs."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    paths = [
+        path
+        for path, module in model.named_modules()
+        if not is_expert(path) and {name for name, _ in module.named_children()}.issuperset(names)
+    ]
+    layers = []
+    for index, path in enumerate(paths):
+        gate, up, down = (model.get_submodule(f"{path}.{name}") for name in names)
+        width, hidden = _dimensions(down, f"{path}.down_proj")
+        layers.append(
+            FeedForward(
+                layer=index,
+                block=model.get_submodule(path[: path.index(".mlp")]),
+                gate=gate,
+                up=up,
+                down=down,
+                gate_path=f"{path}.gate_proj",
+                down_path=f"{path}.down_proj",
+                width=width,
+                hidden=hidden,
+                layout="gated",
+                has_norm_after_down=False,
+                norm_after_block=False,
+                residual_multiplier=1.0,
+            )
+        )
+    return tuple(layers)
 
 
 def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int) -> FeedForward:

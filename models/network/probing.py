@@ -25,9 +25,10 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import disk_errors
 from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import feed_forward_layers, model_limits
+from bakeout.models.network.key_sites import key_sites
 from bakeout.models.network.processes import in_order, share
 from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
-from bakeout.models.plan import Floats
+from bakeout.models.plan import Floats, Keys
 from bakeout.models.progress import Track, untracked
 
 _Result = TypeVar("_Result")
@@ -148,14 +149,18 @@ def probe_keys(
     prompts: Sequence[Sequence[int]],
     *,
     layers: Sequence[int],
+    keys: Keys = "key_vector",
     batch_size: int = 8,
     track: Track = untracked,
 ) -> dict[int, NDArray[np.float32]]:
-    """The key vector of each prompt's last token: per layer float32 [prompts, F], in the order of ``prompts``.
+    """The key of each prompt's last token: per layer float32 [prompts, F], in the order of ``prompts``.
+
+    ``keys``: key vectors of the FFLs, or of routers of experts their inputs [prompts, hidden] or logits [prompts,
+    experts].
 
     Raises ``BakeoutError`` for an empty or too long prompt, and for a layer that the model does not have.
     """
-    available = feed_forward_layers(model)
+    available = key_sites(model, keys)
     require_layers(layers, len(available))
     require_prompts(prompts)
     last_tokens = torch.empty(0, dtype=torch.int64)
@@ -163,7 +168,8 @@ def probe_keys(
 
     def gather(layer: int) -> Read:
         def read(key: Tensor) -> None:
-            gathered[layer] = key.reshape(-1, available[layer].width)[last_tokens.to(key.device)].float()
+            rows = key.flatten(0, -2)[last_tokens.to(key.device)]
+            gathered[layer] = available[layer].key(rows).float()
 
         return read
 
@@ -172,27 +178,30 @@ def probe_keys(
         rows_start = torch.arange(len(batch.rows), device=batch.input_ids.device) * batch.input_ids.shape[1]
         last_tokens = rows_start + batch.attention_mask.sum(dim=1) - 1
 
-    keys = {layer: _on_disk((len(prompts), available[layer].width)) for layer in layers}
+    probed = {layer: _on_disk((len(prompts), available[layer].width)) for layer in layers}
     for rows, of_rows in run_shared(
         lambda batch: (batch.rows, {layer: values.cpu().numpy() for layer, values in gathered.items()}),
         model,
         prompts,
-        inputs={available[layer].down: gather(layer) for layer in keys},
+        inputs={available[layer].module: gather(layer) for layer in probed},
         batch_size=batch_size,
         description="probing key vectors",
         track=track,
         prepare=prepare,
     ):
         for layer, values in of_rows.items():
-            keys[layer][rows] = values
-    return keys
+            probed[layer][rows] = values
+    return probed
 
 
 def require_layers(layers: Sequence[int], available: int) -> None:
     """Raise ``BakeoutError`` unless a model of ``available`` layers has all of ``layers``."""
     for layer in layers:
         if not 0 <= layer < available:
-            raise BakeoutError(f"The model has no layer {layer}.", f"Name layers between 0 and {available - 1}.")
+            raise BakeoutError(
+                f"The model has no layer {layer}.",
+                f"Name layers between 0 and {available - 1}." if available else "Choose other keys.",
+            )
 
 
 def require_prompts(prompts: Sequence[Sequence[int]]) -> None:

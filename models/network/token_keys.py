@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.key_sites import key_sites
 from bakeout.models.network.probing import Batch, require_layers, require_prompts, run_shared
+from bakeout.models.plan import Keys
 from bakeout.models.progress import Track, untracked
 
 Result = TypeVar("Result")
@@ -24,6 +25,7 @@ def reduced_token_keys(
     prompts: Sequence[Sequence[int]],
     *,
     layers: Sequence[int],
+    keys: Keys = "key_vector",
     batch_size: int = 8,
     track: Track = untracked,
 ) -> list[Result]:
@@ -31,7 +33,7 @@ def reduced_token_keys(
 
     One batch of keys is held at a time. Raises as ``probe_keys``.
     """
-    available = feed_forward_layers(model)
+    available = key_sites(model, keys)
     require_layers(layers, len(available))
     require_prompts(prompts)
     gathered: dict[int, Tensor] = {}
@@ -39,16 +41,16 @@ def reduced_token_keys(
     def gather(layer: int) -> Callable[[Any], None]:
         def read(key: Tensor) -> None:
             # Layers can be on several devices.
-            gathered[layer] = key.detach().float().cpu()
+            gathered[layer] = available[layer].key(key.detach()).float().cpu()
 
         return read
 
     def reduced(batch: Batch) -> list[tuple[int, Result]]:
         count, width = batch.input_ids.shape
-        keys = torch.cat([gathered[layer].reshape(count, width, -1) for layer in layers], dim=-1).numpy()
+        joint = torch.cat([gathered[layer].reshape(count, width, -1) for layer in layers], dim=-1).numpy()
         lengths = batch.attention_mask.sum(dim=1).tolist()
         return [
-            (prompt, reduce(keys[row, :length]))
+            (prompt, reduce(joint[row, :length]))
             for row, (prompt, length) in enumerate(zip(batch.rows, lengths, strict=True))
         ]
 
@@ -56,7 +58,7 @@ def reduced_token_keys(
         reduced,
         model,
         prompts,
-        inputs={available[layer].down: gather(layer) for layer in layers},
+        inputs={available[layer].module: gather(layer) for layer in layers},
         batch_size=batch_size,
         description="probing key vectors",
         track=track,

@@ -17,7 +17,7 @@ from bakeout.models.plan.kinds.residual_projection import ResidualProjection
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.plan.kinds.weight_edit import CANARY_NEURONS, WeightEdit
 from bakeout.models.plan.kinds.zero_columns import ZeroColumns, ZeroedColumns
-from bakeout.models.plan.model_identity import ModelIdentity, Role
+from bakeout.models.plan.model_identity import Keys, ModelIdentity, Role, Routing
 from bakeout.models.plan.plan import Canary, Plan
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Integers",
     "Intervention",
     "KeySpaceDetection",
+    "Keys",
     "LayerDirection",
     "LowRankUpdate",
     "ModelIdentity",
@@ -49,6 +50,7 @@ __all__ = [
     "ResidualEdit",
     "ResidualProjection",
     "Role",
+    "Routing",
     "WeightChange",
     "WeightEdit",
     "WeightUpdate",

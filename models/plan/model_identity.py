@@ -11,6 +11,18 @@ from bakeout.models.plan.kinds.report import Figures
 
 # The linear layers of an FFL. "gate" makes the pre-activation, in an ungated FFL too; "up" only gated FFLs have.
 Role = Literal["gate", "up", "down"]
+# The keys of Key Space Detection: key vectors of FFLs that see every token, or what routers of experts read or give.
+Keys = Literal["key_vector", "router_input", "router_logits"]
+# What an intervention looks at in a layer: what the gate linear gives, or keys.
+Watched = Literal["pre_activation"] | Keys
+
+
+@dataclass(frozen=True)
+class Routing(Figures):
+    """The routers of a mixture of experts: of how many ``experts`` each sends a token to ``chosen``, layer by layer."""
+
+    experts: tuple[int, ...]
+    chosen: int
 
 
 @dataclass(frozen=True)
@@ -18,7 +30,8 @@ class ModelIdentity(Figures):
     """What a plan knows of the model it was fitted on.
 
     ``width`` is F, the number of neurons of one FFL; where the FFLs differ it is the widest's, and ``widths`` has each
-    layer's. ``digest`` is the SHA-256 of the checkpoint's weights
+    layer's. Counted are FFLs that see every token: of a mixture of experts the shared ones and the dense layers, not
+    the experts, and of some there are none. ``routing`` is a mixture's. ``digest`` is the SHA-256 of the weights
     (``models.checkpoint.checkpoint_files.weights_digest``).
     """
 
@@ -29,22 +42,52 @@ class ModelIdentity(Figures):
     vocabulary: int
     digest: str
     widths: tuple[int, ...] | None = None
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         if self.widths is not None and (len(self.widths) != self.layers or max(self.widths) != self.width):
             raise PlanError(f"The widths {list(self.widths)} are not those of {self.layers} layers up to {self.width}.")
 
+    @property
+    def shape(self) -> str:
+        """Layers, widths and experts in words."""
+        dense = f"{self.layers} layers, FFL width {_told(self.widths or [self.width])}"
+        if self.routing is None:
+            return dense
+        experts = self.routing.experts
+        routed = f"{len(experts)} mixtures of {_told(experts)} experts, {self.routing.chosen} for each token"
+        return f"{routed}; beside the experts {dense if self.layers else 'no feed-forward layer'}"
+
     def width_of(self, layer: int) -> int:
         """F of one layer."""
         return self.width if self.widths is None else self.widths[layer]
 
-    def weight_shape(self, role: Role, layer: int) -> tuple[int, int]:
-        """The shape [out, in] of a weight of an FFL."""
-        width = self.width_of(layer)
+    def watched_width(self, watched: Watched, layer: int) -> int:
+        """How many numbers a layer has of what is looked at. Raises ``PlanError`` where the model has none there."""
+        if watched in ("pre_activation", "key_vector"):
+            self.require_layer(layer)
+            return self.width_of(layer)
+        experts = () if self.routing is None else self.routing.experts
+        if layer >= len(experts):
+            raise PlanError(f"The plan names router {layer} of a model with {len(experts)}.")
+        return self.hidden if watched == "router_input" else experts[layer]
+
+    def weight_shape(self, role: Role, layer: int | None = None) -> tuple[int, int]:
+        """The shape [out, in] of a weight of an FFL; without ``layer``, of the widest."""
+        width = self.width if layer is None else self.width_of(layer)
         return (self.hidden, width) if role == "down" else (width, self.hidden)
 
-    def require_shape(self, *, widths: Sequence[int], hidden: int) -> None:
-        """Raise ``PlanError`` unless a model with FFLs of these widths can be the one the plan was fitted on."""
+    def require_shape(self, *, widths: Sequence[int], hidden: int, experts: Sequence[int] = ()) -> None:
+        """Raise ``PlanError`` unless a model with FFLs of these widths, and routers of so many ``experts`` each, can be
+        the one the plan was fitted on.
+        """
+        routed = () if self.routing is None else self.routing.experts
+        if tuple(experts) != tuple(routed):
+            raise PlanError(
+                f"The plan was fitted on a model with {len(routed)} routers of experts; this one has {len(experts)}"
+                f"{', of other numbers of experts' if len(experts) == len(routed) else ''}.",
+                "Bake the plan into the model it was fitted on, or fit one for this model.",
+            )
         expected = [self.width_of(layer) for layer in range(self.layers)]
         if (list(widths), hidden) != (expected, self.hidden):
             raise PlanError(

@@ -15,6 +15,7 @@ from bakeout.models.plan.arrays import Floats, Integers, PlanError
 from bakeout.models.plan.kinds.check import Check, Positions
 from bakeout.models.plan.kinds.intervention import Intervention
 from bakeout.models.plan.model_identity import ModelIdentity
+from bakeout.models.plan.routing_stability import ROUTING, RoutingStability
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,12 @@ class Plan:
     def edits_graph(self) -> bool:
         """Whether an intervention acts on what the model computes, which no weight can express."""
         return not all(intervention.edits_weights for intervention in self.interventions)
+
+    @property
+    def routing_stability(self) -> RoutingStability | None:
+        """How the interventions leave the routing of retained data, if the model is a mixture of experts."""
+        figures = self.provenance.get(ROUTING)
+        return None if figures is None else RoutingStability.from_json(figures, ROUTING)
 
     @property
     def is_stochastic(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.families import feed_forwards_if_any
 from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.hooks import Hooks
@@ -83,7 +84,7 @@ def _measured(
         if intervention.check is not None and not np.isnan(expected[place]).any():
             # Their last keys decide, as their earlier ones are clear of all regions.
             refused = intervention.check.is_inside(expected[place])
-            last_layer = feed_forward_layers(model)[-1].layer
+            last_layer = len(feed_forwards_if_any(model)) - 1
             values = _before_refusal(interventions, place, expected, refused, last_layer)
             return replace(canary, expected=values, refused=tuple(refused.tolist()))
     return canary
@@ -139,23 +140,26 @@ def canary_values(
     model: PreTrainedModel, interventions: Sequence[Intervention], input_ids: Integers
 ) -> tuple[Floats, ...]:
     """What ``Canary.expected`` holds, computed by ``model``, which carries the weight edits, on its ``input_ids``."""
-    layer = feed_forward_layers(model)[-1]
+    layers = feed_forwards_if_any(model)
     outputs: list[Tensor] = []
-    # Registered before the hooks: it sees the gate's own output, not the adjusted one.
-    handle = layer.gate.register_forward_hook(lambda module, arguments, output: outputs.append(output))
-    try:
-        with Hooks(model, interventions) as hooks:
-            model(input_ids=torch.from_numpy(input_ids).to(input_device(model)), use_cache=False)
-    finally:
-        handle.remove()
-    last_layer = in_float64(layer.pre_activation(outputs[-1])[..., :CANARY_NEURONS].flatten(0, -2))
+    with ExitStack() as stack:
+        if layers:
+            # Registered before the hooks: it sees the gate's own output, not the adjusted one.
+            keep = layers[-1].gate.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+            stack.callback(keep.remove)
+        hooks = stack.enter_context(Hooks(model, interventions))
+        model(input_ids=torch.from_numpy(input_ids).to(input_device(model)), use_cache=False)
     seen = hooks.seen
+    # What weight edits look at, which are no hooks.
+    if layers:
+        last_layer = in_float64(layers[-1].pre_activation(outputs[-1])[..., :CANARY_NEURONS].flatten(0, -2))
+        seen = dict.fromkeys(range(len(interventions)), last_layer) | seen
     length = input_ids.shape[1]
     last = slice(length - 1, None, length)
     coins = [(entry.draws_at, place) for place, entry in enumerate(interventions) if entry.draws_at is not None]
     expected = []
     for place, intervention in enumerate(interventions):
-        values = intervention.canary_values(seen.get(place, last_layer)[last].cpu().numpy())
-        is_behind = bool(coins) and intervention.is_behind(min(coins), place, layer.layer)
+        values = intervention.canary_values(seen[place][last].cpu().numpy())
+        is_behind = bool(coins) and intervention.is_behind(min(coins), place, len(layers) - 1)
         expected.append(np.where(is_behind, np.nan, values))
     return tuple(expected)

@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import FeedForward, feed_forward_layers, identity
+from bakeout.models.network.families import FeedForward, feed_forwards_if_any, identity
+from bakeout.models.network.key_sites import KeySite, key_sites
 from bakeout.models.plan import (
     AdjustedLayer,
     Coin,
@@ -54,7 +55,7 @@ class Hooks:
     def __init__(self, model: PreTrainedModel, interventions: Sequence[Intervention]) -> None:
         self.model = model
         self.interventions = tuple(interventions)
-        self._layers = feed_forward_layers(model)
+        self._layers = feed_forwards_if_any(model)
         self._hooked = {index: entry for index, entry in enumerate(interventions) if not entry.edits_weights}
         for intervention in self._hooked.values():
             _require_hook(intervention)
@@ -101,19 +102,23 @@ class Hooks:
 
 def watch(model: PreTrainedModel, intervention: Intervention, see: See) -> Iterator[RemovableHandle]:
     """Hooks that show what a graph's ``intervention`` watches in each of its layers, and change nothing."""
-    layers = feed_forward_layers(model)
+    layers = feed_forwards_if_any(model)
+    watches = intervention.watches
     for layer in dict.fromkeys(part.layer for part in intervention.parts):
         watched = intervention.watched(layer)
         index = watched if isinstance(watched, slice) else torch.from_numpy(watched)
-        if intervention.watches == "key_vector":
-            yield layers[layer].down.register_forward_pre_hook(_key_hook(layer, index, see))
+        if watches != "pre_activation":
+            site = key_sites(model, watches)[layer]
+            yield site.module.register_forward_pre_hook(_key_hook(layer, site, index, see))
         else:
             yield layers[layer].gate.register_forward_hook(_pre_activation_hook(layers[layer], index, see))
 
 
-def _key_hook(layer: int, index: Tensor | slice, see: See) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _key_hook(
+    layer: int, site: KeySite, index: Tensor | slice, see: See
+) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def read(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        see(layer, arguments[0][..., index].flatten(0, -2))
+        see(layer, site.key(arguments[0])[..., index].flatten(0, -2))
 
     return read
 

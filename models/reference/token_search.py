@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from bakeout.models.network.devices import input_device
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.key_sites import key_sites
 from bakeout.models.network.probing import run_up_to
 from bakeout.models.plan import Floats, Integers, Intervention
 from bakeout.models.progress import Track, untracked
@@ -96,8 +96,8 @@ class _Search:
         self._interventions = interventions
         self._place, self._check = next((i, one.check) for i, one in enumerate(interventions) if one.check is not None)
         self._looks_back = self._check.is_bounded or self._check.positions == "every"
-        layers = feed_forward_layers(model)
-        self._watched = [layers[part.layer].down for part in interventions[self._place].parts]
+        sites = key_sites(model, self._check.keys)
+        self._watched = [sites[layer].module for layer in self._check.layers]
         self._vocabulary = vocabulary
         self._generator = np.random.default_rng(seed)
         self._passes = 0

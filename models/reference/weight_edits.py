@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import FeedForward, feed_forward_layers, identity
+from bakeout.models.network.families import FeedForward, feed_forwards_if_any, identity
 from bakeout.models.plan import Intervention, Role, WeightChange
 
 
@@ -51,7 +51,7 @@ def apply_weight_edit(model: PreTrainedModel, edit: Intervention, *, stored_as: 
     changed, where the edit does not fit the model.
     """
     edit.require_fit(identity(model, ""))
-    layers = feed_forward_layers(model)
+    layers = feed_forwards_if_any(model)
     weights = [(change, weight_of(layers[change.layer], change.role)) for change in edit.weight_changes()]
     with torch.no_grad():
         for change, weight in weights:
@@ -69,7 +69,7 @@ def edited_weights(
     edits = [intervention for intervention in interventions if intervention.edits_weights]
     for edit in edits:
         edit.require_fit(identity(model, ""))
-    layers = feed_forward_layers(model)
+    layers = feed_forwards_if_any(model)
     touched = sorted({(change.layer, change.role) for edit in edits for change in edit.weight_changes()})
     views = [weight_of(layers[layer], role).detach() for layer, role in touched]
     kept = [view.clone() for view in views]

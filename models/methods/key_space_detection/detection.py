@@ -108,6 +108,7 @@ def fit_key_space_detection(
         skills=tuple(skills),
         refusal=np.asarray(refusal, dtype=np.int64),
         positions=options.positions,
+        keys=structure.keys,
     )
     alphas, coverage = {}, {}
     for skill in probe:

@@ -17,7 +17,7 @@ from bakeout.models.methods.key_space_detection.regions.registry import needs_re
 from bakeout.models.methods.key_space_detection.separation import auroc, share_inside
 from bakeout.models.methods.key_space_detection.served import as_served
 from bakeout.models.methods.key_space_detection.structure import layer_sets
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import Floats, KeySpaceDetection
 
 # Points of a curve over alpha, and how far beyond alpha it goes.
@@ -33,15 +33,17 @@ def figures(
     """The figures of a fit for a report: the paper's Figures 5 and 6, on queries that were not used for fitting."""
     fitting, _ = as_served(options, fitting)
     names = options.names(fitting.data)
-    depths = {layer for layers in layer_sets(len(feed_forward_layers(fitting.model))) for layer in layers}
+    depths = {layer for layers in layer_sets(len(key_sites(fitting.model, fitted.keys))) for layer in layers}
     layers = sorted({*depths, *fitted.layers})
     fits = needs_retained(options.region)
     fresh = {name: list(retained_queries(fitting, name, fits=fits).fresh) for name in names["retain"]}
     fresh |= {
         name: list(fitting.rows[name].get("selection") or fitting.rows[name]["probe"]) for name in names["forget"]
     }
-    probe = {name: query_keys(fitting, name, fitting.rows[name]["probe"], layers) for name in names["forget"]}
-    selection = {name: query_keys(fitting, name, rows, layers) for name, rows in fresh.items() if rows}
+    probe = {
+        name: query_keys(fitting, name, fitting.rows[name]["probe"], layers, fitted.keys) for name in names["forget"]
+    }
+    selection = {name: query_keys(fitting, name, rows, layers, fitted.keys) for name, rows in fresh.items() if rows}
     if fitted.positions == "every":
         margins = {name: least_margins(fitting, fresh[name], fitted) for name in selection}
     else:

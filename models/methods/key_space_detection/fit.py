@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,12 @@ from bakeout.models.methods.key_space_detection.query_end import query_end
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served, earlier_refusals
-from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, layer_sets
+from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, joint_choice, layer_sets
 from bakeout.models.methods.search_space import Settings
-from bakeout.models.network.families import feed_forward_layers, model_limits
+from bakeout.models.network.families import model_limits
 from bakeout.models.network.generation import named_ends
-from bakeout.models.plan import Floats, Integers, KeySpaceDetection
+from bakeout.models.network.key_sites import key_sites
+from bakeout.models.plan import Floats, Integers, Keys, KeySpaceDetection
 
 _logger = logging.getLogger(__name__)
 
@@ -74,23 +75,20 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     model_limits(fitting.model).require(refusal, fitting.tokenizer, "The refusal")
     if ends.disagreement:
         _logger.warning("%s. The refusal ends with %d.", ends.disagreement, refusal[-1])
-    count = len(feed_forward_layers(fitting.model))
-    if options.layers == "auto":
-        layers = sorted({layer for layers in layer_sets(count) for layer in layers})
-    else:
-        layers = [count - 1] if options.layers == "last" else sorted(set(options.layers))
-    probe = {name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers) for name in forget}
     queries = {name: retained_queries(fitting, name, fits=needs_retained(options.region)) for name in retain}
-    against = {
-        name: query_keys(fitting, name, _fitted_against(fitting, options, name, own), layers)
-        for name, own in queries.items()
-        if own.fitted
+    probed_keys = {
+        keys: _probed(options, fitting, forget, queries, keys, layers, widening)
+        for keys, layers in _places(options, fitting).items()
     }
-    choice = _choice(options, fitting, probe, queries, against, layers, widening) if options.is_chosen else None
-    if choice is None:
-        settled = options.model_copy(update={"layers": layers})
-    else:
+    choice = None
+    if options.is_chosen:
+        choice = joint_choice([_choice(options, fitting, probed, queries, widening) for probed in probed_keys.values()])
         settled = options.with_structure(choice.chosen.structure)
+    else:
+        (only,) = probed_keys.values()
+        settled = options.model_copy(update={"layers": only.layers, "keys": only.keys})
+    keys = settled.structure.keys
+    probe, against, layers = probed_keys[keys].probe, probed_keys[keys].against, probed_keys[keys].layers
     if fitting.cache is None:
         # Another fit may choose other layers: for its sake what is kept is that of all of them.
         layers = list(settled.structure.layers)
@@ -100,7 +98,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
 
     def measured(name: str, queries: Sequence[Record]) -> Any:
         """What alpha is set by: the least margin over a query's tokens if every one is tested, or else its last key."""
-        return queries if options.positions == "every" else query_keys(fitting, name, queries, layers)
+        return queries if options.positions == "every" else query_keys(fitting, name, queries, layers, keys)
 
     def least(check: KeySpaceDetection, queries: Sequence[Record], _what: str) -> Floats:
         return least_margins(fitting, queries, check)
@@ -141,9 +139,10 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
 
 
 def chosen(fitted: KeySpaceDetection) -> Settings:
-    """The choices of the fit: region, layers, cubes, floor and epsilon."""
+    """The choices of the fit: keys, and where more was left to it, region, layers, cubes, floor and epsilon."""
     choice = fitted.report.choice
-    return {} if choice is None else {"region": fitted.regions.name, **choice.chosen.as_json()}
+    more = {} if choice is None else {"region": fitted.regions.name, **choice.chosen.as_json()}
+    return {**more, "keys": fitted.keys}
 
 
 def _other_ends(ends: Sequence[int], refusal: Integers, fitting: Fitting) -> tuple[int, ...]:
@@ -179,23 +178,74 @@ def _require_queries(options: KeySpaceDetectionOptions, fitting: Fitting, forget
             require_calibration(len(rows["calibration"]), options.epsilon, name)
 
 
+@dataclass(frozen=True, eq=False)
+class _Probed:
+    """Keys of one kind in some layers: by name those to forget, and those to fit against."""
+
+    keys: Keys
+    layers: list[int]
+    probe: Mapping[str, LayerKeys]
+    against: Mapping[str, LayerKeys]
+
+
+def _places(options: KeySpaceDetectionOptions, fitting: Fitting) -> dict[Keys, list[int]]:
+    """The layers whose keys are looked at, by the kind of the keys.
+
+    Raises ``BakeoutError`` where the model has no keys of the kind that is asked for.
+    """
+    available = {keys: len(key_sites(fitting.model, keys)) for keys in get_args(Keys)}
+    kinds = [keys for keys, count in available.items() if count] if options.keys == "auto" else [options.keys]
+    if options.layers != "auto":
+        kinds = kinds[:1]
+    if missing := [keys for keys in kinds if not available[keys]]:
+        others = [keys for keys, count in available.items() if count]
+        raise BakeoutError(
+            f"Key Space Detection: the model has no {missing[0].replace('_', ' ')} to look at.",
+            f"Set `keys` to {' or '.join(others)}.",
+        )
+    if options.layers == "auto":
+        return {keys: sorted({layer for own in layer_sets(available[keys]) for layer in own}) for keys in kinds}
+    return {keys: [available[keys] - 1] if options.layers == "last" else sorted(set(options.layers)) for keys in kinds}
+
+
+def _probed(
+    options: KeySpaceDetectionOptions,
+    fitting: Fitting,
+    forget: Sequence[str],
+    retained: Mapping[str, RetainedQueries],
+    keys: Keys,
+    layers: list[int],
+    widening: _Widening,
+) -> _Probed:
+    return _Probed(
+        keys,
+        layers,
+        {name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers, keys) for name in forget},
+        {
+            name: query_keys(fitting, name, _fitted_against(fitting, options, name, own), layers, keys)
+            for name, own in retained.items()
+            if own.fitted
+        },
+    )
+
+
 def _choice(
     options: KeySpaceDetectionOptions,
     fitting: Fitting,
-    probe: Mapping[str, LayerKeys],
+    probed: _Probed,
     retained: Mapping[str, RetainedQueries],
-    against: Mapping[str, LayerKeys],
-    layers: Sequence[int],
     widening: _Widening,
 ) -> Choice:
+    probe, layers, keys = probed.probe, probed.layers, probed.keys
     selection = {name: _widened(fitting, widening, name, "selection") for name in probe}
     selection |= {name: list(own.fresh) for name, own in retained.items()}
     calibration = [len(fitting.rows[name].get("calibration", ())) for name in probe]
     return choose_structure(
         probe,
-        {name: query_keys(fitting, name, records, layers) for name, records in selection.items() if records},
+        {name: query_keys(fitting, name, records, layers, keys) for name, records in selection.items() if records},
         region=options.region,
-        against=against,
+        against=probed.against,
+        keys=keys,
         layers="auto" if options.layers == "auto" else layers,
         cubes=options.cubes,
         floor=options.floor,

@@ -10,10 +10,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_va
 
 from bakeout.models.data.forms.kinds import MIXTURE, PLAIN, Kind, Plain
 from bakeout.models.methods.options import Layers, MethodOptions, Names, Section, Seed
-from bakeout.models.plan import Positions
+from bakeout.models.plan import Keys, Positions
 
 # The options that are chosen on the selection queries if they are `auto`.
-STRUCTURE = ("region", "layers", "cubes", "floor", "epsilon")
+STRUCTURE = ("region", "layers", "keys", "cubes", "floor", "epsilon")
 
 # The paper's own settings, which `paper: true` stands for.
 PAPER: dict[str, Any] = {"region": "cube", "layers": "last", "cubes": 1, "positions": "query", "augment": []}
@@ -45,11 +45,17 @@ class Structure:
     floor: float
     epsilon: float
     region: Region = "cube"
+    keys: Keys = "key_vector"
 
     @property
     def depth(self) -> int:
-        """The layer whose key vector is the last to be tested: where a refusal can leave the model."""
+        """The layer whose key is the last to be tested: where a refusal can leave the model."""
         return self.layers[-1]
+
+    @property
+    def place(self) -> tuple[int, bool]:
+        """The depth, and in one layer routers before FFLs."""
+        return self.depth, self.keys == "key_vector"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,6 +91,13 @@ class KeySpaceDetectionOptions(MethodOptions):
         description="The layers whose key vectors are checked, jointly: `last` (the paper), a list counted from 0, or "
         "`auto`: the shallowest that separate as well as the best, but of half-spaces the farthest from what is "
         "retained, chosen on the selection queries. By default `auto`, but `last` where alpha is named.",
+    )
+    keys: Literal["auto"] | Keys = Field(
+        default="auto",
+        description="What a layer's key is: the `key_vector` of an FFL that sees every token (the paper; in a mixture "
+        "of experts a shared expert's, or a dense layer's), or of a mixture the `router_input` or the `router_logits` "
+        "of its routers, which `layers` then count. `auto`: the key vectors, where the model has them; with `layers: "
+        "auto` it is chosen among all with the layers.",
     )
     cubes: Literal["auto"] | PositiveInt = Field(
         default="auto",
@@ -204,7 +217,9 @@ class KeySpaceDetectionOptions(MethodOptions):
             raise ValueError("the structure has yet to be chosen")
         if self.cubes == "auto" or self.floor == "auto" or self.epsilon == "auto":
             raise ValueError("the structure has yet to be chosen")
-        return Structure(tuple(sorted(set(self.layers))), self.cubes, self.floor, self.epsilon, self.region)
+        keys: Keys = "key_vector" if self.keys == "auto" else self.keys
+        layers = tuple(sorted(set(self.layers)))
+        return Structure(layers, self.cubes, self.floor, self.epsilon, self.region, keys)
 
     def with_structure(self, structure: Structure) -> Self:
         """The same options with every part of the structure set."""

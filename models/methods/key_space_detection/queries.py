@@ -12,7 +12,7 @@ from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
 from bakeout.models.network.token_keys import reduced_token_keys
-from bakeout.models.plan import Floats, KeySpaceDetection
+from bakeout.models.plan import Floats, Keys, KeySpaceDetection
 
 
 def fresh_queries(fitting: Fitting, name: str) -> list[Record]:
@@ -48,12 +48,15 @@ def least_margins(fitting: Fitting, queries: Sequence[Record], check: KeySpaceDe
             fitting.model,
             [query.prompt_ids for query in queries],
             layers=check.layers,
+            keys=check.keys,
             batch_size=fitting.batch_size,
             track=fitting.track,
         )
     )
 
 
-def query_keys(fitting: Fitting, name: str, queries: Sequence[Record], layers: Sequence[int]) -> LayerKeys:
-    """The key vectors of the queries' last tokens, float32 [queries, F] of each layer. ``name`` is for progress."""
-    return probed.keys(fitting, name, [query.prompt_ids for query in queries], layers)
+def query_keys(
+    fitting: Fitting, name: str, queries: Sequence[Record], layers: Sequence[int], keys: Keys = "key_vector"
+) -> LayerKeys:
+    """The keys of the queries' last tokens, float32 [queries, F] of each layer. ``name`` is for progress."""
+    return probed.keys(fitting, name, [query.prompt_ids for query in queries], layers, keys)

@@ -17,7 +17,7 @@ from bakeout.models.methods.key_space_detection.options import Region, Structure
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc, distance
-from bakeout.models.plan import Floats
+from bakeout.models.plan import Floats, Keys
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 from bakeout.models.progress import Track, untracked
 
@@ -100,6 +100,7 @@ class Candidate:
             auroc={name: (area.value, area.low, area.high) for name, area in self.auroc.items()},
             error=self.error,
             region=None if self.structure.region == "cube" else self.structure.region,
+            keys=None if self.structure.keys == "key_vector" else self.structure.keys,
         )
 
 
@@ -141,6 +142,7 @@ def choose_structure(
     floor: Literal["auto"] | float,
     epsilon: Literal["auto"] | float,
     seed: int,
+    keys: Keys = "key_vector",
     correct: Correct | None = None,
     calibration_queries: int | None = None,
     track: Track = untracked,
@@ -148,7 +150,8 @@ def choose_structure(
     """Choose the shallowest structure that separates as well as the best, within the best one's confidence interval.
 
     ``probe``: keys per layer of the skills to forget, ``selection``: fresh ones of these and of the names to retain,
-    ``against``: other keys of the names to retain, for shapes that are fitted against them.
+    ``against``: other keys of the names to retain, for shapes that are fitted against them. All are ``keys`` of one
+    kind; ``joint_choice`` chooses among several.
     ``correct``: per name, which selection queries the base model answers correctly: refusing the others costs nothing.
     Options that are not ``auto`` are kept. ``layers`` auto takes the ``layer_sets`` of all layers that are probed.
 
@@ -181,7 +184,7 @@ def choose_structure(
             "Name retain data, or the layers and the number of cubes.",
         )
     search = _Search(
-        probe, against or {}, selection, retained, correct or {}, _epsilons(epsilon, calibration_queries), seed
+        probe, against or {}, selection, retained, correct or {}, _epsilons(epsilon, calibration_queries), seed, keys
     )
     probed = min(len(next(iter(keys.values()))) for keys in probe.values())
     sets = _sets(layers, probe)
@@ -201,10 +204,16 @@ def choose_structure(
     return Choice(choose(list(unique.values())), tuple(unique.values()))
 
 
+def joint_choice(choices: Sequence[Choice]) -> Choice:
+    """The choice among all candidates of several kinds of keys, by the same rule as among layers."""
+    candidates = tuple(candidate for choice in choices for candidate in choice.candidates)
+    return Choice(choose(candidates), candidates)
+
+
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The rule of ``choose_structure``."""
     best = min(
-        candidates, key=lambda candidate: (candidate.error, -candidate.worst_auroc.value, candidate.structure.depth)
+        candidates, key=lambda candidate: (candidate.error, -candidate.worst_auroc.value, candidate.structure.place)
     )
     highest = best.highest_error if best.error > 1 else min(best.highest_error, 1.0)
     as_good = [candidate for candidate in candidates if candidate.error <= highest]
@@ -213,8 +222,8 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     preferred = min(as_good, key=lambda candidate: _PREFERENCE.index(candidate.structure.region)).structure.region
     alike = [candidate for candidate in as_good if candidate.structure.region == preferred]
     if FITTERS[preferred].needs_retained:
-        return min(alike, key=lambda one: (-one.least_distance, one.structure.depth, one.structure.size))
-    return min(alike, key=lambda one: (one.structure.depth, one.feared_error, one.structure.size))
+        return min(alike, key=lambda one: (-one.least_distance, one.structure.place, one.structure.size))
+    return min(alike, key=lambda one: (one.structure.place, one.feared_error, one.structure.size))
 
 
 class _Search:
@@ -229,6 +238,7 @@ class _Search:
         correct: Correct,
         epsilons: Sequence[float],
         seed: int,
+        keys: Keys,
     ) -> None:
         self._probe = probe
         self._against = against
@@ -237,6 +247,7 @@ class _Search:
         self._correct = correct
         self._epsilons = epsilons
         self._seed = seed
+        self._keys = keys
         self._seen: dict[_Setting, Candidate] = {}
         self._clusters: dict[tuple[tuple[int, ...], int], dict[str, Clusters]] = {}
 
@@ -264,7 +275,7 @@ class _Search:
         areas = {name: min((auroc(*pair) for pair in own), key=lambda area: area.value) for name, own in pairs.items()}
         distances = {name: min(distance(*pair) for pair in own) for name, own in pairs.items()}
         candidates = [
-            self._at(Structure(layers, count, floor, epsilon, region), margins, areas, distances)
+            self._at(Structure(layers, count, floor, epsilon, region, self._keys), margins, areas, distances)
             for epsilon in sorted(self._epsilons)
         ]
         return min(candidates, key=lambda candidate: candidate.feared_error)
@@ -322,7 +333,10 @@ def _sets(layers: Literal["auto"] | Sequence[int], probe: Mapping[str, LayerKeys
     if layers != "auto":
         return [tuple(sorted(set(layers)))]
     available = sorted(set.intersection(*(set(keys) for keys in probe.values())))
-    return [tuple(available[index] for index in places) for places in layer_sets(len(available))]
+    some = next(iter(probe.values()))
+    sets = [tuple(available[index] for index in places) for places in layer_sets(len(available))]
+    # Keys of several widths are not tested jointly.
+    return [layers for layers in sets if len({some[layer].shape[1] for layer in layers}) == 1]
 
 
 def _counts(cubes: Literal["auto"] | int | Sequence[int], queries: int, most: int) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.plan.arrays import Floats, Integers
+from bakeout.models.plan.model_identity import Keys
 
 Positions = Literal["query", "step", "every"]
 
@@ -20,6 +21,7 @@ class Check(ABC):
     """A test of key vectors that decides over a refusal.
 
     ``layers``: ascending; a key is the concatenation of these layers' key vectors, D = len(layers) * F numbers.
+    ``keys``: what a layer's key is, if not the key vector of an FFL.
     ``skills``: a name per region. ``refusal``: int64 [tokens], the answer to a refused row, the end-of-text token last.
     ``other_ends``: the other tokens at which decode loops of the model end a text. ``positions``: ``query`` tests the
     last real token of each run that has no past or more than one new token, ``step`` the last real token of every run,
@@ -30,6 +32,7 @@ class Check(ABC):
     """
 
     layers: tuple[int, ...]
+    keys: Keys
     skills: tuple[str, ...]
     refusal: Integers
     other_ends: tuple[int, ...]

@@ -72,7 +72,7 @@ class FalseRefusals(Figures):
 class StructureFigures(Figures):
     """A structure, and what it does on the selection queries: shares missed and refused, AUROC with its interval.
 
-    ``cubes``: how many regions a skill, of the shape ``region``, None for cubes.
+    ``cubes``: how many regions a skill, of the shape ``region``, None for cubes. ``keys``: None for key vectors.
     """
 
     layers: tuple[int, ...]
@@ -85,6 +85,7 @@ class StructureFigures(Figures):
     auroc: Mapping[str, tuple[float, ...]]
     error: float
     region: str | None = None
+    keys: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,8 @@ class KeySpaceDetectionReport(FitReport):
 
 def _told(figures: StructureFigures) -> str:
     layers = ", ".join(map(str, figures.layers))
-    return f"{figures.cubes} in layer {layers}: {_outcome(figures)}"
+    keys = "layer" if figures.keys is None else figures.keys
+    return f"{figures.cubes} in {keys} {layers}: {_outcome(figures)}"
 
 
 def _outcome(figures: StructureFigures) -> str:

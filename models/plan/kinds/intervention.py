@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,10 @@ from bakeout.models.plan.kinds.check import Check, Positions
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.report import FitReport
 from bakeout.models.plan.kinds.weight_change import WeightChange
-from bakeout.models.plan.model_identity import ModelIdentity
+from bakeout.models.plan.model_identity import ModelIdentity, Watched
 
 # The array of a plan file with this name (the part behind the intervention's own prefix), which must be of this dtype.
 Take = Callable[[str, type], Any]
-# What an intervention looks at in a layer: what the gate linear gives, or what the down linear reads.
-Watched = Literal["pre_activation", "key_vector"]
 # Where a stochastic coin is drawn: the layer, and the intervention's place in the plan.
 CoinPlace = tuple[int, int]
 
@@ -31,7 +29,7 @@ class Intervention(ABC):
 
     ``kind`` is its name in files, ``schema`` the number of the form in which it is written there: raise it when an
     older version could not read, or would misread, what is written. ``title`` names it to people, ``unit`` what the
-    counts of its receipts count. ``at_most_one``: a plan can hold no second. ``watches``: what its canary looks at.
+    counts of its receipts count. ``at_most_one``: a plan can hold no second.
     ``ties_in_rounding``: its decisions over single values can turn on how a runtime rounds.
     """
 
@@ -42,9 +40,13 @@ class Intervention(ABC):
     edits_weights: ClassVar[bool] = False
     at_most_one: ClassVar[bool] = False
     ties_in_rounding: ClassVar[bool] = False
-    watches: ClassVar[Watched] = "pre_activation"
     report_type: ClassVar[type[FitReport]] = FitReport
     report: FitReport
+
+    @property
+    def watches(self) -> Watched:
+        """What its canary looks at."""
+        return "pre_activation"
 
     # In files
 

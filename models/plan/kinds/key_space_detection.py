@@ -16,7 +16,7 @@ from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention, Take
 from bakeout.models.plan.kinds.regions.cube import Cubes
 from bakeout.models.plan.kinds.regions.regions import Regions
 from bakeout.models.plan.kinds.regions.registry import find_regions
-from bakeout.models.plan.model_identity import ModelIdentity
+from bakeout.models.plan.model_identity import Keys, ModelIdentity, Watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,16 +24,17 @@ class KeySpaceDetection(Intervention, Check):
     """Key Space Detection (arXiv 2503.21730, section 3.2): refuse queries whose key vector lies in a region.
 
     ``layers``, ``skills``, ``refusal``, ``other_ends``, ``positions``, ``query_end`` and ``alpha`` as of ``Check``. The
-    paper's ``regions`` are cubes; the other shapes are ours. The canary is the margins at the last token.
+    paper's ``regions`` are cubes; the other shapes are ours. Its ``keys`` are FFLs' key vectors; in a mixture of
+    experts ``layers`` count the FFLs that see every token, or the routers where keys are a router's input or logits.
+    The canary is the margins at the last token.
     """
 
     kind = "key_space_detection"
-    # From 2 on a plan says which shape its regions have.
-    schema = 2
+    # From 2 on a plan says which shape its regions have, from 3 on which keys it looks at.
+    schema = 3
     title = "Key Space Detection"
     unit = "region"
     at_most_one = True
-    watches = "key_vector"
     report_type = KeySpaceDetectionReport
     layers: tuple[int, ...]
     regions: Regions
@@ -43,6 +44,7 @@ class KeySpaceDetection(Intervention, Check):
     positions: Positions = "query"
     other_ends: tuple[int, ...] = ()
     query_end: tuple[int, ...] = ()
+    keys: Keys = "key_vector"
     report: KeySpaceDetectionReport = field(default_factory=KeySpaceDetectionReport)
 
     def __post_init__(self) -> None:
@@ -53,6 +55,8 @@ class KeySpaceDetection(Intervention, Check):
             require_layer(layer, where)
         if not all(isinstance(skill, str) for skill in self.skills):
             raise PlanError(f"{where}: a skill's name is not text.")
+        if self.keys not in get_args(Keys):
+            raise PlanError(f"{where}: no keys are called {self.keys!r}.")
         if self.positions not in get_args(Positions):
             raise PlanError(f"{where}: no positions are called {self.positions!r}.")
         regions, dimensions = self.regions.shape
@@ -72,8 +76,13 @@ class KeySpaceDetection(Intervention, Check):
 
     @property
     def schema_written(self) -> int:
-        """The lowest that can hold its regions: versions that know cubes alone read those."""
-        return self.regions.schema
+        """The lowest that can hold its regions and keys: versions that know cubes alone read those."""
+        return self.regions.schema if self.keys == "key_vector" else self.schema
+
+    @property
+    def watches(self) -> Watched:
+        """Its keys."""
+        return self.keys
 
     def settings(self) -> dict[str, Any]:
         """Layers, skills, positions; where they are there, the shape of regions that are no cubes and ends."""
@@ -81,7 +90,8 @@ class KeySpaceDetection(Intervention, Check):
         shape = {} if self.regions.schema == 1 else {"region": self.regions.name}
         ends = {"other_ends": list(self.other_ends)} if self.other_ends else {}
         query_end = {"query_end": list(self.query_end)} if self.query_end else {}
-        return {**settings, **shape, **ends, **query_end}
+        keys = {} if self.keys == "key_vector" else {"keys": self.keys}
+        return {**settings, **shape, **ends, **query_end, **keys}
 
     def structure(self) -> dict[str, Any]:
         """Layers, positions, the regions' shape and the refusal; not the regions, and not what skills are called."""
@@ -104,6 +114,7 @@ class KeySpaceDetection(Intervention, Check):
             positions=settings["positions"],
             other_ends=tuple(settings.get("other_ends", ())),
             query_end=tuple(settings.get("query_end", ())),
+            keys=settings.get("keys", "key_vector"),
             report=report,
         )
 
@@ -115,9 +126,10 @@ class KeySpaceDetection(Intervention, Check):
 
     def require_fit(self, model: ModelIdentity) -> None:
         """Raise ``PlanError`` unless ``model`` has the regions' key space, and the refusal's tokens."""
-        model.require_layer(self.layers[-1])
-        if self.regions.shape[1] != sum(model.width_of(layer) for layer in self.layers):
-            raise PlanError(f"The {self.regions.noun}s' dimension is not {len(self.layers)} x {model.width}.")
+        widths = [model.watched_width(self.keys, layer) for layer in self.layers]
+        if self.regions.shape[1] != sum(widths):
+            told = f"{len(widths)} x {widths[0]}" if len(set(widths)) == 1 else " + ".join(map(str, widths))
+            raise PlanError(f"The {self.regions.noun}s' dimension is not {told}.")
         if max([*self.refusal.tolist(), *self.other_ends, *self.query_end]) >= model.vocabulary:
             raise PlanError("The refusal's tokens are not in the model's vocabulary.")
 
@@ -160,8 +172,8 @@ class KeySpaceDetection(Intervention, Check):
         return self.regions.canary_unit(expected)
 
     def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> bool:
-        """Whether the deepest layer is the coin's or a later one."""
-        return self.layers[-1] >= coin[0]
+        """Whether the deepest layer is the coin's or a later one, which is not known of a router."""
+        return self.keys != "key_vector" or self.layers[-1] >= coin[0]
 
     @property
     def contradiction(self) -> str:
@@ -194,10 +206,11 @@ class KeySpaceDetection(Intervention, Check):
         ends = list(self.query_end)
         query_end = (("queries end", repr(decode(ends)) if decode else str(ends)),) if ends else ()
         layers = ", ".join(map(str, self.layers))
+        keys = {"router_input": "the input of router", "router_logits": "the logits of router"}.get(self.keys, "layer")
         return Description(
             kind=self.kind,
             title=self.title,
-            summary=f"{counted(len(regions), noun)} in layer {layers}, checked at {self.positions}",
+            summary=f"{counted(len(regions), noun)} in {keys} {layers}, checked at {self.positions}",
             explanation=_explanation(noun, self.positions),
             parts=self.parts,
             facts=(
@@ -214,6 +227,7 @@ class KeySpaceDetection(Intervention, Check):
                 "kind": self.kind,
                 "positions": self.positions,
                 "layers": list(self.layers),
+                **({} if self.keys == "key_vector" else {"keys": self.keys}),
                 "refusal": tokens,
                 "region": self.regions.name,
                 "cubes": regions,

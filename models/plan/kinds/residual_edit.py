@@ -13,7 +13,7 @@ from bakeout.models.plan.arrays import Array, Floats, Floats32, Integers, PlanEr
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention, Take
 from bakeout.models.plan.kinds.weight_edit import CANARY_NEURONS
-from bakeout.models.plan.model_identity import ModelIdentity
+from bakeout.models.plan.model_identity import ModelIdentity, Watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +41,13 @@ class ResidualEdit(Intervention):
     """
 
     unit = "direction"
-    watches = "key_vector"
     explanation: ClassVar[str]
     layers: tuple[LayerDirection, ...]
+
+    @property
+    def watches(self) -> Watched:
+        """The key vectors."""
+        return "key_vector"
 
     def require_layers(self) -> None:
         """Raise ``PlanError`` unless the layers ascend, and their directions are of one stream."""

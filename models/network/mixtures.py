@@ -1,0 +1,76 @@
+"""The mixtures of experts of a PyTorch model: their routers and their experts, found by structure.
+
+A mixture is a module with a child ``experts`` (a list of FFLs, or one module that holds them as 3-D tensors) and
+beside it a router, which scores every expert from the mixture's input. FFLs outside of ``experts`` see every token:
+shared experts, the dense layers that some models begin with, and MLPs parallel to the mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from bakeout.models.errors import BakeoutError
+
+EXPERTS = "experts"
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """The router of one mixture; ``index`` counts routers from the embedding upwards.
+
+    Its input is what ``module`` reads, [batch, tokens, hidden] or [batch * tokens, hidden]. ``experts`` of them are
+    scored, and a token is sent to ``chosen`` of these. ``path`` is the mixture's name in the model.
+    """
+
+    index: int
+    module: nn.Module
+    path: str
+    experts: int
+    chosen: int
+    hidden: int
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """The score of every expert before any normalisation: [..., hidden] to [..., experts]."""
+        weight, bias = self.module.get_parameter("weight"), getattr(self.module, "bias", None)
+        # Some models route in float32, whatever their own type.
+        return linear(inputs.float(), weight.float(), None if bias is None else bias.float())
+
+
+def routers(model: PreTrainedModel) -> tuple[Router, ...]:
+    """The routers of ``model``, from the embedding upwards; none of a dense model.
+
+    Raises ``BakeoutError`` for a mixture whose router is not a single matrix.
+    """
+    return tuple(_router(model, path, number) for number, path in enumerate(_mixtures(model)))
+
+
+def is_expert(path: str) -> bool:
+    """Whether the module called ``path`` is an expert of a mixture, or in one: not every token goes through it."""
+    return EXPERTS in path.split(".")
+
+
+def _mixtures(model: PreTrainedModel) -> Iterator[str]:
+    for path, module in model.named_modules():
+        if path.endswith(f".{EXPERTS}") and any(True for _ in module.parameters()):
+            yield path.removesuffix(f".{EXPERTS}")
+
+
+def _router(model: PreTrainedModel, path: str, index: int) -> Router:
+    mixture = model.get_submodule(path)
+    experts: Any = mixture.get_submodule(EXPERTS)
+    count = len(experts) if isinstance(experts, nn.ModuleList) else len(next(experts.parameters()))
+    for name, module in mixture.named_children():
+        weight = getattr(module, "weight", None)
+        if name != EXPERTS and isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == count:
+            config = model.config.get_text_config()
+            return Router(index, module, path, count, int(config.num_experts_per_tok), weight.shape[1])
+    raise BakeoutError(
+        f"{path} has {count} experts, and no router that is one matrix.",
+        "Use a model whose mixtures are routed by one linear layer.",
+    )

@@ -1,0 +1,101 @@
+"""What of a mixture of experts sees every token: FFLs beside the experts, and routers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from bakeout.models.errors import BakeoutError
+from bakeout.models.network.families import feed_forward_layers, feed_forwards_if_any, identity
+from bakeout.models.network.mixtures import routers
+from bakeout.models.network.probing import probe_keys
+from bakeout.models.network.token_keys import reduced_token_keys
+from bakeout.models.plan import Keys, PlanError
+
+from tests.tiny_models import MIXTURES, random_prompts, tiny_model
+
+PROMPTS = random_prompts(6, seed=5)
+# The widths of the FFLs that see every token, and how many routers of how many experts there are.
+BESIDE = {"deepseek_v3": (96, 48, 48, 48), "qwen2_moe": (96, 96, 96, 96)}
+ROUTED = {"deepseek_v3": (8, 8, 8)}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_an_identity_counts_what_sees_every_token(family: str) -> None:
+    model = tiny_model(family)
+    known = identity(model, "")
+    assert [known.width_of(layer) for layer in range(known.layers)] == list(BESIDE.get(family, ()))
+    assert known.routing is not None
+    assert known.routing.experts == ROUTED.get(family, (4, 4, 4, 4))
+    assert (known.routing.chosen, known.hidden) == (2, 32)
+    assert all(
+        "experts." not in layer.down_path.replace("shared_experts.", "") for layer in feed_forwards_if_any(model)
+    )
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("keys", ["router_input", "router_logits"])
+def test_probed_router_keys_are_those_that_route(family: str, keys: Keys) -> None:
+    model = tiny_model(family)
+    layer = len(routers(model)) - 1
+    probed = probe_keys(model, PROMPTS, layers=[layer], keys=keys, batch_size=4)[layer]
+    every = reduced_token_keys(lambda rows: rows.copy(), model, PROMPTS, layers=[layer], keys=keys, batch_size=4)
+    for prompt, last, tokens in zip(PROMPTS, probed, every, strict=True):
+        seen = _seen(model, layer, prompt)
+        expected = seen["input"] if keys == "router_input" else seen["logits"]
+        np.testing.assert_allclose(last, expected[-1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-5)
+
+
+def _seen(model: PreTrainedModel, layer: int, prompt: list[int]) -> dict[str, Any]:
+    """What the router of a layer reads, and its logits as its own formula has them."""
+    module = routers(model)[layer].module
+    seen = {}
+
+    def keep(_module: object, arguments: tuple[Any, ...], _output: object) -> None:
+        inputs = arguments[0].reshape(-1, 32)
+        bias = getattr(module, "bias", None)
+        logits = inputs @ module.get_parameter("weight").T
+        seen.update(input=inputs.numpy(), logits=(logits if bias is None else logits + bias).numpy())
+
+    handle = module.register_forward_hook(keep)
+    with torch.no_grad():
+        model(input_ids=torch.tensor([prompt]))
+    handle.remove()
+    return seen
+
+
+def test_shared_experts_are_probed_like_any_feed_forward_layer() -> None:
+    model = tiny_model("qwen2_moe")
+    seen: list[Any] = []
+    down = model.get_submodule("model.layers.2.mlp.shared_expert.down_proj")
+    handle = down.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([PROMPTS[0]]))
+    handle.remove()
+    probed = probe_keys(model, PROMPTS[:1], layers=[2])[2]
+    np.testing.assert_allclose(probed[0], seen[0].reshape(-1, 96)[-1].numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_mixture_without_a_shared_expert_is_refused_where_key_vectors_are_needed() -> None:
+    model = tiny_model("mixtral")
+    with pytest.raises(BakeoutError, match="sees every token"):
+        feed_forward_layers(model)
+    with pytest.raises(BakeoutError, match="no layer 0"):
+        probe_keys(model, PROMPTS, layers=[0])
+
+
+def test_a_plan_for_other_routers_does_not_fit() -> None:
+    known = identity(tiny_model("qwen2_moe"), "")
+    widths = [known.width_of(layer) for layer in range(known.layers)]
+    known.require_shape(widths=widths, hidden=known.hidden, experts=(4, 4, 4, 4))
+    for experts in ((4, 4, 4), (4, 4, 4, 8), ()):
+        with pytest.raises(PlanError, match="routers"):
+            known.require_shape(widths=widths, hidden=known.hidden, experts=experts)
+    assert known.watched_width("router_logits", 3) == 4
+    with pytest.raises(PlanError, match="router 4"):
+        known.watched_width("router_input", 4)
