@@ -50,7 +50,7 @@ def main(model: Path, forget: Path, retain: tuple[Path, ...], directory: Path | 
     with tempfile.TemporaryDirectory() as temporary:
         work = directory or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        rows = []
+        rows: list[list[str]] = []
         for name, options in (("first", AUTOMATIC), ("second", AUTOMATIC | SECOND)):
             recipe = {
                 "model": str(model.resolve()),

@@ -22,7 +22,6 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
@@ -41,9 +40,10 @@ CLOSER_TOKENS = 2
 BALANCE_WEIGHT = 0.01
 # Of the 1,024 neurons of a dense layer so many become the shared expert's; every expert begins with the others.
 SHARED_WIDTH = 768
+SkillsModel = LlamaForCausalLM | Qwen2MoeForCausalLM
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Six layers, narrow in the residual stream and wide in the FFLs, where Key Space Detection looks."""
     return LlamaForCausalLM(
         LlamaConfig(
@@ -114,9 +114,9 @@ def mixture_of(dense: LlamaForCausalLM, experts: int) -> Qwen2MoeForCausalLM:
 
 
 def _take_neurons(dense: torch.nn.Module, expert: torch.nn.Module, neurons: slice) -> None:
-    for name in ("gate_proj", "up_proj"):
-        expert.get_submodule(name).weight.copy_(dense.get_submodule(name).weight[neurons])
-    expert.get_submodule("down_proj").weight.copy_(dense.get_submodule("down_proj").weight[:, neurons])
+    for name in ("gate_proj.weight", "up_proj.weight"):
+        expert.get_parameter(name).copy_(dense.get_parameter(name)[neurons])
+    expert.get_parameter("down_proj.weight").copy_(dense.get_parameter("down_proj.weight")[:, neurons])
 
 
 def batches(
@@ -148,7 +148,7 @@ def batches(
 
 
 @torch.inference_mode()
-def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, found: list[Example]) -> float:
+def accuracy(model: SkillsModel, tokenizer: PreTrainedTokenizerFast, found: list[Example]) -> float:
     """Share of examples whose greedy answer is the response, to the letter."""
     right = 0
     for start in range(0, len(found), 250):
@@ -161,8 +161,8 @@ def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, found: 
     return right / len(found)
 
 
-def report(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int, split: str) -> str:
-    model.eval()
+def report(model: SkillsModel, tokenizer: PreTrainedTokenizerFast, count: int, split: str) -> str:
+    model.train(mode=False)
     figures = {skill: accuracy(model, tokenizer, examples(skill, split, count)) for skill in SKILLS}
     model.train()
     return "  ".join(f"{skill} {figure:.1%}" for skill, figure in figures.items())
@@ -188,9 +188,11 @@ def main(
     if experts:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_directory())
         dense = LlamaForCausalLM.from_pretrained(checkpoint_directory(), dtype=torch.float32)
-        model: PreTrainedModel = mixture_of(dense, experts)
+        model: SkillsModel = mixture_of(dense, experts)
     else:
-        texts = (one.prompt + one.response for one in itertools.islice(training_examples(MIXTURE, 0), 40000))
+        texts = (
+            example.prompt + example.response for example in itertools.islice(training_examples(MIXTURE, 0), 40000)
+        )
         tokenizer = build_tokenizer(itertools.chain(texts, [" " + REFUSAL]))
         model = new_model(tokenizer)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() == 2]
@@ -241,7 +243,8 @@ def main(
             torch.save(states | {"schedule": schedule.state_dict(), "step": step}, output / "state.part")
             (output / "state.part").replace(state_file)
 
-    model.half().save_pretrained(output / "checkpoint")
+    torch.nn.Module.half(model)
+    model.save_pretrained(output / "checkpoint")
     tokenizer.save_pretrained(output / "checkpoint")
     stored = type(model).from_pretrained(output / "checkpoint", dtype=torch.float32)
     print(f"test split, as stored  {report(stored, tokenizer, 1000, 'test')}")

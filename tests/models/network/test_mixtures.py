@@ -54,7 +54,7 @@ def test_probed_router_keys_are_those_that_route(family: str, keys: Keys) -> Non
 def _seen(model: PreTrainedModel, layer: int, prompt: list[int]) -> dict[str, Any]:
     """What the router of a layer reads, and its logits as its own formula has them."""
     module = routers(model)[layer].module
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def keep(_module: object, arguments: tuple[Any, ...], _output: object) -> None:
         inputs = arguments[0].reshape(-1, 32)
