@@ -131,10 +131,13 @@ def test_what_an_extra_brings_is_named_in_one_line(
 
 def test_every_extra_is_named_for_what_it_brings() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    # Those that are not imported by the name that they are installed by.
+    imported = {"cyclonedx_python_lib": ("cyclonedx", "jsonschema"), "pyopenssl": ("OpenSSL",)}
     brought = {
-        Requirement(line).name.replace("-", "_"): extra
-        for extra in ("fit", "tune", "report", "harness", "parquet", "rouge", "gguf")
-        for line in extras[extra]
+        package: extra
+        for extra in ("fit", "tune", "report", "harness", "parquet", "rouge", "gguf", "trust")
+        for name in (Requirement(line).name.replace("-", "_") for line in extras[extra])
+        for package in imported.get(name, (name,))
     }
     brought = {package: extra for package, extra in brought.items() if package not in ("bakeout", "optimum_onnx")}
     assert brought == dict(EXTRAS)

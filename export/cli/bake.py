@@ -56,6 +56,8 @@ def bake(
     from bakeout.export.recipes.bake_options import BakeOptions
     from bakeout.models.plan.plan_file import load_plan
 
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     options = BakeOptions(**chosen)
     fitted = load_plan(plan)
     if hide is not None:
@@ -69,8 +71,7 @@ def bake(
         else:
             show_lines(lines(outlook))
         return
-    if output is None:
-        raise click.UsageError("Missing option '-o' / '--output'.")
+    assert output is not None
     with progress() as track:
         baked = bake(model, fitted, output, options, canary=canary, track=track)
     show_artifact(baked.directory, baked.receipts, machine=machine)

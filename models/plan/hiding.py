@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from bakeout.models.plan.arrays import Integers
-from bakeout.models.plan.kinds.intervention import Intervention
-from bakeout.models.plan.kinds.key_space_detection import KeySpaceDetection
 from bakeout.models.plan.plan import Plan
 
 # The refusal of every hidden plan.
@@ -35,22 +32,11 @@ def hidden(plan: Plan, salt: bytes, refusal: Integers | None = None) -> Plan:
 
     provenance: dict[str, Any] = {key: value for key, value in plan.provenance.items() if key != "data"}
     data = {
-        name(one): {use: salted(digest.encode(), salt) for use, digest in uses.items()}
-        for one, uses in plan.provenance.get("data", {}).items()
+        name(given): {use: salted(digest.encode(), salt) for use, digest in uses.items()}
+        for given, uses in plan.provenance.get("data", {}).items()
     }
     return replace(
         plan,
-        interventions=tuple(_without_report(one, name, refusal) for one in plan.interventions),
+        interventions=tuple(intervention.hidden(name, refusal) for intervention in plan.interventions),
         provenance={**provenance, **({"data": data} if data else {})},
     )
-
-
-def _without_report(intervention: Intervention, name: Callable[[str], str], refusal: Integers | None) -> Intervention:
-    kind: Any = intervention
-    changed: dict[str, Any] = {"report": intervention.report_type()}
-    if isinstance(intervention, KeySpaceDetection):
-        changed["skills"] = tuple(map(name, intervention.skills))
-        if refusal is not None:
-            changed["refusal"] = refusal
-    nameless: Intervention = replace(kind, **changed)
-    return nameless

@@ -137,7 +137,8 @@ def test_a_signal_while_libraries_load_ends_in_a_line(llama_checkpoint: Path, tm
             is_late = process.poll() is not None
             process.send_signal(number)
             told = process.stderr.read()
-        if is_late:
+        # Nor does a signal reach an interpreter that has written everything and ends.
+        if is_late or (process.returncode == 0 and (tmp_path / "plan").exists()):
             assert process.returncode == 0, told
             (tmp_path / "plan").unlink()
             continue

@@ -19,7 +19,14 @@ STRUCTURE = ("region", "layers", "keys", "cubes", "floor", "epsilon")
 PAPER: dict[str, Any] = {"region": "cube", "layers": "last", "cubes": 1, "positions": "query", "augment": []}
 
 # What is not chosen where a recipe names the layers or alpha.
-BY_HAND: dict[str, Any] = {"region": "cube", "layers": "last", "cubes": 1, "floor": 0.1, "epsilon": 0.005}
+BY_HAND: dict[str, Any] = {
+    "region": "cube",
+    "layers": "last",
+    "keys": "key_vector",
+    "cubes": 1,
+    "floor": 0.1,
+    "epsilon": 0.005,
+}
 
 Region = Literal["cube", "linear", "ellipsoid", "rotated_cube"]
 
@@ -96,8 +103,8 @@ class KeySpaceDetectionOptions(MethodOptions):
         default="auto",
         description="What a layer's key is: the `key_vector` of an FFL that sees every token (the paper; in a mixture "
         "of experts a shared expert's, or a dense layer's), or of a mixture the `router_input` or the `router_logits` "
-        "of its routers, which `layers` then count. `auto`: the key vectors, where the model has them; with `layers: "
-        "auto` it is chosen among all with the layers.",
+        "of its routers, which `layers` then count. `auto` is chosen with the layers. By default `auto`, but "
+        "`key_vector` where layers or alpha are named.",
     )
     cubes: Literal["auto"] | PositiveInt = Field(
         default="auto",

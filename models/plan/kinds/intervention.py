@@ -106,6 +106,15 @@ class Intervention(ABC):
         named: Self = replace(kind, report=self.report.with_data(names))
         return named
 
+    def hidden(self, name: Callable[[str], str], refusal: Integers | None) -> Self:
+        """The same intervention without its report, whose figures tell of the data.
+
+        A check calls its skills by ``name``, and says ``refusal`` if one is given (int64, the end-of-text token last).
+        """
+        kind: Any = self
+        nameless: Self = replace(kind, report=self.report_type())
+        return nameless
+
     def at_positions(self, positions: Positions) -> Self:
         """The same intervention, checking other positions; itself where it checks none."""
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, get_args
 
@@ -188,6 +188,13 @@ class KeySpaceDetection(Intervention, Check):
             if self.skills.count(skill) != len(figures.cubes):
                 return f"the report tells of {counted(len(figures.cubes), self.regions.noun)} of {skill}"
         return self.report.contradiction
+
+    def hidden(self, name: Callable[[str], str], refusal: Integers | None) -> Self:
+        """As of ``Intervention``, with other names, and another refusal if one is given."""
+        nameless = super().hidden(name, refusal)
+        return replace(
+            nameless, skills=tuple(map(name, self.skills)), refusal=self.refusal if refusal is None else refusal
+        )
 
     @property
     def forgets(self) -> tuple[str, ...]:

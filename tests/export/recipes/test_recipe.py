@@ -61,10 +61,12 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "retain": None,
         "region": "auto",
         "layers": "auto",
+        "keys": "auto",
         "cubes": "auto",
         "alpha": "auto",
         "epsilon": "auto",
         "positions": "query",
+        "query_end": "auto",
         "refusal": "Your query is not valid.",
         "floor": "auto",
         "augment": "auto",
@@ -80,6 +82,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "inline": False,
         "early_exit": True,
         "monitor": False,
+        "adapter_slots": False,
         "runtimes": (),
     }
     assert adjust.names(recipe.fitted_data()) == {"forget": ["math"], "retain": ["code"]}

@@ -97,4 +97,4 @@ def test_one_of_both_is_asked_for() -> None:
 def test_help_of_tune_names_what_each_method_leaves_to_it() -> None:
     text = CliRunner().invoke(main, ["tune", "--help"]).output
     assert "ratio: auto" in text
-    assert "layers, cubes, floor, epsilon" in text
+    assert "region, layers, keys, cubes, floor, epsilon" in text

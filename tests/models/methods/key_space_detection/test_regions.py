@@ -212,9 +212,9 @@ def test_keys_without_spread_about_their_clusters_are_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "chosen"),
     [
-        ({}, {"region", "layers", "cubes", "floor", "epsilon"}),
-        ({"layers": "auto", "epsilon": 0.1}, {"region", "layers", "cubes", "floor"}),
-        ({"region": "linear"}, {"layers", "cubes", "floor", "epsilon"}),
+        ({}, {"region", "layers", "keys", "cubes", "floor", "epsilon"}),
+        ({"layers": "auto", "epsilon": 0.1}, {"region", "layers", "keys", "cubes", "floor"}),
+        ({"region": "linear"}, {"layers", "keys", "cubes", "floor", "epsilon"}),
         ({"layers": [2]}, set()),
         ({"layers": [2], "region": "auto"}, {"region"}),
         ({"alpha": 3.0}, set()),
