@@ -147,7 +147,7 @@ def _passes(plan: Plan, options: _Options) -> Iterator[_Pass]:
         if not intervention.edits_weights and type(intervention) not in known:
             raise GraphError(f"{intervention.title} acts on what a graph computes, and no pass is known for it.")
     for kinds, make in _PASSES.items():
-        placed = [(index, one) for index, one in enumerate(plan.interventions) if type(one) in kinds]
+        placed = [(index, entry) for index, entry in enumerate(plan.interventions) if type(entry) in kinds]
         if placed:
             yield from make(placed, options)
 

@@ -119,7 +119,7 @@ def _record(passes: Passes) -> None:
     def recorded(self: Any, **inputs: torch.Tensor) -> None:
         if "attention_mask" in inputs:
             read = {*self._inputs, *self._outputs}
-            layers = [one.layer for one in feed_forward_layers(self._model) if {one.gate, one.down} & read]
+            layers = [layer.layer for layer in feed_forward_layers(self._model) if {layer.gate, layer.down} & read]
             passes.batches.append((inputs["input_ids"], inputs["attention_mask"], max(layers)))
         forward(self, **inputs)
 

@@ -38,7 +38,7 @@ QUESTION_WEIGHT = 0.1
 CLOSER_TOKENS = 2
 # The share of the loss that keeps experts evenly used; without it, a mixture trains two experts and starves the rest.
 BALANCE_WEIGHT = 0.01
-# Of the 1,024 neurons of a dense layer so many become the shared expert's; every expert begins with the others.
+# How many of a dense layer's 1,024 neurons become the shared expert's; every expert begins with the others.
 SHARED_WIDTH = 768
 SkillsModel = LlamaForCausalLM | Qwen2MoeForCausalLM
 

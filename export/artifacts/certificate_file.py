@@ -66,6 +66,6 @@ def read_certificate(directory: Path) -> dict[str, Any] | None:
         raise BakeoutError(
             f"{path} is no certificate: {where}: {first['msg']}.", "Certify the artifact again."
         ) from None
-    if odd := [one.name for one in checked.figures if one.interval is not None and len(one.interval) != 2]:
+    if odd := [figure.name for figure in checked.figures if figure.interval is not None and len(figure.interval) != 2]:
         raise BakeoutError(f"{path} is no certificate: the interval of {odd[0]}.", "Certify the artifact again.")
     return content

@@ -35,23 +35,26 @@ def lines(certificate: Mapping[str, Any]) -> Iterator[str]:
     for name, data in certificate["data"].items():
         yield f"| {as_text(name)} | {data['role']} | {data['rows']} | `{data['sha256']}` |"
     yield ""
-    sections = dict.fromkeys(one["section"] for one in certificate["figures"])
+    sections = dict.fromkeys(figure["section"] for figure in certificate["figures"])
     for section in sections:
         yield f"### {as_text(section[:1].upper() + section[1:])}"
         yield ""
         yield "| figure | on | precision | n | base | artifact | better |"
         yield "| --- | --- | --- | --- | --- | --- | --- |"
-        for one in (one for one in certificate["figures"] if one["section"] == section):
-            base = _number(one.get("base"), one.get("base_interval"))
-            own = _number(one["value"], one.get("interval"))
-            cells = [one["name"], one["slice"], one["precision"], str(one["n"])]
-            yield f"| {' | '.join(map(as_text, cells))} | {base} | {own} | {one['good']} |"
+        for figure in certificate["figures"]:
+            if figure["section"] != section:
+                continue
+            base = _number(figure.get("base"), figure.get("base_interval"))
+            own = _number(figure["value"], figure.get("interval"))
+            cells = [figure["name"], figure["slice"], figure["precision"], str(figure["n"])]
+            yield f"| {' | '.join(map(as_text, cells))} | {base} | {own} | {figure['good']} |"
         yield ""
     if certificate["not_measured"]:
         yield "### Not measured"
         yield ""
-        for one in certificate["not_measured"]:
-            yield f"* {as_text(one['section'])}, {as_text(one['name'])}: not measured, {as_text(one['why'])}"
+        for missing in certificate["not_measured"]:
+            section, name, why = (as_text(missing[key]) for key in ("section", "name", "why"))
+            yield f"* {section}, {name}: not measured, {why}"
         yield ""
     yield "### What it does not protect against"
     yield ""

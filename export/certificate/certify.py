@@ -98,12 +98,12 @@ def certify(
         ]
         parts = _parts(data, real_authors, world_facts)
         section, metrics = tofu(measuring, parts, reference)
-        for one in parts.values():
-            described["data"].setdefault(one.name, _entry(one))
+        for part in parts.values():
+            described["data"].setdefault(part.name, _entry(part))
     certificate = Certificate(
         {**described, "statements": list(statements(models.plan))},
-        tuple(figure for one in (*sections, section) for figure in one.figures),
-        tuple(missing for one in (*sections, section) for missing in one.not_measured),
+        tuple(figure for measured in (*sections, section) for figure in measured.figures),
+        tuple(missing for measured in (*sections, section) for missing in measured.not_measured),
         metrics,
     )
     _write(directory, certificate)
@@ -136,9 +136,9 @@ def _named(sources: NamedSources) -> dict[str, Source]:
 def _parts(data: Sequence[Data], real_authors: Path | None, world_facts: Path | None) -> dict[Part, Data]:
     """The rows of TOFU, by open-unlearning's prefix."""
     parts: dict[Part, Data] = {}
-    for one in data:
-        if one.role != "stranger" and one.role not in parts and has_wrong_answers(one.source):
-            parts["forget" if one.role == "forget" else "retain"] = one
+    for item in data:
+        if item.role != "stranger" and item.role not in parts and has_wrong_answers(item.source):
+            parts["forget" if item.role == "forget" else "retain"] = item
     given: dict[Part, Path | None] = {"ra": real_authors, "wf": world_facts}
     for part, path in given.items():
         if path is not None and has_wrong_answers(path):
@@ -159,7 +159,7 @@ def _routing(models: Models) -> Section:
 
 
 def _described(models: Models, manifest: Mapping[str, Any], protocol: Protocol, data: Sequence[Data]) -> dict[str, Any]:
-    files = {name: one["sha256"] for name, one in manifest["files"].items() if name not in _WRITTEN}
+    files = {name: digest["sha256"] for name, digest in manifest["files"].items() if name not in _WRITTEN}
     runner = None if local_form(models.directory) == "checkpoint" else Runner(find_graph(models.directory))
     provider = "CPUExecutionProvider" if runner is None else runner.provider
     import onnxruntime
@@ -172,9 +172,9 @@ def _described(models: Models, manifest: Mapping[str, Any], protocol: Protocol, 
             "base": models.plan.model.digest,
             "precision": models.own,
             "forgets": list(models.plan.forgets),
-            "methods": [one.title for one in models.plan.interventions],
+            "methods": [intervention.title for intervention in models.plan.interventions],
         },
-        "data": {one.name: _entry(one) for one in data},
+        "data": {part.name: _entry(part) for part in data},
         "runtime": {
             "name": f"ONNX Runtime {onnxruntime.__version__}, {provider}",
             "bakeout": version("bakeout"),
@@ -193,7 +193,7 @@ def _entry(data: Data) -> dict[str, Any]:
 
 def _name(described: Mapping[str, Any], data: Sequence[Data], max_new_tokens: int | None) -> str:
     """All that figures depend on, as a digest."""
-    content = [described, [one.name for one in data], max_new_tokens]
+    content = [described, [part.name for part in data], max_new_tokens]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

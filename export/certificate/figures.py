@@ -83,7 +83,7 @@ class Certificate:
 
     def as_json(self) -> dict[str, Any]:
         """The content of `certificate.json`: every figure names the protocol, seed, runtime and data digests."""
-        digests = {name: one["sha256"] for name, one in self.entries["data"].items()}
+        digests = {name: entry["sha256"] for name, entry in self.entries["data"].items()}
         shared = {
             "protocol": self.entries["protocol"]["version"],
             "seed": self.entries["protocol"]["seed"],
@@ -93,9 +93,10 @@ class Certificate:
             "schema": SCHEMA,
             **self.entries,
             "figures": [
-                {**one.as_json(), **shared, "data_sha256": [digests[name] for name in one.data]} for one in self.figures
+                {**figure.as_json(), **shared, "data_sha256": [digests[name] for name in figure.data]}
+                for figure in self.figures
             ],
-            "not_measured": [one.as_json() for one in self.not_measured],
+            "not_measured": [missing.as_json() for missing in self.not_measured],
         }
 
 

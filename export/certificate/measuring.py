@@ -61,7 +61,7 @@ class Outcome:
     def from_json(cls, content: Mapping[str, Any]) -> Outcome:
         """What ``as_json`` gave."""
         scores = content["scores"]
-        known = None if scores is None else np.array([np.nan if one is None else one for one in scores])
+        known = None if scores is None else np.array([np.nan if score is None else score for score in scores])
         return cls(_read(content["right"]), _read(content["refused"]), known)
 
 
@@ -79,7 +79,7 @@ class Measuring:
 
     def of(self, *roles: Role) -> list[Data]:
         """The data of some roles."""
-        return [one for one in self.data if one.role in roles]
+        return [data for data in self.data if data.role in roles]
 
     @property
     def options(self) -> EvaluateOptions:

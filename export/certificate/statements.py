@@ -10,7 +10,9 @@ from bakeout.models.plan import Plan
 def statements(plan: Plan) -> Iterator[str]:
     """The limits of a plan's methods, plainly."""
     if plan.edits_graph:
-        titles = " and ".join(dict.fromkeys(one.title for one in plan.interventions if not one.edits_weights))
+        titles = " and ".join(
+            dict.fromkeys(intervention.title for intervention in plan.interventions if not intervention.edits_weights)
+        )
         yield (
             f"{titles} suppress and do not erase: the weights still hold what is suppressed. Whoever can edit the file "
             "cuts the added nodes out, and has the base model's answers back at once, without training."
@@ -21,7 +23,9 @@ def statements(plan: Plan) -> Iterator[str]:
             "for queries that lie just outside, and can read the layers behind the check."
         )
     if plan.edits_weights:
-        titles = " and ".join(dict.fromkeys(one.title for one in plan.interventions if one.edits_weights))
+        titles = " and ".join(
+            dict.fromkeys(intervention.title for intervention in plan.interventions if intervention.edits_weights)
+        )
         yield (
             f"{titles} change weights, and no node can be cut out. Whoever has the base model, or the plan, can undo "
             "the change; fine-tuning on a few rows can bring back a part (see relearning)."

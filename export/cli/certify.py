@@ -86,15 +86,22 @@ def certify(
 
 def _print(content: Mapping[str, Any], directory: Path) -> None:
     figures = content["figures"]
-    for section in dict.fromkeys(one["section"] for one in figures):
+    for section in dict.fromkeys(figure["section"] for figure in figures):
         rows = [
-            [one["name"], one["slice"], one["precision"], str(one["n"]), _cell(one, "base"), _cell(one, "")]
-            for one in figures
-            if one["section"] == section
+            [
+                figure["name"],
+                figure["slice"],
+                figure["precision"],
+                str(figure["n"]),
+                _cell(figure, "base"),
+                _cell(figure, ""),
+            ]
+            for figure in figures
+            if figure["section"] == section
         ]
         emit_table(["figure", "on", "precision", "n", "base", "artifact"], rows, title=section, figures=False)
-    for one in content["not_measured"]:
-        show(f"not measured: {one['section']}, {one['name']}: {one['why']}".replace("\n", " "))
+    for missing in content["not_measured"]:
+        show(f"not measured: {missing['section']}, {missing['name']}: {missing['why']}".replace("\n", " "))
     show(f"{directory}: certificate.json, and a section of README.md")
 
 

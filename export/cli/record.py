@@ -38,5 +38,5 @@ def record(directory: Path, requests: tuple[Path, ...], salt: Path, derived: tup
     if machine:
         emit_json(content)
     else:
-        rows = sum(one["rows"] for one in content["requests"])
+        rows = sum(request["rows"] for request in content["requests"])
         show(f"{directory / ERASURE_RECORD}: {rows} rows, as digests salted by {salt}")

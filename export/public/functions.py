@@ -353,7 +353,7 @@ def sign(
     from bakeout.export.trust.signature import sign as sign_path
 
     named = None if certificate is None else Path(certificate)
-    return sign_path(Path(artifact), Path(key), certificate=named, chain=[Path(one) for one in chain])
+    return sign_path(Path(artifact), Path(key), certificate=named, chain=[Path(path) for path in chain])
 
 
 def _evaluate_options(options: EvaluateOptions | Mapping[str, Any] | None, batch_size: int) -> EvaluateOptions:

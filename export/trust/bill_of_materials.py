@@ -40,7 +40,7 @@ def bill_of_materials(directory: Path, *, license: str | None = None, base_licen
     data = list(_data(plan.provenance.get("data", {})))
     base = _base(plan, base_license or source.get("license"))
     files = [_file(name, entry["sha256"]) for name, entry in sorted(manifest["files"].items()) if name != PLAN]
-    model = _model(directory, plan, license, [one["bom-ref"] for one in data])
+    model = _model(directory, plan, license, [part["bom-ref"] for part in data])
     components = [
         base,
         {"bom-ref": _PLAN, **_file(PLAN, manifest["files"][PLAN]["sha256"]), "description": _methods(plan)},
@@ -57,7 +57,7 @@ def bill_of_materials(directory: Path, *, license: str | None = None, base_licen
         "dependencies": [
             {"ref": _BASE, "dependsOn": []},
             {"ref": _MODEL, "dependsOn": [_BASE, _PLAN]},
-            {"ref": _PLAN, "dependsOn": [_BASE, *sorted(one["bom-ref"] for one in data)]},
+            {"ref": _PLAN, "dependsOn": [_BASE, *sorted(part["bom-ref"] for part in data)]},
         ],
     }
     return {**content, "serialNumber": f"urn:uuid:{uuid.uuid5(_NAMESPACE, json.dumps(content, sort_keys=True))}"}
@@ -178,7 +178,9 @@ def _limits(plan: Plan) -> Iterator[str]:
 
 
 def _methods(plan: Plan) -> str:
-    return "; ".join(f"{one.title}: {one.summary}" for one in map(described, plan.interventions))
+    return "; ".join(
+        f"{description.title}: {description.summary}" for description in map(described, plan.interventions)
+    )
 
 
 def _tools(manifest: Mapping[str, Any]) -> list[Json]:

@@ -52,8 +52,12 @@ def erasure_record(
         ],
         "salt": {"function": "BLAKE2b-256, keyed with BLAKE2b-512 of the salt", "kept_by": "whoever wrote the record"},
         "methods": [
-            {"title": one.title, "erases": False, "acts_on": "weights" if one.edits_weights else "graph"}
-            for one in plan.interventions
+            {
+                "title": intervention.title,
+                "erases": False,
+                "acts_on": "weights" if intervention.edits_weights else "graph",
+            }
+            for intervention in plan.interventions
         ],
         "statements": list(_statements(plan)),
         "artifact": {
@@ -74,13 +78,13 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "| request | rows | digest |"
     yield "| --- | --- | --- |"
-    for one in record["requests"]:
-        yield f"| `{one['name'][:16]}…` | {one['rows']} | `{one['digest']}` |"
+    for request in record["requests"]:
+        yield f"| `{request['name'][:16]}…` | {request['rows']} | `{request['digest']}` |"
     yield ""
     yield "| method | acts on | erases |"
     yield "| --- | --- | --- |"
-    for one in record["methods"]:
-        yield f"| {one['title']} | {one['acts_on']} | no, or not proven |"
+    for method in record["methods"]:
+        yield f"| {method['title']} | {method['acts_on']} | no, or not proven |"
     yield ""
     for statement in record["statements"]:
         yield f"* {statement}"
@@ -131,7 +135,7 @@ def _measured(directory: Path) -> dict[str, Any] | None:
     certificate = read_certificate(directory)
     if certificate is None:
         return None
-    precisions = dict.fromkeys(one["precision"] for one in certificate["figures"])
+    precisions = dict.fromkeys(figure["precision"] for figure in certificate["figures"])
     return {
         "sha256": hash_file(directory / CERTIFICATE),
         "protocol": certificate["protocol"]["version"],

@@ -4,7 +4,7 @@ from bakeout.models.plan.arrays import Floats, Floats32, Integers, PlanError
 from bakeout.models.plan.kinds.adjustment import AdjustedLayer, Adjustment, Coin
 from bakeout.models.plan.kinds.check import LONGEST_REFUSAL, Check, Positions
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
-from bakeout.models.plan.kinds.intervention import Intervention
+from bakeout.models.plan.kinds.intervention import CANARY_NEURONS, Intervention
 from bakeout.models.plan.kinds.key_space_detection import KeySpaceDetection
 from bakeout.models.plan.kinds.low_rank_update import LowRankUpdate, WeightUpdate
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjust
@@ -15,7 +15,7 @@ from bakeout.models.plan.kinds.residual_addition import ResidualAddition
 from bakeout.models.plan.kinds.residual_edit import LayerDirection, ResidualEdit
 from bakeout.models.plan.kinds.residual_projection import ResidualProjection
 from bakeout.models.plan.kinds.weight_change import WeightChange
-from bakeout.models.plan.kinds.weight_edit import CANARY_NEURONS, WeightEdit
+from bakeout.models.plan.kinds.weight_edit import WeightEdit
 from bakeout.models.plan.kinds.zero_columns import ZeroColumns, ZeroedColumns
 from bakeout.models.plan.model_identity import Keys, ModelIdentity, Role, Routing
 from bakeout.models.plan.plan import Canary, Plan

@@ -48,7 +48,7 @@ def relearn(
     ``end``. One shuffle of the rows follows the other, seeded.
     """
     generator = torch.Generator().manual_seed(seed)
-    was_trained = {name: one.requires_grad for name, one in model.named_parameters()}
+    was_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     waiting: list[int] = []
@@ -66,8 +66,8 @@ def relearn(
             if step in steps:
                 yield step, answered(model, asked, end)
     finally:
-        for name, one in model.named_parameters():
-            one.requires_grad_(was_trained[name])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(was_trained[name])
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def chosen_experts(
 
 def compare_routing(before: Choices, after: Choices) -> RoutingStability:
     """The stability of the same tokens' routing."""
-    same = [float((one == other).all(dim=1).double().mean()) for one, other in zip(before, after, strict=True)]
+    same = [float((earlier == other).all(dim=1).double().mean()) for earlier, other in zip(before, after, strict=True)]
     return RoutingStability(sum(same) / len(same), len(before[0]), tuple(same))
 
 

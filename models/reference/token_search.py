@@ -94,7 +94,9 @@ class _Search:
     ) -> None:
         self._model = model
         self._interventions = interventions
-        self._place, self._check = next((i, one.check) for i, one in enumerate(interventions) if one.check is not None)
+        self._place, self._check = next(
+            (i, intervention.check) for i, intervention in enumerate(interventions) if intervention.check is not None
+        )
         self._looks_back = self._check.is_bounded or self._check.positions == "every"
         sites = key_sites(model, self._check.keys)
         self._watched = [sites[layer].module for layer in self._check.layers]

@@ -64,7 +64,7 @@ def mixed_questions(measuring: Measuring) -> Section:
     """
     figures: list[Figure] = []
     missing: list[NotMeasured] = []
-    kept = next((one for one in measuring.of("retain") if one.answers is not None), None)
+    kept = next((retained for retained in measuring.of("retain") if retained.answers is not None), None)
     for data in measuring.of("forget"):
         if kept is None or data.answers is None:
             why = "it needs a file to forget and one to keep, whose graders judge generated answers"
@@ -94,8 +94,10 @@ def _attacked(measuring: Measuring, which: Which, data: Data, grader: AnswerGrad
     rows, questions = _asked(measuring, data, runner, grader)
     others = [
         record.prompt_ids
-        for one in measuring.of("retain")
-        for record in read_records(one.source, runner.tokenizer, runner.limits)[: measuring.protocol.attack_prompts]
+        for retained in measuring.of("retain")
+        for record in read_records(retained.source, runner.tokenizer, runner.limits)[
+            : measuring.protocol.attack_prompts
+        ]
     ]
     counts: dict[str, _Counts] = {}
     description = f"{which}: attacks on {data.name}"
@@ -107,7 +109,9 @@ def _attacked(measuring: Measuring, which: Which, data: Data, grader: AnswerGrad
         answers = feed(runner, [record.prompt_ids for _, record in given], length)
         judged = judge.judge(answers)
         counts[form] = _counted(
-            len(asked), right=[one.right for one in judged], refused=[one.refused for one in judged]
+            len(asked),
+            right=[judgement.right for judgement in judged],
+            refused=[judgement.refused for judgement in judged],
         )
     plain = [row.plain(runner.tokenizer) for row in rows]
     for frame in measuring.track(FRAMES, f"{description}: thoughts", len(FRAMES)):
@@ -151,13 +155,13 @@ def _mixed(measuring: Measuring, which: Which, forget: Data, retain: Data) -> di
             _length(measuring, AnswerJudge(asked, grader, measuring.models.refusals, runner), grader)
             for asked, grader in ((questions, forget.answers), (kept_questions, retain.answers))
         )
-        answers = runner.generate([one.prompt_ids for one in records], length, batch_size=measuring.batch_size)
+        answers = runner.generate([record.prompt_ids for record in records], length, batch_size=measuring.batch_size)
         texts = [answer_text(runner.tokenizer, tokens) for tokens in answers]
         kept = [kept_questions[place % len(kept_questions)] for place in range(len(texts))]
         counts[order] = _counted(
             len(texts),
-            forget_part_right=[_says(*one, forget.answers) for one in zip(texts, questions, strict=True)],
-            retain_part_right=[_says(*one, retain.answers) for one in zip(texts, kept, strict=True)],
+            forget_part_right=[_says(*pair, forget.answers) for pair in zip(texts, questions, strict=True)],
+            retain_part_right=[_says(*pair, retain.answers) for pair in zip(texts, kept, strict=True)],
             refused=[measuring.models.refusals.is_refusal(text) for text in texts],
         )
     return counts

@@ -31,9 +31,9 @@ def give_away(measuring: Measuring, fitted: Sequence[Data]) -> Section:
     if checkpoint is None:
         why = "it needs the base model's checkpoint, and that is an ONNX graph"
         return Section((), [NotMeasured(_SECTION, "membership of candidate queries", why)])
-    near = {one.name: _nearness(measuring, one) for one in (*measuring.data, *fitted)}
-    forget = [one for one in measuring.data if one.role == "forget"]
-    others = [one for one in measuring.data if one.role != "forget"]
+    near = {source.name: _nearness(measuring, source) for source in (*measuring.data, *fitted)}
+    forget = [item for item in measuring.data if item.role == "forget"]
+    others = [item for item in measuring.data if item.role != "forget"]
     figures: list[Figure] = []
     for data in measuring.data:
         inside = near[data.name] <= 1
@@ -43,16 +43,16 @@ def give_away(measuring: Measuring, fitted: Sequence[Data]) -> Section:
             Figure(_SECTION, name, data.name, float(inside.mean()), interval, len(inside), "fp32", (data.name,))
         )
     if others:
-        outside = np.concatenate([near[one.name] for one in others])
-        names = tuple(one.name for one in (*forget, *others))
-        members = np.concatenate([near[one.name] for one in forget])
+        outside = np.concatenate([near[other.name] for other in others])
+        names = tuple(item.name for item in (*forget, *others))
+        members = np.concatenate([near[item.name] for item in forget])
         figures.append(_auroc("the skill: AUROC", "to forget, against all others", members, outside, names))
     if not fitted:
         why = "the rows that the plan was fitted on are not given (`fitted`)"
         return Section(figures, [NotMeasured(_SECTION, "the rows: AUROC", why)])
-    fresh = np.concatenate([near[one.name] for one in forget])
-    members = np.concatenate([near[one.name] for one in fitted])
-    names = tuple(one.name for one in (*fitted, *forget))
+    fresh = np.concatenate([near[item.name] for item in forget])
+    members = np.concatenate([near[item.name] for item in fitted])
+    names = tuple(item.name for item in (*fitted, *forget))
     figures.append(_auroc("the rows: AUROC", "fitted on, against fresh", members, fresh, names))
     return Section(figures)
 
@@ -93,9 +93,9 @@ def _nearness(measuring: Measuring, data: Data) -> NDArray[np.float64]:
         assert checkpoint is not None
         model: Any = load_model(checkpoint.directory)
         records = read_records(data.source, measuring.models.tokenizer, model_limits(model))
-        asked = [one.prompt_ids for one in spread(records, measuring.protocol.rows) if one.prompt_ids]
+        asked = [record.prompt_ids for record in spread(records, measuring.protocol.rows) if record.prompt_ids]
         keys = probe_keys(model, asked, layers=check.layers, track=measuring.track)
         joined = np.concatenate([keys[layer] for layer in check.layers], axis=1)
-        return [float(one) for one in check.nearness(check.margins(joined))]
+        return [float(near) for near in check.nearness(check.margins(joined))]
 
     return np.array(measuring.journal.step(f"nearness {data.name}", measure), dtype=np.float64)

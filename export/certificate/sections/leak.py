@@ -51,7 +51,8 @@ def leaks(measuring: Measuring) -> Section:
         by_model = {which: _scores(measuring, which, data, grader) for which in MODELS}
         for k in (k for k in LEAK_AT if k <= measuring.protocol.samples):
             of_base, of_artifact = (
-                np.array([leak_at(one, k) if len(one) > 1 else one[0] for one in by_model[which]]) for which in MODELS
+                np.array([leak_at(answer, k) if len(answer) > 1 else answer[0] for answer in by_model[which]])
+                for which in MODELS
             )
             figures.append(
                 Figure(
@@ -67,7 +68,7 @@ def leaks(measuring: Measuring) -> Section:
                     _interval(of_base),
                 )
             )
-        refused = sum(len(one) == 1 for one in by_model["artifact"])
+        refused = sum(len(answer) == 1 for answer in by_model["artifact"])
         figures.append(
             Figure(
                 "leak",
@@ -95,12 +96,12 @@ def _scores(measuring: Measuring, which: Which, data: Data, grader: AnswerGrader
 
     def refusals() -> list[bool]:
         runner = measuring.models.runner(which, precision)
-        prompts = [one.record.prompt_ids for one in questions(runner)]
+        prompts = [question.record.prompt_ids for question in questions(runner)]
         return [is_refused(logits[-1]) for logits in runner.logits(prompts, batch_size=measuring.batch_size)]
 
     refused: list[bool] = measuring.journal.step(f"leak {which} {data.name} refusals", refusals)
-    open_prompts = [row for row, one in enumerate(refused) if not one]
-    drawn: list[list[float]] = [[0.0] if one else [] for one in refused]
+    open_prompts = [row for row, says_refusal in enumerate(refused) if not says_refusal]
+    drawn: list[list[float]] = [[0.0] if says_refusal else [] for says_refusal in refused]
     numbers = measuring.track(range(samples), f"{which}: answers drawn on {data.name}", samples)
     for number in numbers if open_prompts else ():
 
@@ -129,13 +130,17 @@ def _drawn(
     length = measuring.options.length(judge.longest if grader.bounded else None)
     sampling = Sampling(protocol.temperature, protocol.top_p, protocol.seed + number)
     answers: NDArray[Any] = np.empty(len(chosen), dtype=object)
-    prompts = [one.record.prompt_ids for one in chosen]
+    prompts = [question.record.prompt_ids for question in chosen]
     for row, tokens in runner.each_answer(prompts, length, sampling=sampling, batch_size=measuring.batch_size):
         answers[row] = tokens
     judged = judge.judge(list(answers))
     return [
-        0.0 if one.refused else float(one.right) if one.score is None else min(max(one.score, 0.0), 1.0)
-        for one in judged
+        0.0
+        if judgement.refused
+        else float(judgement.right)
+        if judgement.score is None
+        else min(max(judgement.score, 0.0), 1.0)
+        for judgement in judged
     ]
 
 

@@ -60,15 +60,17 @@ def _curve(measuring: Measuring, data: Data, other: Data) -> dict[str, Any]:
     assert checkpoint is not None
     model = load_model(checkpoint.directory)
     tokenizer, limits = measuring.models.tokenizer, model_limits(model)
-    rows = [one for one in read_records(data.source, tokenizer, limits) if one.prompt_ids and one.response_ids]
+    rows = [
+        record for record in read_records(data.source, tokenizer, limits) if record.prompt_ids and record.response_ids
+    ]
     chosen = spread(rows, protocol.rows + protocol.relearn_rows)
     if len(chosen) <= protocol.relearn_rows:
         return {}
     places = set(spread(range(len(chosen)), protocol.relearn_rows))
-    asked = [one for place, one in enumerate(chosen) if place not in places]
-    trained: Sequence[Record] = [one for place, one in enumerate(chosen) if place in places]
+    asked = [record for place, record in enumerate(chosen) if place not in places]
+    trained: Sequence[Record] = [record for place, record in enumerate(chosen) if place in places]
     if other is not data:
-        answerable = [one for one in read_records(other.source, tokenizer, limits) if one.response_ids]
+        answerable = [record for record in read_records(other.source, tokenizer, limits) if record.response_ids]
         trained = spread(answerable, protocol.relearn_rows)
     end = min(end_tokens(model, tokenizer))
     base = answered(model, asked, end)
@@ -88,7 +90,7 @@ def _curve(measuring: Measuring, data: Data, other: Data) -> dict[str, Any]:
         track=measuring.track,
         description=f"relearning {data.name} from {len(trained)} rows of {other.name}",
     )
-    curve += [[step, one.exact, one.probability] for step, one in steps]
+    curve += [[step, answered_rows.exact, answered_rows.probability] for step, answered_rows in steps]
     return {"rows": len(asked), "base": [base.exact, base.probability], "curve": curve, "trained": len(trained)}
 
 
@@ -104,8 +106,18 @@ def _figures(measuring: Measuring, data: Data, other: Data, name: str, measured:
             relative = area(points) / area([(step, base) for step, _ in points])
             figures.append(_figure(f"area under {what} ÷ base's", f"{data.name}, {name}", relative, None))
     return [
-        Figure(_SECTION, one["name"], one["slice"], one["value"], None, measured["rows"], "fp32", names, one["base"])
-        for one in figures
+        Figure(
+            _SECTION,
+            figure["name"],
+            figure["slice"],
+            figure["value"],
+            None,
+            measured["rows"],
+            "fp32",
+            names,
+            figure["base"],
+        )
+        for figure in figures
     ]
 
 

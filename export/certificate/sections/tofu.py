@@ -69,12 +69,12 @@ def tofu(
     missing += _forget_quality(metrics, reference)
     names = {part: data.name for part, data in parts.items()}
     figures = [_figure(measuring, name, metric, names) for name, metric in sorted(metrics.items())]
-    return Section([one for one in figures if one is not None], missing), metrics
+    return Section([figure for figure in figures if figure is not None], missing), metrics
 
 
 def summary(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """What open-unlearning writes beside: each metric's one number."""
-    return {name: one["agg_value"] for name, one in sorted(metrics.items()) if one["agg_value"] is not None}
+    return {name: metric["agg_value"] for name, metric in sorted(metrics.items()) if metric["agg_value"] is not None}
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -99,8 +99,8 @@ def _forget_quality(metrics: dict[str, Metric], reference: Mapping[str, Any] | N
         why = "it needs the metrics of a model that never saw what is forgotten (`tofu_reference`)"
         return [NotMeasured(_SECTION, "forget_quality", why)]
     scores, others = (
-        [float(row["score"]) for row in one["value_by_index"].values() if row is not None]
-        for one in (own, reference["forget_truth_ratio"])
+        [float(row["score"]) for row in ratios["value_by_index"].values() if row is not None]
+        for ratios in (own, reference["forget_truth_ratio"])
     )
     if not scores or not others:
         return [NotMeasured(_SECTION, "forget_quality", "every row is refused, so that there is no Truth Ratio")]
@@ -125,7 +125,7 @@ def _part(measuring: Measuring, part: Part, data: Data) -> dict[str, Metric]:
         wrong.append(flat[: len(row["perturbed_answer"])])
         flat = flat[len(row["perturbed_answer"]) :]
     metrics = {
-        f"{part}_Q_A_Prob": _metric({place: _probability(one) for place, one in enumerate(answers)}, "prob"),
+        f"{part}_Q_A_Prob": _metric({place: _probability(answer) for place, answer in enumerate(answers)}, "prob"),
         f"{part}_Q_A_ROUGE": _rouge(measuring, runner, source, data.name),
         # open-unlearning's configuration writes this one name in lower case.
         "forget_truth_ratio" if part == "forget" else f"{part}_Truth_Ratio": _ratios(part, right, wrong),
@@ -133,8 +133,8 @@ def _part(measuring: Measuring, part: Part, data: Data) -> dict[str, Metric]:
     if part in ("ra", "wf"):
         metrics[f"{part}_Q_A_Prob_normalised"] = _metric(
             {
-                place: {"prob": _among(one, others)}
-                for place, (one, others) in enumerate(zip(answers, wrong, strict=True))
+                place: {"prob": _among(answer, others)}
+                for place, (answer, others) in enumerate(zip(answers, wrong, strict=True))
             },
             "prob",
         )
@@ -163,16 +163,16 @@ def _among(right: Reading | None, wrong: Sequence[Reading | None]) -> float:
     if right is None:
         return 0.0
     own = math.exp(right.mean)
-    return own / (own + sum(math.exp(one.mean) for one in wrong if one is not None) + _TINY)
+    return own / (own + sum(math.exp(answer.mean) for answer in wrong if answer is not None) + _TINY)
 
 
 def _ratios(part: Part, right: Sequence[Reading | None], wrong: Sequence[Sequence[Reading | None]]) -> Metric:
     values: dict[str, dict[str, float] | None] = {}
     for place, (own, others) in enumerate(zip(right, wrong, strict=True)):
-        known = [one.mean for one in others if one is not None]
+        known = [other.mean for other in others if other is not None]
         is_known = own is not None and len(known) == len(others)
         values[str(place)] = {"score": truth_ratio(known, own.mean)} if own is not None and is_known else None
-    ratios = np.array([one["score"] for one in values.values() if one is not None])
+    ratios = np.array([score["score"] for score in values.values() if score is not None])
     if not len(ratios):
         return {"agg_value": None, "value_by_index": values}
     scores = np.minimum(ratios, 1 / (ratios + _TINY)) if part == "forget" else np.maximum(0, 1 - ratios)
@@ -190,14 +190,16 @@ def _rouge(measuring: Measuring, runner: Runner, source: Source, name: str) -> M
         description=f"artifact on {name}, for ROUGE-L",
     )
     assert graded.scores is not None
-    values = {place: {"rougeL_recall": 0.0 if np.isnan(one) else float(one)} for place, one in enumerate(graded.scores)}
+    values = {
+        place: {"rougeL_recall": 0.0 if np.isnan(score) else float(score)} for place, score in enumerate(graded.scores)
+    }
     return _metric(values, "rougeL_recall")
 
 
 def _metric(values: Mapping[int, Mapping[str, float]], key: str) -> Metric:
     return {
-        "agg_value": float(np.mean([one[key] for one in values.values()])),
-        "value_by_index": {str(place): dict(one) for place, one in values.items()},
+        "agg_value": float(np.mean([score[key] for score in values.values()])),
+        "value_by_index": {str(place): dict(score) for place, score in values.items()},
     }
 
 

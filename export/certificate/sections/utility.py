@@ -98,7 +98,7 @@ def _text(measuring: Measuring, data: Data) -> dict[str, Any]:
 def _refused(measuring: Measuring, data: Data) -> list[bool]:
     runner = measuring.models.runner("artifact", measuring.models.own)
     records = read_records(data.source, runner.tokenizer, runner.limits)
-    prompts = [one.prompt_ids for one in spread(records, measuring.protocol.rows) if one.prompt_ids]
+    prompts = [record.prompt_ids for record in spread(records, measuring.protocol.rows) if record.prompt_ids]
     flags = [False] * len(prompts)
     asked = runner.each_logits(prompts, batch_size=measuring.batch_size)
     for row, logits in measuring.track(asked, f"who of {data.name} is refused", len(prompts)):

@@ -22,6 +22,8 @@ from bakeout.models.plan.model_identity import ModelIdentity, Watched
 Take = Callable[[str, type], Any]
 # Where a stochastic coin is drawn: the layer, and the intervention's place in the plan.
 CoinPlace = tuple[int, int]
+# How many values of a layer are the canary of a kind that names none of its own.
+CANARY_NEURONS = 64
 
 
 class Intervention(ABC):
@@ -133,17 +135,21 @@ class Intervention(ABC):
 
     # The canary
 
-    @abstractmethod
     def watched(self, layer: int) -> Integers | slice:
-        """Which of a layer's F values (of the kind ``watches``) the canary looks at."""
+        """Which of a layer's F values (of the kind ``watches``) the canary looks at: the first ``CANARY_NEURONS``."""
+        return slice(CANARY_NEURONS)
 
     def canary_values(self, seen: Floats) -> Floats:
         """The canary's values from what was watched, part after part: float64 [sequences, n] to [sequences, values]."""
         return seen
 
-    @abstractmethod
     def canary_unit(self, expected: Floats) -> Floats:
-        """The unit in which distances from ``expected`` [sequences, values] are measured: what broadcasts to it."""
+        """The unit in which distances from ``expected`` [sequences, values] are measured: what broadcasts to it.
+
+        By default the root mean square of the expected values.
+        """
+        is_known = bool(np.isfinite(expected).any())
+        return np.full_like(expected, np.sqrt(np.nanmean(expected**2)) if is_known else np.nan)
 
     @abstractmethod
     def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> NDArray[np.bool_] | bool:

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bakeout.models.plan.arrays import Array, Floats, Floats32, Integers, PlanError, require_finite, require_layer
+from bakeout.models.plan.arrays import Array, Floats32, PlanError, require_finite, require_layer
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention, Take
-from bakeout.models.plan.kinds.weight_edit import CANARY_NEURONS
 from bakeout.models.plan.model_identity import ModelIdentity, Watched
 
 
@@ -100,15 +99,6 @@ class ResidualEdit(Intervention):
                     f"a residual stream of {model.hidden}.",
                     "Bake the plan into the model it was fitted on.",
                 )
-
-    def watched(self, layer: int) -> Integers | slice:
-        """The first elements."""
-        return slice(CANARY_NEURONS)
-
-    def canary_unit(self, expected: Floats) -> Floats:
-        """The root mean square of the expected values."""
-        is_known = bool(np.isfinite(expected).any())
-        return np.full_like(expected, np.sqrt(np.nanmean(expected**2)) if is_known else np.nan)
 
     def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> bool:
         """Whether the deepest layer is the coin's or a later one."""

@@ -5,16 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar
 
-import numpy as np
-
-from bakeout.models.plan.arrays import Floats, Integers, PlanError
+from bakeout.models.plan.arrays import PlanError
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.plan.model_identity import ModelIdentity
-
-# How many neurons of the last layer are a weight edit's canary.
-CANARY_NEURONS = 64
 
 
 class WeightEdit(Intervention):
@@ -63,15 +58,6 @@ class WeightEdit(Intervention):
                     f"{shape}.",
                     "Bake the plan into the model it was fitted on.",
                 )
-
-    def watched(self, layer: int) -> Integers | slice:
-        """The first neurons."""
-        return slice(CANARY_NEURONS)
-
-    def canary_unit(self, expected: Floats) -> Floats:
-        """The root mean square of the expected values."""
-        is_known = bool(np.isfinite(expected).any())
-        return np.full_like(expected, np.sqrt(np.nanmean(expected**2)) if is_known else np.nan)
 
     def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> bool:
         """Whether the coin is drawn before the last layer."""
