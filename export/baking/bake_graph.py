@@ -82,6 +82,22 @@ def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan, variant: str
     return source
 
 
+def edit_graph(
+    graph: ir.Model, plan: Plan, options: BakeOptions, *, edited: Sequence[Receipt] | None = None
+) -> list[Receipt]:
+    """``apply_plan`` as the options ask for it."""
+    return apply_plan(
+        graph,
+        plan,
+        inline=options.inline,
+        early_exit=options.early_exit,
+        monitor=options.monitor,
+        adapter_slots=options.adapter_slots,
+        webgpu="webgpu" in options.runtimes,
+        edited=edited,
+    )
+
+
 def write_baked_graph(
     base: GraphBase, plan: Plan, options: BakeOptions, directory: Path, track: Track
 ) -> list[Receipt]:
@@ -99,16 +115,7 @@ def write_baked_graph(
         name_data_for(options.runtimes, graph, place)
         companions = companion_files(base.directory)
         weights = data_files(graph)
-        receipts = apply_plan(
-            graph,
-            plan,
-            inline=options.inline,
-            early_exit=options.early_exit,
-            monitor=options.monitor,
-            adapter_slots=options.adapter_slots,
-            webgpu="webgpu" in options.runtimes,
-            edited=receipts,
-        )
+        receipts = edit_graph(graph, plan, options, edited=receipts)
         require_served(options.runtimes, graph, {path.name for path in companions})
         _require_own_names(base.graph, weights, companions, place)
         content = graph_bytes(graph)

@@ -13,11 +13,10 @@ from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.artifacts.titles import described
 from bakeout.export.baking.bake import completed
 from bakeout.export.baking.bake_checkpoint import checkpoint_base
-from bakeout.export.baking.bake_graph import graph_or_checkpoint
+from bakeout.export.baking.bake_graph import edit_graph, graph_or_checkpoint
 from bakeout.export.baking.quantise import require_quantisable
 from bakeout.export.baking.runtimes import require_served
 from bakeout.export.recipes.bake_options import BakeOptions
-from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import data_files, data_tensors, graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_writer import find_edits, parameter_count, preview_edits
@@ -79,14 +78,7 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
 
 def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
     graph = load_graph(path)
-    receipts = apply_plan(
-        graph,
-        plan,
-        inline=options.inline,
-        early_exit=options.early_exit,
-        monitor=options.monitor,
-        webgpu="webgpu" in options.runtimes,
-    )
+    receipts = edit_graph(graph, plan, options)
     companions = companion_files(home_of(path))
     require_served(options.runtimes, graph, {companion.name for companion in companions})
     content = len(graph_bytes(graph))

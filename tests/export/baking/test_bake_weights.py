@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +145,16 @@ def test_a_dry_run_of_a_graph_tells_the_receipts_and_writes_nothing(
     assert sorted(llama_export.iterdir()) == before
     assert tuple(found.receipts) == bake(llama_export, plan, tmp_path / "baked").receipts
     assert not found.exports
+
+
+def test_a_dry_run_refuses_slots_where_baking_does(llama_checkpoint: Path, llama_export: Path, tmp_path: Path) -> None:
+    model = load_model(llama_checkpoint)
+    plan = plan_of(model, weights_digest(llama_checkpoint), low_rank_update(model))
+    slots = BakeOptions(adapter_slots=True)
+    with pytest.raises(PlanError) as refused:
+        bake(llama_export, plan, tmp_path / "baked", slots)
+    with pytest.raises(PlanError, match=re.escape(str(refused.value))):
+        dry_run(llama_export, plan, slots)
 
 
 def test_a_dry_run_of_a_checkpoint_does_not_export_it(llama_checkpoint: Path, tmp_path: Path) -> None:
