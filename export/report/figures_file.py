@@ -34,7 +34,7 @@ class Inside(_Strict):
     layers: list[int]
     chosen: float | None = Field(None, description="The alpha that was baked.")
     alpha: list[float] = Field(min_length=2)
-    shares: dict[str, list[Share]]
+    shares: dict[str, list[Share]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _aligned(self) -> Inside:
@@ -46,7 +46,7 @@ class Panel(_Strict):
     """One plot against depth: a line for each name."""
 
     label: str
-    series: dict[str, list[float]]
+    series: dict[str, list[float]] = Field(min_length=1)
 
 
 class Depth(_Strict):
@@ -56,7 +56,7 @@ class Depth(_Strict):
     source: str
     skill: str
     layers: list[int] = Field(min_length=1)
-    panels: list[Panel]
+    panels: list[Panel] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _aligned(self) -> Depth:

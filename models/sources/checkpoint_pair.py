@@ -102,10 +102,32 @@ def _tensors(checkpoint: Path) -> Mapping[str, FileTensor]:
 
 
 def _require_same_configuration(edited: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Raise ``BakeoutError`` for an entry that both configurations have, with other values: a plan carries none."""
+    """Raise ``BakeoutError`` for an entry that has another value: a plan carries none.
+
+    An entry that one of them leaves out has the value that transformers takes then.
+    """
     for name in sorted((before.keys() & after.keys()) - _NAMES_ONLY):
         if before[name] != after[name]:
             raise not_carried(edited, f"its configuration has another `{name}`", "Name the model it was made from.")
+    one_sided = (before.keys() ^ after.keys()) - _NAMES_ONLY
+    if one_sided:
+        complete_before, complete_after = (_complete(edited, config) for config in (before, after))
+        for name in sorted(one_sided):
+            if complete_before.get(name) != complete_after.get(name):
+                raise not_carried(edited, f"its configuration has another `{name}`", "Name the model it was made from.")
+
+
+def _complete(edited: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what transformers takes for entries that are left out."""
+    from transformers import AutoConfig
+
+    try:
+        complete: dict[str, Any] = AutoConfig.for_model(**config).to_dict()
+    # Each architecture's own code checks its entries, in ways of its own.
+    except Exception as error:  # noqa: BLE001
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BakeoutError(f"{edited}: its configuration cannot be read ({reason}).", "Save it again.") from None
+    return complete
 
 
 def _require_same_names(

@@ -33,7 +33,8 @@ _READ = frozenset(("alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "
 # Ways to start that leave the base model as it is; others change it, and the adapter is a difference to that.
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 _PREFIX = "base_model.model."
-_PLAIN_PATTERN = re.compile(r"\^?[\w.\\]+\$?")
+# Names; a point may be escaped, and nothing else: `\d` would be a class of characters.
+_PLAIN_PATTERN = re.compile(r"\^?(?:[\w.]|\\\.)+\$?")
 _REMEDY = "Merge the adapter with peft (merge_and_unload), save both checkpoints, and import the pair."
 
 

@@ -80,6 +80,7 @@ def test_peft_computes_the_same(
         ({"lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"target_modules": ["down_proj", "embed_tokens"]}, "embed_tokens"),
+        ({"alpha_pattern": {r"layers\.\d\.mlp\.down_proj": 64}}, "regular expression"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -191,6 +192,14 @@ def test_another_configuration_is_named_and_a_pipe_is_not_read(llama_checkpoint:
     path.write_text(json.dumps({**config, "rope_theta": 5e5}))
     with pytest.raises(BakeoutError, match="another `rope_theta`"):
         import_plan(tmp_path / "edited", str(llama_checkpoint))
+    # An entry that the base model's configuration leaves out, with another value than is taken then; and with that one.
+    base = shutil.copytree(llama_checkpoint, tmp_path / "base")
+    (base / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "rope_scaling"}))
+    path.write_text(json.dumps({**config, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}))
+    with pytest.raises(BakeoutError, match="another `rope_scaling`"):
+        import_plan(tmp_path / "edited", str(base))
+    path.write_text(json.dumps({**config, "rope_scaling": None, "mlp_bias": False}))
+    assert import_plan(tmp_path / "edited", str(base)).interventions
     path.write_text(json.dumps(config))
     os.mkfifo(tmp_path / "edited" / "more.safetensors")
     with pytest.raises(BakeoutError, match="not a regular file"):
