@@ -46,7 +46,7 @@ def main(directory: Path, layers: int) -> None:
         write_wide_checkpoint(unfinished, shape, sparse=False)
         unfinished.rename(directory / CHECKPOINT)
     size = sum(path.stat().st_size for path in (directory / CHECKPOINT).glob("*.safetensors"))
-    print_machine("torch", "transformers", "onnxruntime")
+    print_machine("torch", "transformers", "onnxruntime-gpu")
     print(f"{shape}, {size / 2**30:.1f} GiB in bf16\n")
     columns = ["in a process of its own", "s", "beside copying", "peak resident, MiB", "beside the weights"]
     print_table(columns, _rows(directory, shape, size))
