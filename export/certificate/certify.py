@@ -76,7 +76,10 @@ def certify(
     """
     manifest = read_manifest(directory)
     data = _data(forget, retain, strangers, grades)
-    members = [Data(name, "forget", source, EXACT_GRADER) for name, source in _named(fitted).items()]
+    members = _members(fitted)
+    parts = _parts(data, real_authors, world_facts)
+    others = [part for part in parts.values() if part not in data]
+    _require_own_names([*data, *members, *others])
     reference = None if tofu_reference is None else _reference(tofu_reference)
     with Models(directory, base) as models:
         described = _described(models, manifest, protocol, [*data, *members])
@@ -96,10 +99,9 @@ def certify(
             # Last, as graphs of one precision are kept at a time.
             other_precisions(measuring),
         ]
-        parts = _parts(data, real_authors, world_facts)
         section, metrics = tofu(measuring, parts, reference)
-        for part in parts.values():
-            described["data"].setdefault(part.name, _entry(part))
+        for part in others:
+            described["data"][part.name] = _entry(part)
     certificate = Certificate(
         {**described, "statements": list(statements(models.plan))},
         tuple(figure for measured in (*sections, section) for figure in measured.figures),
@@ -118,8 +120,6 @@ def _data(
     by_role = {"forget": _named(forget), "retain": _named(retain), "stranger": _named(strangers)}
     by_role["stranger"][EVERYDAY_NAME] = everyday(next(iter(by_role["forget"].values())))
     names = [name for sources in by_role.values() for name in sources]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise BakeoutError(f"Two files are called {twice[0]!r}.", "Rename one of them.")
     if strange := sorted(set(grades) - set(names)):
         raise BakeoutError(f"No data are called {strange[0]!r}.", f"There are {', '.join(names)}.")
     return [
@@ -127,6 +127,18 @@ def _data(
         for role, sources in by_role.items()
         for name, source in sources.items()
     ]
+
+
+def _members(fitted: NamedSources) -> list[Data]:
+    """The rows that the plan was fitted on. Their file often has the name of the fresh ones' file."""
+    return [Data(f"{name} (fitted)", "fitted", source, EXACT_GRADER) for name, source in _named(fitted).items()]
+
+
+def _require_own_names(data: Sequence[Data]) -> None:
+    """Raise ``BakeoutError`` where two files would have the same name, by which figures and journal know them."""
+    names = [item.name for item in data]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BakeoutError(f"Two files are called {twice[0]!r}.", "Rename one of them.")
 
 
 def _named(sources: NamedSources) -> dict[str, Source]:
@@ -139,10 +151,10 @@ def _parts(data: Sequence[Data], real_authors: Path | None, world_facts: Path | 
     for item in data:
         if item.role != "stranger" and item.role not in parts and has_wrong_answers(item.source):
             parts["forget" if item.role == "forget" else "retain"] = item
-    given: dict[Part, Path | None] = {"ra": real_authors, "wf": world_facts}
-    for part, path in given.items():
-        if path is not None and has_wrong_answers(path):
-            parts[part] = Data(path.stem, "retain", path, EXACT_GRADER)
+    if real_authors is not None and has_wrong_answers(real_authors):
+        parts["ra"] = Data("real authors", "real authors", real_authors, EXACT_GRADER)
+    if world_facts is not None and has_wrong_answers(world_facts):
+        parts["wf"] = Data("world facts", "world facts", world_facts, EXACT_GRADER)
     return parts
 
 

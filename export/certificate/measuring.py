@@ -18,7 +18,7 @@ from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.models.data.row_source import Source
 from bakeout.models.progress import Track
 
-Role = Literal["forget", "retain", "stranger"]
+Role = Literal["forget", "retain", "stranger", "fitted", "real authors", "world facts"]
 MODELS: tuple[Which, Which] = ("base", "artifact")
 
 

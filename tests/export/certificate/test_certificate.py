@@ -38,6 +38,7 @@ class Certified:
     base: Path
     forget: Path
     retain: Path
+    fitted: Path
     journal: Path
 
     @property
@@ -75,13 +76,17 @@ def _certified(directory: Path, base: Path) -> Certified:
     ]
     forget = write_rows(directory / "sums.jsonl", rows)
     names = [{"prompt": f"Who is number {n}?", "response": f" Somebody {n * n}."} for n in range(6)]
-    one = Certified(artifact, base, forget, write_rows(directory / "names.jsonl", names), directory / "journal")
+    retain = write_rows(directory / "names.jsonl", names)
+    (directory / "fitted").mkdir()
+    # As in a recipe's directory: rows to fit on and fresh ones have the same name.
+    fitted = write_rows(directory / "fitted" / "sums.jsonl", rows[:4])
+    one = Certified(artifact, base, forget, retain, fitted, directory / "journal")
     certify(
         artifact,
         base,
         [one.forget],
         [one.retain],
-        fitted={"fitted": write_rows(directory / "f.jsonl", rows[:4])},
+        fitted=[fitted],
         protocol=TINY,
         journal=one.journal,
     )
@@ -114,6 +119,19 @@ def test_every_figure_names_what_it_depends_on(certified: Certified) -> None:
         if figure.get("interval"):
             low, high = figure["interval"]
             assert low - 1e-9 <= figure["value"] <= high + 1e-9
+
+
+def test_rows_fitted_on_are_told_from_fresh_ones_of_the_same_name(certified: Certified) -> None:
+    data = {name: (entry["role"], entry["sha256"]) for name, entry in certified.content["data"].items()}
+    assert data["sums"] == ("forget", source_digest(certified.forget))
+    assert data["sums (fitted)"] == ("fitted", source_digest(certified.fitted))
+
+
+def test_two_files_of_one_name_are_refused(certified: Certified, tmp_path: Path) -> None:
+    facts = shutil.copyfile(certified.forget, tmp_path / "facts.jsonl")
+    for other in (certified.forget, shutil.copyfile(certified.retain, tmp_path / "world facts.jsonl")):
+        with pytest.raises(BakeoutError, match="Two files are called"):
+            certify(certified.artifact, certified.base, [certified.forget], [other], world_facts=facts)
 
 
 def test_what_no_graph_can_be_made_of_is_told(certified: Certified) -> None:
@@ -164,6 +182,9 @@ def test_regions_tell_queries_apart(with_checkpoint: Certified) -> None:
     figures = {one["name"]: one for one in with_checkpoint.figures("what the plan gives away")}
     assert 0 <= figures["the rows: AUROC"]["value"] <= 1
     assert figures["the skill: AUROC"]["n"] == 4 + 4 + 4
+    steps = {json.loads(line)["step"]: json.loads(line) for line in with_checkpoint.journal.read_text().splitlines()}
+    assert len(steps["nearness sums (fitted)"]["result"]) == 4
+    assert steps["nearness sums (fitted)"]["result"] != steps["nearness sums"]["result"]
 
 
 def test_the_artifact_verifies_with_what_was_written(certified: Certified) -> None:
@@ -191,13 +212,12 @@ def test_a_run_that_was_cut_goes_on_and_gives_the_same(certified: Certified, tmp
     artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
     journal = tmp_path / "journal"
     journal.write_bytes(certified.journal.read_bytes() + b'{"cut')
-    fitted = {"fitted": certified.forget.parent / "f.jsonl"}
     certify(
         artifact,
         certified.base,
         [certified.forget],
         [certified.retain],
-        fitted=fitted,
+        fitted=[certified.fitted],
         protocol=TINY,
         journal=journal,
     )
