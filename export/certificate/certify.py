@@ -78,11 +78,11 @@ def certify(
     data = _data(forget, retain, strangers, grades)
     members = _members(fitted)
     parts = _parts(data, real_authors, world_facts)
-    others = [part for part in parts.values() if part not in data]
-    _require_own_names([*data, *members, *others])
+    others = [*members, *(part for part in parts.values() if part not in data)]
+    _require_own_names([*data, *others])
     reference = None if tofu_reference is None else _reference(tofu_reference)
     with Models(directory, base) as models:
-        described = _described(models, manifest, protocol, [*data, *members])
+        described = _described(models, manifest, protocol, [*data, *others])
         measuring = Measuring(
             protocol, models, data, Journal(journal, _name(described, data, max_new_tokens)), batch_size,
             max_new_tokens, track,
@@ -100,8 +100,6 @@ def certify(
             other_precisions(measuring),
         ]
         section, metrics = tofu(measuring, parts, reference)
-        for part in others:
-            described["data"][part.name] = _entry(part)
     certificate = Certificate(
         {**described, "statements": list(statements(models.plan))},
         tuple(figure for measured in (*sections, section) for figure in measured.figures),
@@ -151,11 +149,19 @@ def _parts(data: Sequence[Data], real_authors: Path | None, world_facts: Path | 
     for item in data:
         if item.role != "stranger" and item.role not in parts and has_wrong_answers(item.source):
             parts["forget" if item.role == "forget" else "retain"] = item
-    if real_authors is not None and has_wrong_answers(real_authors):
-        parts["ra"] = Data("real authors", "real authors", real_authors, EXACT_GRADER)
-    if world_facts is not None and has_wrong_answers(world_facts):
-        parts["wf"] = Data("world facts", "world facts", world_facts, EXACT_GRADER)
+    if real_authors is not None:
+        parts["ra"] = Data("real authors", "real authors", _with_wrong_answers(real_authors), EXACT_GRADER)
+    if world_facts is not None:
+        parts["wf"] = Data("world facts", "world facts", _with_wrong_answers(world_facts), EXACT_GRADER)
     return parts
+
+
+def _with_wrong_answers(path: Path) -> Path:
+    if not has_wrong_answers(path):
+        raise BakeoutError(
+            f"{path} has a row without `perturbed_answer`, which TOFU's metrics need.", "Give every row one."
+        )
+    return path
 
 
 def _reference(path: Path) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, SIGNATURE
 from bakeout.export.certificate.certify import TOFU, TOFU_SUMMARY, certify
+from bakeout.export.certificate.figures import Certificate
 from bakeout.export.certificate.protocol import QUICK, VERSION
 from bakeout.export.certificate.sections.give_away import auroc
 from bakeout.export.certificate.sections.leak import leak_at
@@ -39,7 +40,21 @@ class Certified:
     forget: Path
     retain: Path
     fitted: Path
+    facts: Path
     journal: Path
+
+    def again(self, artifact: Path, facts: Path, journal: Path) -> Certificate:
+        """A copy of the artifact, certified by the same protocol."""
+        return certify(
+            artifact,
+            self.base,
+            [self.forget],
+            [self.retain],
+            fitted=[self.fitted],
+            world_facts=facts,
+            protocol=TINY,
+            journal=journal,
+        )
 
     @property
     def content(self) -> dict[str, Any]:
@@ -80,17 +95,17 @@ def _certified(directory: Path, base: Path) -> Certified:
     (directory / "fitted").mkdir()
     # As in a recipe's directory: rows to fit on and fresh ones have the same name.
     fitted = write_rows(directory / "fitted" / "sums.jsonl", rows[:4])
-    one = Certified(artifact, base, forget, retain, fitted, directory / "journal")
-    certify(
-        artifact,
-        base,
-        [one.forget],
-        [one.retain],
-        fitted=[fitted],
-        protocol=TINY,
-        journal=one.journal,
-    )
+    facts = write_rows(directory / "facts.jsonl", world_facts(" somebody"))
+    one = Certified(artifact, base, forget, retain, fitted, facts, directory / "journal")
+    one.again(artifact, facts, one.journal)
     return one
+
+
+def world_facts(response: str) -> list[dict[str, Any]]:
+    """Two rows, which the artifact does not refuse."""
+    return [
+        {"prompt": f"Who is fact {n}?", "response": response, "perturbed_answer": [" nobody", " all"]} for n in range(2)
+    ]
 
 
 def test_every_part_of_the_protocol_is_measured_or_told(certified: Certified) -> None:
@@ -132,6 +147,25 @@ def test_two_files_of_one_name_are_refused(certified: Certified, tmp_path: Path)
     for other in (certified.forget, shutil.copyfile(certified.retain, tmp_path / "world facts.jsonl")):
         with pytest.raises(BakeoutError, match="Two files are called"):
             certify(certified.artifact, certified.base, [certified.forget], [other], world_facts=facts)
+
+
+def test_other_world_facts_are_measured_anew(certified: Certified, tmp_path: Path) -> None:
+    artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
+    facts = write_rows(tmp_path / "facts.jsonl", world_facts(" of another text"))
+    certificate = certified.again(artifact, facts, shutil.copyfile(certified.journal, tmp_path / "journal"))
+    assert certificate.entries["data"]["world facts"]["sha256"] == source_digest(facts)
+    before = json.loads((certified.artifact / TOFU).read_text(encoding="utf-8"))
+    assert certificate.tofu["wf_Q_A_Prob"] != before["wf_Q_A_Prob"]
+    assert certificate.tofu["forget_Q_A_Prob"] == before["forget_Q_A_Prob"]
+
+
+def test_facts_without_wrong_answers_are_refused(certified: Certified) -> None:
+    for part in ("world_facts", "real_authors"):
+        with pytest.raises(BakeoutError, match="without `perturbed_answer`"):
+            certify(
+                certified.artifact, certified.base, [certified.forget], [certified.retain],
+                **{part: certified.retain},
+            )  # fmt: skip
 
 
 def test_what_no_graph_can_be_made_of_is_told(certified: Certified) -> None:
@@ -199,7 +233,12 @@ def test_the_artifact_verifies_with_what_was_written(certified: Certified) -> No
 def test_open_unlearning_reads_the_metrics(certified: Certified) -> None:
     """As its scripts do: a metric's ``agg_value``, and for Forget Quality the scores of each row."""
     metrics = json.loads((certified.artifact / TOFU).read_text(encoding="utf-8"))
-    assert set(metrics) == {"forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio"}
+    own = {"Q_A_Prob", "Q_A_ROUGE"}
+    assert set(metrics) == {
+        *(f"forget_{name}" for name in own),
+        "forget_truth_ratio",
+        *(f"wf_{name}" for name in (*own, "Truth_Ratio", "Q_A_Prob_normalised")),
+    }
     for metric in metrics.values():
         assert set(metric) == {"agg_value", "value_by_index"}
     rows = metrics["forget_Q_A_ROUGE"]["value_by_index"].values()
@@ -212,15 +251,7 @@ def test_a_run_that_was_cut_goes_on_and_gives_the_same(certified: Certified, tmp
     artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
     journal = tmp_path / "journal"
     journal.write_bytes(certified.journal.read_bytes() + b'{"cut')
-    certify(
-        artifact,
-        certified.base,
-        [certified.forget],
-        [certified.retain],
-        fitted=[certified.fitted],
-        protocol=TINY,
-        journal=journal,
-    )
+    certified.again(artifact, certified.facts, journal)
     for name in (CERTIFICATE, CARD, TOFU, "bakeout.json"):
         assert (artifact / name).read_bytes() == (certified.artifact / name).read_bytes()
 
