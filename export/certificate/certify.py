@@ -14,6 +14,7 @@ from bakeout.export.artifacts.additions import add_files
 from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.model_source import find_graph, local_form
+from bakeout.export.certificate.base_model import base_digest, require_base
 from bakeout.export.certificate.card_section import with_section
 from bakeout.export.certificate.figures import Certificate, NotMeasured, Section
 from bakeout.export.certificate.measuring import Data, Measuring
@@ -72,7 +73,7 @@ def certify(
 
     `certificate.json`, a section of the model card, and for rows of TOFU two files for open-unlearning are written, and
     the manifest anew; a signature, which no longer holds, is removed. Raises ``BakeoutError``, writing nothing into the
-    artifact, for what cannot be read or run.
+    artifact, for what cannot be read or run, and for another base model than the plan's.
     """
     manifest = read_manifest(directory)
     data = _data(forget, retain, strangers, grades)
@@ -82,9 +83,10 @@ def certify(
     _require_own_names([*data, *others])
     reference = None if tofu_reference is None else _reference(tofu_reference)
     with Models(directory, base) as models:
+        require_base(models.base, models.plan)
         described = _described(models, manifest, protocol, [*data, *others])
         measuring = Measuring(
-            protocol, models, data, Journal(journal, _name(described, data, max_new_tokens)), batch_size,
+            protocol, models, data, Journal(journal, _name(described, models, data, max_new_tokens)), batch_size,
             max_new_tokens, track,
         )  # fmt: skip
         sections = [
@@ -209,9 +211,9 @@ def _entry(data: Data) -> dict[str, Any]:
     }
 
 
-def _name(described: Mapping[str, Any], data: Sequence[Data], max_new_tokens: int | None) -> str:
+def _name(described: Mapping[str, Any], models: Models, data: Sequence[Data], max_new_tokens: int | None) -> str:
     """All that figures depend on, as a digest."""
-    content = [described, [part.name for part in data], max_new_tokens]
+    content = [described, base_digest(models.base), [part.name for part in data], max_new_tokens]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -234,7 +235,7 @@ def _answers(
     file, keys = None, []
     if options.answers is not None:
         file = AnswerFile(options.answers)
-        model = model_digest(runner)
+        model = graph_files_digest(runner.path)
         decoding: dict[str, Any] = {"max_new_tokens": length, "ends": sorted(runner.end_tokens)}
         if sampling is not None:
             decoding |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
@@ -258,9 +259,9 @@ def _answers(
     return [answers[row] for row in range(len(prompts))]
 
 
-def model_digest(runner: Runner) -> str:
+def graph_files_digest(graph: Path) -> str:
     """What a model's answers depend on: SHA-256 of the graph and its data files."""
-    files = [runner.path, *data_files(load_graph(runner.path)).values()]
+    files = [graph, *data_files(load_graph(graph)).values()]
     return "+".join(hash_files(files))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.verification.verify import verify
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
+from bakeout.models.progress import Track, untracked
 
 from tests.recipe_files import write_rows
 
@@ -43,7 +44,7 @@ class Certified:
     facts: Path
     journal: Path
 
-    def again(self, artifact: Path, facts: Path, journal: Path) -> Certificate:
+    def again(self, artifact: Path, facts: Path, journal: Path, track: Track = untracked) -> Certificate:
         """A copy of the artifact, certified by the same protocol."""
         return certify(
             artifact,
@@ -54,6 +55,7 @@ class Certified:
             world_facts=facts,
             protocol=TINY,
             journal=journal,
+            track=track,
         )
 
     @property
@@ -269,6 +271,38 @@ def test_a_journal_holds_steps_and_nothing_else(tmp_path: Path) -> None:
 def test_what_cannot_be_certified_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BakeoutError, match="rows to forget and rows to keep"):
         certify(FIXTURES / "artifacts" / "mixed", FIXTURES / "checkpoint", [], [])
+
+
+class _Measuring(Exception):  # noqa: N818 - not an error
+    """Raised where something is measured."""
+
+
+def _stop(iterable: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]:
+    raise _Measuring(description)
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "onnx"])
+def test_another_base_model_is_refused_before_anything_is_measured(
+    form: str, certified: Certified, tmp_path: Path
+) -> None:
+    base = shutil.copytree(FIXTURES / form, tmp_path / "base")
+    weights = base / ("model.safetensors" if form == "checkpoint" else "model.onnx.data")
+    content = weights.read_bytes()
+    # The weights of the second half, each in the place of the one before it.
+    half = len(content) // 2 // 4 * 4
+    weights.write_bytes(content[:half] + content[half + 4 :] + content[half : half + 4])
+    with pytest.raises(BakeoutError, match=r"sha256|canary"):
+        certify(certified.artifact, base, [certified.forget], [certified.retain], track=_stop)
+
+
+def test_a_base_model_of_other_outputs_is_measured_anew(certified: Certified, tmp_path: Path) -> None:
+    """The canary reads hidden layers, and not what the head makes of them."""
+    base = shutil.copytree(certified.base, tmp_path / "base")
+    head = base / "model.onnx.data"
+    content = head.read_bytes()
+    head.write_bytes(content[:-4096] + bytes(4096))
+    with pytest.raises(_Measuring, match="base in fp32 on sums"):
+        replace(certified, base=base).again(certified.artifact, certified.facts, certified.journal, track=_stop)
 
 
 def test_leak_at_k_is_the_expected_best_of_k() -> None:
