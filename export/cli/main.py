@@ -15,6 +15,7 @@ from bakeout.export.cli.flags import with_flags
 from bakeout.export.cli.signals import ended_by_signals
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import missing_extra
+from bakeout.models.files.writing import disk_errors
 
 # Each is the name of a module in this package, and of the command in that module, unless ``MODULES`` names another.
 COMMANDS = (
@@ -73,7 +74,7 @@ class _Commands(click.Group):
         show_messages()
         options["standalone_mode"] = False
         try:
-            with ended_by_signals(), output_errors():
+            with ended_by_signals(), output_errors(), disk_errors(Path()):
                 _require_directory()
                 status = super().main(arguments, *rest, **options)
             sys.exit(status or 0)

@@ -14,6 +14,8 @@ BASE = "base"
 SCHEMA = 1
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# Counts are multiplied by shares, and a float holds no larger one exactly.
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 # A change's fields, and their names in the JSON of its row.
 _CHANGE = {"accuracy": "change", "interval": "change_interval", "paired": "paired", "lost": "lost", "gained": "gained"}
@@ -34,8 +36,8 @@ class Change:
     accuracy: float
     interval: Interval
     paired: bool
-    lost: int | None = None
-    gained: int | None = None
+    lost: Count | None = None
+    gained: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,13 @@ class Row:
 
     model: str
     data: str
-    prompts: Annotated[int, Field(gt=0)]
+    prompts: Annotated[Count, Field(gt=0)]
     accuracy: Share
     refusals: Share
     change: Change | None = None
     cut_off: Share | None = None
     grade: str = "exact"
-    available: int | None = None
+    available: Count | None = None
     score: Score | None = None
 
     def __str__(self) -> str:
@@ -173,8 +175,8 @@ class TextRow:
 
     model: str
     data: str
-    texts: int
-    refused: int
+    texts: Count
+    refused: Count
     perplexity: float | None
     perplexity_ratio: float | None = None
     perplexity_ratio_interval: Interval | None = None

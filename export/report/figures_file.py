@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from bakeout.export.evaluation.rows import Count
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import read_regular
 
@@ -31,7 +32,7 @@ class Inside(_Strict):
     kind: Literal["inside"] = "inside"
     source: str
     skill: str
-    layers: list[int]
+    layers: list[Count]
     chosen: float | None = Field(None, description="The alpha that was baked.")
     alpha: list[float] = Field(min_length=2)
     shares: dict[str, list[Share]] = Field(min_length=1)
@@ -55,7 +56,7 @@ class Depth(_Strict):
     kind: Literal["depth"] = "depth"
     source: str
     skill: str
-    layers: list[int] = Field(min_length=1)
+    layers: list[Count] = Field(min_length=1)
     panels: list[Panel] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -132,8 +133,8 @@ class Attack(_Strict):
 
     attack: str
     target: str = Field(description="What was attacked: the method and, of cubes, its `positions`.")
-    prompts: int = Field(gt=0)
-    through: int = Field(ge=0)
+    prompts: Count = Field(gt=0)
+    through: Count
 
     @model_validator(mode="after")
     def _possible(self) -> Attack:

@@ -110,6 +110,15 @@ def test_errors_are_one_line_or_one_object(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["fit", "build"])
+def test_a_name_that_is_too_long_for_the_system_is_one_line(command: str, tmp_path: Path) -> None:
+    failed = _run(command, write_recipe(tmp_path, "x" * 5000), "-o", tmp_path / "out")
+    assert failed.exit_code == 1
+    assert failed.stderr.count("\n") == 1
+    assert "File name too long. Check the path" in failed.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path) -> None:
         raise KeyError("a bug")

@@ -246,6 +246,21 @@ def _is_one_line(arguments: list[Any], words: str) -> None:
     assert words in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("rows", "prompts"), ("rows", "available"), ("rows", "gained"), ("texts", "texts"), ("texts", "refused")],
+)
+@pytest.mark.parametrize("count", ["9" * 400, 10**400, 2**60, -1], ids=["text", "long", "not a double", "negative"])
+def test_a_count_that_no_computation_takes_is_refused(kind: str, name: str, count: object, tmp_path: Path) -> None:
+    content = json.loads(json.dumps(EVALUATION))
+    for row in content[kind]:
+        row[name] = count
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BakeoutError, match=name):
+        read_evaluation(path)
+
+
 def test_an_evaluation_is_read_as_it_is_written(tmp_path: Path) -> None:
     evaluation = Evaluation(
         rows=(

@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="one case's seed, of --target")
     parser.add_argument("--counts", action="store_true", help="say how many inputs each target had")
     options = parser.parse_args()
+    if options.case is not None and not options.target:
+        parser.error("--case needs its --target")
     try:
         if options.case is not None:
             print(*run((options.target, options.case)), sep="\n")
