@@ -160,6 +160,15 @@ def _deepseek_v3(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _jamba(sizes: Sizes) -> dict[str, Any]:
+    """Attention and experts in every second block."""
+    every_second = {
+        f"{of}_layer_{which}": number for of in ("attn", "expert") for which, number in (("period", 2), ("offset", 1))
+    }
+    mamba = {"mamba_d_state": 4, "mamba_expand": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+    return {**_llama_like(sizes), **every_second, **mamba, "num_experts": 4, "num_experts_per_tok": 2}
+
+
 # The configuration class of each family, and the settings that make it tiny.
 _FAMILIES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
     {
@@ -221,8 +230,30 @@ _MIXTURES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
         "qwen3_moe": ("Qwen3MoeConfig", _mixture),
     }
 )
+# Mixtures of experts that optimum's exporter does not know.
+_TORCH_MIXTURES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
+    {
+        "ernie4_5_moe": (
+            "Ernie4_5_MoeConfig",
+            lambda s: {
+                **_llama_like(s),
+                "moe_intermediate_size": s["width"] // 2,
+                "moe_num_experts": 4,
+                "moe_k": 2,
+                "moe_num_shared_experts": 1,
+                "moe_layer_start_index": 1,
+            },
+        ),
+        "jamba": ("JambaConfig", _jamba),
+        "llama4_text": (
+            "Llama4TextConfig",
+            lambda s: {**_mixture(s), "intermediate_size_mlp": s["width"], "interleave_moe_layer_step": 2},
+        ),
+    }
+)
 FAMILIES = tuple(sorted(_FAMILIES))
 MIXTURES = tuple(sorted(_MIXTURES))
+TORCH_MIXTURES = tuple(sorted(_TORCH_MIXTURES))
 
 
 def tiny_checkpoint(
@@ -235,15 +266,16 @@ def tiny_checkpoint(
     vocabulary: int = 264,
     seed: int = 0,
     dtype: str = "float32",
+    **settings: Any,
 ) -> Path:
     """Write a random checkpoint of ``family`` with its tokenizer, and return ``directory``.
 
-    ``family`` is one of ``FAMILIES`` or ``MIXTURES``. ``width`` is F, the width of an FFL (bloom and mpt have
-    four times the hidden size); ``vocabulary`` at least 258 (the bytes, padding and end of text). The weights are large
-    enough for greedy decoding to be decisive and for key vectors to differ from text to text.
+    ``family`` is one of ``FAMILIES``, ``MIXTURES`` or ``TORCH_MIXTURES``. ``width`` is F, the width of an FFL (bloom
+    and mpt have four times the hidden size); ``vocabulary`` at least 258 (the bytes, padding and end of text). The
+    weights are large enough for greedy decoding to be decisive and for key vectors to differ from text to text.
     """
     tiny_model(
-        family, layers=layers, hidden=hidden, width=width, vocabulary=vocabulary, seed=seed, dtype=dtype
+        family, layers=layers, hidden=hidden, width=width, vocabulary=vocabulary, seed=seed, dtype=dtype, **settings
     ).save_pretrained(directory, safe_serialization=True)
     byte_tokenizer().save_pretrained(directory)
     return directory
@@ -258,9 +290,10 @@ def tiny_model(
     vocabulary: int = 264,
     seed: int = 0,
     dtype: str = "float32",
+    **settings: Any,
 ) -> PreTrainedModel:
-    """The model that ``tiny_checkpoint`` writes, in evaluation mode."""
-    model = AutoModelForCausalLM.from_config(_configuration(family, layers, hidden, width, vocabulary))
+    """The model that ``tiny_checkpoint`` writes, in evaluation mode. ``settings``: others of its configuration."""
+    model = AutoModelForCausalLM.from_config(_configuration(family, layers, hidden, width, vocabulary, settings))
     _randomise(model, torch.Generator().manual_seed(seed))
     return model.to(getattr(torch, dtype)).eval()  # type: ignore[no-any-return]
 
@@ -297,10 +330,12 @@ def random_prompts(count: int, *, seed: int = 0, shortest: int = 3, longest: int
     return [torch.randint(2, 258, (length,), generator=generator).tolist() for length in lengths]
 
 
-def _configuration(family: str, layers: int, hidden: int, width: int, vocabulary: int) -> PretrainedConfig:
+def _configuration(
+    family: str, layers: int, hidden: int, width: int, vocabulary: int, others: Mapping[str, Any]
+) -> PretrainedConfig:
     if vocabulary < 258:
         raise ValueError(f"a byte-level tokenizer needs 258 tokens, not {vocabulary}")
-    name, settings = {**_FAMILIES, **_MIXTURES}[family]
+    name, settings = {**_FAMILIES, **_MIXTURES, **_TORCH_MIXTURES}[family]
     options: dict[str, Any] = {
         "vocab_size": vocabulary,
         "pad_token_id": PADDING_ID,
@@ -310,6 +345,7 @@ def _configuration(family: str, layers: int, hidden: int, width: int, vocabulary
         "attn_implementation": "eager",
     }
     options.update(settings({"layers": layers, "hidden": hidden, "width": width}))
+    options.update(others)
     configuration: PretrainedConfig = getattr(transformers, name)(**options)
     return configuration
 

@@ -50,7 +50,7 @@ _TOLERANCE: dict[Precision, Tolerance] = {
 _DECIDED_ALIKE, _SAID_ALIKE = 0.95, 0.7
 # By how much a margin differs in quantised weights, as a share of alpha.
 _BOUNDARY = 0.05
-_OTHER_BASE = "{} is not the model that the plan was fitted on: its weights' digest differs"
+OTHER_BASE = "{} is not the model that the plan was fitted on: its weights' digest differs"
 
 
 def check_parity(
@@ -61,7 +61,7 @@ def check_parity(
     Greedy text of up to 16 tokens after each prompt, and the logits behind it as far as the texts agree.
     """
     if base.digest != plan.model.digest:
-        return False, _OTHER_BASE.format(base.directory)
+        return False, OTHER_BASE.format(base.directory)
     tolerance = _TOLERANCE[stored_precision(load_graph(graph_file))]
     adjusts = any(intervention.ties_in_rounding for intervention in plan.interventions)
     ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
@@ -113,7 +113,7 @@ def check_quantised(
     Prompts run one by one, because prompts that share a batch can share a scale.
     """
     if base.digest != plan.model.digest:
-        return False, _OTHER_BASE.format(base.directory)
+        return False, OTHER_BASE.format(base.directory)
     ok, told = check_formulas(graph_file, plan, receipts, prompts, track)
     if not ok:
         return False, told

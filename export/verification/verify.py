@@ -97,12 +97,7 @@ def verify(
     if "parity" in asked:
         prompts = [*plan.canary.input_ids.tolist(), *prompts]
         try:
-            done.append(artifact.parity(plan, checkpoint, prompts, track))
-            if plan.check and done[-1].ok:
-                ok, told = artifact.refuses_to_the_end(plan.check.refusal.tolist(), prompts)
-                done[-1] = Check("parity", ok, f"{done[-1].detail}; {told}")
-            if plan.model.routing is not None and checkpoint is not None and done[-1].ok:
-                done[-1] = replace(done[-1], detail=f"{done[-1].detail}; {_routing(plan, checkpoint, prompts)}")
+            done.append(_parity_check(artifact, plan, checkpoint, prompts, track))
         except BakeoutError as error:
             done.append(Check("parity", False, str(error)))
     return done
@@ -177,6 +172,31 @@ def _canary_check(artifact: _Artifact, plan: Plan) -> Check:
     return Check(
         "canary", ok and all(match.ok for match in compared), "; ".join([*told, *([decided] if decided else [])])
     )
+
+
+def _parity_check(
+    artifact: _Artifact, plan: Plan, base: Checkpoint | None, prompts: Sequence[Sequence[int]], track: Track
+) -> Check:
+    """Parity, and of an artifact that has it whether refusals are whole, and the routing of a mixture of experts."""
+    check = artifact.parity(plan, base, prompts, track)
+    if plan.check and check.ok:
+        ok, told = artifact.refuses_to_the_end(plan.check.refusal.tolist(), prompts)
+        check = Check("parity", ok, f"{check.detail}; {told}")
+    if plan.model.routing is not None and check.ok:
+        check = replace(check, detail=f"{check.detail}; routing: {_routing(plan, base, prompts)}")
+    return check
+
+
+def _routing(plan: Plan, base: Checkpoint | None, prompts: Sequence[Sequence[int]]) -> str:
+    """The routing stability on the prompts that were compared, or why it is not known."""
+    if base is None or _lacking():
+        return _needs(base)
+    from bakeout.export.verification.parity import OTHER_BASE
+    from bakeout.models.reference.routing import routing_stability
+
+    if base.digest != plan.model.digest:
+        return OTHER_BASE.format(base.directory)
+    return str(routing_stability(base.load(), plan, prompts))
 
 
 class _Artifact(ABC):
@@ -303,13 +323,6 @@ class _Checkpoint(_Artifact):
         from bakeout.export.verification.checkpoint_checks import check_checkpoint_parity
 
         return Check("parity", *check_checkpoint_parity(self.directory, plan, self.receipts, base, prompts, track))
-
-
-def _routing(plan: Plan, base: Checkpoint, prompts: Sequence[Sequence[int]]) -> str:
-    """The routing stability on the prompts that were compared, of a mixture of experts."""
-    from bakeout.models.reference.routing import routing_stability
-
-    return f"routing: {routing_stability(base.load(), plan, prompts)}"
 
 
 def _needs(base: Checkpoint | None) -> str:

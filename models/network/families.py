@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from bakeout.models.checkpoint.architectures import Family, Layout, family_of
 from bakeout.models.data.limits import Limits
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.blocks import block_path
 from bakeout.models.network.mixtures import is_expert, routers
 from bakeout.models.plan import ModelIdentity, Routing
 
@@ -123,7 +124,7 @@ def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
         layers.append(
             FeedForward(
                 layer=index,
-                block=model.get_submodule(path[: path.index(".mlp")]),
+                block=model.get_submodule(block_path(path)),
                 gate=gate,
                 up=up,
                 down=down,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bakeout.models.network.blocks import block_number
 from bakeout.models.network.families import feed_forwards_if_any
 from bakeout.models.network.mixtures import routers
 from bakeout.models.plan import Keys
@@ -15,10 +16,15 @@ from bakeout.models.plan import Keys
 
 @dataclass(frozen=True, eq=False)
 class KeySite:
-    """A place whose keys are read: ``key`` of what goes into ``module``, [..., width], all tokens in their order."""
+    """A place whose keys are read: ``key`` of what goes into ``module``, [..., width], all tokens in their order.
+
+    ``block``: the number of the block that it is in. Places of several kinds are compared by it: FFLs and routers are
+    counted apart, and not every block has one.
+    """
 
     module: nn.Module
     width: int
+    block: int
     key: Callable[[Tensor], Tensor]
 
 
@@ -27,10 +33,14 @@ def key_sites(model: PreTrainedModel, keys: Keys = "key_vector") -> tuple[KeySit
     router. Empty where the model has none of the kind.
     """
     if keys == "key_vector":
-        return tuple(KeySite(layer.down, layer.width, _as_it_is) for layer in feed_forwards_if_any(model))
+        return tuple(
+            KeySite(layer.down, layer.width, block_number(layer.down_path), _as_it_is)
+            for layer in feed_forwards_if_any(model)
+        )
+    found = [(router, block_number(router.path)) for router in routers(model)]
     if keys == "router_input":
-        return tuple(KeySite(router.module, router.hidden, _as_it_is) for router in routers(model))
-    return tuple(KeySite(router.module, router.experts, router.logits) for router in routers(model))
+        return tuple(KeySite(router.module, router.hidden, block, _as_it_is) for router, block in found)
+    return tuple(KeySite(router.module, router.experts, block, router.logits) for router, block in found)
 
 
 def _as_it_is(value: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class Router:
     """The router of one mixture; ``index`` counts routers from the embedding upwards.
 
     Its input is what ``module`` reads, [batch, tokens, hidden] or [batch * tokens, hidden]. ``experts`` of them are
-    scored, and a token is sent to ``chosen`` of these. ``path`` is the mixture's name in the model.
+    scored, and a token is sent to ``chosen`` of these. ``path`` is the mixture's name in the model. ``correction``:
+    what a mixture adds to its router's probabilities before it chooses, [experts], where the router does not itself.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Router:
     experts: int
     chosen: int
     hidden: int
+    correction: Tensor | None = None
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The score of every expert before any normalisation: [..., hidden] to [..., experts]."""
@@ -69,8 +71,17 @@ def _router(model: PreTrainedModel, path: str, index: int) -> Router:
         weight = getattr(module, "weight", None)
         if name != EXPERTS and isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == count:
             config = model.config.get_text_config()
-            return Router(index, module, path, count, int(config.num_experts_per_tok), weight.shape[1])
+            chosen = int(config.num_experts_per_tok)
+            return Router(index, module, path, count, chosen, weight.shape[1], _correction(mixture, name))
     raise BakeoutError(
         f"{path} has {count} experts, and no router that is one matrix.",
         "Use a model whose mixtures are routed by one linear layer.",
     )
+
+
+def _correction(mixture: nn.Module, router: str) -> Tensor | None:
+    """The bias of a mixture that stands outside of its router (ERNIE 4.5): [experts]."""
+    for name, value in mixture.named_parameters():
+        if name.endswith("correction_bias") and name.split(".")[0] not in (EXPERTS, router):
+            return value.detach().flatten()
+    return None

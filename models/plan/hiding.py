@@ -8,6 +8,7 @@ from typing import Any
 
 from bakeout.models.plan.arrays import Integers
 from bakeout.models.plan.plan import Plan
+from bakeout.models.plan.routing_stability import ROUTING
 
 # The refusal of every hidden plan.
 REFUSAL = "I cannot answer that."
@@ -30,7 +31,7 @@ def hidden(plan: Plan, salt: bytes, refusal: Integers | None = None) -> Plan:
     def name(text: str) -> str:
         return salted(text.encode(), salt)[:16]
 
-    provenance: dict[str, Any] = {key: value for key, value in plan.provenance.items() if key != "data"}
+    provenance: dict[str, Any] = {key: value for key, value in plan.provenance.items() if key not in ("data", ROUTING)}
     data = {
         name(given): {use: salted(digest.encode(), salt) for use, digest in uses.items()}
         for given, uses in plan.provenance.get("data", {}).items()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import feed_forwards_if_any
+from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.hooks import Hooks
@@ -84,30 +85,43 @@ def _measured(
         if intervention.check is not None and not np.isnan(expected[place]).any():
             # Their last keys decide, as their earlier ones are clear of all regions.
             refused = intervention.check.is_inside(expected[place])
-            last_layer = len(feed_forwards_if_any(model)) - 1
-            values = _before_refusal(interventions, place, expected, refused, last_layer)
+            values = _before_refusal(model, interventions, place, expected, refused)
             return replace(canary, expected=values, refused=tuple(refused.tolist()))
     return canary
 
 
 def _before_refusal(
+    model: PreTrainedModel,
     interventions: Sequence[Intervention],
     place: int,
     expected: Sequence[Floats],
     refused: NDArray[np.bool_],
-    last_layer: int,
 ) -> tuple[Floats, ...]:
     """``expected`` without what a graph does not compute of refused sequences: values of layers behind the check's.
 
     The check is the intervention at ``place``. Behind it a refused token's values hold the latch, or nothing at all.
     """
-    deepest = interventions[place].parts[-1].layer
+    last_layer = len(feed_forwards_if_any(model)) - 1
+    deepest = _deepest_before(model, interventions[place])
     values = list(expected)
     for other, intervention in enumerate(interventions):
         if other != place:
             behind = intervention.is_behind((deepest, len(interventions)), other, last_layer)
             values[other] = np.where(refused[:, None] & behind, np.nan, expected[other])
     return tuple(values)
+
+
+def _deepest_before(model: PreTrainedModel, intervention: Intervention) -> int:
+    """The deepest FFL whose pre-activations are computed before all keys of a check; -1 where none is.
+
+    For key vectors it is the check's own deepest. Routers are counted apart, so blocks are compared: an FFL in a
+    router's own block can read what the router reads, and only those of earlier blocks come before it.
+    """
+    watches, deepest = intervention.watches, intervention.parts[-1].layer
+    if watches == "pre_activation" or watches == "key_vector":
+        return deepest
+    block = key_sites(model, watches)[deepest].block
+    return sum(site.block < block for site in key_sites(model)) - 1
 
 
 def measure_canary(

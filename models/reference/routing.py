@@ -70,6 +70,9 @@ def _chosen(router: Router, output: Any) -> Tensor:
     parts = output if isinstance(output, tuple) else (output,)
     numbers = next((part for part in parts if isinstance(part, Tensor) and not part.is_floating_point()), None)
     if numbers is None:
-        numbers = parts[0].flatten(0, -2).topk(router.chosen, dim=-1).indices
+        scores = parts[0].flatten(0, -2)
+        if router.correction is not None:
+            scores = scores.float().softmax(dim=-1) + router.correction
+        numbers = scores.topk(router.chosen, dim=-1).indices
     chosen = torch.zeros(len(numbers), router.experts, dtype=torch.bool, device=numbers.device)
     return chosen.scatter_(1, numbers, True)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.verification.graph_canary import match_canary
+from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.network.families import identity
 from bakeout.models.network.key_sites import key_sites
-from bakeout.models.plan import Keys
+from bakeout.models.plan import Keys, Plan
+from bakeout.models.reference.canary import measure_canary, measured_anew
+from bakeout.models.reference.weight_edits import edited_weights
 
 from tests.baked_parity import baked, compare, key_space_detection, model_of, plan_of, unbaked
 from tests.conftest import CheckpointOf
-from tests.tiny_models import MIXTURES, random_prompts
+from tests.tiny_models import MIXTURES, random_prompts, tiny_checkpoint
+from tests.weight_plans import low_rank_update
 
 PROMPTS = random_prompts(24, seed=3, shortest=6, longest=6)
 # The pair that every run of the suite tries.
@@ -72,3 +78,35 @@ def test_the_baked_graph_is_the_reference_token_for_token(
     parity = compare(model, plan, unbaked(directory), baked(directory, plan), PROMPTS)
     assert parity.holds, parity
     assert 0 < parity.refused < parity.prompts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", ["router_input", "router_logits"])
+@pytest.mark.parametrize("router", [0, 2])
+def test_a_graph_that_refuses_by_a_router_has_the_canary_of_weight_edits(
+    keys: Keys, router: int, dense_last: Path, tmp_path: Path
+) -> None:
+    """The one FFL lies behind all routers, so a graph computes nothing there of what is refused."""
+    model = model_of(dense_last / "checkpoint")
+    edit = low_rank_update(model, layers=(0,), scale=0.1)
+    with edited_weights(model, [edit]):
+        check = key_space_detection(model, (router,), "query", PROMPTS, keys=keys)
+        canary = measured_anew(model, [edit, check], [measure_canary(model, [edit, check], PROMPTS, sequences=24)])
+    plan = Plan(identity(model, "ab" * 32), (edit, check), canary)
+    graph = load_graph(dense_last / "export" / "model.onnx")
+    receipts = apply_plan(graph, plan)
+    ir.save(graph, tmp_path / "model.onnx", external_data="model.onnx.data")
+    matches = match_canary(tmp_path / "model.onnx", plan, receipts)
+    assert all(match.ok for match in matches), matches
+    assert canary.refused is not None
+    assert 0 < sum(canary.refused) < len(PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def dense_last(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture whose last block is dense: its ``checkpoint`` and its ``export``."""
+    directory = tmp_path_factory.mktemp("dense-last")
+    tiny_checkpoint("qwen3_moe", directory / "checkpoint", mlp_only_layers=[3])
+    (directory / "export").mkdir()
+    export_checkpoint(directory / "checkpoint", directory / "export")
+    return directory

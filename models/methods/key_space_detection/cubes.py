@@ -87,6 +87,13 @@ def joint_keys(keys: LayerKeys, layers: Sequence[int], what: str) -> Floats:
     if absent := [layer for layer in layers if layer not in keys]:
         raise BakeoutError(f"Key Space Detection: the {what} have no keys of layer {absent[0]}.", "Probe that layer.")
     parts = [np.asarray(keys[layer], dtype=np.float64) for layer in layers]
+    widths = sorted({part.shape[-1] for part in parts})
+    if len(widths) > 1:
+        raise BakeoutError(
+            f"Key Space Detection: layers whose keys have {' and '.join(map(str, widths))} numbers are not tested "
+            "jointly.",
+            "Choose `layers` of one width, or `layers: auto`.",
+        )
     if any(part.ndim != 2 or part.shape != parts[0].shape for part in parts) or 0 in parts[0].shape:
         raise BakeoutError(
             f"Key Space Detection: the keys of the {what} have shapes {[part.shape for part in parts]}.",

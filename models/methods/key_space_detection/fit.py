@@ -246,6 +246,7 @@ def _choice(
         region=options.region,
         against=probed.against,
         keys=keys,
+        blocks=[site.block for site in key_sites(fitting.model, keys)],
         layers="auto" if options.layers == "auto" else layers,
         cubes=options.cubes,
         floor=options.floor,

@@ -55,16 +55,6 @@ class Structure:
     keys: Keys = "key_vector"
 
     @property
-    def depth(self) -> int:
-        """The layer whose key is the last to be tested: where a refusal can leave the model."""
-        return self.layers[-1]
-
-    @property
-    def place(self) -> tuple[int, bool]:
-        """The depth, and in one layer routers before FFLs."""
-        return self.depth, self.keys == "key_vector"
-
-    @property
     def size(self) -> tuple[int, int]:
         """How many tests there are: layers times regions."""
         return len(self.layers), self.cubes
@@ -134,8 +124,9 @@ class KeySpaceDetectionOptions(MethodOptions):
         default="auto",
         min_length=1,
         description="The text that every query ends with: behind earlier text, several tokens at once are a `query` if "
-        "they end with it, and else drafts of an answer (speculative decoding). `auto`: what the chat template opens "
-        "an answer with. Where there is none, they are always a query.",
+        "they end with it, and else drafts of an answer (speculative decoding), which are not tested: nor is a later "
+        "turn that a program renders with another ending. `auto`: what the chat template opens an answer with. Where "
+        "there is none, they are always a query.",
     )
     refusal: str = Field(
         default="Your query is not valid.", min_length=1, description="The answer that the model gives instead."

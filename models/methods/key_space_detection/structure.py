@@ -49,15 +49,21 @@ class Candidate:
     ``alpha``: per skill to forget, the smallest value that contains all but epsilon of its queries. ``missed``: the
     share of queries outside, for the worst skill; ``refused``: the share of queries inside, for each name to retain;
     both count queries that the base model answers correctly. ``auroc``, ``distance``: per name to retain, against the
-    skill from which it is hardest to separate.
+    skill from which it is hardest to separate. ``block``: the deepest layer's, where a refusal can leave the model.
     """
 
     structure: Structure
+    block: int
     alpha: Mapping[str, float]
     missed: Share
     refused: Mapping[str, Share]
     auroc: Mapping[str, Auroc]
     distance: Mapping[str, float]
+
+    @property
+    def place(self) -> tuple[int, bool]:
+        """How deep the last key is that is tested: the block, and in one block routers before FFLs."""
+        return self.block, self.structure.keys == "key_vector"
 
     @property
     def least_distance(self) -> float:
@@ -143,6 +149,7 @@ def choose_structure(
     epsilon: Literal["auto"] | float,
     seed: int,
     keys: Keys = "key_vector",
+    blocks: Sequence[int] | None = None,
     correct: Correct | None = None,
     calibration_queries: int | None = None,
     track: Track = untracked,
@@ -151,7 +158,8 @@ def choose_structure(
 
     ``probe``: keys per layer of the skills to forget, ``selection``: fresh ones of these and of the names to retain,
     ``against``: other keys of the names to retain, for shapes that are fitted against them. All are ``keys`` of one
-    kind; ``joint_choice`` chooses among several.
+    kind; ``joint_choice`` chooses among several. ``blocks``: the number of every layer's block, where it is another
+    than the layer's: kinds that are counted apart are compared by it.
     ``correct``: per name, which selection queries the base model answers correctly: refusing the others costs nothing.
     Options that are not ``auto`` are kept. ``layers`` auto takes the ``layer_sets`` of all layers that are probed.
 
@@ -184,7 +192,15 @@ def choose_structure(
             "Name retain data, or the layers and the number of cubes.",
         )
     search = _Search(
-        probe, against or {}, selection, retained, correct or {}, _epsilons(epsilon, calibration_queries), seed, keys
+        probe,
+        against or {},
+        selection,
+        retained,
+        correct or {},
+        _epsilons(epsilon, calibration_queries),
+        seed,
+        keys,
+        blocks,
     )
     probed = min(len(next(iter(keys.values()))) for keys in probe.values())
     sets = _sets(layers, probe)
@@ -212,9 +228,7 @@ def joint_choice(choices: Sequence[Choice]) -> Choice:
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The rule of ``choose_structure``."""
-    best = min(
-        candidates, key=lambda candidate: (candidate.error, -candidate.worst_auroc.value, candidate.structure.place)
-    )
+    best = min(candidates, key=lambda candidate: (candidate.error, -candidate.worst_auroc.value, candidate.place))
     highest = best.highest_error if best.error > 1 else min(best.highest_error, 1.0)
     as_good = [candidate for candidate in candidates if candidate.error <= highest]
     clearest = max(as_good, key=lambda candidate: candidate.worst_auroc.value).worst_auroc
@@ -222,8 +236,8 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     preferred = min(as_good, key=lambda candidate: _PREFERENCE.index(candidate.structure.region)).structure.region
     alike = [candidate for candidate in as_good if candidate.structure.region == preferred]
     if FITTERS[preferred].needs_retained:
-        return min(alike, key=lambda one: (-one.least_distance, one.structure.place, one.structure.size))
-    return min(alike, key=lambda one: (one.structure.place, one.feared_error, one.structure.size))
+        return min(alike, key=lambda one: (-one.least_distance, one.place, one.structure.size))
+    return min(alike, key=lambda one: (one.place, one.feared_error, one.structure.size))
 
 
 class _Search:
@@ -239,6 +253,7 @@ class _Search:
         epsilons: Sequence[float],
         seed: int,
         keys: Keys,
+        blocks: Sequence[int] | None,
     ) -> None:
         self._probe = probe
         self._against = against
@@ -248,6 +263,7 @@ class _Search:
         self._epsilons = epsilons
         self._seed = seed
         self._keys = keys
+        self._blocks = blocks
         self._seen: dict[_Setting, Candidate] = {}
         self._clusters: dict[tuple[tuple[int, ...], int], dict[str, Clusters]] = {}
 
@@ -311,7 +327,16 @@ class _Search:
         counted = {name: self._counted(name, rows) for name, rows in inside.items()}
         missed = [Share(int((~counted[skill]).sum()), len(counted[skill])) for skill in self._probe]
         refused = {name: Share(int(counted[name].sum()), len(counted[name])) for name in self._retained}
-        return Candidate(structure, alpha, max(missed, key=lambda share: share.value), refused, areas, distances)
+        deepest = structure.layers[-1]
+        return Candidate(
+            structure,
+            block=deepest if self._blocks is None else self._blocks[deepest],
+            alpha=alpha,
+            missed=max(missed, key=lambda share: share.value),
+            refused=refused,
+            auroc=areas,
+            distance=distances,
+        )
 
     def _counted(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         """The queries that the base model answers correctly; all, if it answers none of them correctly."""

@@ -128,8 +128,7 @@ class KeySpaceDetection(Intervention, Check):
         """Raise ``PlanError`` unless ``model`` has the regions' key space, and the refusal's tokens."""
         widths = [model.watched_width(self.keys, layer) for layer in self.layers]
         if self.regions.shape[1] != sum(widths):
-            told = f"{len(widths)} x {widths[0]}" if len(set(widths)) == 1 else " + ".join(map(str, widths))
-            raise PlanError(f"The {self.regions.noun}s' dimension is not {told}.")
+            raise PlanError(f"The {self.regions.noun}s' dimension is not {' + '.join(map(str, widths))}.")
         if max([*self.refusal.tolist(), *self.other_ends, *self.query_end]) >= model.vocabulary:
             raise PlanError("The refusal's tokens are not in the model's vocabulary.")
 

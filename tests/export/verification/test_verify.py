@@ -13,17 +13,23 @@ from click.testing import CliRunner
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import write_manifest
+from bakeout.export.artifacts.model_source import find_checkpoint
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
+from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.verify import Check, verify
+from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.network.families import identity
 from bakeout.models.plan import Coin, NeuronAdjust, Plan
 from bakeout.models.progress import untracked
+from bakeout.models.reference.canary import measure_canary
 
-from tests.tiny_models import tiny_checkpoint
+from tests.baked_parity import neuron_adjust
+from tests.tiny_models import random_prompts, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +178,20 @@ def test_a_coin_that_is_not_what_the_plan_says_is_told(
     baked = bake(llama_export, _with_coin(tiny_plan, coin), tmp_path / "a", canary=False)
     plan = _with_coin(tiny_plan, "stochastic")
     assert not check_formulas(baked.directory / "model.onnx", plan, baked.receipts, prompts, untracked)[0]
+
+
+@pytest.mark.slow
+def test_the_routing_of_a_mixture_is_told_once_and_of_its_own_base_alone(tmp_path: Path) -> None:
+    base, other = (tiny_checkpoint("qwen2_moe", tmp_path / f"base{seed}", layers=3, seed=seed) for seed in (0, 1))
+    (tmp_path / "export").mkdir()
+    export_checkpoint(base, tmp_path / "export")
+    model = load_model(base)
+    adjust = neuron_adjust(model, "stochastic", random_prompts(8))
+    canary = measure_canary(model, [adjust], random_prompts(8))
+    plan = Plan(identity(model, find_checkpoint(base).digest), (adjust,), canary)
+    baked = bake(tmp_path / "export", plan, tmp_path / "artifact").directory
+    for checkpoint, told in ((base, "tokens go to the same experts"), (other, "not the model"), (None, "it needs")):
+        (parity,) = (check for check in verify(baked, base=checkpoint) if check.name == "parity")
+        assert parity.ok
+        assert "; routing: " in parity.detail
+        assert told in parity.detail

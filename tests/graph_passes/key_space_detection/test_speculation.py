@@ -81,6 +81,21 @@ def test_drafts_give_the_text_of_plain_decoding(runners: list[Runner], prompt: l
     assert speculative(baked, prompt, lambda said: [7] * DRAFT) == expected
 
 
+def test_a_later_turn_that_ends_otherwise_is_taken_for_a_draft(runners: list[Runner]) -> None:
+    """The documented limit: behind a cache, a program that renders turns in its own way is not tested."""
+    base, baked = runners
+    (prompt,) = random_prompts(1)
+    mask = np.ones((1, len(prompt) + len(FORGOTTEN)), np.int64)
+    said = {}
+    for ends, turn in (("like a query", FORGOTTEN), ("otherwise", FORGOTTEN[:-1])):
+        for name, runner in (("base", base), ("baked", baked)):
+            step = runner.step(np.array([prompt]), np.ones((1, len(prompt)), np.int64))
+            step = runner.step(np.array([turn]), mask[:, : len(prompt) + len(turn)], step.cache)
+            said[name, ends] = int(step.logits[0, -1].argmax())
+    assert said["baked", "like a query"] == REFUSAL[0]
+    assert said["baked", "otherwise"] == said["base", "otherwise"]
+
+
 def test_a_query_behind_an_answer_is_still_a_query(runners: list[Runner]) -> None:
     _, baked = runners
     (prompt,) = random_prompts(1)

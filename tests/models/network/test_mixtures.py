@@ -11,20 +11,27 @@ from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers, feed_forwards_if_any, identity
+from bakeout.models.network.key_sites import key_sites
 from bakeout.models.network.mixtures import routers
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.network.token_keys import reduced_token_keys
 from bakeout.models.plan import Keys, PlanError
 
-from tests.tiny_models import MIXTURES, random_prompts, tiny_model
+from tests.tiny_models import MIXTURES, TORCH_MIXTURES, random_prompts, tiny_model
 
 PROMPTS = random_prompts(6, seed=5)
 # The widths of the FFLs that see every token, and how many routers of how many experts there are.
-BESIDE = {"deepseek_v3": (96, 48, 48, 48), "qwen2_moe": (96, 96, 96, 96)}
-ROUTED = {"deepseek_v3": (8, 8, 8)}
+BESIDE = {
+    "deepseek_v3": (96, 48, 48, 48),
+    "ernie4_5_moe": (96, 48, 48, 48),
+    "jamba": (96, 96),
+    "llama4_text": (96, 96, 96, 96),
+    "qwen2_moe": (96, 96, 96, 96),
+}
+ROUTED = {"deepseek_v3": (8, 8, 8), "ernie4_5_moe": (4, 4, 4), "jamba": (4, 4), "llama4_text": (4, 4)}
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", MIXTURES + TORCH_MIXTURES)
 def test_an_identity_counts_what_sees_every_token(family: str) -> None:
     model = tiny_model(family)
     known = identity(model, "")
@@ -35,6 +42,10 @@ def test_an_identity_counts_what_sees_every_token(family: str) -> None:
     assert all(
         "experts." not in layer.down_path.replace("shared_experts.", "") for layer in feed_forwards_if_any(model)
     )
+    # In whatever a family calls its FFLs, they are known to be in their blocks.
+    blocks = model.get_submodule("model.layers")
+    for layer, site in zip(feed_forwards_if_any(model), key_sites(model), strict=True):
+        assert layer.block is list(blocks.children())[site.block]
 
 
 @pytest.mark.parametrize("family", MIXTURES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ from bakeout.export.baking.hiding import hide_plan
 from bakeout.export.running.refusals import Refusals
 from bakeout.models.plan.hiding import REFUSAL, salted
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
+from bakeout.models.plan.routing_stability import ROUTING, RoutingStability
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1.0"
 
 
 def test_a_hidden_plan_names_no_data_and_refuses_without_a_name(tmp_path: Path) -> None:
     plan = load_plan(FIXTURES / "plans" / "key_space_detection.safetensors")
+    routing = RoutingStability(0.97, 1234, (0.97,)).as_json()
+    plan = replace(plan, provenance={**plan.provenance, ROUTING: routing})
     one = hide_plan(FIXTURES / "checkpoint", plan, tmp_path / "salt")
     (name,) = plan.forgets
     assert one.forgets == (salted(name.encode(), (tmp_path / "salt").read_bytes())[:16],)
@@ -25,6 +29,8 @@ def test_a_hidden_plan_names_no_data_and_refuses_without_a_name(tmp_path: Path) 
     assert f'\\"{name}\\"'.encode() not in content
     for uses in plan.provenance["data"].values():
         assert all(digest.encode() not in content for digest in uses.values())
+    # A figure of the data to retain.
+    assert one.routing_stability is None
     assert one.check is not None
     assert plan.check is not None
     assert np.array_equal(one.check.alpha, plan.check.alpha)

@@ -109,7 +109,7 @@ def test_an_intervention_that_contradicts_itself_is_refused(
         ((zero_columns(layers=(zeroed_columns(columns=np.array([16])),)),), {}, "does not fit"),
         ((low_rank_update(updates=(weight_update(layer=4),)),), {}, "names layer 4"),
         ((low_rank_update(updates=(weight_update(role="up"),)),), {}, "does not fit"),
-        ((key_space_detection(layers=(1,)),), {}, "dimension is not 1 x 16"),
+        ((key_space_detection(layers=(1,)),), {}, "dimension is not 16"),
         ((key_space_detection(refusal=np.array([264, 1])),), {}, "vocabulary"),
         ((key_space_detection(other_ends=(264,)),), {}, "vocabulary"),
         ((), {"canary": Canary(np.array([[264]]), (np.zeros((1, 2)),) * 2)}, "vocabulary"),

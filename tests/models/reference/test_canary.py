@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,12 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import AdjustedLayer, Coin, Cubes, Intervention, KeySpaceDetection, NeuronAdjust, PlanError
 from bakeout.models.plan.canary_check import compare_canary
-from bakeout.models.reference.canary import measure_canary
+from bakeout.models.reference.canary import measure_canary, measured_anew
+from bakeout.models.reference.weight_edits import edited_weights
 
+from tests.baked_parity import key_space_detection
 from tests.tiny_models import random_prompts, tiny_model
+from tests.weight_plans import low_rank_update
 
 WIDTH = 96
 PROMPTS = random_prompts(6, shortest=5, longest=9)
@@ -124,3 +129,36 @@ def test_a_model_that_computes_no_number_is_infinitely_far(broken: float) -> Non
 def test_shapes_must_agree() -> None:
     with pytest.raises(PlanError, match=r"\(1, 2\), and \(1, 3\)"):
         compare_canary(np.zeros((1, 2)), np.zeros((1, 3)), _cubes(0), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "router", "known"),
+    [
+        # One FFL beside three routers: it lies in the last block, behind all of them.
+        ("qwen3_moe", {"mlp_only_layers": [3]}, 0, []),
+        ("qwen3_moe", {"mlp_only_layers": [3]}, 2, []),
+        # One router, in the last block: the three dense FFLs come before it.
+        ("deepseek_v3", {"first_k_dense_replace": 3}, 0, [0, 1, 2]),
+    ],
+)
+def test_behind_a_refusing_router_is_what_lies_in_its_block_or_a_later_one(
+    family: str, settings: dict[str, Any], router: int, known: list[int]
+) -> None:
+    model = tiny_model(family, **settings)
+    prompts = random_prompts(8, seed=3, shortest=6, longest=6)
+    edit = low_rank_update(model, layers=(0,), scale=0.1)
+    layers = range(len(feed_forward_layers(model)))
+    with edited_weights(model, [edit]):
+        adjusted = _adjust("threshold", *layers)
+        check = key_space_detection(model, (router,), "query", prompts, [edit, adjusted], keys="router_input")
+        interventions = [edit, adjusted, check]
+        canary = measured_anew(model, interventions, [measure_canary(model, interventions, prompts, sequences=8)])
+    refused = np.array(canary.refused)
+    assert 0 < refused.sum() < len(refused)
+    of_edit, of_neurons, of_check = (np.isfinite(values) for values in canary.expected)
+    assert of_edit[~refused].all() and of_neurons[~refused].all() and of_check.all()
+    # A weight edit is seen in the last FFL.
+    assert not of_edit[refused].any()
+    by_layer = of_neurons[refused].reshape(-1, len(layers), 3)
+    assert [layer for layer in layers if by_layer[:, layer].all()] == known
+    assert [layer for layer in layers if by_layer[:, layer].any()] == known

@@ -155,7 +155,7 @@ def test_nothing_is_left_when_the_context_closes() -> None:
         ),
         (
             KeySpaceDetection((1,), Cubes(np.ones((1, 95)), np.ones((1, 95))), np.ones(1), ("math",), np.array([7, 1])),
-            "dimension is not 1 x 96",
+            "dimension is not 96",
         ),
     ],
 )

@@ -228,6 +228,7 @@ def test_units_do_not_matter(seed: int, cubes: int, scale: float) -> None:
         ({"calibration": {"math": _keys(300, 2), "code": _keys(300, 2)}}, "for code, which is not probed"),
         ({"retain": {"code": {1: np.zeros((0, WIDTH)), 3: np.zeros((0, WIDTH))}}}, "queries of code have shapes"),
         ({"probe": {"math": {1: np.zeros((4, WIDTH)), 3: np.zeros((5, WIDTH))}}}, "have shapes"),
+        ({"probe": {"math": {1: np.zeros((4, WIDTH)), 3: np.zeros((4, 2 * WIDTH))}}}, "Choose `layers` of one width"),
         ({"probe": {"math": {1: np.zeros((4, WIDTH)), 3: np.zeros((4, WIDTH))}}}, "do not vary"),
         ({"retain": {"code": {1: np.ones((4, 5)), 3: np.ones((4, 5))}}}, "queries of code have 10 numbers, not 12"),
         ({"calibration": {"math": {1: np.ones((4, 5)), 3: np.ones((4, 5))}}}, "have 10 numbers, not 12"),

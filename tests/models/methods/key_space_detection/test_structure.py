@@ -22,6 +22,7 @@ from bakeout.models.methods.key_space_detection.structure import (
     layer_sets,
 )
 from bakeout.models.plan import Cubes
+from bakeout.models.plan import Keys as KindOfKeys
 
 WIDTH = 24
 Keys = dict[int, np.ndarray]
@@ -165,12 +166,15 @@ def _candidate(
     queries: int = 1000,
     region: Region = "cube",
     apart: float = 9,
+    keys: KindOfKeys = "key_vector",
+    block: int | None = None,
 ) -> Candidate:
     retain = np.ones(queries)
     retain[:misordered] = -1
     spread = np.resize([-1.0, 1.0], queries)
     return Candidate(
-        Structure((layer,), cubes, 0.3, 0.005, region),
+        Structure((layer,), cubes, 0.3, 0.005, region, keys),
+        layer if block is None else block,
         {"math": 1.0},
         Share(1, queries),
         {"poems": Share(refused, queries)},
@@ -199,7 +203,16 @@ def test_of_half_spaces_the_farthest_is_taken() -> None:
     beyond = _candidate(0, 40, region="linear", apart=9)
     assert choose([near, far, deep, beyond]) is far
     # Of other shapes, what they hold is near what they were fitted to.
-    assert choose([_candidate(1, 0, apart=4), _candidate(3, 0, apart=8)]).structure.depth == 1
+    assert choose([_candidate(1, 0, apart=4), _candidate(3, 0, apart=8)]).structure.layers == (1,)
+
+
+def test_routers_and_layers_are_compared_by_their_blocks() -> None:
+    # The first router of a mixture whose first blocks are dense lies behind their feed-forward layers.
+    layer, router = _candidate(1, 0, block=1), _candidate(0, 0, keys="router_input", block=3)
+    assert choose([layer, router]) is layer
+    # In one block the router comes first.
+    beside = _candidate(3, 0, block=3)
+    assert choose([beside, router]) is router
 
 
 def test_all_shapes_are_tried_and_told() -> None:
