@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from bakeout.models.checkpoint.architectures import Family, family_of
+from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import new_directory, require_new
-from bakeout.models.plan import Floats32, Plan, Role
+from bakeout.models.plan import FeedForwardModules, Floats32, Plan, Role
 from bakeout.models.plan.arrays import Array
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.sources.peft_adapter import CONFIG, WEIGHTS
@@ -31,15 +31,15 @@ def export_peft_adapter(plan: Plan, output: Path, *, base: str | None = None) ->
     low-rank updates.
     """
     require_new(output)
-    family = family_of(plan.model.architecture)
+    layers = modules_of(plan.model)
     modules: dict[str, dict[Role, list[Factors]]] = {}
     for intervention in plan.interventions:
         changes = intervention.weight_changes()
         if not changes or any(change.low_rank_factors is None for change in changes):
             raise BakeoutError(f"A PEFT adapter does not carry {intervention.title}.", _REMEDY)
         for change in changes:
-            _collect(modules, change, family, plan)
-    factors = {name: _joined(own, family) for name, own in modules.items()}
+            _collect(modules, change, layers[change.layer], plan)
+    factors = {name: _joined(own, layers[0]) for name, own in modules.items()}
     tensors: dict[str, Array] = {}
     for name, (left, right) in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = right
@@ -47,20 +47,22 @@ def export_peft_adapter(plan: Plan, output: Path, *, base: str | None = None) ->
     ranks = {name: len(right) for name, (_, right) in sorted(factors.items())}
     with new_directory(output) as directory:
         (directory / WEIGHTS).write_bytes(save_tensors(tensors, {"format": "pt"}))
-        config = json.dumps(_config(ranks, family, base), indent=2, sort_keys=True)
+        config = json.dumps(_config(ranks, layers[0], base), indent=2, sort_keys=True)
         (directory / CONFIG).write_text(config + "\n", encoding="utf-8")
     return ranks
 
 
-def _collect(modules: dict[str, dict[Role, list[Factors]]], change: WeightChange, family: Family, plan: Plan) -> None:
-    name = family.weight(change.layer, change.role, plan.model.width_of(change.layer)).name.removesuffix(".weight")
+def _collect(
+    modules: dict[str, dict[Role, list[Factors]]], change: WeightChange, layer: FeedForwardModules, plan: Plan
+) -> None:
+    name = layer.weight(change.role, plan.model.width_of(change.layer)).name.removesuffix(".weight")
     assert change.low_rank_factors is not None, "changes without factors are refused before"
     modules.setdefault(name, {}).setdefault(change.role, []).append(change.low_rank_factors)
 
 
-def _joined(own: dict[Role, list[Factors]], family: Family) -> Factors:
+def _joined(own: dict[Role, list[Factors]], layer: FeedForwardModules) -> Factors:
     """One pair of factors [out, r] and [r, in] of a module: of a fused one, gate's rows lie before up's."""
-    is_fused = family.layout == "fused" and "down" not in own
+    is_fused = layer.layout == "fused" and "down" not in own
     roles: Sequence[Role] = ("gate", "up") if is_fused else tuple(own)
     columns, rows = [], []
     for role in (role for role in _ORDER if role in own):
@@ -72,14 +74,14 @@ def _joined(own: dict[Role, list[Factors]], family: Family) -> Factors:
     return np.ascontiguousarray(np.concatenate(columns, axis=1)), np.ascontiguousarray(np.concatenate(rows))
 
 
-def _config(ranks: dict[str, int], family: Family, base: str | None) -> dict[str, Any]:
+def _config(ranks: dict[str, int], layer: FeedForwardModules, base: str | None) -> dict[str, Any]:
     largest = max(ranks.values())
     others = {name: rank for name, rank in ranks.items() if rank != largest}
     return {
         "alpha_pattern": others,
         "base_model_name_or_path": base,
         "bias": "none",
-        "fan_in_fan_out": family.transposed,
+        "fan_in_fan_out": layer.transposed,
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": largest,

@@ -47,7 +47,7 @@ def fit(
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model, read_config
     from bakeout.models.checkpoint.this_machine import computed_in, require_weights_in_memory
-    from bakeout.models.network.families import identity, model_limits
+    from bakeout.models.network.families import identity, model_limits, text_config
     from bakeout.models.network.mixtures import routers
     from bakeout.models.network.probe_cache import ProbeCache
     from bakeout.models.network.processes import are_several
@@ -96,7 +96,7 @@ def fit(
                 apply_weight_edit(model, fitted)
             else:
                 until_the_end.enter_context(edited_weights(model, [fitted]))
-        vocabulary = Vocabulary.of_data(data.tokenizer, model.config.vocab_size, data.rows)
+        vocabulary = Vocabulary.of_data(data.tokenizer, text_config(model).vocab_size, data.rows)
         canary = synthesise_canary(model, interventions, vocabulary, track=track)
         stability = compare_routing(routed, chosen_experts(model, kept, interventions)) if kept else None
     return Plan(

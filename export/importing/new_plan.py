@@ -53,7 +53,7 @@ def plan_of(
     sequences the new one is made, of random ones without.
     """
     from bakeout.models.data.tokenizers.tokenization import load_tokenizer
-    from bakeout.models.network.families import identity
+    from bakeout.models.network.families import identity, text_config
     from bakeout.models.reference.canary import measured_anew, synthesise_canary
     from bakeout.models.reference.search_vocabulary import Vocabulary
     from bakeout.models.reference.weight_edits import edited_weights
@@ -62,7 +62,7 @@ def plan_of(
         if canaries:
             canary = measured_anew(model, interventions, canaries)
         else:
-            vocabulary = Vocabulary.of_data(load_tokenizer(checkpoint.directory), model.config.vocab_size, {})
+            vocabulary = Vocabulary.of_data(load_tokenizer(checkpoint.directory), text_config(model).vocab_size, {})
             canary = synthesise_canary(model, interventions, vocabulary, track=track)
     versions = {package: version(package) for package in _PACKAGES}
     source = {"source": checkpoint.source} if checkpoint.source else {}

@@ -1,27 +1,21 @@
-"""Where each architecture keeps its feed-forward layers: a table of module paths, read with and without torch."""
+"""Where checkpoints keep their feed-forward layers, without torch: a plan tells it of a model outside this table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Role
-
-# gated: act(gate(z)) * up(z). fused: gate and up are one linear layer of width 2F, the gate's half first.
-# ungated: act(in(z)); "gate" then names the in-projection.
-Layout = Literal["gated", "fused", "ungated"]
+from bakeout.models.plan import FeedForwardModules, Layout, ModelIdentity
 
 
 @dataclass(frozen=True)
 class Family:
     """Module paths of one architecture: the list of blocks, and within a block the linear layers of its FFL.
 
-    ``up`` is None where the FFL has none of its own (``layout`` fused or ungated). ``transposed``: weights are stored
-    [in, out], as GPT-2's ``Conv1D`` has them. ``norm_after_down``: what ``down`` gives is normalised before it is
-    added to the residual stream; ``norm_after_block``: the sum is.
+    ``up``, ``layout`` and ``transposed`` as of ``FeedForwardModules``. ``norm_after_down``: what ``down`` gives is
+    normalised before it is added to the residual stream; ``norm_after_block``: the sum is.
     """
 
     blocks: str
@@ -33,34 +27,11 @@ class Family:
     norm_after_down: bool = False
     norm_after_block: bool = False
 
-    def weight(self, layer: int, role: Role, width: int) -> StoredWeight:
-        """Where the weight of ``role`` in ``layer`` is stored; ``width`` is F. Raises ``BakeoutError`` for no such."""
-        rows: tuple[int, int] | None = None
-        if self.layout == "fused" and role != "down":
-            module, rows = self.gate, (0, width) if role == "gate" else (width, 2 * width)
-        elif role == "up":
-            if self.up is None:
-                raise BakeoutError(
-                    f"The feed-forward layer {layer} is ungated: it has no weight called 'up'.",
-                    "Edit its 'gate' (the in-projection) or 'down'.",
-                )
-            module = self.up
-        else:
-            module = self.gate if role == "gate" else self.down
-        return StoredWeight(f"{self.blocks}.{layer}.{module}.weight", rows, self.transposed)
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """How a weight W [out, in] lies in the tensor ``name``.
-
-    ``rows``: the part [start, end) of the tensor's out axis that is W, None for all of it. ``transposed``: the tensor
-    is [in, out].
-    """
-
-    name: str
-    rows: tuple[int, int] | None
-    transposed: bool
+    def modules(self, layer: int) -> FeedForwardModules:
+        """The linear layers of the FFL ``layer``."""
+        block = f"{self.blocks}.{layer}"
+        up = None if self.up is None else f"{block}.{self.up}"
+        return FeedForwardModules(f"{block}.{self.gate}", f"{block}.{self.down}", self.layout, self.transposed, up)
 
 
 _LLAMA = Family("model.layers", "mlp.gate_proj", "mlp.down_proj", "gated", up="mlp.up_proj")
@@ -113,12 +84,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 
 
-def family_of(model_type: str) -> Family:
-    """The row of the table for a ``model_type``. Raises ``BakeoutError``, naming those there are, for any other."""
-    family = FAMILIES.get(model_type)
+def modules_of(model: ModelIdentity) -> Sequence[FeedForwardModules]:
+    """The linear layers of every FFL: as the plan knows them, else by the table.
+
+    Raises ``BakeoutError`` for an architecture that is in neither.
+    """
+    if model.modules is not None:
+        return model.modules
+    family = FAMILIES.get(model.architecture)
     if family is None:
         raise BakeoutError(
-            f"The architecture {model_type!r} is not one whose feed-forward layers are known.",
-            f"Use one of: {', '.join(sorted(FAMILIES))}; or add a row to models/checkpoint/architectures.py.",
+            f"The plan does not tell where the architecture {model.architecture!r} keeps its feed-forward layers.",
+            "Use a plan of a dense model that this version of Bakeout fitted or imported.",
         )
-    return family
+    return [family.modules(layer) for layer in range(model.layers)]

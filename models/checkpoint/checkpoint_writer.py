@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.models.checkpoint.architectures import Family, StoredWeight, family_of
+from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.checkpoint.checkpoint_files import read_config, weight_files
 from bakeout.models.checkpoint.weight_arithmetic import (
     EDITABLE,
@@ -29,7 +30,7 @@ from bakeout.models.checkpoint.weight_arithmetic import (
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.reading import parse_json, read_regular
-from bakeout.models.plan import Plan
+from bakeout.models.plan import Plan, StoredWeight
 from bakeout.models.plan.receipt import Receipt
 
 SINGLE = "model.safetensors"
@@ -37,6 +38,8 @@ INDEX = "model.safetensors.index.json"
 _LENGTH = 8
 # How many tensors are edited at a time.
 AT_ONCE = 2
+# From the name of a list of blocks on: "layers.7." in a tensor's name.
+_BLOCK = re.compile(r"\w+\.\d+\.")
 # What quantisers store beside, or instead of, a linear layer's ``weight``.
 _QUANTISED = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "scales", "weight_blocks")
 
@@ -74,13 +77,13 @@ def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
     config = read_config(checkpoint)
     if "quantization_config" in config:
         raise _quantised(str(checkpoint))
-    family = family_of(str(config.get("model_type")))
+    modules = modules_of(plan.model)
     tensors = _tensors(checkpoint)
     changes: dict[str, list[tuple[StoredWeight, PlannedChange]]] = {}
     for planned in planned_changes(plan.interventions):
         layer = planned.change.layer
-        stored = family.weight(layer, planned.change.role, plan.model.width_of(layer))
-        tensor = _tensor(stored.name, family, tensors, checkpoint)
+        stored = modules[layer].weight(planned.change.role, plan.model.width_of(layer))
+        tensor = _tensor(stored.name, tensors, checkpoint)
         _require_fit(tensor, stored, planned, plan)
         changes.setdefault(tensor.name, []).append((stored, planned))
     edits = [TensorEdit(tensors[name], tuple(of_tensor)) for name, of_tensor in changes.items()]
@@ -257,9 +260,15 @@ def _is_file_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
 
 
-def _tensor(name: str, family: Family, tensors: Mapping[str, StoredTensor], checkpoint: Path) -> StoredTensor:
-    """The tensor ``name``, or what it is called in a checkpoint that was saved without the language model's head."""
-    for candidate in (name, name.split(".", 1)[1]):
+def _tensor(name: str, tensors: Mapping[str, StoredTensor], checkpoint: Path) -> StoredTensor:
+    """The tensor ``name``, or what it is called in a checkpoint that was saved without the language model's head.
+
+    A multimodal model's checkpoint may call its text decoder otherwise than the model does: there, the only tensor
+    whose name ends as this one's does from its list of blocks on.
+    """
+    block = _BLOCK.search(name)
+    endings = [key for key in tensors if block and key.endswith(f".{name[block.start() :]}")]
+    for candidate in (name, name.split(".", 1)[1], *(endings if len(endings) == 1 else ())):
         if candidate in tensors:
             return tensors[candidate]
         module = candidate.removesuffix(".weight")

@@ -1,28 +1,30 @@
-"""The feed-forward layers of a PyTorch model, by the table of architectures: how to read and write them."""
+"""The feed-forward layers of a PyTorch model, by the table or by structure: how to read and write them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import repeat
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bakeout.models.checkpoint.architectures import Family, Layout, family_of
+from bakeout.models.checkpoint.architectures import FAMILIES, Family
 from bakeout.models.data.limits import Limits
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.blocks import block_path
 from bakeout.models.network.mixtures import is_expert, routers
-from bakeout.models.plan import ModelIdentity, Routing
+from bakeout.models.network.structure.feed_forward_search import Located, dimensions, locate_feed_forwards
+from bakeout.models.plan import FeedForwardModules, Layout, ModelIdentity, Routing
 
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
     """One feed-forward layer. Its key vector [batch, tokens, F] is the input of ``down``.
 
-    ``gate_path`` and ``down_path`` are the modules' names in the model; ``up`` is None where gate and up are one fused
-    layer, and where the FFL is ungated. ``width`` is F, ``hidden`` the size of the residual stream.
+    ``gate_path``, ``up_path`` and ``down_path`` are the modules' names in the model; ``up`` is None where gate and up
+    are one fused layer, and where the FFL is ungated. ``width`` is F, ``hidden`` the size of the residual stream.
     ``block``: the layer's whole block. It gives the residual stream behind it, with ``norm_after_block`` normalised.
     ``has_norm_after_down``: a norm follows ``down``; ``residual_multiplier``: what the FFL's output is multiplied by
     before it is added to the residual stream (Granite; 1 elsewhere). Some architectures (OPT) run their FFL on
@@ -35,6 +37,7 @@ class FeedForward:
     up: nn.Module | None
     down: nn.Module
     gate_path: str
+    up_path: str | None
     down_path: str
     width: int
     hidden: int
@@ -42,6 +45,12 @@ class FeedForward:
     has_norm_after_down: bool
     norm_after_block: bool
     residual_multiplier: float
+
+    @property
+    def modules(self) -> FeedForwardModules:
+        """What a plan records of where a checkpoint keeps the layer."""
+        is_transposed = isinstance(self.down, Conv1D)
+        return FeedForwardModules(self.gate_path, self.down_path, self.layout, is_transposed, self.up_path)
 
     def pre_activation(self, gate_output: Tensor) -> Tensor:
         """The pre-activation in the output of ``gate``: [batch, tokens, F], a view."""
@@ -56,10 +65,10 @@ class FeedForward:
 
 
 def feed_forward_layers(model: PreTrainedModel) -> tuple[FeedForward, ...]:
-    """The FFLs of ``model``, from the embedding upwards.
+    """The FFLs of ``model``, from the embedding upwards: by the table, or by structure (``feed_forward_search``).
 
-    Raises ``BakeoutError`` for an architecture outside the table, and where the modules are not the plain linear
-    layers of one width that the table promises (quantised or adapter-wrapped ones).
+    Raises ``BakeoutError`` where the modules are not the plain linear layers of one width that the table promises, and
+    where no structure of plain linear layers is found (quantised or adapter-wrapped ones).
     Of a mixture of experts, those that see every token, whatever their widths; it is raised where there are none.
     """
     kind = model.config.model_type
@@ -70,7 +79,9 @@ def feed_forward_layers(model: PreTrainedModel) -> tuple[FeedForward, ...]:
             f"No feed-forward layer of this {kind!r} model sees every token: they are mixtures of experts.",
             "Use Key Space Detection, whose keys can be what the routers read (`keys: router_input`).",
         )
-    family = family_of(kind)
+    family = FAMILIES.get(kind)
+    if family is None:
+        return _by_structure(model, kind)
     blocks = _submodule(model, family.blocks, kind)
     layers = tuple(_feed_forward(model, family, kind, index) for index in range(len(list(blocks.children()))))
     if len({(layer.width, layer.hidden) for layer in layers}) != 1:
@@ -84,6 +95,11 @@ def feed_forward_layers(model: PreTrainedModel) -> tuple[FeedForward, ...]:
 def feed_forwards_if_any(model: PreTrainedModel) -> tuple[FeedForward, ...]:
     """As ``feed_forward_layers``; empty for a mixture of experts that has no FFL beside its experts."""
     return _beside_experts(model) if routers(model) else feed_forward_layers(model)
+
+
+def text_config(model: PreTrainedModel) -> PretrainedConfig:
+    """The configuration of the text decoder: a multimodal model's own one, else the model's."""
+    return model.config.get_text_config()
 
 
 def model_limits(model: PreTrainedModel) -> Limits:
@@ -102,10 +118,66 @@ def identity(model: PreTrainedModel, digest: str) -> ModelIdentity:
         layers=len(layers),
         width=max(widths, default=0),
         hidden=(layers or routed)[0].hidden,
-        vocabulary=model.config.vocab_size,
+        vocabulary=text_config(model).vocab_size,
         digest=digest,
         widths=widths if len(set(widths)) > 1 else None,
         routing=Routing(tuple(router.experts for router in routed), routed[0].chosen) if routed else None,
+        modules=tuple(layer.modules for layer in layers)
+        if not routed and model.config.model_type not in FAMILIES
+        else None,
+    )
+
+
+# What was found in a model costs a forward pass, and stays as long as its modules do.
+_FOUND: WeakKeyDictionary[PreTrainedModel, tuple[FeedForward, ...]] = WeakKeyDictionary()
+
+
+def _by_structure(model: PreTrainedModel, kind: str) -> tuple[FeedForward, ...]:
+    known = _FOUND.get(model)
+    if known is None or not all(map(_is_in_place, known, repeat(model))):
+        known = _FOUND[model] = _located(model, kind)
+    return known
+
+
+def _is_in_place(layer: FeedForward, model: PreTrainedModel) -> bool:
+    try:
+        return model.get_submodule(layer.gate_path) is layer.gate and model.get_submodule(layer.down_path) is layer.down
+    except AttributeError:
+        return False
+
+
+def _located(model: PreTrainedModel, kind: str) -> tuple[FeedForward, ...]:
+    layers = locate_feed_forwards(model)
+    if not layers:
+        raise BakeoutError(
+            f"No feed-forward layer of plain linear layers was found in this {kind!r} model.",
+            "Load the unquantised checkpoint with AutoModelForCausalLM, its adapters merged.",
+        )
+    if len({layer.block for layer in layers}) != len(layers):
+        raise BakeoutError(
+            f"A block of this {kind!r} model computes several feed-forward layers, or one several times.",
+            "Use a model whose blocks have one feed-forward layer each, with weights of its own.",
+        )
+    multiplier = float(getattr(text_config(model), "residual_multiplier", 1.0))
+    return tuple(_as_feed_forward(model, index, layer, multiplier) for index, layer in enumerate(layers))
+
+
+def _as_feed_forward(model: PreTrainedModel, index: int, located: Located, multiplier: float) -> FeedForward:
+    return FeedForward(
+        layer=index,
+        block=model.get_submodule(located.block),
+        gate=located.gate.module,
+        up=located.up.module if located.up else None,
+        down=located.down.module,
+        gate_path=located.gate.path,
+        up_path=located.up.path if located.up else None,
+        down_path=located.down.path,
+        width=located.down.inputs,
+        hidden=located.down.outputs,
+        layout=located.layout,
+        has_norm_after_down=located.has_norm_after_down,
+        norm_after_block=located.norm_after_block,
+        residual_multiplier=multiplier,
     )
 
 
@@ -129,6 +201,7 @@ def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
                 up=up,
                 down=down,
                 gate_path=f"{path}.gate_proj",
+                up_path=f"{path}.up_proj",
                 down_path=f"{path}.down_proj",
                 width=width,
                 hidden=hidden,
@@ -153,7 +226,7 @@ def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int)
             f"{gate_path} ({gate_in} to {gate_out}) and {down_path} ({width} to {hidden}) do not belong together.",
             f"Use a checkpoint that keeps the shapes of {kind!r}.",
         )
-    up = None
+    up = up_path = None
     if family.up is not None:
         up_path = f"{family.blocks}.{index}.{family.up}"
         up = _submodule(model, up_path, kind)
@@ -169,6 +242,7 @@ def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int)
         up=up,
         down=down,
         gate_path=gate_path,
+        up_path=up_path,
         down_path=down_path,
         width=width,
         hidden=hidden,
@@ -191,11 +265,8 @@ def _submodule(model: PreTrainedModel, path: str, kind: str) -> nn.Module:
 
 def _dimensions(module: nn.Module, path: str) -> tuple[int, int]:
     """Input and output width of a linear layer."""
-    weight: Any = getattr(module, "weight", None)
-    if isinstance(module, nn.Linear) and weight.ndim == 2:
-        return weight.shape[1], weight.shape[0]
-    if isinstance(module, Conv1D):
-        return weight.shape[0], weight.shape[1]
+    if (widths := dimensions(module)) is not None:
+        return widths
     raise BakeoutError(
         f"{path} is a {type(module).__name__}, not a plain linear layer.",
         "Use the unquantised checkpoint, with adapters merged.",

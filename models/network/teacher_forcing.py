@@ -17,6 +17,7 @@ from bakeout.models.data.padding import left_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device
+from bakeout.models.network.families import text_config
 from bakeout.models.network.probing import BATCH_TOKENS, batches_by_length
 from bakeout.models.network.processes import in_order, share
 from bakeout.models.plan import Floats
@@ -94,11 +95,11 @@ def answers(
     batches = batches_by_length(
         [len(prompt) + len(response) for prompt, response in rows_of_two],
         batch_size,
-        most_tokens=min(BATCH_TOKENS, _BATCH_LOGITS // model.config.vocab_size),
+        most_tokens=min(BATCH_TOKENS, _BATCH_LOGITS // text_config(model).vocab_size),
     )
     correct = np.zeros(len(records), dtype=bool)
     tokens = np.zeros(len(records))
-    most_probable = np.zeros((len(records), min(_FIRST_TOKENS, model.config.vocab_size)), dtype=np.int64)
+    most_probable = np.zeros((len(records), min(_FIRST_TOKENS, text_config(model).vocab_size)), dtype=np.int64)
     logarithms = np.zeros(most_probable.shape)
 
     def score(rows: Sequence[int]) -> Iterator[_Scored]:

@@ -1,6 +1,7 @@
 """The plan: interventions as inert arrays, its file, and the receipts of its edits. NumPy and safetensors alone."""
 
 from bakeout.models.plan.arrays import Floats, Floats32, Integers, PlanError
+from bakeout.models.plan.feed_forward_modules import FeedForwardModules, Layout, Role, StoredWeight
 from bakeout.models.plan.kinds.adjustment import AdjustedLayer, Adjustment, Coin
 from bakeout.models.plan.kinds.check import LONGEST_REFUSAL, Check, Positions
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
@@ -17,7 +18,7 @@ from bakeout.models.plan.kinds.residual_projection import ResidualProjection
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.plan.kinds.weight_edit import WeightEdit
 from bakeout.models.plan.kinds.zero_columns import ZeroColumns, ZeroedColumns
-from bakeout.models.plan.model_identity import Keys, ModelIdentity, Role, Routing
+from bakeout.models.plan.model_identity import Keys, ModelIdentity, Routing
 from bakeout.models.plan.plan import Canary, Plan
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Cubes",
     "Decode",
     "Description",
+    "FeedForwardModules",
     "Floats",
     "Floats32",
     "Integers",
@@ -38,6 +40,7 @@ __all__ = [
     "KeySpaceDetection",
     "Keys",
     "LayerDirection",
+    "Layout",
     "LowRankUpdate",
     "ModelIdentity",
     "NeuronAdjust",
@@ -51,6 +54,7 @@ __all__ = [
     "ResidualProjection",
     "Role",
     "Routing",
+    "StoredWeight",
     "WeightChange",
     "WeightEdit",
     "WeightUpdate",

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bakeout.models.plan.arrays import PlanError
+from bakeout.models.plan.feed_forward_modules import FeedForwardModules, Role
 from bakeout.models.plan.kinds.report import Figures
 
-# The linear layers of an FFL. "gate" makes the pre-activation, in an ungated FFL too; "up" only gated FFLs have.
-Role = Literal["gate", "up", "down"]
 # The keys of Key Space Detection: key vectors of FFLs that see every token, or what routers of experts read or give.
 Keys = Literal["key_vector", "router_input", "router_logits"]
 # What an intervention looks at in a layer: what the gate linear gives, or keys.
@@ -31,7 +30,8 @@ class ModelIdentity(Figures):
 
     ``width`` is F, the number of neurons of one FFL; where the FFLs differ it is the widest's, and ``widths`` has each
     layer's. Counted are FFLs that see every token: of a mixture of experts the shared ones and the dense layers, not
-    the experts, and of some there are none. ``routing`` is a mixture's. ``digest`` is the SHA-256 of the weights
+    the experts, and of some there are none. ``routing`` is a mixture's. ``modules``: where the model keeps its FFLs,
+    unless ``models.checkpoint.architectures`` knows it. ``digest`` is the SHA-256 of the weights
     (``models.checkpoint.checkpoint_files.weights_digest``).
     """
 
@@ -43,10 +43,13 @@ class ModelIdentity(Figures):
     digest: str
     widths: tuple[int, ...] | None = None
     routing: Routing | None = None
+    modules: tuple[FeedForwardModules, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.widths is not None and (len(self.widths) != self.layers or max(self.widths) != self.width):
             raise PlanError(f"The widths {list(self.widths)} are not those of {self.layers} layers up to {self.width}.")
+        if self.modules is not None and len(self.modules) != self.layers:
+            raise PlanError(f"The plan names the modules of {len(self.modules)} of {self.layers} feed-forward layers.")
 
     @property
     def shape(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def plan_bytes(plan: Plan) -> bytes:
     text = json.dumps(
         {
             "schema": SCHEMA,
-            "model": asdict(plan.model),
+            "model": plan.model.as_json(),
             "interventions": described,
             "canary": _canary_entry(plan.canary),
             "provenance": plan.provenance,

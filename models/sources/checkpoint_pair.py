@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bakeout.models.checkpoint.architectures import StoredWeight, family_of
+from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.checkpoint.checkpoint_writer import INDEX, checkpoint_files, weight_in
 from bakeout.models.checkpoint.weight_arithmetic import EDITABLE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import require_no_devices
-from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, WeightUpdate
+from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, StoredWeight, WeightUpdate
 from bakeout.models.progress import Track, untracked
 from bakeout.models.sources.source import none_matched, not_carried, read_report
 from bakeout.models.sources.tensor_file import FileTensor, read_tensors
@@ -50,11 +50,11 @@ def read_checkpoint_pair(
     require_no_devices(edited)
     _require_same_configuration(edited, read_config(base), read_config(edited))
     before, after = _tensors(base), _tensors(edited)
-    family = family_of(model.architecture)
+    modules = modules_of(model)
     places: dict[str, list[tuple[int, Role, StoredWeight]]] = {}
-    for layer in range(model.layers):
-        for role in _ROLES if family.layout != "ungated" else _ROLES[:2]:
-            stored = family.weight(layer, role, model.width_of(layer))
+    for layer, own_modules in enumerate(modules):
+        for role in _ROLES if own_modules.layout != "ungated" else _ROLES[:2]:
+            stored = own_modules.weight(role, model.width_of(layer))
             places.setdefault(stored.name, []).append((layer, role, stored))
     _require_same_names(edited, before, after, bool(read_config(base).get("tie_word_embeddings", False)))
     updates: list[WeightUpdate] = []
@@ -65,7 +65,7 @@ def read_checkpoint_pair(
         _require_same_shape(edited, one, other)
         if _are_equal(one, other):
             continue
-        own = places.get(name) or places.get(f"{family.blocks.split('.', 1)[0]}.{name}")
+        own = places.get(name) or places.get(f"{modules[0].gate.split('.', 1)[0]}.{name}")
         if own is None or one.dtype not in EDITABLE:
             remedy = "Edit feed-forward layers alone" + (
                 "." if one.dtype == other.dtype else f", and save {one.dtype}."

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bakeout.models.checkpoint.architectures import Family, family_of
+from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, WeightUpdate
@@ -35,7 +35,10 @@ _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 _PREFIX = "base_model.model."
 # Names; a point may be escaped, and nothing else: `\d` would be a class of characters.
 _PLAIN_PATTERN = re.compile(r"\^?(?:[\w.]|\\\.)+\$?")
+_NUMBER = re.compile(r"\.\d+\.")
 _REMEDY = "Merge the adapter with peft (merge_and_unload), save both checkpoints, and import the pair."
+# The layer of a module, and the weights that it is, in the order of its rows.
+_Place = tuple[int, tuple[Role, ...]]
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,13 @@ def read_peft_adapter(path: Path, model: ModelIdentity, scale: float = 1.0) -> L
         )
     modules = _modules(path, read_tensors(path / WEIGHTS))
     _require_all_targets(path, config, modules)
-    family = family_of(model.architecture)
+    places = {
+        module: (layer, roles) for layer, own in enumerate(modules_of(model)) for module, roles in own.roles().items()
+    }
     updates: list[WeightUpdate] = []
     read: list[dict[str, Any]] = []
     for name, factors in sorted(modules.items()):
-        layer, roles = _place(path, name, family, model)
+        layer, roles = _place(path, name, places)
         down, up = factors.down.values(), factors.up.values()
         rank, scaling = _scaling(path, name, config)
         if down.ndim != 2 or up.ndim != 2 or not len(down) == up.shape[1] == rank:
@@ -141,20 +146,15 @@ def _require_all_targets(path: Path, config: Mapping[str, Any], modules: Mapping
             )
 
 
-def _place(path: Path, name: str, family: Family, model: ModelIdentity) -> tuple[int, tuple[Role, ...]]:
-    """The layer of a module, and the weights that it is, in the order of its rows."""
-    linears: dict[str, tuple[Role, ...]] = {family.down: ("down",)}
-    linears[family.gate] = ("gate", "up") if family.layout == "fused" else ("gate",)
-    if family.up is not None:
-        linears[family.up] = ("up",)
-    match = re.fullmatch(rf"{re.escape(family.blocks)}\.(\d{{1,6}})\.(.+)", name)
-    if match is None or match[2] not in linears:
-        raise not_carried(path, f"it changes {name}", f"Plans change {', '.join(sorted(linears))}: train those alone.")
-    if int(match[1]) >= model.layers:
-        raise BakeoutError(
-            f"{path} changes {name}, and the base model has {model.layers} layers.", "Name the adapter's base model."
-        )
-    return int(match[1]), linears[match[2]]
+def _place(path: Path, name: str, places: Mapping[str, _Place]) -> _Place:
+    if name in places:
+        return places[name]
+    known = {_NUMBER.sub(".N.", module) for module in places}
+    if _NUMBER.sub(".N.", name) not in known:
+        raise not_carried(path, f"it changes {name}", f"Plans change {', '.join(sorted(known))}: train those alone.")
+    raise BakeoutError(
+        f"{path} changes {name}, and the base model has no such layer.", "Name the adapter's base model."
+    )
 
 
 def _scaling(path: Path, name: str, config: Mapping[str, Any]) -> tuple[int, float]:

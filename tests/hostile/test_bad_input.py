@@ -107,12 +107,12 @@ def graph_of_other_weights(bench: Bench) -> list[str]:
     return bench.bake(bench.graph)
 
 
-def architecture_without_known_layers(bench: Bench) -> list[str]:
-    from transformers import AutoModelForCausalLM, CTRLConfig
+def architecture_without_feed_forward_layers(bench: Bench) -> list[str]:
+    from transformers import AutoModelForCausalLM, MambaConfig
 
     for weights in bench.checkpoint.glob("*.safetensors"):
         weights.unlink()
-    config = CTRLConfig(vocab_size=264, n_embd=16, dff=32, n_layer=1, n_head=2, n_positions=128)
+    config = MambaConfig(vocab_size=264, hidden_size=16, state_size=4, num_hidden_layers=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(bench.checkpoint)
     return bench.build(bench.recipe())
 
@@ -363,7 +363,10 @@ CASES: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "a checkpoint of other weights": (checkpoint_of_other_weights, r"sha256"),
     "a graph of another shape": (graph_of_other_shape, r"hidden size 64"),
     "a graph of other weights": (graph_of_other_weights, r"canary"),
-    "an architecture without known layers": (architecture_without_known_layers, r"(?i)ctrl"),
+    "an architecture without feed-forward layers": (
+        architecture_without_feed_forward_layers,
+        r"No feed-forward layer .* 'mamba'",
+    ),
     "a graph without layers": (graph_without_layers, r"[Nn]o feed-forward layer"),
     "NaN in the weights": (_weights_of(float("nan")), r"NaN|finite"),
     "infinity in the weights": (_weights_of(float("inf")), r"NaN|finite"),

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lunar.options import Aim
-from bakeout.models.methods.lunar.token_rows import TokenRows, block_of, flat_positions, probe_rows, residual_stream
+from bakeout.models.methods.lunar.token_rows import TokenRows, flat_positions, probe_rows, residual_stream
 from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers, text_config
 from bakeout.models.network.probing import Batch, hooked, run_batches
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
@@ -136,8 +136,7 @@ def require_shiftable(model: PreTrainedModel, prompt: Sequence[int]) -> None:
         for _ in run_batches(model, [prompt], batch_size=1, description="looking for norms"):
             pass
 
-    block = block_of(model, feed_forward)
-    with hooked([feed_forward.down.register_forward_hook(add), block.register_forward_hook(read)]):
+    with hooked([feed_forward.down.register_forward_hook(add), feed_forward.block.register_forward_hook(read)]):
         run()
         vector = torch.randn(feed_forward.hidden, generator=torch.Generator().manual_seed(0)).to(streams[0].device)
         vector *= streams[0].square().mean().sqrt()
@@ -207,9 +206,9 @@ def _first_answers(
             steered = flat.reshape(stream.shape)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
-        hooks.append(block_of(model, feed_forward_layers(model)[layer]).register_forward_hook(steer))
+        hooks.append(feed_forward_layers(model)[layer].block.register_forward_hook(steer))
     head = model.get_output_embeddings()
-    total = np.zeros(model.config.vocab_size)
+    total = np.zeros(text_config(model).vocab_size)
     with hooked(hooks):
         for ran in run_batches(
             model, prompts, batch_size=batch_size, description=description, track=track, prepare=prepare

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from bakeout.models.checkpoint.architectures import family_of
 from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import FeedForward, feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.network.probing import Batch, Read, run_batches
 from bakeout.models.plan import Floats, Integers
 from bakeout.models.progress import Track, untracked
@@ -133,7 +132,7 @@ def probe_rows(
         model,
         rows.sequences,
         inputs={feed_forwards[layer].down: take_keys(layer) for layer in layers},
-        outputs={block_of(model, feed_forwards[layer]): take_residuals(layer) for layer in layers},
+        outputs={feed_forwards[layer].block: take_residuals(layer) for layer in layers},
         batch_size=batch_size,
         description=description,
         track=track,
@@ -159,11 +158,6 @@ def flat_positions(rows: TokenRows, batch: Batch) -> Tensor:
         dtype=torch.int64,
         device=batch.input_ids.device,
     )
-
-
-def block_of(model: PreTrainedModel, feed_forward: FeedForward) -> nn.Module:
-    """The transformer block of an FFL: what it returns is the residual stream behind it."""
-    return model.get_submodule(f"{family_of(model.config.model_type).blocks}.{feed_forward.layer}")
 
 
 def residual_stream(output: Any) -> Tensor:

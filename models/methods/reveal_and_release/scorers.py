@@ -15,7 +15,7 @@ from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import input_device
-from bakeout.models.network.families import model_limits
+from bakeout.models.network.families import model_limits, text_config
 
 # How much a question and the model's own answer look like what is to be forgotten: 0 (not at all) to 1.
 Scorer = Callable[[str, str], float]
@@ -78,7 +78,7 @@ def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *
     limits, device = model_limits(model), input_device(model)
     for text in texts:
         limits.require(text, None, "A text")
-    means = torch.empty((len(texts), model.config.hidden_size), dtype=torch.float64)
+    means = torch.empty((len(texts), text_config(model).hidden_size), dtype=torch.float64)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

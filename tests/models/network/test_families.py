@@ -1,14 +1,18 @@
-"""The feed-forward layers of every architecture in the table are found, read and written where they compute."""
+"""The feed-forward layers of every architecture are found, read and written where they compute."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from bakeout.models.checkpoint.architectures import FAMILIES
+from bakeout.models.checkpoint.architectures import FAMILIES, modules_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers, identity
+from bakeout.models.plan import ModelIdentity
 
 from tests.tiny_models import FAMILIES as TINY
 from tests.tiny_models import tiny_model, tiny_width
@@ -53,11 +57,79 @@ def test_the_key_vector_follows_from_the_pre_activation(family: str) -> None:
     assert (key[..., 4] != 0).any()
 
 
-def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    model = tiny_model("llama", layers=1)
-    model.config.model_type = "mixtral"
-    with pytest.raises(BakeoutError, match=r"'mixtral'.*llama.*qwen3"):
+@pytest.mark.parametrize("family", TINY)
+def test_structure_says_what_the_table_says(family: str) -> None:
+    model = tiny_model(family, layers=2)
+    by_table, known = feed_forward_layers(model), identity(model, "digest")
+    model.config.model_type = "unheard_of"
+    by_structure, recorded = feed_forward_layers(model), identity(model, "digest")
+    for one, other in zip(by_table, by_structure, strict=True):
+        assert vars(one) == vars(other)
+    assert known.modules is None
+    assert recorded.modules is not None
+    assert list(recorded.modules) == list(modules_of(known)) == list(modules_of(recorded))
+    assert ModelIdentity.from_json(recorded.as_json(), "model") == recorded
+
+
+def test_layers_of_several_widths_are_found_by_structure() -> None:
+    model = _unknown(tiny_model("llama", layers=2))
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj, mlp.down_proj = nn.Linear(32, 95), nn.Linear(32, 95), nn.Linear(95, 32)
+    assert [layer.width for layer in feed_forward_layers(model)] == [96, 95]
+    assert identity(model, "digest").widths == (96, 95)
+
+
+def test_layers_are_located_anew_once_modules_are_replaced() -> None:
+    model = _unknown(tiny_model("llama", layers=2))
+    before = feed_forward_layers(model)
+    assert feed_forward_layers(model) is before
+    model.model.layers[1].mlp.gate_proj = nn.Linear(32, 96, bias=False)
+    assert feed_forward_layers(model)[1].gate is model.model.layers[1].mlp.gate_proj
+
+
+def test_a_layer_that_is_computed_twice_is_refused() -> None:
+    model = _unknown(tiny_model("llama", layers=2))
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    with pytest.raises(BakeoutError, match="several times"):
         feed_forward_layers(model)
+
+
+def test_no_structure_of_plain_linear_layers_is_refused() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, weight: torch.Tensor) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(weight)
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return values @ self.weight.T
+
+    model = _unknown(tiny_model("llama", layers=2))
+    for layer in model.model.layers:
+        layer.mlp.down_proj = Wrapped(layer.mlp.down_proj.weight.detach())
+    with pytest.raises(BakeoutError, match="No feed-forward layer of plain linear layers"):
+        feed_forward_layers(model)
+
+
+def test_locating_leaves_a_model_as_it_was() -> None:
+    model = _unknown(tiny_model("llama", layers=2)).requires_grad_(False)
+    with torch.inference_mode():
+        assert len(feed_forward_layers(model)) == 2
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_plan_that_knows_no_modules_of_an_unknown_architecture_is_refused() -> None:
+    known = identity(tiny_model("llama", layers=2), "digest")
+    with pytest.raises(BakeoutError, match="'unheard_of'"):
+        modules_of(replace(known, architecture="unheard_of"))
+    with pytest.raises(BakeoutError, match="modules of 2 of 1"):
+        replace(known, layers=1, modules=tuple(modules_of(known)))
+
+
+def _unknown(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, of an architecture that is in no table."""
+    model.config.model_type = "unheard_of"
+    return model
 
 
 def test_modules_that_are_no_plain_linear_layers_are_refused() -> None:

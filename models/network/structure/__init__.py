@@ -1,0 +1,1 @@
+"""What a PyTorch decoder is made of, read from the model itself: no knowledge of architectures."""
