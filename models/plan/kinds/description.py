@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bakeout.models.plan.model_identity import Role
+from bakeout.models.plan.feed_forward_modules import Role
 
 # Token ids to the text that they stand for.
 Decode = Callable[[Sequence[int]], str]

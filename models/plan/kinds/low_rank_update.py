@@ -9,11 +9,11 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from bakeout.models.plan.arrays import Array, Floats, Floats32, Integers, PlanError, require_finite, require_layer
+from bakeout.models.plan.feed_forward_modules import Role
 from bakeout.models.plan.kinds.intervention import Take
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.plan.kinds.weight_edit import WeightEdit
-from bakeout.models.plan.model_identity import Role
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from bakeout.models.plan.arrays import Array, Floats, Floats32, Integers
-from bakeout.models.plan.model_identity import Role
+from bakeout.models.plan.feed_forward_modules import Role
 
 
 class WeightChange(ABC):
