@@ -63,7 +63,7 @@ def _quiet() -> Iterator[None]:
 def stored_model(checkpoint: Path, directory: Path) -> PreTrainedModel:
     """The checkpoint's Llama with the weights of the builder's graph in ``directory``: rounded, or dequantised."""
     model = load_model(checkpoint)
-    weights = _weights(directory / "model.onnx")
+    weights = weights_of(directory / "model.onnx")
     heads = model.config.num_attention_heads * model.config.head_dim
     shared = model.config.num_key_value_heads * model.config.head_dim
     with torch.no_grad():
@@ -85,7 +85,7 @@ def stored_model(checkpoint: Path, directory: Path) -> PreTrainedModel:
     return model
 
 
-def _weights(path: Path) -> dict[str, NDArray[np.float32]]:
+def weights_of(path: Path) -> dict[str, NDArray[np.float32]]:
     """Constants of a graph by the name that they have unquantised, [in, out] for a product."""
     graph = onnx.load(path).graph
     found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

@@ -1,0 +1,39 @@
+"""What Bakeout does to a mixture of experts: the bundled skills in 8 experts a layer, top 2, beside a shared expert.
+
+    python examples/training/train_skills_model.py --output runs/mixture --experts 8 --steps 1200
+    python examples/benchmarks/mixture.py --checkpoint runs/mixture/checkpoint --output runs/benchmarks/mixture
+
+Figures are exact-match accuracies of greedy answers under ONNX Runtime, on test prompts that nothing else has seen.
+Stops and resumes: finished rows lie in ``<output>/rows.json``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import click
+import mixture_detection
+from bench import Bench
+
+PARTS: dict[str, ModuleType] = {"detection": mixture_detection}
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Where rows and the export are kept.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="The trained mixture.")
+@click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help="Measure some of the parts alone.")
+def main(output: Path, checkpoint: Path, only: tuple[str, ...]) -> None:
+    """Measure, and print the tables."""
+    bench = Bench(output, checkpoint)
+    if "base" not in bench.rows:
+        bench.save("base", bench.accuracies(bench.base))
+    for name, part in PARTS.items():
+        if not only or name in only:
+            part.rows(bench)
+    print(f"Unbaked, in %: {', '.join(f'{skill} {100 * share:.1f}' for skill, share in bench.rows['base'].items())}\n")
+    print("\n".join(part.table(bench) for part in PARTS.values()))
+
+
+if __name__ == "__main__":
+    main()
