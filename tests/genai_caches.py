@@ -63,6 +63,15 @@ def with_integers(source: Path, directory: Path, layers: Collection[int], kind: 
     return Path(save())
 
 
+def with_open_head_size(source: Path, directory: Path) -> Path:
+    """A copy of a builder's graph whose caches have heads of no known size, as all have since 0.18."""
+    graph, save = _copy(source, directory)
+    for value in (*graph.input, *graph.output):
+        if "key" in value.name or "value" in value.name:
+            value.type.tensor_type.shape.dim[3].dim_param = "kv_cache_dim"
+    return Path(save())
+
+
 @dataclass
 class Loop:
     """One row's decode loop over a graph, its caches in buffers that stay where they are (``shares``), or in memory of

@@ -36,7 +36,8 @@ PROMPTS = {"probing": 1400, "selection": 600, "calibration": 1000, "test": 1000}
 class Bench:
     """The bundled model, its data files and its ONNX export, and the rows measured so far."""
 
-    def __init__(self, output: Path, checkpoint: Path) -> None:
+    def __init__(self, output: Path, checkpoint: Path, tests: int = PROMPTS["test"]) -> None:
+        """``tests``: test prompts a skill."""
         output.mkdir(parents=True, exist_ok=True)
         self.output = output
         self.checkpoint = checkpoint
@@ -50,7 +51,7 @@ class Bench:
             export_checkpoint(checkpoint, self.base, "fp32")
         self.files = {skill: output / f"{skill}.jsonl" for skill in SKILLS}
         for skill, path in self.files.items():
-            write_jsonl(examples(skill, "test", PROMPTS["test"]), path)
+            write_jsonl(examples(skill, "test", tests), path)
         self._saved = output / "rows.json"
         self.rows: dict[str, Any] = json.loads(self._saved.read_text()) if self._saved.exists() else {}
 

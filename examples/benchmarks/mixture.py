@@ -22,10 +22,11 @@ PARTS: dict[str, ModuleType] = {"detection": mixture_detection}
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Where rows and the export are kept.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="The trained mixture.")
+@click.option("--tests", default=1000, show_default=True, help="Test prompts a skill.")
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help="Measure some of the parts alone.")
-def main(output: Path, checkpoint: Path, only: tuple[str, ...]) -> None:
+def main(output: Path, checkpoint: Path, tests: int, only: tuple[str, ...]) -> None:
     """Measure, and print the tables."""
-    bench = Bench(output, checkpoint)
+    bench = Bench(output, checkpoint, tests)
     if "base" not in bench.rows:
         bench.save("base", bench.accuracies(bench.base))
     for name, part in PARTS.items():

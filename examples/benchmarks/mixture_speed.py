@@ -1,7 +1,7 @@
 """What interventions cost in the graph of a mixture of experts: baked beside unbaked, of optimum's export.
 
-A Qwen2-MoE with random weights (8 experts a layer, of which a token is routed to 2, beside a shared expert) of more than
-100 M parameters; a prefill, and decode behind it.
+A Qwen2-MoE with random weights (8 experts a layer, of which a token is routed to 2, beside a shared expert) of more
+than 100 M parameters; a prefill, and decode behind it.
 
     python examples/benchmarks/mixture_speed.py --cache /tmp/bakeout-mixture-speed
 """

@@ -41,13 +41,21 @@ class CacheEntry:
         return np.zeros((batch, *self.shape), self.dtype)
 
 
-def cache_entries(
-    inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path, window: int | None = None
-) -> list[CacheEntry]:
-    """The graph's past inputs, each with the present output of the same layer and kind, in the outputs' order.
+@dataclass(frozen=True)
+class ToldSizes:
+    """What ``genai_config.json`` tells of caches, where the graph may leave it open; None is unknown.
 
-    ``window``: how far local attention looks back, where caches hold no more than that.
+    ``window``: how far local attention looks back, where caches hold no more than that; ``head``: the head size.
     """
+
+    window: int | None = None
+    head: int | None = None
+
+
+def cache_entries(
+    inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path, told: ToldSizes
+) -> list[CacheEntry]:
+    """The graph's past inputs, each with the present output of the same layer and kind, in the outputs' order."""
     past = {name: value for value in inputs.values() if (name := past_name(value.name)) is not None}
     entries = []
     for output in outputs:
@@ -57,7 +65,7 @@ def cache_entries(
         value = past.pop(name)
         if value.type not in TYPES:
             raise BakeoutError(f"{path}: the cache {value.name} is a {value.type}.", "Export it in fp32 or fp16.")
-        shape = _empty_shape(value, path, window, holds_tokens=name.is_key_or_value)
+        shape = _empty_shape(value, path, told, holds_tokens=name.is_key_or_value)
         entries.append(CacheEntry(value.name, output, shape, TYPES[value.type]))
     if missing := [value.name for name, value in past.items() if name.is_key_or_value]:
         raise BakeoutError(
@@ -66,10 +74,12 @@ def cache_entries(
     return entries
 
 
-def _empty_shape(value: Any, path: Path, window: int | None, *, holds_tokens: bool) -> tuple[int, ...]:
+def _empty_shape(value: Any, path: Path, told: ToldSizes, *, holds_tokens: bool) -> tuple[int, ...]:
     _, *sizes = value.shape
     if holds_tokens and len(sizes) == 3:
-        sizes[1] = window + _SLACK if window is not None and sizes[1] == "past_sliding_length" else 0
+        sizes[1] = told.window + _SLACK if told.window is not None and sizes[1] == "past_sliding_length" else 0
+        if not isinstance(sizes[2], int) and told.head is not None:
+            sizes[2] = told.head
     if (holds_tokens and len(sizes) != 3) or not all(isinstance(size, int) for size in sizes):
         raise BakeoutError(
             f"{path}: the cache {value.name} has shape {value.shape}, not [batch, heads, past, head size] with "
@@ -79,10 +89,17 @@ def _empty_shape(value: Any, path: Path, window: int | None, *, holds_tokens: bo
     return tuple(sizes)
 
 
-def sliding_window(directory: Path) -> int | None:
-    """How far local attention looks back, by the ``genai_config.json`` beside a graph; None where it does not tell."""
+def told_sizes(directory: Path) -> ToldSizes:
+    """What the ``genai_config.json`` beside a graph tells of its caches."""
     model = read_json(directory / "genai_config.json").get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
-    told = decoder.get("sliding_window") if isinstance(decoder, dict) else None
-    window = told.get("window_size") if isinstance(told, dict) else None
-    return window if type(window) is int and 0 < window < 2**24 else None
+    if not isinstance(decoder, dict):
+        return ToldSizes()
+    window = decoder.get("sliding_window")
+    return ToldSizes(
+        _size(window.get("window_size") if isinstance(window, dict) else None), _size(decoder.get("head_size"))
+    )
+
+
+def _size(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value < 2**24 else None

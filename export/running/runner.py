@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import home_of
-from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, sliding_window
+from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, told_sizes
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
 from bakeout.export.running.session import CANNOT_RUN, cannot_run, open_session
 from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
@@ -98,7 +98,7 @@ class Runner:
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
         inputs = {value.name: value for value in self.session.get_inputs()}
         outputs = {value.name: value for value in self.session.get_outputs()}
-        self._cache = cache_entries(inputs, outputs, self.path, sliding_window(self.directory))
+        self._cache = cache_entries(inputs, outputs, self.path, told_sizes(self.directory))
         past = {entry.past for entry in self._cache}
         fed = {name: value for name, value in inputs.items() if name not in past}
         _require_known(fed, self.path)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from bakeout.graph_passes.graph.caches import KeyValues
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
+from bakeout.graph_passes.graph.linear import as_linear
 from bakeout.graph_passes.key_space_detection.window import Window
 
 
@@ -52,6 +53,19 @@ class CacheWriter:
     forgets: bool = False
     in_order: bool = True
     value_scale: ir.Value | None = None
+
+    @property
+    def head_size(self) -> int | None:
+        """How many values a head has: as the cache's shape says, or else as what reads the attention does.
+
+        The genai builder's graphs leave it open since 0.18, for caches of several types.
+        """
+        shape = self.cache.past_value.shape
+        if shape is not None and len(shape) == 4 and isinstance(shape[3], int):
+            return shape[3]
+        heads = self.node.attributes.get_int("num_heads", 0)
+        linears = [linear for reader, _ in self.node.outputs[0].uses() if (linear := as_linear(reader)) is not None]
+        return linears[0].inputs // heads if heads > 0 and linears else None
 
     @property
     def is_local(self) -> bool:

@@ -64,13 +64,13 @@ def _reason_against(cache: KeyValues, writer: CacheWriter | None) -> str | None:
         )
     if not writer.in_order:
         return "the provider keeps a window of it, in an order that the graph does not tell"
-    shape, dtype = cache.past_value.shape, cache.past_value.dtype
-    if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int):
+    shape, head_size, dtype = cache.past_value.shape, writer.head_size, cache.past_value.dtype
+    if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or head_size is None:
         return f"it has the shape {shape}, not [batch, heads, slots, head size] with known heads and head size"
-    if not (0 < shape[1] <= _MOST and 0 < shape[3] <= _MOST):
-        return f"the graph says that it has {shape[1]} heads of {shape[3]} values"
-    if shape[3] < BITS:
-        return f"its heads have {shape[3]} elements, and the latch needs {BITS}"
+    if not (0 < shape[1] <= _MOST and 0 < head_size <= _MOST):
+        return f"the graph says that it has {shape[1]} heads of {head_size} values"
+    if head_size < BITS:
+        return f"its heads have {head_size} elements, and the latch needs {BITS}"
     if dtype not in _FLOATS and (dtype != ir.DataType.INT8 or writer.value_scale is None):
         return f"its values are {'of no type' if dtype is None else dtype.name.lower()}, which hold no latch"
     return None

@@ -27,9 +27,9 @@ class ValueCache:
 
     def __init__(self, writer: CacheWriter) -> None:
         self.writer = writer
-        shape = writer.cache.past_value.shape
-        assert shape is not None and isinstance(shape[1], int) and isinstance(shape[3], int), "chosen with a shape"
-        self.heads, self.head_size = shape[1], shape[3]
+        shape, head_size = writer.cache.past_value.shape, writer.head_size
+        assert shape is not None and isinstance(shape[1], int) and head_size is not None, "chosen with a shape"
+        self.heads, self.head_size = shape[1], head_size
 
     @property
     def past(self) -> ir.Value:

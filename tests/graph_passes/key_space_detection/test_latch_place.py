@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from onnx import TensorProto
 
+from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.key_space_detection.latch_place import choose_value_cache
 
-from tests.genai_caches import WINDOW, Loop, with_integers, with_windows
+from tests.genai_caches import WINDOW, Loop, with_integers, with_open_head_size, with_windows
 from tests.refusing_graphs import REFUSAL, bake, detection_of
 from tests.tiny_models import tiny_checkpoint
 
@@ -95,6 +96,15 @@ def test_refusals_and_what_passes(
     loop.feed(KEPT)
     assert loop.feed(SAID[:4]).argmax(axis=-1).tolist() == SAID[1:5]
     assert loop.answer(SAID[4:5], 1) == SAID[5:6]
+
+
+@pytest.mark.parametrize("where", CHECKED)
+def test_a_head_size_that_the_graph_leaves_open(where: str, plain: Path, tmp_path: Path) -> None:
+    base = with_open_head_size(plain, tmp_path / "base")
+    baked = tmp_path / "baked"
+    bake(base, baked, detection_of(plain, [FORGOTTEN], layers=CHECKED[where]))
+    assert Runner(baked, threads=1).generate([FORGOTTEN], len(SAID)) == [SAID]
+    assert Runner(baked, threads=1).generate([KEPT], NEW) == Runner(plain, threads=1).generate([KEPT], NEW)
 
 
 def test_a_window_that_the_provider_keeps_is_refused_by_name(plain: Path, tmp_path: Path) -> None:
