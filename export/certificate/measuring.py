@@ -19,6 +19,8 @@ from bakeout.models.data.row_source import Source
 from bakeout.models.progress import Track
 
 Role = Literal["forget", "retain", "stranger", "fitted", "real authors", "world facts"]
+# Prompts that share a batch share the scale that their data are quantised by in such a graph.
+_SHARES_A_SCALE = ("int8", "quantised")
 MODELS: tuple[Which, Which] = ("base", "artifact")
 
 
@@ -73,13 +75,18 @@ class Measuring:
     models: Models
     data: Sequence[Data]
     journal: Journal
-    batch_size: int
+    most_at_once: int
     max_new_tokens: int | None
     track: Track
 
     def of(self, *roles: Role) -> list[Data]:
         """The data of some roles."""
         return [data for data in self.data if data.role in roles]
+
+    @property
+    def batch_size(self) -> int:
+        """How many prompts are answered at once in the artifact's own precision."""
+        return self._batch_size(self.models.own)
 
     @property
     def options(self) -> EvaluateOptions:
@@ -92,20 +99,21 @@ class Measuring:
         """What a model in a precision answers to ``data``, greedily."""
 
         def measure() -> dict[str, Any]:
-            # Prompts that share a batch share the scale that their data are quantised by in an int8 graph.
-            batch = 1 if precision == "int8" else self.batch_size
             graded = grade(
                 self.models.runner(which, precision),
                 data.source,
                 self.models.refusals,
                 by=data.grader,
-                options=self.options.model_copy(update={"batch_size": batch}),
+                options=self.options.model_copy(update={"batch_size": self._batch_size(precision)}),
                 track=self.track,
                 description=f"{which} in {precision} on {data.name}",
             )
             return Outcome.of(graded).as_json()
 
         return Outcome.from_json(self.journal.step(f"answers {which} {precision} {data.name}", measure))
+
+    def _batch_size(self, precision: Precision | str) -> int:
+        return 1 if precision in _SHARES_A_SCALE else self.most_at_once
 
 
 def _written(flags: NDArray[np.bool_]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from bakeout.export.artifacts.file_names import GRAPH, PLAN
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.model_source import find_graph, local_form, model_source
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.artifacts.onnx_layout import home_of
@@ -59,10 +60,14 @@ class Models:
 
     @cached_property
     def own(self) -> Precision | str:
-        """The precision that the artifact is stored in; a checkpoint is exported in fp32."""
+        """The precision that the artifact is stored in; a checkpoint is exported in fp32.
+
+        ``quantised`` where baking did not quantise it, but its graph was so before.
+        """
         if local_form(self.directory) == "checkpoint":
             return "fp32"
-        return _STORED[stored_precision(load_graph(find_graph(self.directory)))]
+        chosen: Precision | None = read_manifest(self.directory).get("options", {}).get("quantize")
+        return chosen or _stored(find_graph(self.directory))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -103,15 +108,14 @@ class Models:
         return bake(model, self.plan, scratch / "artifact", options, canary=False).directory
 
     def _base_in(self, scratch: Path, precision: Precision | str) -> Path:
-        if precision == "fp16" and isinstance(self.base, Checkpoint):
-            return export_checkpoint(self.base.directory, scratch, "fp16", self.plan.canary.input_ids.tolist())
-        model = self.base if isinstance(self.base, Path) else self.base.directory
-        graph = as_onnx(model, scratch)
-        stored = _STORED[stored_precision(load_graph(graph))]
-        if precision in (stored, "quantised"):
-            return graph
         options = self._options(precision)
-        assert options.quantize is not None
+        if isinstance(self.base, Checkpoint):
+            prompts = self.plan.canary.input_ids.tolist()
+            graph = export_checkpoint(self.base.directory, scratch, options.dtype, prompts)
+        else:
+            graph = self.base
+        if options.quantize is None:
+            return graph
         made = scratch / precision
         made.mkdir()
         quantise(load_graph(graph), made, options.quantize)
@@ -120,11 +124,18 @@ class Models:
         return made / GRAPH
 
     def _options(self, precision: Precision | str) -> BakeOptions:
-        if precision == "int8" or precision == "int4":
+        """How a model in a precision is made of the base model. Raises ``BakeoutError`` where none can be."""
+        stored = _stored(self.base) if isinstance(self.base, Path) else None
+        if stored is None and (precision == "fp32" or precision == "fp16"):
+            return BakeOptions(dtype=precision)
+        if stored in (None, "fp32") and (precision == "int8" or precision == "int4"):
             return BakeOptions(quantize=precision)
-        if isinstance(self.base, Path):
-            raise BakeoutError(
-                f"The base model is an ONNX graph, of which none in {precision} can be made.",
-                "Give its checkpoint for `base`.",
-            )
-        return BakeOptions(dtype="fp16" if precision == "fp16" else "fp32")
+        if precision == stored:
+            return BakeOptions()
+        form = "a checkpoint" if stored is None else f"an ONNX graph in {stored}"
+        like = "the graph that the plan was baked into" if precision == "quantised" else "its checkpoint"
+        raise BakeoutError(f"The base model is {form}, of which none in {precision} can be made.", f"`base`: {like}.")
+
+
+def _stored(graph: Path) -> Precision | str:
+    return _STORED[stored_precision(load_graph(graph))]

@@ -33,7 +33,7 @@ def other_precisions(measuring: Measuring) -> Section:
     """
     figures: list[Figure] = []
     missing: list[NotMeasured] = []
-    for precision in PRECISIONS:
+    for precision in dict.fromkeys((*PRECISIONS, measuring.models.own)):
         try:
             for data in measuring.of("forget", "retain"):
                 base = measuring.outcome("base", precision, data)
