@@ -79,9 +79,13 @@ def write_manifest(
     ``entries`` is JSON and must not hold what differs from build to build: times, paths, host names. ``known`` as of
     ``file_digests``.
     """
-    manifest = {**entries, "schema": SCHEMA, "files": file_digests(directory, known)}
-    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
+    text = manifest_text({**entries, "schema": SCHEMA, "files": file_digests(directory, known)})
+    (directory / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """A manifest as its file holds it."""
+    return json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

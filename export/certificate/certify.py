@@ -10,9 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bakeout.export.artifacts.additions import add_files
+from bakeout.export.artifacts.additions import add_files, require_unchanged
 from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN
-from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.model_source import find_graph, local_form
 from bakeout.export.certificate.base_model import base_digest, require_base
 from bakeout.export.certificate.card_section import with_section
@@ -72,10 +71,12 @@ def certify(
     which a run that was cut goes on.
 
     `certificate.json`, a section of the model card, and for rows of TOFU two files for open-unlearning are written, and
-    the manifest anew; a signature, which no longer holds, is removed. Raises ``BakeoutError``, writing nothing into the
-    artifact, for what cannot be read or run, and for another base model than the plan's.
+    the manifest anew. Removed are a signature, which no longer holds, and what belongs to another certificate: an
+    erasure record, and metrics of TOFU that this one lacks. Raises ``BakeoutError``, writing nothing into the artifact,
+    where that is not what its manifest lists, for what cannot be read or run, and for another base model than the
+    plan's.
     """
-    manifest = read_manifest(directory)
+    manifest = require_unchanged(directory, _WRITTEN)
     data = _data(forget, retain, strangers, grades)
     members = _members(fitted)
     parts = _parts(data, real_authors, world_facts)
@@ -219,12 +220,26 @@ def _name(described: Mapping[str, Any], models: Models, data: Sequence[Data], ma
 
 def _write(directory: Path, certificate: Certificate) -> None:
     content = certificate.as_json()
-    files: dict[str, str] = {CERTIFICATE: _json(content)}
+    text = _json(content)
+    files: dict[str, str] = {CERTIFICATE: text}
     if certificate.tofu:
         files |= {TOFU: _json(certificate.tofu), TOFU_SUMMARY: _json(summary(certificate.tofu))}
     card = directory / CARD
     files[CARD] = with_section(card.read_text(encoding="utf-8") if card.is_file() else "", content)
-    add_files(directory, files)
+    outdated = {TOFU, TOFU_SUMMARY} - files.keys()
+    if not _is_recorded(directory, text):
+        outdated |= {ERASURE_RECORD, ERASURE_PAGE}
+    add_files(directory, files, without=outdated)
+
+
+def _is_recorded(directory: Path, certificate: str) -> bool:
+    """Whether the artifact's erasure record is of this certificate."""
+    try:
+        measured = read_json(directory / ERASURE_RECORD).get("measured")
+    except BakeoutError:
+        return False
+    digest = hashlib.sha256(certificate.encode()).hexdigest()
+    return isinstance(measured, dict) and measured.get("sha256") == digest
 
 
 def _json(content: Mapping[str, Any]) -> str:

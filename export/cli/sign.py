@@ -22,16 +22,13 @@ def sign(path: Path, key: Path, certificate: Path | None, chain: tuple[Path, ...
     A directory's signature is its `model.sig`, that of a FILE is `FILE.sig`. `bakeout verify --signature` checks it, as
     does `python -m model_signing verify` without Bakeout. The files of an artifact must be those of its manifest.
     """
+    from bakeout.export.artifacts.additions import require_unchanged
     from bakeout.export.artifacts.file_names import MANIFEST
     from bakeout.export.trust.signature import sign
-    from bakeout.export.verification.verify import verify
-    from bakeout.models.errors import BakeoutError
 
     if (path / MANIFEST).is_file():
         with progress() as track:
-            checks = verify(path, checks=["hashes"], track=track)
-        if wrong := [check for check in checks if not check.ok]:
-            raise BakeoutError(f"{path} is not what its manifest lists: {wrong[0].detail}.", "Copy or bake it again.")
+            require_unchanged(path, track=track)
     signature = sign(path, key, certificate=certificate, chain=chain)
     if machine:
         emit_json({"signature": str(signature)})

@@ -6,12 +6,15 @@ a file lies beside it. Keys are elliptic-curve keys in PEM.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifacts.file_names import SIGNATURE
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 from bakeout.models.files.reading import read_regular
 from bakeout.models.files.writing import replace_file, scratch_directory
 
@@ -67,7 +70,7 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
     ``BakeoutError`` where it is neither.
     """
     from cryptography.exceptions import InvalidSignature
-    from model_signing import verifying
+    from model_signing import hashing, verifying
 
     path = path.resolve()
     content = _pem(trusted)
@@ -75,7 +78,7 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
     signature = signature_of(path)
     if not signature.is_file():
         return False, f"there is no {signature.name}"
-    config = verifying.Config()
+    config = verifying.Config().set_hashing_config(_hashing(hashing, signature))
     try:
         if by_certificate:
             config.use_certificate_verifier(certificate_chain=[trusted])
@@ -90,6 +93,8 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
     # Whatever a signature that somebody wrote makes the library raise.
     except Exception as error:  # noqa: BLE001
         return False, f"{signature.name}: {_reason(error)}"
+    if path.is_dir() and (uncovered := _uncovered(path, signature)):
+        return False, f"{signature.name} leaves out {', '.join(uncovered)}"
     return (
         True,
         f"{signature.name} covers all files, signed by {'a certificate' if by_certificate else 'the key'} of "
@@ -98,7 +103,15 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
 
 
 def _hashing(hashing: Any, signature: Path) -> Any:
-    return hashing.Config().set_ignored_paths(paths=[signature])
+    """Every file is covered, those of git too, which the library leaves out by itself."""
+    return hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)
+
+
+def _uncovered(directory: Path, signature: Path) -> list[str]:
+    """What lies in a directory whose signature, which holds, was made without it."""
+    payload = json.loads(base64.b64decode(read_json(signature)["dsseEnvelope"]["payload"]))
+    left_out = payload["predicate"]["serialization"].get("ignore_paths", ())
+    return sorted(name for name in left_out if name != SIGNATURE and (directory / name).exists())
 
 
 def _pem(path: Path) -> bytes:

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from bakeout.export.artifacts.file_checks import compare_files, irregular_entries
 from bakeout.export.artifacts.file_names import MANIFEST, PLAN
 from bakeout.export.artifacts.manifest import read_manifest, receipts_of
 from bakeout.export.artifacts.model_source import find_checkpoint, find_graph, local_form
-from bakeout.export.verification.file_checks import compare_files, irregular_entries
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.errors import BakeoutError

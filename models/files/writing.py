@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -109,6 +109,21 @@ def replace_file(path: Path, content: bytes | str) -> None:
     with _beside(path) as scratch:
         _write_through(scratch / _NEW, content)
         (scratch / _NEW).replace(path)
+
+
+def replace_files(directory: Path, contents: Mapping[str, bytes | str], without: Collection[str] = ()) -> None:
+    """``replace_file`` for files of one directory, by name, and removal of those ``without``.
+
+    Nothing changes until the whole content is on the disk. Then files vanish, and the new ones appear in their order:
+    a process that is killed there leaves some of them. Its temporary directory is that of the last file.
+    """
+    with _beside(directory / list(contents)[-1]) as scratch:
+        for number, content in enumerate(contents.values()):
+            _write_through(scratch / f"{_NEW}-{number}", content)
+        for name in without:
+            (directory / name).unlink(missing_ok=True)
+        for number, name in enumerate(contents):
+            (scratch / f"{_NEW}-{number}").replace(directory / name)
 
 
 @contextmanager

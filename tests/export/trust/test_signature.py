@@ -149,6 +149,29 @@ def test_no_file_changes_unnoticed(copy: Path, keys: Path, name: str) -> None:
     assert name in detail
 
 
+@pytest.mark.parametrize("name", [".github/run.py", ".gitattributes"])
+def test_files_of_git_are_covered_too(copy: Path, keys: Path, name: str) -> None:
+    """Model Signing leaves them out by itself, and nobody would see what was added there."""
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text("before")
+    sign(copy, keys / "own.key")
+    assert check_signature(copy, keys / "own.pub")[0]
+    (copy / name).write_text("after")
+    ok, detail = check_signature(copy, keys / "own.pub")
+    assert not ok
+    assert name in detail
+
+
+def test_a_signature_that_leaves_files_out_is_not_ok(copy: Path, keys: Path) -> None:
+    (copy / ".gitattributes").write_text("*.onnx filter=lfs")
+    arguments = ("--signature", copy / SIGNATURE, "--private_key", keys / "own.key")
+    signed = _model_signing("sign", "key", copy, *arguments)
+    assert signed.returncode == 0, signed.stderr
+    assert check_signature(copy, keys / "own.pub") == (False, f"{SIGNATURE} leaves out .gitattributes")
+    (copy / ".gitattributes").unlink()
+    assert check_signature(copy, keys / "own.pub")[0]
+
+
 def test_what_is_not_signed_is_not_ok(copy: Path, keys: Path) -> None:
     assert check_signature(copy, keys / "own.pub") == (False, f"there is no {SIGNATURE}")
     (copy / SIGNATURE).write_text("{}")

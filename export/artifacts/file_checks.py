@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,17 @@ def irregular_entries(directory: Path) -> Mapping[str, str]:
     return dict(_irregular(directory, directory))
 
 
-def compare_files(directory: Path, files: Mapping[str, Any], track: Track) -> tuple[bool, str]:
-    """Whether the files are those that the manifest lists, sizes first; only files of the right size are hashed."""
+def compare_files(
+    directory: Path, files: Mapping[str, Any], track: Track, *, beside: Collection[str] = ()
+) -> tuple[bool, str]:
+    """Whether the files are those that the manifest lists, sizes first; only files of the right size are hashed.
+
+    Files named ``beside`` may lie there too.
+    """
     present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     problems: defaultdict[str, list[str]] = defaultdict(list)
     problems["missing"] = sorted(files.keys() - present)
-    problems["not in the manifest"] = sorted(present - files.keys() - {MANIFEST, SIGNATURE})
+    problems["not in the manifest"] = sorted(present - files.keys() - {MANIFEST, SIGNATURE, *beside})
     same_size: list[str] = []
     for name in sorted(files.keys() & present):
         is_same = (directory / name).stat().st_size == files[name]["size"]
