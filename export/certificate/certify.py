@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bakeout.export.artifacts.additions import add_files, require_unchanged
-from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN
+from bakeout.export.artifacts.additions import require_unchanged
+from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.artifacts.model_source import find_graph, local_form
 from bakeout.export.certificate.base_model import base_digest, require_base
-from bakeout.export.certificate.card_section import with_section
+from bakeout.export.certificate.certificate_files import WRITTEN, write_certificate
 from bakeout.export.certificate.figures import Certificate, NotMeasured, Section
 from bakeout.export.certificate.measuring import Data, Measuring
 from bakeout.export.certificate.models import Models
@@ -24,7 +24,7 @@ from bakeout.export.certificate.sections.attacks import forms, mixed_questions
 from bakeout.export.certificate.sections.give_away import give_away
 from bakeout.export.certificate.sections.leak import leaks
 from bakeout.export.certificate.sections.relearning import relearning
-from bakeout.export.certificate.sections.tofu import Part, has_wrong_answers, summary, tofu
+from bakeout.export.certificate.sections.tofu import Part, has_wrong_answers, tofu
 from bakeout.export.certificate.sections.utility import EVERYDAY_NAME, everyday, utility
 from bakeout.export.certificate.statements import statements
 from bakeout.export.certificate.step_journal import Journal
@@ -36,10 +36,6 @@ from bakeout.models.data.row_source import Source, source_digest, source_lines
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 from bakeout.models.progress import Track, untracked
-
-TOFU, TOFU_SUMMARY = "TOFU_EVAL.json", "TOFU_SUMMARY.json"
-# What certifying and recording write into an artifact: no figure depends on it.
-_WRITTEN = {CARD, CERTIFICATE, ERASURE_RECORD, ERASURE_PAGE, TOFU, TOFU_SUMMARY}
 
 NamedSources = Mapping[str, Source] | Sequence[Path]
 
@@ -76,7 +72,7 @@ def certify(
     where that is not what its manifest lists, for what cannot be read or run, and for another base model than the
     plan's.
     """
-    manifest = require_unchanged(directory, _WRITTEN)
+    manifest = require_unchanged(directory, WRITTEN)
     data = _data(forget, retain, strangers, grades)
     members = _members(fitted)
     parts = _parts(data, real_authors, world_facts)
@@ -109,7 +105,7 @@ def certify(
         tuple(missing for measured in (*sections, section) for missing in measured.not_measured),
         metrics,
     )
-    _write(directory, certificate)
+    write_certificate(directory, certificate)
     return certificate
 
 
@@ -180,7 +176,7 @@ def _routing(models: Models) -> Section:
 
 
 def _described(models: Models, manifest: Mapping[str, Any], protocol: Protocol, data: Sequence[Data]) -> dict[str, Any]:
-    files = {name: digest["sha256"] for name, digest in manifest["files"].items() if name not in _WRITTEN}
+    files = {name: digest["sha256"] for name, digest in manifest["files"].items() if name not in WRITTEN}
     runner = None if local_form(models.directory) == "checkpoint" else Runner(find_graph(models.directory))
     provider = "CPUExecutionProvider" if runner is None else runner.provider
     import onnxruntime
@@ -216,31 +212,3 @@ def _name(described: Mapping[str, Any], models: Models, data: Sequence[Data], ma
     """All that figures depend on, as a digest."""
     content = [described, base_digest(models.base), [part.name for part in data], max_new_tokens]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write(directory: Path, certificate: Certificate) -> None:
-    content = certificate.as_json()
-    text = _json(content)
-    files: dict[str, str] = {CERTIFICATE: text}
-    if certificate.tofu:
-        files |= {TOFU: _json(certificate.tofu), TOFU_SUMMARY: _json(summary(certificate.tofu))}
-    card = directory / CARD
-    files[CARD] = with_section(card.read_text(encoding="utf-8") if card.is_file() else "", content)
-    outdated = {TOFU, TOFU_SUMMARY} - files.keys()
-    if not _is_recorded(directory, text):
-        outdated |= {ERASURE_RECORD, ERASURE_PAGE}
-    add_files(directory, files, without=outdated)
-
-
-def _is_recorded(directory: Path, certificate: str) -> bool:
-    """Whether the artifact's erasure record is of this certificate."""
-    try:
-        measured = read_json(directory / ERASURE_RECORD).get("measured")
-    except BakeoutError:
-        return False
-    digest = hashlib.sha256(certificate.encode()).hexdigest()
-    return isinstance(measured, dict) and measured.get("sha256") == digest
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"

@@ -12,18 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, SIGNATURE
-from bakeout.export.certificate.certify import TOFU, TOFU_SUMMARY, certify
+from bakeout.export.artifacts.additions import add_files
+from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN, SIGNATURE
+from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.baking.bake import bake
+from bakeout.export.baking.quantise import quantise
+from bakeout.export.certificate.certificate_files import TOFU, TOFU_SUMMARY, write_certificate
+from bakeout.export.certificate.certify import certify
 from bakeout.export.certificate.figures import Certificate
+from bakeout.export.certificate.models import Models
 from bakeout.export.certificate.protocol import QUICK, VERSION
 from bakeout.export.certificate.sections.give_away import auroc
 from bakeout.export.certificate.sections.leak import leak_at
 from bakeout.export.certificate.sections.relearning import area
 from bakeout.export.certificate.sections.tofu import harmonic_mean, truth_ratio
 from bakeout.export.certificate.step_journal import Journal
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.verify import verify
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
 
 from tests.recipe_files import write_rows
@@ -188,6 +199,40 @@ def test_int8_and_int4_are_made_of_a_graph(certified: Certified) -> None:
     _have_base_figures(certified)
 
 
+def test_a_quantised_artifact_is_compared_with_a_base_model_quantised_alike(tmp_path: Path) -> None:
+    plan = load_plan(FIXTURES / "artifacts" / "mixed" / PLAN)
+    bake(FIXTURES / "onnx", plan, tmp_path / "int4", BakeOptions(quantize="int4"))
+    for directory, precision in ((FIXTURES / "artifacts" / "int8", "int8"), (tmp_path / "int4", "int4")):
+        with Models(directory, FIXTURES / "onnx") as models:
+            assert models.own == precision
+            products = [_products(models.runner(which, models.own).path) for which in ("base", "artifact")]
+            assert products[0] == products[1]
+            assert "MatMulInteger" in products[0] or "MatMulNBits" in products[0]
+            assert stored_precision(load_graph(models.runner("artifact", "fp32").path)) == "float32"
+
+
+def test_a_graph_that_was_quantised_before_has_its_like_for_base(tmp_path: Path) -> None:
+    quantised = tmp_path / "quantised"
+    quantised.mkdir()
+    quantise(load_graph(FIXTURES / "onnx" / "model.onnx"), quantised, "int4")
+    for path in companion_files(FIXTURES / "onnx"):
+        shutil.copyfile(path, quantised / path.name)
+    plan = load_plan(FIXTURES / "artifacts" / "graph" / PLAN)
+    artifact = bake(quantised, plan, tmp_path / "artifact", canary=False).directory
+    with Models(artifact, quantised) as models:
+        assert models.own == "quantised"
+        assert models.runner("base", models.own).path.parent == quantised
+    for base in (FIXTURES / "onnx", FIXTURES / "checkpoint"):
+        with Models(artifact, base) as models, pytest.raises(BakeoutError, match="none in quantised can be made"):
+            models.runner("base", models.own)
+
+
+def _products(graph: Path) -> dict[str, int]:
+    """How many products with weights a graph has, by their operators."""
+    operators = [node.op_type for node in load_graph(graph).graph.all_nodes()]
+    return {name: operators.count(name) for name in ("MatMul", "MatMulInteger", "MatMulNBits")}
+
+
 def _have_base_figures(certified: Certified) -> None:
     accuracy = [one for one in certified.figures("precisions") if one["name"] == "accuracy"]
     assert accuracy
@@ -230,6 +275,25 @@ def test_the_artifact_verifies_with_what_was_written(certified: Certified) -> No
     card = (certified.artifact / CARD).read_text(encoding="utf-8")
     assert card.count("## Certificate of forgetting") == 1
     assert "not measured" in card
+
+
+def test_what_is_of_another_certificate_goes(certified: Certified, tmp_path: Path) -> None:
+    artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
+    again = certified.again(artifact, certified.facts, certified.journal)
+    record = {"measured": {"sha256": hash_file(artifact / CERTIFICATE)}}
+    add_files(artifact, {ERASURE_RECORD: json.dumps(record), ERASURE_PAGE: "of this one"})
+    write_certificate(artifact, again)
+    assert (artifact / ERASURE_RECORD).is_file()
+    write_certificate(artifact, replace(again, tofu={}, figures=again.figures[:1]))
+    assert not {ERASURE_RECORD, ERASURE_PAGE, TOFU, TOFU_SUMMARY} & {path.name for path in artifact.iterdir()}
+    assert all(check.ok for check in verify(artifact, checks=["hashes"]))
+
+
+def test_a_damaged_artifact_is_not_certified(certified: Certified, tmp_path: Path) -> None:
+    artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
+    (artifact / "modeling.py").write_text("import os")
+    with pytest.raises(BakeoutError, match="not in the manifest"):
+        certified.again(artifact, certified.facts, certified.journal)
 
 
 def test_open_unlearning_reads_the_metrics(certified: Certified) -> None:
