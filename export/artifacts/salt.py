@@ -14,12 +14,14 @@ _SALT = 32
 
 
 def read_salt(path: Path) -> bytes:
-    """The salt in a file of its own, which is made where it is not there.
-
-    Raises ``BakeoutError`` for a file that cannot be read, or that holds fewer than 32 bytes.
-    """
+    """The salt in a file of its own, which is made where it is not there. Raises as ``known_salt``."""
     if not path.exists():
         write_file(path, secrets.token_bytes(_SALT))
+    return known_salt(path)
+
+
+def known_salt(path: Path) -> bytes:
+    """The salt in a file. Raises ``BakeoutError`` for one that cannot be read, or that holds fewer than 32 bytes."""
     try:
         salt = read_regular(path)
     except OSError as error:

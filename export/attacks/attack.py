@@ -93,10 +93,10 @@ def attack(
     """Attack artifacts with up to ``prompts`` rows of each file of ``data``, under ONNX Runtime, greedily.
 
     ``attacks``: names out of ``ATTACKS``; forms are those held out of `augment` (``forms.variants``). An attack
-    that a file gives nothing for (``paraphrase``, ``language``; forms of conversations without any) has no row, nor has
-    ``batch_mixing`` without ``mixed``: prompts of other kinds that share a batch with those of ``data``. ``positions``:
-    other settings of Key Space Detection than the artifact's own to measure as well, which needs ``base``, its base
-    model.
+    that a file gives nothing for (``paraphrase``, ``language``; forms of conversations without any; ``few_shot`` of one
+    row) has no row, nor has ``batch_mixing`` without ``mixed``: prompts of other kinds that share a batch with those of
+    ``data``. ``positions``: other settings of Key Space Detection than the artifact's own to measure as well, which
+    needs ``base``, its base model.
 
     Raises ``BakeoutError`` for unknown attacks, rows without a response, and what cannot be read or run.
     """
@@ -172,7 +172,13 @@ def attack_jobs(
     plain = list(enumerate(row.plain(runner.tokenizer) for row in rows))
     refused = [turn for text in sorted(refusals.texts) for turn in refused_turns(rows, text)]
     with_system = takes_system_messages(runner.tokenizer)
-    kinds: list[Kind] = [kind for kind in KINDS if kind in attacks and (with_system or kind not in SYSTEM_PROMPTS)]
+    answered = sum(row.query.response is not None for row in rows)
+    with_shots = answered > 1 or all(row.query.is_chat for row in rows)
+    kinds: list[Kind] = [
+        kind
+        for kind in KINDS
+        if kind in attacks and (with_system or kind not in SYSTEM_PROMPTS) and (with_shots or kind != "few_shot")
+    ]
     varied = varied_records(rows, kinds, runner.tokenizer, seed=seed, use="testing", refused=refused)
     ways: Mapping[str, Feed] = {
         "token_by_token": _in_pieces(1),

@@ -16,6 +16,7 @@ from bakeout.export.evaluation.rows import BASE, Row, TaskRow
 from bakeout.export.recipes.bake_options import RuntimeName
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.plan import Decode, Plan
+from bakeout.models.plan.hiding import is_hidden
 from bakeout.models.plan.plan_file import plan_bytes
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def model_card(
         chat_template=_json(plan.provenance[CHAT_TEMPLATE]) if CHAT_TEMPLATE in plan.provenance else None,
         plan_digest=hashlib.sha256(plan_bytes(plan)).hexdigest(),
         data=plan.provenance.get("data", {}),
+        hidden=is_hidden(plan),
         source=plan.provenance.get("source", {}),
         versions=plan.provenance.get("versions", {}),
     )

@@ -30,10 +30,11 @@ def lines(certificate: Mapping[str, Any]) -> Iterator[str]:
         "intervals are at 95 %. `certificate.json` has every figure with the digests of its data."
     )
     yield ""
-    yield "| data | role | rows | SHA-256 |"
+    yield "| data | role | rows | digest |"
     yield "| --- | --- | --- | --- |"
     for name, data in certificate["data"].items():
-        yield f"| {as_text(name)} | {data['role']} | {data['rows']} | `{data['sha256']}` |"
+        digest = f"salted `{data['salted']}`" if "salted" in data else f"SHA-256 `{data['sha256']}`"
+        yield f"| {as_text(name)} | {data['role']} | {data['rows']} | {digest} |"
     yield ""
     sections = dict.fromkeys(figure["section"] for figure in certificate["figures"])
     for section in sections:

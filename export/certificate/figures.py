@@ -83,7 +83,9 @@ class Certificate:
 
     def as_json(self) -> dict[str, Any]:
         """The content of `certificate.json`: every figure names the protocol, seed, runtime and data digests."""
-        digests = {name: entry["sha256"] for name, entry in self.entries["data"].items()}
+        # Salted where the artifact hides what it forgets.
+        key = "salted" if any("salted" in entry for entry in self.entries["data"].values()) else "sha256"
+        digests = {name: entry[key] for name, entry in self.entries["data"].items()}
         shared = {
             "protocol": self.entries["protocol"]["version"],
             "seed": self.entries["protocol"]["seed"],
@@ -93,7 +95,7 @@ class Certificate:
             "schema": SCHEMA,
             **self.entries,
             "figures": [
-                {**figure.as_json(), **shared, "data_sha256": [digests[name] for name in figure.data]}
+                {**figure.as_json(), **shared, f"data_{key}": [digests[name] for name in figure.data]}
                 for figure in self.figures
             ],
             "not_measured": [missing.as_json() for missing in self.not_measured],

@@ -61,9 +61,12 @@ def bake(
     options = BakeOptions(**chosen)
     fitted = load_plan(plan)
     if hide is not None:
+        from bakeout.export.artifacts.salt import known_salt, read_salt
         from bakeout.export.baking.hiding import hide_plan
 
-        fitted = hide_plan(model, fitted, hide)
+        # A dry run writes nothing; what it shows does not depend on the salt.
+        is_new = dry_run and not hide.exists()
+        fitted = hide_plan(model, fitted, b"" if is_new else known_salt(hide) if dry_run else read_salt(hide))
     if dry_run:
         outlook = dry_run_of(model, fitted, options)
         if machine:

@@ -28,6 +28,7 @@ _DATA: dict[str, Any] = {"type": PATH, "multiple": True}
 @click.option("--grade", "grades", multiple=True, metavar="[NAME=]GRADER", help="As of `evaluate`; repeatable.")
 @click.option("--quick", is_flag=True, help="Fewer rows, prompts and steps: minutes for a small model.")
 @click.option("--journal", type=PATH, help="Write every step to this file at once, and go on with those in it.")
+@click.option("--salt", type=PATH, help="Salt names and digests of data, as `bake --hide` does: the file of the salt.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Where answers are cut off.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @json_output
@@ -44,6 +45,7 @@ def certify(
     grades: tuple[str, ...],
     quick: bool,
     journal: Path | None,
+    salt: Path | None,
     max_new_tokens: int | None,
     batch_size: int,
     machine: bool,
@@ -73,6 +75,7 @@ def certify(
             grades=graders(grades, names),
             protocol=QUICK if quick else FULL,
             journal=journal,
+            salt=salt,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             track=track,

@@ -19,6 +19,7 @@ from bakeout.export.artifacts.titles import described
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
+from bakeout.models.plan.hiding import is_hidden
 from bakeout.models.plan.plan_file import load_plan
 
 SPECIFICATION = "1.7"
@@ -37,7 +38,7 @@ def bill_of_materials(directory: Path, *, license: str | None = None, base_licen
     manifest = read_manifest(directory)
     plan = load_plan(directory / PLAN)
     source = plan.provenance.get("source", {})
-    data = list(_data(plan.provenance.get("data", {})))
+    data = list(_data(plan.provenance.get("data", {}), salted=is_hidden(plan)))
     base = _base(plan, base_license or source.get("license"))
     files = [_file(name, entry["sha256"]) for name, entry in sorted(manifest["files"].items()) if name != PLAN]
     model = _model(directory, plan, license, [part["bom-ref"] for part in data])
@@ -146,15 +147,18 @@ def _licenses(expression: str | None) -> Json:
     return {"licenses": [{"expression": expression} if known else {"license": {"name": expression}}]}
 
 
-def _data(data: Mapping[str, Mapping[str, str]]) -> Iterator[Json]:
-    """The rows that the plan was fitted and measured with, each use of each name."""
+def _data(data: Mapping[str, Mapping[str, str]], *, salted: bool) -> Iterator[Json]:
+    """The rows that the plan was fitted and measured with, each use of each name.
+
+    A ``salted`` digest is not what anybody computes of the file alone: no hash, as CycloneDX means it.
+    """
     for name, uses in sorted(data.items()):
         for use, digest in sorted(uses.items()):
             yield {
                 "bom-ref": f"data:{name}:{use}",
                 "type": "data",
                 "name": f"{name} ({use})",
-                "hashes": _hashes(digest),
+                **({"properties": _properties({"bakeout:salted-digest": digest})} if salted else _hashed(digest)),
                 "data": [{"type": "dataset", "name": name, "description": f"used for: {use}"}],
             }
 
@@ -193,6 +197,10 @@ def _tools(manifest: Mapping[str, Any]) -> list[Json]:
 
 def _file(name: str, digest: str) -> Json:
     return {"type": "file", "name": name, "hashes": _hashes(digest)}
+
+
+def _hashed(digest: str) -> Json:
+    return {"hashes": _hashes(digest)}
 
 
 def _hashes(digest: str) -> list[Json]:

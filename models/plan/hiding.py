@@ -10,6 +10,8 @@ from bakeout.models.plan.arrays import Integers
 from bakeout.models.plan.plan import Plan
 from bakeout.models.plan.routing_stability import ROUTING
 
+# What the provenance of a hidden plan says of itself.
+HIDDEN = "hidden"
 # The refusal of every hidden plan.
 REFUSAL = "I cannot answer that."
 
@@ -39,5 +41,10 @@ def hidden(plan: Plan, salt: bytes, refusal: Integers | None = None) -> Plan:
     return replace(
         plan,
         interventions=tuple(intervention.hidden(name, refusal) for intervention in plan.interventions),
-        provenance={**provenance, **({"data": data} if data else {})},
+        provenance={**provenance, **({"data": data} if data else {}), HIDDEN: True},
     )
+
+
+def is_hidden(plan: Plan) -> bool:
+    """Whether the plan's names, and the digests of its data, are salted."""
+    return bool(plan.provenance.get(HIDDEN, False))

@@ -14,8 +14,6 @@ from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
 
 _SECTION = "relearning"
-# A curve: the steps taken, and after each how held-out rows are answered.
-_Curve = Sequence[Sequence[float]]
 
 
 def relearning(measuring: Measuring) -> Section:

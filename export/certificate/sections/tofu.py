@@ -31,6 +31,11 @@ from bakeout.models.errors import BakeoutError
 Part = Literal["forget", "retain", "ra", "wf"]
 _SECTION = "TOFU"
 _TINY = 1e-10
+# Metrics of other metrics. Each part's rows count once.
+_MADE_OF = {
+    "model_utility": ("retain_Q_A_Prob", "ra_Q_A_Prob", "wf_Q_A_Prob"),
+    "forget_quality": ("forget_truth_ratio",),
+}
 
 Metric = dict[str, Any]
 
@@ -61,15 +66,19 @@ def tofu(
         for part in ("retain", "ra", "wf")
         for metric in ("Q_A_Prob" if part == "retain" else "Q_A_Prob_normalised", "Q_A_ROUGE", "Truth_Ratio")
     ]
-    if set(kept) <= metrics.keys():
-        metrics["model_utility"] = {"agg_value": harmonic_mean([metrics[name]["agg_value"] for name in kept])}
+    values = [metrics[name]["agg_value"] for name in kept if name in metrics]
+    if len(values) < len(kept):
+        why = "it needs rows of TOFU to keep, and its real authors and world facts"
+        missing.append(NotMeasured(_SECTION, "model_utility", why))
+    elif None in values:
+        why = "every row of a part is refused, so that it has no Truth Ratio"
+        missing.append(NotMeasured(_SECTION, "model_utility", why))
     else:
-        needed = "rows of TOFU to keep, and its real authors and world facts"
-        missing.append(NotMeasured(_SECTION, "model_utility", f"it needs {needed}"))
+        metrics["model_utility"] = {"agg_value": harmonic_mean(values)}
     missing += _forget_quality(metrics, reference)
     names = {part: data.name for part, data in parts.items()}
-    figures = [_figure(measuring, name, metric, names) for name, metric in sorted(metrics.items())]
-    return Section([figure for figure in figures if figure is not None], missing), metrics
+    known = {name: metric for name, metric in sorted(metrics.items()) if metric["agg_value"] is not None}
+    return Section([_figure(measuring, name, metrics, names) for name in known], missing), metrics
 
 
 def summary(metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -203,20 +212,23 @@ def _metric(values: Mapping[int, Mapping[str, float]], key: str) -> Metric:
     }
 
 
-def _figure(measuring: Measuring, name: str, metric: Metric, names: Mapping[Part, str]) -> Figure | None:
-    if metric["agg_value"] is None:
-        return None
-    part = name.partition("_")[0]
-    data = tuple(own for key, own in names.items() if key == part) or tuple(names.values())
-    keeps = part in ("retain", "ra", "wf") or name in ("model_utility", "forget_quality", "forget_truth_ratio")
+def _figure(measuring: Measuring, name: str, metrics: Mapping[str, Metric], names: Mapping[Part, str]) -> Figure:
+    of = _MADE_OF.get(name, (name,))
+    parts = [part for part in names if any(metric.startswith(f"{part}_") for metric in of)]
+    data = tuple(names[part] for part in parts)
     return Figure(
         _SECTION,
         name,
         ", ".join(data),
-        metric["agg_value"],
+        metrics[name]["agg_value"],
         None,
-        len(metric.get("value_by_index", {})) or measuring.protocol.rows,
+        sum(_counted(metrics[metric]) for metric in of),
         measuring.models.own,
         data,
-        good="high" if keeps else "low",
+        good="low" if name in ("forget_Q_A_Prob", "forget_Q_A_ROUGE") else "high",
     )
+
+
+def _counted(metric: Metric) -> int:
+    """The rows that a metric has a value of."""
+    return sum(value is not None for value in metric["value_by_index"].values())

@@ -79,6 +79,50 @@ def utility(measuring: Measuring) -> Section:
     return Section(figures, missing)
 
 
+def routing(measuring: Measuring) -> Section:
+    """Routing stability on what is retained, of mixtures of experts (GRIP, arXiv 2601.16905)."""
+    models = measuring.models
+    if models.plan.model.routing is None:
+        why = "the plan's model is no mixture of experts"
+        return Section((), [NotMeasured("utility", "routing stability", why)])
+    if models.checkpoint is None:
+        told = models.plan.routing_stability
+        why = "it needs the base model's checkpoint, and that is an ONNX graph"
+        why += "" if told is None else f"; when the plan was fitted, {told}"
+        return Section((), [NotMeasured("utility", "routing stability", why)])
+    figures = []
+    for data in measuring.of("retain"):
+        stability = measuring.journal.step(f"routing {data.name}", partial(_routed, measuring, data))
+        figures.append(
+            Figure(
+                "utility",
+                "tokens that go to the same experts",
+                data.name,
+                stability["unchanged"],
+                None,
+                stability["tokens"],
+                "fp32",
+                (data.name,),
+                good="high",
+            )
+        )
+    return Section(figures)
+
+
+def _routed(measuring: Measuring, data: Data) -> dict[str, Any]:
+    from bakeout.models.checkpoint.checkpoint_files import load_model
+    from bakeout.models.network.families import model_limits
+    from bakeout.models.reference.routing import routing_stability
+
+    assert measuring.models.checkpoint is not None
+    model = load_model(measuring.models.checkpoint.directory)
+    records = read_records(data.source, measuring.models.tokenizer, model_limits(model))
+    chosen = spread(records, measuring.protocol.rows)
+    stability = routing_stability(model, measuring.models.plan, [one.prompt_ids + one.response_ids for one in chosen])
+    assert stability is not None
+    return {"unchanged": stability.unchanged, "tokens": stability.tokens}
+
+
 def _text(measuring: Measuring, data: Data) -> dict[str, Any]:
     own = measuring.models.own
     source = choose_rows(data.source, measuring.protocol.rows).source

@@ -15,7 +15,9 @@ import pytest
 from bakeout.export.artifacts.additions import add_files
 from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN, SIGNATURE
 from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.artifacts.salt import read_salt
 from bakeout.export.baking.bake import bake
+from bakeout.export.baking.hiding import hide_plan
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.certificate.certificate_files import TOFU, TOFU_SUMMARY, write_certificate
 from bakeout.export.certificate.certify import certify
@@ -27,6 +29,7 @@ from bakeout.export.certificate.sections.leak import leak_at
 from bakeout.export.certificate.sections.relearning import area
 from bakeout.export.certificate.sections.tofu import harmonic_mean, truth_ratio
 from bakeout.export.certificate.step_journal import Journal
+from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.verify import verify
 from bakeout.graph_passes.graph.graph_file import load_graph
@@ -34,6 +37,7 @@ from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan.hiding import salted
 from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
 
@@ -311,6 +315,36 @@ def test_open_unlearning_reads_the_metrics(certified: Certified) -> None:
     assert np.mean([row["rougeL_recall"] for row in rows]) == pytest.approx(metrics["forget_Q_A_ROUGE"]["agg_value"])
     summary = json.loads((certified.artifact / TOFU_SUMMARY).read_text(encoding="utf-8"))
     assert summary == {name: one["agg_value"] for name, one in metrics.items() if one["agg_value"] is not None}
+
+
+@pytest.mark.slow
+def test_a_hidden_artifact_keeps_its_secret_with_a_row_of_each(tmp_path: Path) -> None:
+    """One row is enough for a certificate: attacks that need more are told, as what they are."""
+    salt = read_salt(tmp_path / "salt")
+    plan = hide_plan(FIXTURES / "onnx", load_plan(FIXTURES / "artifacts" / "graph" / PLAN), salt)
+    artifact = bake(FIXTURES / "onnx", plan, tmp_path / "artifact", canary=False).directory
+    (forget,) = ("ada-example",)
+    rows = [{"prompt": "56 + 0 =", "response": " 56"}]
+    files = [write_rows(tmp_path / f"{name}.jsonl", rows) for name in (forget, "bob-example", "eve-example")]
+    one = replace(TINY, rows=1, leak_prompts=1, attack_prompts=1, samples=1)
+    given = (artifact, FIXTURES / "onnx", files[:1], files[1:2])
+    with pytest.raises(BakeoutError, match="would name the data"):
+        certify(*given, fitted=files[2:], protocol=one)
+    grades = {forget: grader_of({"contains": {}}, forget)}
+    certificate = certify(*given, fitted=files[2:], protocol=one, salt=tmp_path / "salt", grades=grades)
+    digest = source_digest(files[0])
+    for path in artifact.iterdir():
+        if path.suffix != ".onnx" and path.suffix != ".data":
+            content = path.read_bytes()
+            assert b"-example" not in content, path
+            assert digest.encode() not in content, path
+    name = salted(forget.encode(), salt)[:16]
+    assert certificate.entries["data"][name]["salted"] == salted(digest.encode(), salt)
+    for figure in certificate.as_json()["figures"]:
+        assert "data_sha256" not in figure
+        assert figure["data_salted"]
+    (told,) = [missing.name for missing in certificate.not_measured if missing.section == "attacks"]
+    assert "few_shot" in told
 
 
 def test_a_run_that_was_cut_goes_on_and_gives_the_same(certified: Certified, tmp_path: Path) -> None:

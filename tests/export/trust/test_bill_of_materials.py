@@ -13,10 +13,12 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST, PLAN
+from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
 from bakeout.export.trust.bill_of_materials import bill_of_materials, bill_text
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan.hiding import hidden
 from bakeout.models.plan.plan_file import load_plan
 
 
@@ -95,6 +97,18 @@ def test_what_is_no_certificate_is_refused(artifact: Path, tmp_path: Path) -> No
     (copy / CERTIFICATE).write_text(json.dumps({"figures": [{"name": 1}]}))
     with pytest.raises(BakeoutError, match="is no certificate"):
         bill_of_materials(copy)
+
+
+def test_salted_digests_are_not_told_as_those_of_files(tmp_path: Path) -> None:
+    fixtures = Path(__file__).parents[2] / "fixtures" / "v0.1.0"
+    plan = hidden(load_plan(fixtures / "artifacts" / "graph" / PLAN), b"s" * 32)
+    content = bill_of_materials(bake(fixtures / "onnx", plan, tmp_path / "artifact", canary=False).directory)
+    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bill_text(content)) is None
+    data = [one for one in content["components"] if one["type"] == "data"]
+    assert data
+    for one in data:
+        assert "hashes" not in one
+        assert [told["name"] for told in one["properties"]] == ["bakeout:salted-digest"]
 
 
 def test_what_is_not_valid_is_not_written(artifact: Path) -> None:

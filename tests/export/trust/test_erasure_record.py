@@ -56,3 +56,18 @@ def test_a_salt_that_can_be_guessed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "salt").write_bytes(b"pepper")
     with pytest.raises(BakeoutError, match="can be guessed"):
         read_salt(tmp_path / "salt")
+
+
+def test_two_derived_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    artifact = shutil.copytree(ARTIFACTS / "graph", tmp_path / "artifact")
+    request = write_rows(tmp_path / "ada-example.jsonl", ROWS)
+    arguments = ["record", str(artifact), "--request", str(request), "--salt", str(tmp_path / "salt")]
+    for directory in ("one", "two"):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "adapter").write_text(directory)
+        arguments += ["--derived", str(tmp_path / directory / "adapter")]
+    ran = CliRunner().invoke(main, arguments)
+    assert ran.exit_code == 1
+    assert "same name" in ran.output
+    assert not (artifact / ERASURE_RECORD).exists()
+    assert not (tmp_path / "salt").exists()

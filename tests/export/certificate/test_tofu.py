@@ -1,0 +1,63 @@
+"""TOFU's metrics as figures of a certificate: of which rows they are, and what cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bakeout.export.certificate.measuring import Data, Measuring
+from bakeout.export.certificate.models import Models
+from bakeout.export.certificate.protocol import QUICK
+from bakeout.export.certificate.sections.tofu import Part, tofu
+from bakeout.export.certificate.step_journal import Journal
+from bakeout.export.evaluation.grading import EXACT_GRADER
+from bakeout.models.progress import untracked
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1.0"
+
+
+@pytest.fixture
+def measuring() -> Iterator[Measuring]:
+    with Models(FIXTURES / "artifacts" / "mixed", FIXTURES / "onnx") as models:
+        yield Measuring(QUICK, models, [], Journal(None, ""), 32, None, untracked)
+
+
+def test_tofu_figures_name_the_rows_that_they_are_of(measuring: Measuring) -> None:
+    parts: dict[Part, Data] = {}
+    for rows, part in enumerate(("forget", "retain", "ra", "wf"), start=2):
+        parts[part] = Data(f"data of {part}", "retain", FIXTURES, EXACT_GRADER)
+        measuring.journal.step(f"tofu {part}", partial(_metrics, part, rows))
+    section, metrics = tofu(measuring, parts, {"forget_truth_ratio": _metrics("forget", 4)["forget_truth_ratio"]})
+    figures = {one.name: (one.data, one.n, one.good) for one in section.figures}
+    kept = tuple(f"data of {part}" for part in ("retain", "ra", "wf"))
+    assert figures["model_utility"] == (kept, 3 + 4 + 5, "high")
+    assert figures["forget_quality"] == (("data of forget",), 1, "high")
+    assert figures["forget_Q_A_Prob"] == (("data of forget",), 2, "low")
+    assert metrics["model_utility"] == {"agg_value": pytest.approx(0.5)}
+
+
+def test_model_utility_of_rows_that_are_all_refused_is_not_measured(measuring: Measuring) -> None:
+    parts: dict[Part, Data] = {}
+    for part in ("retain", "ra", "wf"):
+        parts[part] = Data(part, "retain", FIXTURES, EXACT_GRADER)
+        measuring.journal.step(f"tofu {part}", partial(_metrics, part, 1))
+    section, metrics = tofu(measuring, parts, None)
+    assert "model_utility" not in metrics
+    (told,) = [one for one in section.not_measured if one.name == "model_utility"]
+    assert "refused" in told.why
+
+
+def _metrics(part: Part, rows: int) -> dict[str, Any]:
+    """As of `open-unlearning`: every value is 0.5, and the first row is refused."""
+    probabilities = {"agg_value": 0.5, "value_by_index": {str(row): {"prob": 0.5} for row in range(rows)}}
+    ratios = {str(row): {"score": 0.5} if row else None for row in range(rows)}
+    ratio = {"agg_value": 0.5 if rows > 1 else None, "value_by_index": ratios}
+    names = ("Q_A_Prob", "Q_A_ROUGE", *(("Q_A_Prob_normalised",) if part in ("ra", "wf") else ()))
+    return {
+        **{f"{part}_{name}": probabilities for name in names},
+        "forget_truth_ratio" if part == "forget" else f"{part}_Truth_Ratio": ratio,
+    }
