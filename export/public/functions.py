@@ -298,19 +298,18 @@ def certify(
     grade: GradeLike | Mapping[str, GradeLike] | None = None,
     quick: bool = False,
     journal: PathLike | None = None,
+    salt: PathLike | None = None,
     track: Track = logged,
 ) -> Certificate:
     """Run the protocol of forgetting on an artifact, and write its certificate into it: `certificate.json`, model card.
 
     ``forget``, ``retain``: fresh rows with prompts and responses, as of ``evaluate``, and so is ``grade``;
     ``strangers``: prompts that the recipe names nowhere; ``fitted``: rows that the plan was fitted on. ``quick``: fewer
-    rows, prompts and steps. ``journal``: a file of the steps done, from which a run that was cut goes on.
+    of all. ``journal``: a file of steps, from which a cut run goes on. ``salt``: of an artifact that hides its names.
 
-    >>> certificate = bakeout.certify(  # doctest: +SKIP
-    ...     "unlearned", checkpoint, {"math": rows}, {"german": german_rows}, quick=True
-    ... )
-    >>> [one.name for one in certificate.figures if one.section == "leak"]  # doctest: +SKIP
-    ['Leak@1', 'Leak@8', 'Leak@64', 'prompts that the graph refuses whatever is drawn']
+    >>> certificate = bakeout.certify("unlearned", "model", [math], [german], quick=True)  # doctest: +SKIP
+    >>> [one.name for one in certificate.figures if one.section == "leak"][:3]  # doctest: +SKIP
+    ['Leak@1', 'Leak@8', 'Leak@64']
 
     Raises ``BakeoutError`` for what cannot be read or run; what was not measured is in the certificate.
     """
@@ -332,6 +331,7 @@ def certify(
             grades=graders_of(grade, names),
             protocol=QUICK if quick else FULL,
             journal=None if journal is None else Path(journal),
+            salt=None if salt is None else Path(salt),
             track=track,
         )
 
