@@ -18,8 +18,11 @@ from bakeout.graph_passes.graph.linear import Linear, as_linear, constant_size
 # Operators that hold experts, and which of their inputs are the router's scores.
 _HOLDS_EXPERTS: Mapping[tuple[str, str], int] = {("com.microsoft", "MoE"): 1, ("com.microsoft", "QMoE"): 1}
 _CHOOSES = ("", "TopK")
-# What lies between a router's product and the choice: normalising, grouping, masking.
-_NORMALISES = frozenset(("Sigmoid", "Softmax", "Softplus", "Transpose", "Slice"))
+# What lies between a router's product and the choice: normalising, grouping, masking; before an operator that holds
+# experts, also a choice that the graph makes itself (the genai builder's lfm2_moe).
+_NORMALISES = frozenset(
+    ("Sigmoid", "Softmax", "Softplus", "Reciprocal", "Log", "Transpose", "Slice", "GatherElements", "ScatterElements")
+)
 _TAKES_ROWS = frozenset(("Gather", "GatherND", "GatherElements", "Compress"))
 # Nodes between an expert's output and its weight at most.
 _LONGEST = 40

@@ -232,6 +232,23 @@ def test_a_mixture_of_experts_in_one_operator_is_refused_with_the_reason(operato
         read_anatomy(small_graph(body))
 
 
+# Of 4 numbers a token to 6 scores; the second as the genai builder writes it for lfm2_moe, a sigmoid spelled out.
+SCORES = {
+    "handed over": "scores = Identity(r)",
+    "chosen in the graph": "n = Neg(r) e = Exp(n) a = Add(e, e) p = Reciprocal(a) b = Add(p, bias) "
+    "t, i = TopK(b, scale) g = GatherElements(p, i) l = Log(g) z = ConstantOfShape(scale) scores = ScatterElements(z, i, l)",
+}
+
+
+@pytest.mark.parametrize("operator", ["MoE", "QMoE"])
+@pytest.mark.parametrize("scores", SCORES)
+def test_the_router_of_an_operator_that_holds_experts(operator: str, scores: str) -> None:
+    body = f"r = MatMul(x, gate) {SCORES[scores]} logits = com.microsoft.{operator}(x, scores)"
+    anatomy = read_anatomy(small_graph(body))
+    assert [(router.logits.name, router.experts, router.hidden) for router in anatomy.routers] == [("r", 6, 4)]
+    assert [held.router for held in anatomy.held] == [0]
+
+
 ONE_LAYER = "v = MatMul(x, gate) key = Relu(v) logits = MatMul(key, down)"
 
 
