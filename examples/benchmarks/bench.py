@@ -40,6 +40,7 @@ class Bench:
         """``tests``: test prompts a skill."""
         output.mkdir(parents=True, exist_ok=True)
         self.output = output
+        self.tests = tests
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint)

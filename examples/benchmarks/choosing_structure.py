@@ -53,14 +53,12 @@ def _choose(bench: Bench, keys: Keys, skill: str) -> None:
     """What `layers: auto`, `cubes: auto`, `floor: auto`, `epsilon: auto` and `alpha: auto` of a recipe do."""
     others = [name for name in SKILLS if name != skill]
     calibration = keys(skill, "calibration")
-    selection, correct = {skill: keys(skill, "selection")}, {skill: correct_answers(bench, skill, "selection")}
+    selection, correct = {skill: keys(skill, "selection")}, {skill: _correct(bench, skill, "selection")}
     for name in others:
         parts = [keys(name, split) for split in ("selection", "probing")]
         count = TOLD_FROM[skill]
         selection[name] = {layer: np.concatenate([part[layer][:count] for part in parts]) for layer in LAYERS}
-        correct[name] = np.concatenate(
-            [correct_answers(bench, name, split)[:count] for split in ("selection", "probing")]
-        )
+        correct[name] = np.concatenate([_correct(bench, name, split)[:count] for split in ("selection", "probing")])
     choice = choose_structure(
         {skill: keys(skill, "probing")},
         selection,
@@ -99,7 +97,7 @@ def _left(bench: Bench, keys: Keys, check: KeySpaceDetection) -> dict[str, float
     """
     found = {}
     for name in SKILLS:
-        correct = correct_answers(bench, name, "test")
+        correct = _correct(bench, name, "test")
         tested = keys(name, "test")
         margins = check.margins(np.concatenate([tested[layer][correct] for layer in check.layers], axis=1))
         found[name] = float((margins > check.alpha).all(axis=1).mean())
@@ -172,7 +170,7 @@ class Keys:
         return dict(enumerate(np.load(path)[:, : QUERIES[split]]))
 
 
-def correct_answers(bench: Bench, skill: str, split: str) -> NDArray[np.bool_]:
+def _correct(bench: Bench, skill: str, split: str) -> NDArray[np.bool_]:
     """Which of the queries for choosing and testing the base model answers correctly."""
     if (key := f"right {skill} {split}") not in bench.rows:
         records = bench.records(skill, split, max(TOLD_FROM.values()) if split == "probing" else QUERIES[split])

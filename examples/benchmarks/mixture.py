@@ -15,6 +15,9 @@ from types import ModuleType
 import click
 import mixture_detection
 from bench import Bench
+from mixture_detection import answered_correctly
+
+from bakeout.models.skills.generator import SKILLS
 
 PARTS: dict[str, ModuleType] = {"detection": mixture_detection}
 
@@ -27,12 +30,11 @@ PARTS: dict[str, ModuleType] = {"detection": mixture_detection}
 def main(output: Path, checkpoint: Path, tests: int, only: tuple[str, ...]) -> None:
     """Measure, and print the tables."""
     bench = Bench(output, checkpoint, tests)
-    if "base" not in bench.rows:
-        bench.save("base", bench.accuracies(bench.base))
     for name, part in PARTS.items():
         if not only or name in only:
             part.rows(bench)
-    print(f"Unbaked, in %: {', '.join(f'{skill} {100 * share:.1f}' for skill, share in bench.rows['base'].items())}\n")
+    shares = {skill: answered_correctly(bench, skill, "test", tests).mean() for skill in SKILLS}
+    print(f"Unbaked, in %: {', '.join(f'{skill} {100 * share:.1f}' for skill, share in shares.items())}\n")
     print("\n".join(part.table(bench) for part in PARTS.values()))
 
 

@@ -236,7 +236,8 @@ def test_a_mixture_of_experts_in_one_operator_is_refused_with_the_reason(operato
 SCORES = {
     "handed over": "scores = Identity(r)",
     "chosen in the graph": "n = Neg(r) e = Exp(n) a = Add(e, e) p = Reciprocal(a) b = Add(p, bias) "
-    "t, i = TopK(b, scale) g = GatherElements(p, i) l = Log(g) z = ConstantOfShape(scale) scores = ScatterElements(z, i, l)",
+    "t, i = TopK(b, scale) g = GatherElements(p, i) l = Log(g) z = ConstantOfShape(scale) "
+    "scores = ScatterElements(z, i, l)",
 }
 
 
