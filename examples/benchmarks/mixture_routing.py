@@ -10,8 +10,8 @@ from bakeout.models.plan import Plan
 from bakeout.models.reference.routing import routing_stability
 from bakeout.models.skills.generator import SKILLS
 
-# Texts of each kept skill whose routing is compared, as many as in a fit.
-_TEXTS = 64
+# Texts of each kept skill whose routing is compared.
+_TEXTS = 16
 
 
 def stability(bench: Bench, plan: Plan, forgotten: Sequence[str]) -> list[float]:

@@ -181,28 +181,30 @@ def _as_feed_forward(model: PreTrainedModel, index: int, located: Located, multi
     )
 
 
+# What gate, up and down are called in the FFLs of mixtures; the latter of lfm2_moe's.
+_GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+
+
 def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
     """The FFLs of a mixture of experts that see every token: shared experts, dense layers, parallel MLPs."""
-    names = ("gate_proj", "up_proj", "down_proj")
-    paths = [
-        path
-        for path, module in model.named_modules()
-        if not is_expert(path) and {name for name, _ in module.named_children()}.issuperset(names)
-    ]
-    layers = []
-    for index, path in enumerate(paths):
+    layers: list[FeedForward] = []
+    for path, module in model.named_modules():
+        children = {name for name, _ in module.named_children()}
+        names = next((names for names in _GATED if children.issuperset(names)), None)
+        if names is None or is_expert(path):
+            continue
         gate, up, down = (model.get_submodule(f"{path}.{name}") for name in names)
-        width, hidden = _dimensions(down, f"{path}.down_proj")
+        width, hidden = _dimensions(down, f"{path}.{names[-1]}")
         layers.append(
             FeedForward(
-                layer=index,
+                layer=len(layers),
                 block=model.get_submodule(block_path(path)),
                 gate=gate,
                 up=up,
                 down=down,
-                gate_path=f"{path}.gate_proj",
-                up_path=f"{path}.up_proj",
-                down_path=f"{path}.down_proj",
+                gate_path=f"{path}.{names[0]}",
+                up_path=f"{path}.{names[1]}",
+                down_path=f"{path}.{names[2]}",
                 width=width,
                 hidden=hidden,
                 layout="gated",
