@@ -1,22 +1,30 @@
 # make demo, make test, make test-all, make fuzz, make kills, make lint: each sets up .venv first, once, and again after a change of
 # pyproject.toml, of constraints.txt, or of which files the packages hold (a strict editable install links them singly).
+# make test-transformers5: what is tested beside transformers 5, in an environment of its own, .venv-transformers5.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # uv where it is installed, pip otherwise. Both report errors alone.
-INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/pip install --quiet --quiet \
+install = $(if $(shell command -v uv),uv pip install --quiet --python $(1)/bin/python,$(1)/bin/pip install --quiet --quiet \
 	--disable-pip-version-check)
 PACKAGES := $(shell grep --count == constraints.txt)
+# The second environment: its directory, and its versions.
+SECOND := .venv-transformers5
+SECOND_CONSTRAINTS := tests/transformers5/constraints.txt
 # A worker takes tests that follow each other, so that what a module's tests share is seldom made twice.
-PYTEST := $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
+OPTIONS := -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
+PYTEST := $(BIN)/python -m pytest $(OPTIONS)
 
-.PHONY: demo test test-all fuzz kills lint setup FORCE
+.PHONY: demo test test-transformers5 test-all fuzz kills lint setup FORCE
 
 demo: setup
 	@$(BIN)/bakeout demo
 
 test: setup
 	@$(PYTEST) -m "not slow"
+
+test-transformers5: $(SECOND)/ready
+	@$(SECOND)/bin/python -m pytest $(OPTIONS) -m "not slow" $$(cat tests/transformers5/files.txt)
 
 test-all: setup
 	@$(PYTEST)
@@ -47,8 +55,8 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt .venv/files.txt
 	@if [ -e $@ ]; then echo "Updating .venv: usually under half a minute"; else echo "Setting up .venv, once:" \
 		"$(PACKAGES) packages, usually 2 to 4 minutes where they are in the cache of pip or uv"; fi >&2
-	@$(INSTALL) --constraint constraints.txt setuptools
-	@$(INSTALL) --constraint constraints.txt --no-build-isolation --config-settings editable_mode=strict \
+	@$(call install,.venv) --constraint constraints.txt setuptools
+	@$(call install,.venv) --constraint constraints.txt --no-build-isolation --config-settings editable_mode=strict \
 		--editable ".[test,lint]"
 	@touch $@
 	@echo ".venv is ready" >&2
@@ -56,6 +64,14 @@ setup: .venv/ready
 .venv/files.txt: .venv/bin/pip FORCE
 	@find models graph_passes export -type f ! -path "*/__pycache__/*" | LC_ALL=C sort > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(SECOND)/ready: pyproject.toml $(SECOND_CONSTRAINTS)
+	@echo "Setting up $(SECOND): usually 2 to 4 minutes where its packages are in the cache of pip or uv" >&2
+	@test -e $(SECOND)/bin/pip || $(PYTHON) -m venv $(SECOND)
+	@$(call install,$(SECOND)) --constraint $(SECOND_CONSTRAINTS) setuptools
+	@$(call install,$(SECOND)) --constraint $(SECOND_CONSTRAINTS) --no-build-isolation --editable ".[test-any]"
+	@touch $@
+	@echo "$(SECOND) is ready" >&2
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -86,7 +86,7 @@ def neuron_adjust(
     layers = feed_forward_layers(model)
     random = np.random.default_rng(seed)
     adjusted = []
-    for number in (0, 2):
+    for number in (0, min(2, len(layers) - 1)):
         values = _pre_activations(model, number, prompts)
         neurons = np.sort(random.choice(layers[number].width, layers[number].width // 3, replace=False))
         mean, deviation = values.mean(axis=0)[neurons], values.std(axis=0, ddof=1)[neurons]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.checkpoint.placement import Placement
+from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import Intervention
 
 from tests.baked_parity import Parity, baked, compare, key_space_detection, neuron_adjust, plan_of, unbaked
@@ -45,10 +46,12 @@ def export(checkpoint: Path, directory: Path, name: str) -> tuple[Path, PreTrain
 
 
 def intervention_of(model: PreTrainedModel, kind: Kind, *, decisive: bool = False) -> Intervention:
-    """Neuron Adjust (``decisive`` as there), or Key Space Detection in a layer of four."""
+    """Neuron Adjust (``decisive`` as there), or Key Space Detection in one layer."""
     if kind == "neuron_adjust":
         return neuron_adjust(model, "threshold", PROMPTS, decisive=decisive)
-    return key_space_detection(model, (1,) if kind == "middle" else (3,), "query", PROMPTS)
+    last = len(feed_forward_layers(model)) - 1
+    layer = last // 2 if kind == "middle" else last
+    return key_space_detection(model, (layer,), "query", PROMPTS)
 
 
 def compared(directory: Path, model: PreTrainedModel, kind: Kind, name: str = "optimum fp32") -> Parity:

@@ -58,7 +58,7 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(_rope_base(config))
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     _add_tokenizer(writer, config.vocab_size, begins)
     for name, values in {**_tensors(model), **(more or {})}.items():
@@ -71,6 +71,12 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _rope_base(config: Any) -> float:
+    """Transformers 5 keeps what rotary positions need together."""
+    parameters = getattr(config, "rope_parameters", None)
+    return float(parameters["rope_theta"] if parameters else config.rope_theta)
 
 
 def _add_tokenizer(writer: GGUFWriter, size: int, begins: bool) -> None:

@@ -19,8 +19,8 @@ from tests.test_base_install import ABSENT
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("models", "graph_passes", "export")
-# What [fit,report] does not bring.
-ABSENT_FROM_DEMO = [name for name in ABSENT if EXTRAS.get(name, "harness") not in ("fit", "report")]
+# What [fit,optimum,report] does not bring.
+ABSENT_FROM_DEMO = [name for name in ABSENT if EXTRAS.get(name, "harness") not in ("fit", "optimum", "report")]
 
 
 @pytest.fixture(scope="module")

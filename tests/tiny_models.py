@@ -14,6 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+from tests.newer_families import NEWER
+
 PADDING = "<|pad|>"
 END_OF_TEXT = "<|endoftext|>"
 PADDING_ID = 0
@@ -252,6 +254,8 @@ _TORCH_MIXTURES: Mapping[str, tuple[str, Settings]] = MappingProxyType(
     }
 )
 FAMILIES = tuple(sorted(_FAMILIES))
+# Those that the installed transformers has, and optimum does not export.
+NEWER_FAMILIES = tuple(sorted(family for family, (name, _) in NEWER.items() if hasattr(transformers, name)))
 MIXTURES = tuple(sorted(_MIXTURES))
 TORCH_MIXTURES = tuple(sorted(_TORCH_MIXTURES))
 
@@ -270,7 +274,7 @@ def tiny_checkpoint(
 ) -> Path:
     """Write a random checkpoint of ``family`` with its tokenizer, and return ``directory``.
 
-    ``family`` is one of ``FAMILIES``, ``MIXTURES`` or ``TORCH_MIXTURES``. ``width`` is F, the width of an FFL (bloom
+    ``family``: ``FAMILIES``, ``NEWER_FAMILIES``, ``MIXTURES`` or ``TORCH_MIXTURES``. ``width`` is F, of an FFL (bloom
     and mpt have four times the hidden size); ``vocabulary`` at least 258 (the bytes, padding and end of text). The
     weights are large enough for greedy decoding to be decisive and for key vectors to differ from text to text.
     """
@@ -335,7 +339,7 @@ def _configuration(
 ) -> PretrainedConfig:
     if vocabulary < 258:
         raise ValueError(f"a byte-level tokenizer needs 258 tokens, not {vocabulary}")
-    name, settings = {**_FAMILIES, **_MIXTURES, **_TORCH_MIXTURES}[family]
+    name, settings = {**NEWER, **_FAMILIES, **_MIXTURES, **_TORCH_MIXTURES}[family]
     options: dict[str, Any] = {
         "vocab_size": vocabulary,
         "pad_token_id": PADDING_ID,
@@ -344,7 +348,7 @@ def _configuration(
         "tie_word_embeddings": False,
         "attn_implementation": "eager",
     }
-    options.update(settings({"layers": layers, "hidden": hidden, "width": width}))
+    options.update(settings({"layers": layers, "hidden": hidden, "width": width, "vocabulary": vocabulary}))
     options.update(others)
     configuration: PretrainedConfig = getattr(transformers, name)(**options)
     return configuration

@@ -20,6 +20,7 @@ from bakeout.export.baking.model_card import model_card
 from bakeout.export.baking.runtimes import take_branches, take_functions
 from bakeout.export.baking.stopping import let_refusal_stop
 from bakeout.export.baking.tokenizer_config import require_same_tokenizer
+from bakeout.export.exporting.exporters import choose_exporter
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.overflow import require_finite
 from bakeout.export.verification.graph_canary import require_canary
@@ -35,7 +36,6 @@ from bakeout.models.progress import Track, untracked
 _DEFAULTS = BakeOptions()
 _PACKAGES: tuple[str, ...] = ("bakeout", "ml-dtypes", "numpy", "safetensors")
 _GRAPH_PACKAGES = ("onnx", "onnx-ir")
-_EXPORT_PACKAGES = ("optimum", "optimum-onnx", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ def write_record(
 ) -> None:
     """Write the manifest of all files in ``directory``: what they were made of, and with ``measured`` more entries."""
     chosen = options.model_dump(mode="json")
+    chosen["exporter"], exporter_packages = _exported_by(options, plan, edited)
     if edited.form == "graph":
         # It kept its own.
         chosen["dtype"] = None
@@ -174,7 +175,7 @@ def write_record(
         **({"source": source} if (source := plan.provenance.get("source")) else {}),
         "plan": hashlib.sha256(plan_bytes(plan)).hexdigest(),
         "versions": {
-            "baked_with": _versions(options, edited),
+            "baked_with": _versions(options, edited, exporter_packages),
             "fitted_with": plan.provenance.get("versions", {}),
         },
         "options": chosen,
@@ -185,12 +186,16 @@ def write_record(
     write_manifest(directory, {**entries, **edited.told, **measured}, edited.digests)
 
 
-def _versions(options: BakeOptions, edited: Edited) -> dict[str, str]:
-    packages = _PACKAGES
-    if edited.form != "checkpoint":
-        packages += _GRAPH_PACKAGES
-    if edited.form == "exported graph":
-        packages += _EXPORT_PACKAGES
+def _exported_by(options: BakeOptions, plan: Plan, edited: Edited) -> tuple[str | None, tuple[str, ...]]:
+    """The exporter of a graph that we exported, and its packages."""
+    if edited.form != "exported graph":
+        return None, ()
+    name, exporter = choose_exporter(options.exporter, plan.model.architecture)
+    return name, exporter.PACKAGES
+
+
+def _versions(options: BakeOptions, edited: Edited, exporter_packages: tuple[str, ...]) -> dict[str, str]:
+    packages = _PACKAGES + (() if edited.form == "checkpoint" else _GRAPH_PACKAGES) + exporter_packages
     versions = {package: version(package) for package in packages}
     if options.quantize is None:
         return versions

@@ -66,7 +66,8 @@ def graph_base(
     from bakeout.export.exporting.onnx_export import export_checkpoint
 
     with scratch_directory(directory) as scratch:
-        yield GraphBase(export_checkpoint(source.directory, scratch, options.dtype, prompts), exported=True)
+        graph = export_checkpoint(source.directory, scratch, options.dtype, prompts, options.exporter)
+        yield GraphBase(graph, exported=True)
 
 
 def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan, variant: str | None = None) -> Path | Checkpoint:

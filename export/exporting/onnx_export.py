@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,38 +11,41 @@ import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import DATA, GRAPH
 from bakeout.export.artifacts.onnx_directory import companion_files, companion_name, copy_companions
-from bakeout.export.exporting.optimum_exporter import export_with_optimum
+from bakeout.export.exporting.exporters import choose_exporter
 from bakeout.export.exporting.tied_weights import tie_weights
 from bakeout.export.running.overflow import overflow
-from bakeout.graph_passes.graph.graph_file import load_graph
-from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.checkpoint.checkpoint_files import load_model, read_config
 from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.files.disk_room import require_space
 from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
-    from bakeout.export.recipes.bake_options import DType
+    from bakeout.export.recipes.bake_options import DType, ExporterName
 
 _BYTES = {"fp32": 4, "fp16": 2}
 _MASKED = -30000.0
 
 
 def export_checkpoint(
-    checkpoint: Path, directory: Path, dtype: DType = "fp32", tried_on: Sequence[Sequence[int]] = ()
+    checkpoint: Path,
+    directory: Path,
+    dtype: DType = "fp32",
+    tried_on: Sequence[Sequence[int]] = (),
+    exporter: ExporterName = "auto",
 ) -> Path:
     """Export ``checkpoint`` into ``directory`` and return the path of ``model.onnx``.
 
     The weights lie in ``model.onnx.data``; the checkpoint's configuration and tokenizer files are copied beside. The
     graph has a KV cache, and holds no path and no doc string: the same checkpoint gives the same bytes anywhere.
-    ``fp16`` is a graph that computes in float16 wherever the model does; ``tried_on``: token ids on which it is tried
-    whether the model can do that.
+    ``exporter``: what exports it (``exporters``). ``fp16`` is a graph that computes in float16 wherever the model does;
+    ``tried_on``: token ids on which it is tried whether the model can do that.
 
-    Raises ``BakeoutError`` for a checkpoint that cannot be loaded or that optimum cannot export, for one that overflows
-    in float16, and for a full disk.
+    Raises ``BakeoutError`` for a checkpoint that cannot be loaded or exported, for one that overflows in float16, and
+    for a full disk.
     """
+    _, chosen = choose_exporter(exporter, str(read_config(checkpoint).get("model_type")))
     model = load_model(checkpoint, Placement("cpu", "float16" if dtype == "fp16" else "float32"))
     if dtype == "fp16":
         # The default attention's mask is float32 in a trace, and would make everything behind it float32.
@@ -50,27 +53,16 @@ def export_checkpoint(
         _require_finite(model, tried_on)
     require_space(directory, _BYTES[dtype] * sum(weight.numel() for weight in model.state_dict().values()))
     with scratch_directory(directory) as exported:
-        weights = export_with_optimum(model, exported, checkpoint, dtype)
-        graph = load_graph(exported / GRAPH)
-        _attach(weights, graph.graph)
+        graph = chosen.export(model, exported, checkpoint, dtype)
         tie_weights(graph.graph)
         _bound_mask(graph)
         ir.save(graph, directory / GRAPH, external_data=DATA)
-        # The checkpoint's own files go before those that optimum writes anew.
+        # The checkpoint's own files go before those that the exporter writes anew.
         own = companion_files(checkpoint)
         names = {companion_name(path) for path in own}
         copy_companions([path for path in companion_files(exported) if companion_name(path) not in names], directory)
         copy_companions(own, directory)
     return directory / GRAPH
-
-
-def _attach(weights: Mapping[str, Tensor], graph: ir.Graph) -> None:
-    """Make initialisers of the inputs that are ``weights``, whose memory they share."""
-    for value in list(graph.inputs):
-        if (weight := weights.get(str(value.name))) is not None:
-            graph.inputs.remove(value)
-            value.const_value = ir.tensor(weight.detach(), name=value.name)
-            graph.register_initializer(value)
 
 
 def _require_finite(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:

@@ -1,21 +1,21 @@
-"""optimum, behind one function: no other module knows the exporter."""
+"""optimum: TorchScript, and its own knowledge of each architecture. No other module knows it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+import onnx_ir as ir
 
+from bakeout.export.artifacts.file_names import GRAPH
+from bakeout.export.exporting.failures import quiet, reason_of, told_of
 from bakeout.export.exporting.mixtures import traceable_mixtures
-from bakeout.models.errors import BakeoutError
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.models.extras import installing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,48 +23,45 @@ if TYPE_CHECKING:
 
     from bakeout.export.recipes.bake_options import DType
 
+PACKAGES = ("optimum", "optimum-onnx", "torch", "transformers")
 _TASK = "text-generation-with-past"
 # Families that optimum-onnx 0.1 has no configuration for: their inputs and caches are Llama's.
 _LLAMA_LIKE = ("mixtral", "olmoe", "qwen2_moe")
-# Errors of an exporter that does not know a model, or of ONNX Runtime, with which optimum checks its output. A full
-# disk is an OSError, which is not among them.
-_EXPORT_FAILS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    ort_errors.Fail,
-    ort_errors.InvalidGraph,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
-def export_with_optimum(model: PreTrainedModel, directory: Path, checkpoint: Path, dtype: DType) -> dict[str, Tensor]:
-    """Write the graph of ``model``, with a KV cache, and its configuration into ``directory``; return its weights.
+def unavailable(model_type: str) -> str | None:
+    """Why optimum cannot export an architecture here; None where nothing is known against it."""
+    try:
+        with quiet():
+            import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the architectures
+            from optimum.exporters.tasks import TasksManager
 
-    The graph has its weights among its inputs, by the names of what is returned. These are the model's own memory, or
-    views of it, but for what the exporter computed of them: torch and optimum themselves would hold them four times.
+            _register_families()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "optimum":
+            raise
+        return f"optimum-onnx is not installed: {installing('optimum')}"
+    except ImportError as error:
+        return f"optimum-onnx does not run with the installed transformers ({reason_of(error)})"
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(model_type, "onnx", library_name="transformers")
+    except KeyError:
+        tasks = {}
+    return None if _TASK in tasks else "optimum does not know this architecture"
+
+
+def export(model: PreTrainedModel, directory: Path, checkpoint: Path, dtype: DType) -> ir.Model:
+    """The graph of ``model``; its configuration is written into ``directory``.
+
     Raises ``BakeoutError`` where optimum cannot; the errors name ``checkpoint`` and ``dtype``.
     """
-    from optimum.exporters.onnx import onnx_export_from_model
+    with told_of(checkpoint, dtype, "optimum"), traceable_mixtures(model), _weights_apart() as weights:
+        from optimum.exporters.onnx import onnx_export_from_model
 
-    _register_families()
-    try:
-        with _quiet(), traceable_mixtures(model), _weights_apart() as weights:
-            onnx_export_from_model(model, output=directory, task=_TASK, do_validation=False, no_post_process=True)
-    except _EXPORT_FAILS as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BakeoutError(
-            f"{checkpoint} cannot be exported to ONNX in {dtype} ({reason}).",
-            ("Export in fp32, or bake" if dtype == "fp16" else "Use an architecture that optimum exports, or bake")
-            + " an ONNX graph made elsewhere.",
-        ) from error
-    return weights
+        onnx_export_from_model(model, output=directory, task=_TASK, do_validation=False, no_post_process=True)
+    graph = load_graph(directory / GRAPH)
+    _attach(weights, graph.graph)
+    return graph
 
 
 @contextlib.contextmanager
@@ -106,15 +103,10 @@ def _register_families() -> None:
         TasksManager.create_register("onnx")(family, *COMMON_TEXT_GENERATION_TASKS)(MixtureOnnxConfig)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what exporters print and warn of from the user. What goes wrong is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stderr(io.StringIO()):
-                yield
-    finally:
-        logging.disable(before)
+def _attach(weights: Mapping[str, Tensor], graph: ir.Graph) -> None:
+    """Make initialisers of the inputs that are ``weights``, whose memory they share."""
+    for value in list(graph.inputs):
+        if (weight := weights.get(str(value.name))) is not None:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(weight.detach(), name=value.name)
+            graph.register_initializer(value)

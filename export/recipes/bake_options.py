@@ -15,6 +15,7 @@ RuntimeName = Literal[
 ]
 Quantisation = Literal["int8", "int4"]
 DType = Literal["fp32", "fp16"]
+ExporterName = Literal["auto", "optimum", "dynamo"]
 
 
 def _each_once(names: tuple[RuntimeName, ...]) -> tuple[RuntimeName, ...]:
@@ -43,6 +44,11 @@ class BakeOptions(Section):
         "weights alone; it keeps its type.",
     )
     dtype: DType = Field("fp32", description="The precision in which a checkpoint is exported; graphs keep their own.")
+    exporter: ExporterName = Field(
+        "auto",
+        description="What exports a checkpoint: `optimum` (its extra, for transformers 4.57), or `dynamo`, "
+        "`torch.onnx.export`; `auto`: optimum where it is installed and knows the architecture, else `dynamo`.",
+    )
     variant: str | None = Field(
         None,
         description="Bake into one of the graphs that the model's directory or repository holds: `q4` for "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.checkpoint.gguf_header import GgufHeader, read_gguf_header
-from bakeout.models.checkpoint.gguf_rope import FACTORS, rope_scaling
+from bakeout.models.checkpoint.gguf_rope import FACTORS, rope_scaling, scale_positions
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.json_object import read_json
@@ -188,7 +188,7 @@ def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel
             f"{path} lacks {len(missing)} of the model's weights, among them {missing[0]}.", "Copy it again."
         )
     if (scaling := rope_scaling(path, header)) is not None:
-        model.config.rope_scaling = scaling
+        scale_positions(model.config, scaling)
     known = {*get_gguf_hf_weights_map(model), FACTORS}
     if unknown := sorted(name for name in header.tensors if name not in known):
         raise BakeoutError(

@@ -46,6 +46,14 @@ def rope_scaling(path: Path, header: GgufHeader) -> dict[str, Any] | None:
     )
 
 
+def scale_positions(config: Any, scaling: dict[str, Any]) -> None:
+    """Write ``rope_scaling`` into a model's configuration: transformers 5 keeps it beside the base of the positions."""
+    if (parameters := getattr(config, "rope_parameters", None)) is None:
+        config.rope_scaling = scaling
+    else:
+        config.rope_parameters = {**parameters, **scaling}
+
+
 def _llama3_factors(base: float, size: int, factor: float) -> list[float]:
     """By how much each frequency of a head of ``size`` is divided: long waves by ``factor``, short ones not at all."""
     factors = []

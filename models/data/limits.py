@@ -63,7 +63,8 @@ def _is_size(value: Any) -> TypeGuard[int]:
 
 def _stretched(context: int, config: Mapping[str, Any]) -> int:
     """The context with what its rotary positions are scaled by. Those of Llama 3 and of longrope are in it already."""
-    scaling = config.get("rope_scaling")
+    # Transformers 5 writes it beside the base of the positions.
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(scaling, Mapping) or scaling.get("rope_type", scaling.get("type")) not in _STRETCHED:
         return context
     factor = scaling.get("factor")

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.end_of_text import CONFIG, GENERATION, TOKENIZER, EndOfText, config_value, end_of_text
 from bakeout.models.data.padding import left_padded
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import model_limits
+from bakeout.models.network.structure.caches import new_cache, with_cache
 from bakeout.models.progress import Track, untracked
 
 
@@ -108,7 +109,7 @@ def _continue_batch(
     new_ids, mask = (torch.from_numpy(array).to(device) for array in left_padded(prompts))
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     ends = torch.tensor(sorted(end), dtype=torch.int64, device=device)
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     tokens: list[Tensor] = []
     logarithms: list[Tensor] = []
@@ -117,9 +118,7 @@ def _continue_batch(
         if takes_positions:
             options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new_ids.shape[1] :]
         logits = (
-            model(input_ids=new_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
-            .logits[:, -1]
-            .float()
+            model(input_ids=new_ids, attention_mask=mask, **with_cache(model, cache), **options).logits[:, -1].float()
         )
         if temperature > 0:
             probabilities = torch.softmax(logits / temperature, dim=-1)

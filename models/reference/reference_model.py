@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from bakeout.models.network.families import model_limits
+from bakeout.models.network.structure.caches import new_cache, with_cache
 from bakeout.models.plan import Check, Floats, Integers, Plan
 from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.refusal import positions_tested, refuse_row
@@ -83,7 +84,7 @@ class Reference:
 
     def new_cache(self, batch: int) -> ReferenceCache:
         """An empty cache for ``batch`` conversations."""
-        return ReferenceCache(DynamicCache(config=self.model.config), np.zeros((batch, 0), dtype=np.int64))
+        return ReferenceCache(new_cache(self.model), np.zeros((batch, 0), dtype=np.int64))
 
     @property
     def seen(self) -> dict[int, Tensor]:
@@ -107,8 +108,7 @@ class Reference:
         logits: Tensor = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=cache.keys_values,
-            use_cache=True,
+            **with_cache(self.model, cache.keys_values),
             **options,
         ).logits
         if self._check is None:

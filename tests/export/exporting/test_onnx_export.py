@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bakeout.export.exporting import optimum_exporter
 from bakeout.export.exporting.onnx_export import export_checkpoint
-from bakeout.export.exporting.optimum_exporter import export_with_optimum
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
@@ -107,22 +107,23 @@ def test_an_export_is_the_same_anywhere_and_names_no_path(llama_checkpoint: Path
         assert contents[0][name] == (llama_checkpoint / name).read_bytes()
 
 
-def test_an_architecture_that_cannot_be_exported_is_said_so(tmp_path: Path) -> None:
+def test_an_architecture_that_the_exporter_does_not_know_is_said_so(tmp_path: Path) -> None:
     from transformers import CTRLConfig
 
     config = CTRLConfig(vocab_size=264, n_embd=16, dff=32, n_layer=1, n_head=2, n_positions=32)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "ctrl")
     byte_tokenizer().save_pretrained(tmp_path / "ctrl")
     (tmp_path / "out").mkdir()
-    with pytest.raises(BakeoutError, match="cannot be exported") as caught:
-        export_checkpoint(tmp_path / "ctrl", tmp_path / "out")
+    with pytest.raises(BakeoutError, match="The exporter optimum cannot export ctrl") as caught:
+        export_checkpoint(tmp_path / "ctrl", tmp_path / "out", exporter="optimum")
     assert "\n" not in str(caught.value)
 
 
 def test_an_export_holds_weights_once(tmp_path: Path) -> None:
-    """What is written, transposed weights too, is the model's own memory; the exporter's own graph has none of it."""
+    """What is written, transposed weights too, is the model's own memory; optimum's own file has none of it."""
     model = tiny_model("llama")
-    weights = export_with_optimum(model, tmp_path, tmp_path, "fp32")
+    graph = optimum_exporter.export(model, tmp_path, tmp_path, "fp32")
+    tensors: list[Any] = [value.const_value for value in graph.graph.initializers.values()]
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    assert {weight.untyped_storage().data_ptr() for weight in weights.values()} == own
+    assert {tensor.raw.untyped_storage().data_ptr() for tensor in tensors} == own
     assert not onnx.load(tmp_path / "model.onnx").graph.initializer

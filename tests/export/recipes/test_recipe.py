@@ -77,6 +77,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
     assert recipe.export.model_dump() == {
         "to": "onnx",
         "dtype": "fp32",
+        "exporter": "auto",
         "variant": None,
         "quantize": None,
         "inline": False,

@@ -136,8 +136,10 @@ def test_is_the_token_of_the_loaded_tokenizer(llama_checkpoint: Path) -> None:
 
 def test_a_tokenizer_that_names_none(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path)
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        content = json.loads((tmp_path / name).read_text())
-        del content["eos_token"]
-        (tmp_path / name).write_text(json.dumps(content))
+    # Transformers 5 writes the former alone.
+    for path in (tmp_path / "tokenizer_config.json", tmp_path / "special_tokens_map.json"):
+        if path.exists():
+            content = json.loads(path.read_text())
+            del content["eos_token"]
+            path.write_text(json.dumps(content))
     assert not read_end_of_text(tmp_path).named
