@@ -29,7 +29,8 @@ from bakeout.models.progress import Track
 NEW_TOKENS = 16
 _BATCH = 16
 # Neuron Adjust is discontinuous where both Gaussians are equally likely: a value within rounding of that point falls
-# one way in float32 and the other in float64, and the rest of its text changes with it.
+# one way in float32 and the other in float64, and the rest of its text changes with it. That share of the answered
+# prompts may differ, and never all of them. Refused ones do not count: a refusal is the same whatever the weights.
 _TIES = 0.02
 
 
@@ -64,7 +65,6 @@ def check_parity(
         return False, OTHER_BASE.format(base.directory)
     tolerance = _TOLERANCE[stored_precision(load_graph(graph_file))]
     adjusts = any(intervention.ties_in_rounding for intervention in plan.interventions)
-    ties = math.ceil(_TIES * len(prompts)) if adjusts else 0
     equal, refused, differences = 0, 0, []
     for answer, logits, expected, expected_logits in _answers(graph_file, plan, base, prompts, track, batch=_BATCH):
         equal += answer == expected
@@ -73,6 +73,8 @@ def check_parity(
         refused += is_refused(logits[0]) and is_refused(expected_logits[0])
         steps = min(_agreed(answer, expected) + 1, len(answer), len(expected))
         differences.append(float(np.abs(logits[:steps] - expected_logits[:steps]).max()))
+    answered = len(prompts) - refused
+    ties = min(math.ceil(_TIES * answered), max(answered - 1, 0)) if adjusts else 0
     # NaN is within no tolerance.
     beyond = sum(not difference <= tolerance.logits for difference in differences)
     ok = equal >= int(tolerance.prompts * len(prompts)) - ties and beyond <= ties
@@ -84,14 +86,17 @@ def check_parity(
 
 
 def refusals_told(plan: Plan, refused: int, prompts: int) -> tuple[bool, str]:
-    """Whether so many refusals show that the plan's check refuses, and the words for it; none do not.
+    """Whether so many refusals show that the plan's check refuses and lets pass, and the words for it; none do not.
 
-    But a plan whose canary is not synthesised, as those of Bakeout 0.1.0 and 0.2.0, cannot be held to that.
+    Nor does a refusal of all prompts: refusals are the same whatever the weights behind the check. But a plan whose
+    canary is not synthesised, as those of Bakeout 0.1.0 and 0.2.0, cannot be held to that.
     """
     if plan.check is None:
         return True, ""
     if refused:
-        return True, f"; {refused} of {prompts} prompts refused by both"
+        nothing_passed = refused == prompts and plan.canary.refused is not None
+        needed = ", so nothing is proven of what passes: give prompts that pass" if nothing_passed else ""
+        return not nothing_passed, f"; {refused} of {prompts} prompts refused by both{needed}"
     needed = "" if plan.canary.refused is None else ": give prompts that are to be refused"
     return plan.canary.refused is None, f"; none of {prompts} prompts refused, so no refusal is proven{needed}"
 

@@ -93,7 +93,7 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
     """
     from transformers import AutoModelForCausalLM
 
-    from bakeout.models.checkpoint.this_machine import loading_options
+    from bakeout.models.checkpoint.this_machine import loading_options, mapped_tensor_by_tensor
 
     loading = loading_options(placement)
     weight_files(directory)
@@ -104,14 +104,15 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
         if placement.device_map is not None:
             loading["offload_folder"] = str(files.enter_context(scratch_directory()))
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                readable,
-                **loading,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+            with mapped_tensor_by_tensor():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    readable,
+                    **loading,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
         except Exception as error:  # noqa: BLE001 - a configuration's numbers end up anywhere in its architecture's code
             raise BakeoutError(
                 f"{directory} cannot be loaded ({_first_line(error)}).",

@@ -1,13 +1,16 @@
-"""Placements on this machine: what ``from_pretrained`` takes for one, and what a loaded model runs in."""
+"""Placements on this machine: what ``from_pretrained`` takes for one, how it reads, and what a loaded model runs in."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from safetensors import safe_open
+from transformers import PreTrainedModel, modeling_utils
 
 from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.errors import BakeoutError
@@ -64,6 +67,22 @@ def _torch_dtype(placement: Placement, kind: str) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+@contextmanager
+def mapped_tensor_by_tensor() -> Iterator[None]:
+    """A context in which transformers maps a safetensors file anew for each tensor that it loads.
+
+    It maps a whole file until its last tensor is loaded, and what was read of a mapping stays resident as long as that:
+    a checkpoint that is converted to another dtype was in memory twice. A tensor that is not converted stays mapped.
+    """
+    module: Any = modeling_utils
+    whole_file = module.safe_open
+    module.safe_open = _TensorByTensor
+    try:
+        yield
+    finally:
+        module.safe_open = whole_file
+
+
 def computed_in(model: PreTrainedModel) -> dict[str, Any]:
     """For the provenance: the kinds of device and the dtypes that ``model`` runs in; empty for float32 on the CPU."""
     placed = getattr(model, "hf_device_map", None) or {"": model.device}
@@ -84,3 +103,25 @@ def require_weights_in_memory(model: PreTrainedModel, what: str) -> None:
 def _kind(device: Any) -> str:
     """``cuda`` for 0, ``cuda:1`` and so on."""
     return "cuda" if isinstance(device, int) else str(device).partition(":")[0]
+
+
+class _TensorByTensor:
+    """What ``safe_open`` gives, but for its slices."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._opening = arguments, options
+        self._file: Any = safe_open(*arguments, **options)
+
+    def __enter__(self) -> _TensorByTensor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.__exit__(*exception)
+
+    def get_slice(self, name: str) -> Any:
+        arguments, options = self._opening
+        file: Any = safe_open(*arguments, **options)
+        return file.get_slice(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

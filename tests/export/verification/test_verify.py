@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -19,7 +20,9 @@ from bakeout.export.cli.main import main
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.formulas import check_formulas
+from bakeout.export.verification.parity import check_parity
 from bakeout.export.verification.verify import Check, verify
+from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
@@ -136,6 +139,30 @@ def test_other_weights_kill_the_canary_and_parity(copy: Path, llama_checkpoint: 
     checks = verify(copy, base=llama_checkpoint)
     assert _failed(checks) == {"files", "canary", "parity"}
     assert "at most" in checks[-1].detail
+
+
+def test_another_head_is_no_tie(copy: Path, llama_checkpoint: Path) -> None:
+    """Behind all that the canary sees: the one prompt of it that is answered tells, and is not excused as a tie."""
+    graph = onnx.load(copy / "model.onnx", load_external_data=False).graph
+    vocabulary = json.loads((copy / "config.json").read_text())["vocab_size"]
+    (head,) = (weight for weight in graph.initializer if len(weight.dims) == 2 and weight.dims[1] == vocabulary)
+    place = {entry.key: entry.value for entry in head.external_data}
+    data = copy / "model.onnx.data"
+    weights = np.memmap(data, np.float32, "r+", int(place["offset"]), (int(place["length"]) // 4,))
+    weights *= np.float32(0.7)
+    weights.flush()
+    checks = verify(copy, base=llama_checkpoint)
+    assert _failed(checks) == {"files", "parity"}
+    assert "(at most 0); 2 of 3 prompts refused by both" in checks[-1].detail
+
+
+def test_refusals_alone_are_not_parity(artifact: Path, tiny_plan: Plan, llama_checkpoint: Path) -> None:
+    """They are the same whatever the weights are."""
+    assert tiny_plan.canary.refused is not None
+    refused = tiny_plan.canary.input_ids[list(tiny_plan.canary.refused)].tolist()
+    ok, told = check_parity(artifact / "model.onnx", tiny_plan, Checkpoint(llama_checkpoint), refused, untracked)
+    assert not ok
+    assert told.endswith("2 of 2 prompts refused by both, so nothing is proven of what passes: give prompts that pass")
 
 
 def test_another_base_model_is_not_parity(artifact: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
 from bakeout.models.checkpoint.checkpoint_writer import checkpoint_files
@@ -149,3 +150,25 @@ def test_a_garbled_configuration_is_refused(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
     with pytest.raises(BakeoutError, match=r"config\.json"):
         load_model(copy)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone tells the peak of a moment")
+def test_a_conversion_holds_no_checkpoint_twice(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=32768, hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    load_model(tmp_path, Placement("cpu", "float16"))
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    model = load_model(tmp_path, Placement("cpu", "float16"))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float16}
+    # The copy, the largest tensor's own pages, and a little.
+    assert _resident("VmHWM") - before < 1.6 * size
+
+
+def _resident(which: str) -> int:
+    """Bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(which)).split()[1])
