@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ _FIRST_TOKENS = 64
 _BATCH_LOGITS = 1 << 26
 # A row, whether it is correct, its share of correct tokens, first tokens and their log-probabilities.
 _Scored = tuple[int, bool, float, NDArray[np.int64], Floats]
-# Rows that a base model is tried on: where it answers none of them exactly, it is taken to answer in its own words.
-_TRIED = 32
+# Rows that a base model is tried on: where it answers none of them exactly, it is taken to answer in its own words. A
+# long answer of these is read to its end only where its first tokens are the expected ones.
+_TRIED, _BEGINNING = 32, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +140,14 @@ def exactly_answered(
     are not tried, and none counts as correct. Raises as ``answers``.
     """
     correct = np.zeros(len(records), dtype=bool)
-    for rows in (slice(0, _TRIED), slice(_TRIED, None)):
-        if records[rows]:
-            correct[rows] = answers(model, records[rows], end=end, batch_size=batch_size, track=track).correct
+    begun = [replace(record, response_ids=record.response_ids[:_BEGINNING]) for record in records[:_TRIED]]
+    # No token ends what is cut off.
+    begins = answers(model, begun, end=frozenset(), batch_size=batch_size, track=track).correct
+    tried = np.flatnonzero(begins)
+    for rows in (tried, np.arange(_TRIED, len(records))):
+        if len(rows):
+            chosen = [records[row] for row in rows]
+            correct[rows] = answers(model, chosen, end=end, batch_size=batch_size, track=track).correct
         if not correct.any():
             break
     return correct

@@ -25,10 +25,10 @@ def llama() -> PreTrainedModel:
     return tiny_model("llama", layers=2)
 
 
-def _answered(model: PreTrainedModel, count: int) -> list[Record]:
+def _answered(model: PreTrainedModel, count: int, tokens: int = 3) -> list[Record]:
     """Rows whose responses are what the model itself generates."""
     prompts = random_prompts(count)
-    texts = continue_prompts(model, prompts, end=frozenset(), max_new_tokens=3)
+    texts = continue_prompts(model, prompts, end=frozenset(), max_new_tokens=tokens)
     return [Record("p", "r", prompt, text.ids) for prompt, text in zip(prompts, texts, strict=True)]
 
 
@@ -85,3 +85,14 @@ def test_a_model_that_never_answers_exactly_is_tried_on_a_few_rows(llama: PreTra
     assert not exactly_answered(llama, records, end=frozenset()).any()
     handle.remove()
     assert sum(shape[0] for shape in passes) == 32
+
+
+def test_long_answers_are_read_on_where_they_begin_right(llama: PreTrainedModel) -> None:
+    right, wrong_later, wrong = _answered(llama, 3, tokens=12)
+    wrong_later = replace(wrong_later, response_ids=[*wrong_later.response_ids[:10], 5, 6])
+    passes: list[torch.Size] = []
+    handle = _forward_passes(llama, passes)
+    correct = exactly_answered(llama, [right, wrong_later, _wrong(wrong)], end=frozenset())
+    handle.remove()
+    assert correct.tolist() == [True, False, False]
+    assert [shape[:2] for shape in passes] == [(3, 8 + 1), (2, 12 + 1)]
