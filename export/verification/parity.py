@@ -79,6 +79,8 @@ def check_parity(
     beyond = sum(not difference <= tolerance.logits for difference in differences)
     ok = equal >= int(tolerance.prompts * len(prompts)) - ties and beyond <= ties
     exercised, told = refusals_told(plan, refused, len(prompts))
+    if not answered and plan.canary.refused is not None:
+        exercised, told = False, f"{told}, so nothing is proven of what passes: give prompts that pass"
     return ok and exercised, (
         f"{equal} of {len(prompts)} prompts answered alike to the token, largest logit difference "
         f"{max(differences):.1e}, in {beyond} prompts above {tolerance.logits:g} (at most {ties}){told}"
@@ -86,17 +88,14 @@ def check_parity(
 
 
 def refusals_told(plan: Plan, refused: int, prompts: int) -> tuple[bool, str]:
-    """Whether so many refusals show that the plan's check refuses and lets pass, and the words for it; none do not.
+    """Whether so many refusals show that the plan's check refuses, and the words for it; none do not.
 
-    Nor does a refusal of all prompts: refusals are the same whatever the weights behind the check. But a plan whose
-    canary is not synthesised, as those of Bakeout 0.1.0 and 0.2.0, cannot be held to that.
+    But a plan whose canary is not synthesised, as those of Bakeout 0.1.0 and 0.2.0, cannot be held to that.
     """
     if plan.check is None:
         return True, ""
     if refused:
-        nothing_passed = refused == prompts and plan.canary.refused is not None
-        needed = ", so nothing is proven of what passes: give prompts that pass" if nothing_passed else ""
-        return not nothing_passed, f"; {refused} of {prompts} prompts refused by both{needed}"
+        return True, f"; {refused} of {prompts} prompts refused by both"
     needed = "" if plan.canary.refused is None else ": give prompts that are to be refused"
     return plan.canary.refused is None, f"; none of {prompts} prompts refused, so no refusal is proven{needed}"
 
