@@ -26,7 +26,8 @@ def require_unchanged(directory: Path, beside: Collection[str] = (), *, track: T
     What a command that was killed left there is removed. Raises ``BakeoutError``.
     """
     manifest = read_manifest(directory)
-    forget_killed(directory / MANIFEST)
+    for name in (MANIFEST, SIGNATURE):
+        forget_killed(directory / name)
     files = {name: entry for name, entry in manifest["files"].items() if name not in beside}
     irregular = irregular_entries(directory)
     wrong = "; ".join(f"{name} is {what}" for name, what in irregular.items())

@@ -33,6 +33,7 @@ from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
+from bakeout.models.files.writing import require_writable
 from bakeout.models.progress import Track, untracked
 
 
@@ -71,6 +72,7 @@ def certify(
     plan's.
     """
     manifest = require_unchanged(directory, WRITTEN)
+    require_writable(directory)
     data = GivenData.of(forget, retain, strangers, fitted, grades, real_authors, world_facts)
     reference = None if tofu_reference is None else _reference(tofu_reference)
     with Models(directory, base) as models:

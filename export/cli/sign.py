@@ -24,8 +24,10 @@ def sign(path: Path, key: Path, certificate: Path | None, chain: tuple[Path, ...
     """
     from bakeout.export.artifacts.additions import require_unchanged
     from bakeout.export.artifacts.file_names import MANIFEST
-    from bakeout.export.trust.signature import sign
+    from bakeout.export.trust.signature import sign, signature_of
+    from bakeout.models.files.writing import require_writable
 
+    require_writable(signature_of(path).parent)
     if (path / MANIFEST).is_file():
         with progress() as track:
             require_unchanged(path, track=track)

@@ -27,14 +27,15 @@ _LAYERS = 2
 class Command:
     """``arguments`` after `bakeout`, run in a directory of its own; ``outputs``: what it writes there.
 
-    ``resumed``: directories that a killed run leaves for the next one; ``beside``: what has to lie in its directory;
-    ``ranks``: as how many processes it runs.
+    ``resumed``: what a killed run leaves for the next one; ``beside``: what has to lie in its directory; ``in_place``:
+    it changes some of that, and so runs again however it ended; ``ranks``: as how many processes it runs.
     """
 
     arguments: tuple[str, ...]
     outputs: tuple[str, ...]
     resumed: tuple[str, ...] = ()
     beside: Path | None = None
+    in_place: bool = False
     ranks: int = 1
 
     def prepare(self, home: Path) -> None:
@@ -62,15 +63,24 @@ def commands(directory: Path) -> Mapping[str, Command]:
     # The demo's recipe names layers of a model with as many.
     weights_of_chat = write_gguf(directory / "tiny.gguf", layers=12, context=8192)
     data = str(directory / "recipe" / "data" / "sums.test.jsonl")
+    asked = [
+        part
+        for option, name in (("--forget", "sums"), ("--retain", "names"))
+        for part in (option, _one_row(directory / "recipe" / "data", name))
+    ]
+    short = ("--max-new-tokens", "4")
+    finished = directory / "finished"
+    shutil.copytree(artifact, finished / "new" / "artifact")
+    (finished / "salt").write_bytes(b"s" * 32)
+    key = _key(directory / "signing.key")
+    graph = str(_graph(artifact, directory))
     attacked = ("--data", data, "--prompts", "4", "--attack", "none", "--attack", "chunked")
     return {
         "fit": Command(("fit", str(recipe), "-o", "new/plan"), ("new/plan",)),
         "fit as two processes": Command(("fit", str(recipe), "-o", "new/plan"), ("new/plan",), ranks=2),
         "build": Command(("build", str(recipe), "-o", "new/artifact"), ("new/artifact",)),
         "export": Command(("bake", str(checkpoint), str(plan), "-o", "new/artifact"), ("new/artifact",)),
-        "bake a graph": Command(
-            ("bake", str(_graph(artifact, directory)), str(plan), "-o", "new/artifact"), ("new/artifact",)
-        ),
+        "bake a graph": Command(("bake", graph, str(plan), "-o", "new/artifact"), ("new/artifact",)),
         "bake a checkpoint": Command(
             ("bake", str(checkpoint), str(weights), "-o", "new/artifact", "--to", "safetensors"), ("new/artifact",)
         ),
@@ -84,6 +94,18 @@ def commands(directory: Path) -> Mapping[str, Command]:
         "chat demo": Command(
             ("demo", "--model", "smollm2", "--weights", str(weights_of_chat), "-o", "new/demo"), ("new/demo",)
         ),
+        "certify": Command(
+            ("certify", "new/artifact", "--base", graph, *asked, "--quick", *short, "--journal", "new/journal"),
+            (),
+            ("new/journal",),
+            beside=finished,
+            in_place=True,
+        ),
+        "record": Command(
+            ("record", "new/artifact", "--request", data, "--salt", "salt"), (), beside=finished, in_place=True
+        ),
+        "sign": Command(("sign", "new/artifact", "--key", key), (), beside=finished, in_place=True),
+        "bom": Command(("bom", str(artifact), "-o", "new/bom.json"), ("new/bom.json",)),
         "report": Command(("report", str(artifact), "-o", "new/report.html"), ("new/report.html",)),
         "reveal and release": Command(
             ("fit", _release(directory / "release").name, "-o", "new/plan"),
@@ -92,6 +114,24 @@ def commands(directory: Path) -> Mapping[str, Command]:
             beside=directory / "release",
         ),
     }
+
+
+def _one_row(directory: Path, name: str) -> str:
+    """A file of one row, since a certificate asks each of them many times."""
+    path = directory / f"{name}.one.jsonl"
+    path.write_text((directory / f"{name}.test.jsonl").read_text(encoding="utf-8").partition("\n")[0] + "\n", "utf-8")
+    return str(path)
+
+
+def _key(path: Path) -> str:
+    """A private key, in PEM."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key = ec.generate_private_key(ec.SECP256R1())
+    path.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+    return str(path)
 
 
 def _graph(artifact: Path, directory: Path) -> Path:
