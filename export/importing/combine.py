@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,8 +84,8 @@ def combine(plans: Sequence[Plan], base: str, *, track: Track = untracked) -> Co
     """All interventions of ``plans``, in this order, as one plan for the checkpoint ``base``.
 
     The provenance names the plans by their digests and holds the interactions; data of one name must be the same data.
-    Raises ``BakeoutError`` for fewer than two plans, for plans of different models or of another one than ``base``, and
-    where two of them hold a kind that a plan holds once.
+    Checks of Key Space Detection become one, in the place of the first. Raises ``BakeoutError`` for fewer than two
+    plans, for plans of different models or of another one than ``base``, and for checks that cannot become one.
     """
     if len(plans) < 2:
         raise BakeoutError("One plan alone has nothing to be combined with.", "Name two or more.")
@@ -97,17 +97,40 @@ def combine(plans: Sequence[Plan], base: str, *, track: Track = untracked) -> Co
                 "Name its base model, and plans of that alone.",
             )
     interventions = [intervention for plan in plans for intervention in plan.interventions]
+    whole, places = _joined(interventions)
     data = _data(plans)
     with loaded_base(checkpoint) as (model, _):
-        interactions = tuple(_interactions(model, plans, interventions))
+        interactions = tuple(_at(places, each) for each in _interactions(model, plans, interventions))
         record = {
             "plans": [hashlib.sha256(plan_bytes(plan)).hexdigest() for plan in plans],
             "interactions": [interaction.as_json() for interaction in interactions],
         }
         provenance = {**_common(plans), "data": data, "combined": record}
         canaries = [plan.canary for plan in plans]
-        combined = plan_of(checkpoint, model, interventions, provenance, track, canaries)
+        combined = plan_of(checkpoint, model, whole, provenance, track, canaries)
     return Combined(combined, interactions)
+
+
+def _joined(interventions: Sequence[Intervention]) -> tuple[list[Intervention], list[int]]:
+    """The interventions of the combined plan, and the place there of each of ``interventions``."""
+    whole: list[Intervention] = []
+    places: list[int] = []
+    for intervention in interventions:
+        kinds = [other.kind for other in whole]
+        if intervention.at_most_one and intervention.kind in kinds:
+            places.append(kinds.index(intervention.kind))
+            whole[places[-1]] = whole[places[-1]].joined(intervention)
+        else:
+            places.append(len(whole))
+            whole.append(intervention)
+    return whole, places
+
+
+def _at(places: Sequence[int], interaction: Interaction) -> Interaction:
+    """An interaction whose places are those of the combined plan."""
+    before = dict.fromkeys(places[place] for place in interaction.fitted_without)
+    place = places[interaction.intervention]
+    return replace(interaction, intervention=place, fitted_without=tuple(other for other in before if other != place))
 
 
 def _data(plans: Sequence[Plan]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.models.plan.arrays import Array, Floats, Integers
+from bakeout.models.plan.arrays import Array, Floats, Integers, PlanError
 from bakeout.models.plan.kinds.adjustment import Adjustment
 from bakeout.models.plan.kinds.check import Check, Positions
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
@@ -116,6 +116,10 @@ class Intervention(ABC):
         kind: Any = self
         nameless: Self = replace(kind, report=self.report_type())
         return nameless
+
+    def joined(self, other: Self) -> Self:
+        """One that does what both do, of a kind that a plan holds once. Raises ``PlanError`` where there is none."""
+        raise PlanError(f"The plans hold {self.title} twice.", "Fit one that does what both do.")
 
     def at_positions(self, positions: Positions) -> Self:
         """The same intervention, checking other positions; itself where it checks none."""

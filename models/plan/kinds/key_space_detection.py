@@ -154,6 +154,31 @@ class KeySpaceDetection(Intervention, Check):
         """The gradient of the margin, softened where that has corners."""
         return self.regions.slope(keys, region, float(self.alpha[region]))
 
+    def joined(self, other: Self) -> Self:
+        """One check of the regions of both, which refuses what either of them refuses.
+
+        The figures of each skill stay. Those of false refusals do not, which are of fewer regions. Raises ``PlanError``
+        where the two look at other keys, or answer otherwise, and where they refuse the same skill.
+        """
+        own, its = self.structure(), other.structure()
+        same = {name for name in own.keys() & its.keys() if np.array_equal(own[name], its[name])}
+        if differing := sorted({*own, *its} - same):
+            raise PlanError(
+                f"Two checks of {self.title} differ in their {', '.join(differing)}, and a plan holds one.",
+                "Fit one of them as the other is.",
+            )
+        if both := sorted(set(self.skills) & set(other.skills)):
+            raise PlanError(f"Two checks of {self.title} refuse {both[0]}.", "Leave one of them out.")
+        skills = {**(self.report.skills or {}), **(other.report.skills or {})}
+        whole = set(skills) == {*self.skills, *other.skills}
+        return replace(
+            self,
+            regions=self.regions.joined([other.regions]),
+            alpha=np.concatenate([self.alpha, other.alpha]),
+            skills=(*self.skills, *other.skills),
+            report=KeySpaceDetectionReport(skills=skills if whole else None),
+        )
+
     def at_positions(self, positions: Positions) -> Self:
         """The same regions, tested at other positions."""
         return replace(self, positions=positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import LayerDirection, ResidualAddition
+from bakeout.models.plan.kinds.regions.cube import Cubes
 
 from tests.baked_parity import key_space_detection
 from tests.residual_plans import residual_addition
@@ -43,15 +45,47 @@ def test_plans_are_combined_and_their_interactions_told(
     assert all(each.ok for each in checks), checks
 
 
+def test_two_checks_become_one(llama_checkpoint: Path, llama_export: Path, tmp_path: Path) -> None:
+    model, digest = load_model(llama_checkpoint), weights_digest(llama_checkpoint)
+    check = key_space_detection(model, (1,), "query", PROMPTS)
+    cubes = check.regions
+    assert isinstance(cubes, Cubes)
+    parts = [
+        replace(
+            check,
+            regions=Cubes(cubes.centre[[row]], cubes.deviation[[row]]),
+            alpha=check.alpha[[row]],
+            skills=(skill,),
+        )
+        for row, skill in enumerate("ab")
+    ]
+    late = residual_addition(model, layers=(3,))
+    combined = combine(
+        [plan_of(model, digest, parts[0], late), plan_of(model, digest, parts[1])], str(llama_checkpoint)
+    )
+    whole = combined.plan.check
+    assert whole is not None and combined.plan.forgets == ("a", "b") and len(combined.plan.interventions) == 2
+    assert [(one.intervention, one.plan, one.fitted_without) for one in combined.interactions] == [
+        (0, 0, ()), (1, 0, ()), (0, 1, (1,)),
+    ]  # fmt: skip
+    queries = np.random.default_rng(0).normal(size=(64, check.regions.shape[1]))
+    assert np.array_equal(whole.margins(queries), check.margins(queries))
+    baked = bake(llama_export, combined.plan, tmp_path / "baked").directory
+    checks = verify(baked, base=llama_checkpoint, prompts=PROMPTS)
+    assert all(each.ok for each in checks), checks
+
+
 def test_what_does_not_go_together_is_refused(llama_checkpoint: Path) -> None:
     model, digest = load_model(llama_checkpoint), weights_digest(llama_checkpoint)
     addition = ResidualAddition((LayerDirection(1, np.ones(32, np.float32)),))
     plan = plan_of(model, digest, addition)
     check = plan_of(model, digest, key_space_detection(model, (1,), "query", PROMPTS))
+    other = plan_of(model, digest, key_space_detection(model, (0,), "every", PROMPTS))
     for plans, told in (
         ([plan], "alone"),
         ([plan, plan_of(model, "ab" * 32, addition)], "another model"),
-        ([check, check], "2 of Key Space Detection"),
+        ([check, check], "refuse a"),
+        ([check, other], "differ in their layers, positions"),
     ):
         with pytest.raises(BakeoutError, match=told):
             combine(plans, str(llama_checkpoint))
