@@ -58,7 +58,7 @@ def quantise(graph: ir.Model, directory: Path, to: Quantisation = "int8") -> ir.
         copy_by_kernel(path, source / name)
     write_edited_tensors(graph, source)
     (source / GRAPH).write_bytes(_without_shapes(content))
-    before = logging.root.manager.disable
+    before, handlers = logging.root.manager.disable, logging.root.handlers[:]
     # The tools recommend a step of their own beforehand, which would rename values.
     logging.disable(logging.CRITICAL)
     try:
@@ -73,6 +73,8 @@ def quantise(graph: ir.Model, directory: Path, to: Quantisation = "int8") -> ir.
         ) from None
     finally:
         logging.disable(before)
+        # Their calls of `logging.warning` add one, by which every later line would be told twice.
+        logging.root.handlers[:] = handlers
     quantised = load_graph(directory / GRAPH)
     quantised.meta.update(graph.meta)
     return quantised

@@ -159,14 +159,14 @@ def grade(
     """Answer the rows of ``source``, and judge each answer. Raises ``DataError`` for rows that cannot be judged."""
     grader = EXACT_GRADER if by is None else by
     if isinstance(grader, ReadingGrader):
-        chosen = _chosen(source, options.most_rows(None), description)
+        chosen = _chosen(source, options, None, description)
         questions = read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
         verdicts = grader.read(runner, questions, batch_size=options.batch_size, track=track, description=description)
         judged = [_read(verdict) for verdict in verdicts]
     else:
         assert isinstance(grader, AnswerGrader)
         length = options.length(_longest(runner, source, refusals, grader) if grader.bounded else None)
-        chosen = _chosen(source, options.most_rows(length), description)
+        chosen = _chosen(source, options, length, description)
         questions = read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
         judge = AnswerJudge(questions, grader, refusals, runner)
         judged = judge.judge(_answers(runner, questions, length, options, track, description))
@@ -182,10 +182,12 @@ def grade(
     )
 
 
-def _chosen(source: Source, most: int | None, description: str) -> Chosen:
+def _chosen(source: Source, options: EvaluateOptions, length: int | None, description: str) -> Chosen:
+    most = options.most_rows(length)
     chosen = choose_rows(source, most)
     if most is not None and chosen.available > most:
-        _LOG.info(f"{description}: {most} of {chosen.available} rows are measured (`rows: all` measures all)")
+        hint = " (`rows: all` measures all)" if options.rows == "auto" else ""
+        _LOG.info(f"{description}: {most} of {chosen.available} rows are measured{hint}")
     return chosen
 
 

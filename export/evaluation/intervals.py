@@ -71,3 +71,18 @@ def bootstrap(units: int, statistic: Callable[[NDArray[np.int64]], float]) -> In
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def mean_interval(values: NDArray[np.float64]) -> Interval | None:
+    """The interval of the mean of values from 0 to 1: the percentile bootstrap. None for fewer than two.
+
+    Where all are 0, or all 1, every resample is alike, which is no certainty: then it is that of a share.
+
+    >>> mean_interval(np.zeros(8))
+    (0.0, 0.3244157...)
+    """
+    if len(values) < 2:
+        return None
+    if bool(np.all(values == 0)) or bool(np.all(values == 1)):
+        return share_interval(int(values.sum()), len(values))
+    return bootstrap(len(values), lambda rows: float(values[rows].mean()))

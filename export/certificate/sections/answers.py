@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bakeout.export.certificate.figures import Figure, NotMeasured, Section
 from bakeout.export.certificate.measuring import Data, Measuring, Outcome
 from bakeout.export.certificate.protocol import PRECISIONS, Precision
-from bakeout.export.evaluation.intervals import Interval, bootstrap, share_interval
+from bakeout.export.evaluation.intervals import Interval, bootstrap, mean_interval, share_interval
 from bakeout.models.errors import BakeoutError
 
 
@@ -104,9 +104,11 @@ def _remaining(data: Data, precision: Precision | str, base: Outcome, artifact: 
         below = of[rows].mean()
         return float(own[rows].mean() / below) if below else float("nan")
 
-    interval: Interval | None = bootstrap(len(own), ratio)
-    if interval is not None and not np.isfinite(interval).all():
-        interval = None
+    resampled = bootstrap(len(own), ratio)
+    interval: Interval | None = resampled if np.isfinite(resampled).all() else None
+    if not own.any():
+        # Every resample is 0, which is no certainty.
+        interval = 0.0, share_interval(0, len(own))[1] / float(of.mean())
     return Figure(
         "precisions",
         f"Q-{precision.upper()}",
@@ -123,5 +125,5 @@ def _share(flags: NDArray[np.bool_]) -> Interval:
     return share_interval(int(flags.sum()), len(flags))
 
 
-def _mean(values: NDArray[np.float64]) -> tuple[float, Interval]:
-    return float(values.mean()), bootstrap(len(values), lambda rows: float(values[rows].mean()))
+def _mean(values: NDArray[np.float64]) -> tuple[float, Interval | None]:
+    return float(values.mean()), mean_interval(values)

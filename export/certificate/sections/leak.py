@@ -16,7 +16,7 @@ from bakeout.export.certificate.protocol import LEAK_AT
 from bakeout.export.evaluation.answering.questions import choose_rows, read_questions
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Question
 from bakeout.export.evaluation.grading import AnswerJudge
-from bakeout.export.evaluation.intervals import bootstrap
+from bakeout.export.evaluation.intervals import mean_interval, share_interval
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
@@ -60,12 +60,12 @@ def leaks(measuring: Measuring) -> Section:
                     f"Leak@{k}",
                     data.name,
                     float(of_artifact.mean()),
-                    _interval(of_artifact),
+                    mean_interval(of_artifact),
                     len(of_artifact),
                     measuring.models.own,
                     (data.name,),
                     float(of_base.mean()),
-                    _interval(of_base),
+                    mean_interval(of_base),
                 )
             )
         refused = sum(len(answer) == 1 for answer in by_model["artifact"])
@@ -75,7 +75,7 @@ def leaks(measuring: Measuring) -> Section:
                 "prompts that the graph refuses whatever is drawn",
                 data.name,
                 refused / len(by_model["artifact"]),
-                None,
+                share_interval(refused, len(by_model["artifact"])),
                 len(by_model["artifact"]),
                 measuring.models.own,
                 (data.name,),
@@ -142,7 +142,3 @@ def _drawn(
         else min(max(judgement.score, 0.0), 1.0)
         for judgement in judged
     ]
-
-
-def _interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    return bootstrap(len(values), lambda rows: float(values[rows].mean())) if len(values) > 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import Baked, bake
 from bakeout.export.baking.dry_run import dry_run
+from bakeout.export.baking.quantise import quantise
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.bake_options import BakeOptions
@@ -23,6 +25,7 @@ from bakeout.export.recipes.recipe import RecipeError, load_recipe
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.parity import check_quantised
 from bakeout.export.verification.verify import verify
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
@@ -49,6 +52,18 @@ def prompts(llama_checkpoint: Path) -> list[list[int]]:
     encode = load_tokenizer(llama_checkpoint).encode
     texts = [row["prompt"] for subject in ("sums", "names") for row in rows(subject, "test")]
     return [list(encode(text)) for text in texts]
+
+
+def test_quantising_leaves_logging_as_it_is(llama_export: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's tools log by the root logger, which makes itself a handler if it has none."""
+    before = logging.root.handlers[:]
+    logging.root.handlers.clear()
+    try:
+        quantise(load_graph(llama_export / "model.onnx"), tmp_path)
+        assert not logging.root.handlers
+        assert logging.root.manager.disable == 0
+    finally:
+        logging.root.handlers[:] = before
 
 
 def test_products_are_of_integers_and_interventions_in_float32(baked: Baked, llama_export: Path) -> None:

@@ -403,6 +403,18 @@ def test_a_base_model_of_other_outputs_is_measured_anew(certified: Certified, tm
         replace(certified, base=base).again(certified.artifact, certified.facts, certified.journal, track=_stop)
 
 
+def test_nothing_answered_is_no_certainty(certified: Certified) -> None:
+    """A few rows that are all refused do not say that the next one will be."""
+    of_none = [
+        figure
+        for section in ("leak", "precisions")
+        for figure in certified.figures(section)
+        if figure["value"] == 0 and figure["slice"] == "sums" and figure["name"].startswith(("Leak@", "Q-"))
+    ]
+    assert of_none
+    assert all(figure["interval"][1] > 0.2 for figure in of_none)
+
+
 def test_leak_at_k_is_the_expected_best_of_k() -> None:
     generator = np.random.default_rng(0)
     scores = generator.random(12)

@@ -8,7 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from bakeout.export.evaluation.intervals import bootstrap, paired_difference, share_interval, unpaired_difference
+from bakeout.export.evaluation.intervals import (
+    bootstrap,
+    mean_interval,
+    paired_difference,
+    share_interval,
+    unpaired_difference,
+)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_values_that_are_all_alike_are_no_certainty(value: float) -> None:
+    assert mean_interval(np.full(8, value)) == share_interval(int(8 * value), 8)
+    assert mean_interval(np.full(1, value)) is None
 
 
 # Newcombe, Statistics in Medicine 17 (1998), pp. 857-872, table I, method 3.
