@@ -115,13 +115,18 @@ def _latent(sizes: Sizes) -> dict[str, Any]:
 NEWER: Mapping[str, tuple[str, Settings]] = MappingProxyType(
     {
         "apertus": ("ApertusConfig", _dense),
+        "apertus1p5_text": ("Apertus1p5TextConfig", _dense),
+        "beam": ("BeamConfig", _dense),
         "biogpt": ("BioGptConfig", _dense),
         "cohere2": ("Cohere2Config", lambda s: _windowed(s, logit_scale=1.0)),
         "cwm": ("CwmConfig", _windowed),
         "diffllama": ("DiffLlamaConfig", _with_head_size),
+        "doge": ("DogeConfig", _dense),
         "ernie4_5": ("Ernie4_5Config", _with_head_size),
+        "exaone": ("ExaoneConfig", _dense),
         "exaone4": ("Exaone4Config", _windowed),
         "falcon_h1": ("FalconH1Config", lambda s: _with_head_size(s, mamba_d_ssm=64, **_mamba(s))),
+        "flint": ("FlintConfig", _dense),
         "gemma3": ("Gemma3Config", _gemma3_multimodal),
         "gemma4_text": (
             "Gemma4TextConfig",
@@ -136,6 +141,8 @@ NEWER: Mapping[str, tuple[str, Settings]] = MappingProxyType(
         "granitemoehybrid": ("GraniteMoeHybridConfig", _granite_hybrid),
         "hunyuan_v1_dense": ("HunYuanDenseV1Config", _with_head_size),
         "hyperclovax": ("HyperCLOVAXConfig", _with_head_size),
+        "internlm3": ("InternLM3Config", _dense),
+        "iquestcoder": ("IQuestCoderConfig", _dense),
         "jais2": ("Jais2Config", _dense),
         "lfm2": (
             "Lfm2Config",
@@ -145,6 +152,7 @@ NEWER: Mapping[str, tuple[str, Settings]] = MappingProxyType(
         "minicpm3": ("MiniCPM3Config", _latent),
         "ministral": ("MinistralConfig", _windowed),
         "ministral3": ("Ministral3Config", _with_head_size),
+        "modernbert-decoder": ("ModernBertDecoderConfig", _dense),
         "nanochat": ("NanoChatConfig", _dense),
         "nemotron_h": ("NemotronHConfig", _nemotron_h),
         "olmo3": ("Olmo3Config", _windowed),

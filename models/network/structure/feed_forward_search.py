@@ -172,7 +172,8 @@ def _nothing(_saved: Any) -> Any:
 
 
 def _differentiable(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:
-    return output.detach().requires_grad_()
+    # A copy, which models may scale in place.
+    return output.detach().requires_grad_().clone()
 
 
 def _located(down: Linear, node: Node, trace: _Trace) -> Located | None:

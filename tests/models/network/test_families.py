@@ -15,7 +15,7 @@ from bakeout.models.network.families import feed_forward_layers, identity
 from bakeout.models.plan import ModelIdentity
 
 from tests.tiny_models import FAMILIES as TINY
-from tests.tiny_models import tiny_model, tiny_width
+from tests.tiny_models import NEWER_FAMILIES, tiny_model, tiny_width
 
 IDS = torch.tensor([[2, 30, 40, 50], [7, 8, 9, 10]])
 
@@ -69,6 +69,19 @@ def test_structure_says_what_the_table_says(family: str) -> None:
     assert recorded.modules is not None
     assert list(recorded.modules) == list(modules_of(known)) == list(modules_of(recorded))
     assert ModelIdentity.from_json(recorded.as_json(), "model") == recorded
+
+
+@pytest.mark.parametrize("family", NEWER_FAMILIES)
+def test_newer_architectures_are_read_by_structure(family: str) -> None:
+    model = tiny_model(family, layers=2)
+    assert [(layer.width, layer.hidden) for layer in feed_forward_layers(model)] == [(96, 32)] * 2
+    assert identity(model, "digest").modules is not None
+
+
+def test_embeddings_may_be_scaled_in_place() -> None:
+    model = _unknown(tiny_model("llama", layers=1))
+    model.model.embed_tokens.register_forward_hook(lambda _module, _arguments, output: output.mul_(2.0))
+    assert len(feed_forward_layers(model)) == 1
 
 
 def test_layers_of_several_widths_are_found_by_structure() -> None:
