@@ -15,9 +15,11 @@ import onnx_ir as ir
 from bakeout.graph_passes.graph.linear import Linear, constant_size
 
 # fmt: off
+# Comparisons are those of a function in pieces, as xIELU.
 _ACTIVATIONS = frozenset((
-    "BiasGelu", "Celu", "Elu", "Erf", "FastGelu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu",
-    "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
+    "BiasGelu", "Celu", "Elu", "Erf", "FastGelu", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
+    "LeakyRelu", "Less", "LessOrEqual", "Mish", "PRelu", "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign",
+    "Swish", "Tanh", "ThresholdedRelu",
 ))
 ELEMENT_WISE = frozenset((
     "Abs", "Add", "Cast", "CastLike", "Clip", "Div", "Exp", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Sqrt",
