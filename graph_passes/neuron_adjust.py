@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
 from bakeout.graph_passes.graph.graph_file import graph_digest
+from bakeout.graph_passes.graph.mixtures.stacks import apart
 from bakeout.models.plan import AdjustedLayer, Coin, NeuronAdjust
 from bakeout.models.plan.receipt import Receipt
 
@@ -117,13 +119,14 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Edit the graph in place."""
-        layers = read_anatomy(model).layers
-        constants = [self._constants(adjusted, layers) for adjusted in self.intervention.layers]
+        anatomy = read_anatomy(model)
+        layers = [anatomy.feed_forward(adjusted.layer) for adjusted in self.intervention.layers]
+        constants = [
+            self._constants(adjusted, layer) for adjusted, layer in zip(self.intervention.layers, layers, strict=True)
+        ]
         before = graph_digest(model)
-        edited = []
-        for adjusted, arrays in zip(self.intervention.layers, constants, strict=True):
-            layer = layers[adjusted.layer]
-            edited.append((layer.gate.name or "", layer.pre_activation.name or ""))
+        layers = self._apart(model.graph, layers)
+        for layer, arrays in zip(layers, constants, strict=True):
             self._insert(model, layer, arrays)
         self._declare_function(model, layers[0].dtype)
         if self.inline:
@@ -135,26 +138,37 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
                 intervention=self.index,
                 kind=self.intervention.kind,
                 layer=adjusted.layer,
-                node=node,
-                tensor=tensor,
+                node=layer.gate.name or "",
+                tensor=layer.pre_activation.name or "",
                 count=len(adjusted.neurons),
                 before=before,
                 after=after,
-                detail={"coin": self.intervention.coin},
+                detail={
+                    "coin": self.intervention.coin,
+                    # Which tokens the values of an expert are of.
+                    **({} if layer.tokens is None else {"tokens": layer.tokens.name}),
+                },
             )
-            for adjusted, (node, tensor) in zip(self.intervention.layers, edited, strict=True)
+            for adjusted, layer in zip(self.intervention.layers, layers, strict=True)
         ]
         return ir.passes.PassResult(model, modified=True)
 
+    def _apart(self, graph: ir.Graph, layers: Sequence[FeedForwardLayer]) -> list[FeedForwardLayer]:
+        """The layers, those that are experts of one stack with a pre-activation of their own."""
+        stacks: dict[ir.Value, list[FeedForwardLayer]] = {}
+        for layer in layers:
+            if layer.slot is not None:
+                stacks.setdefault(layer.pre_activation, []).append(layer)
+        alone = {
+            layer.index: layer
+            for experts in stacks.values()
+            for layer in apart(graph, experts, name_prefix(self.index, experts[0].index))
+        }
+        return [alone.get(layer.index, layer) for layer in layers]
+
     def _constants(
-        self, adjusted: AdjustedLayer, layers: tuple[FeedForwardLayer, ...]
+        self, adjusted: AdjustedLayer, layer: FeedForwardLayer
     ) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
-        if adjusted.layer >= len(layers):
-            raise GraphError(
-                f"Neuron Adjust names layer {adjusted.layer}, but the graph has {len(layers)} feed-forward layers.",
-                "Bake the plan into the model it was fitted on.",
-            )
-        layer = layers[adjusted.layer]
         if adjusted.neurons[-1] >= layer.width:
             raise GraphError(
                 f"Neuron Adjust names neuron {adjusted.neurons[-1]} of {layer.width} in layer {adjusted.layer}.",

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
-from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
 from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors
 from bakeout.graph_passes.graph.weight_location import WeightLocation, locate_weight
 from bakeout.models.checkpoint.weight_arithmetic import (
@@ -60,7 +59,8 @@ class WeightEditsPass(ir.passes.InPlacePass):
 
     ``receipts``, once the pass has run: one for every weight of every edit (``weight_arithmetic``), its ``node``
     and ``tensor`` the linear and the initialiser. ``observed`` in their ``detail`` is the value that the canary
-    compares: the pre-activation of the last layer.
+    compares: the pre-activation of the last layer that sees every token, or where there is none the last router's
+    logits.
 
     Raises ``BakeoutError``, before anything is changed, where a weight is absent, of another shape, quantised, or also
     read by something else; and while it runs where a change rounds away (the graph is then to be discarded).
@@ -74,14 +74,14 @@ class WeightEditsPass(ir.passes.InPlacePass):
     @one_blas_thread()
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Edit the graph in place."""
-        layers = read_anatomy(model).layers
+        anatomy = read_anatomy(model)
         edits: dict[ir.Value, list[_Edit]] = {}
         for planned in self.changes:
-            location = locate_weight(_layer(layers, planned.change.layer), planned.change.role)
+            location = locate_weight(anatomy.feed_forward(planned.change.layer), planned.change.role)
             planned.require_shape(location.shape)
             edits.setdefault(location.initialiser, []).append(_Edit(planned, location))
         _require_ranges_of_their_own(model, edits)
-        observed = layers[-1].pre_activation.name or ""
+        observed = (anatomy.layers[-1].pre_activation if anatomy.layers else anatomy.routers[-1].logits).name or ""
         self.receipts = [
             receipt for initialiser, own in edits.items() for receipt in _edit_initialiser(initialiser, own, observed)
         ]
@@ -130,15 +130,6 @@ def write_edited_tensors(model: ir.Model, directory: Path) -> None:
             with copy.open("r+b") as file:
                 file.seek(tensor.offset or 0)
                 file.write(values.tobytes())
-
-
-def _layer(layers: tuple[FeedForwardLayer, ...], number: int) -> FeedForwardLayer:
-    if number >= len(layers):
-        raise GraphError(
-            f"The plan edits layer {number}, but the graph has {len(layers)} feed-forward layers.",
-            "Bake the plan into the model it was fitted on.",
-        )
-    return layers[number]
 
 
 def _edit_initialiser(initialiser: ir.Value, edits: list[_Edit], observed: str) -> list[Receipt]:

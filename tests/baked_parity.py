@@ -19,8 +19,10 @@ from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.padding import left_padded
+from bakeout.models.data.rows import Record
 from bakeout.models.network.families import feed_forward_layers, identity
 from bakeout.models.network.key_sites import key_sites
+from bakeout.models.network.mixtures.expert_probing import probe_mixture
 from bakeout.models.plan import (
     AdjustedLayer,
     Coin,
@@ -96,6 +98,20 @@ def neuron_adjust(
             forget = np.where(is_shifted, mean, mean - 30 * deviation)
             retain = np.where(is_shifted, mean - 30 * deviation, mean)
         adjusted.append(AdjustedLayer(number, neurons, forget, deviation, retain, 1.3 * deviation))
+    return NeuronAdjust(coin, tuple(adjusted))
+
+
+def neuron_adjust_of_experts(model: PreTrainedModel, coin: Coin, prompts: Prompts, *, seed: int = 0) -> NeuronAdjust:
+    """As ``neuron_adjust``, of every second FFL of a mixture, those that are sent to experts among them."""
+    records = [Record("", "", list(prompt[:1]), list(prompt[1:])) for prompt in prompts]
+    random = np.random.default_rng(seed)
+    adjusted = []
+    for number, moments in list(enumerate(probe_mixture(model, records, scope="all").layers))[::2]:
+        if moments.count >= 2:
+            width = len(moments.mean)
+            neurons = np.sort(random.choice(width, width // 3, replace=False))
+            mean, deviation = moments.mean[neurons], moments.deviation[neurons]
+            adjusted.append(AdjustedLayer(number, neurons, mean, deviation, mean - 2 * deviation, 1.3 * deviation))
     return NeuronAdjust(coin, tuple(adjusted))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
-from bakeout.models.network.families import feed_forward_layers, identity
+from bakeout.models.network.families import experts, feed_forward_layers, feed_forwards_if_any, identity
 from bakeout.models.plan import (
     Intervention,
     LowRankUpdate,
@@ -52,6 +52,23 @@ def low_rank_update(
 def zero_columns(*layers: int, columns: Sequence[int] = (1, 5, 8, 90)) -> ZeroColumns:
     """The same few columns of several layers."""
     return ZeroColumns(tuple(ZeroedColumns(layer, np.array(columns)) for layer in layers))
+
+
+def edits_of_experts(model: PreTrainedModel, *, rank: int = 2, seed: int = 0) -> tuple[ZeroColumns, LowRankUpdate]:
+    """A third of the columns of every second expert, and random updates of all the weights of the others."""
+    random = np.random.default_rng(seed)
+    first = len(feed_forwards_if_any(model))
+    numbered = list(enumerate(experts(model), start=first))
+    zeroed = (ZeroedColumns(layer, np.arange(0, expert.width, 3)) for layer, expert in numbered[::2])
+    roles: tuple[Role, ...] = ("down", "gate", "up")
+    updates = []
+    for layer, expert in numbered[1::2]:
+        for role in roles:
+            weight = expert.weight(role).detach()
+            left, right = random.normal(size=(len(weight), rank)), random.normal(size=(rank, weight.shape[1]))
+            left *= 0.5 * float(weight.double().norm()) / np.linalg.norm(left @ right)
+            updates.append(WeightUpdate(layer, role, left.astype(np.float32), right.astype(np.float32)))
+    return ZeroColumns(tuple(zeroed)), LowRankUpdate("random", tuple(updates))
 
 
 def plan_of(model: PreTrainedModel, digest: str, *interventions: Intervention) -> Plan:

@@ -37,6 +37,8 @@ def export_peft_adapter(plan: Plan, output: Path, *, base: str | None = None) ->
         changes = intervention.weight_changes()
         if not changes or any(change.low_rank_factors is None for change in changes):
             raise BakeoutError(f"A PEFT adapter does not carry {intervention.title}.", _REMEDY)
+        if any(plan.model.expert_of(change.layer) for change in changes):
+            raise BakeoutError("A PEFT adapter does not carry edits of experts.", _REMEDY)
         for change in changes:
             _collect(modules, change, layers[change.layer], plan)
     factors = {name: _joined(own, layers[0]) for name, own in modules.items()}

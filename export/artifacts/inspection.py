@@ -59,7 +59,9 @@ def inspect(path: Path) -> Inspection:
 def _described(
     plan: Plan, files: Mapping[str, Any] | None = None, receipts: tuple[Mapping[str, Any], ...] | None = None
 ) -> Inspection:
-    return Inspection(plan, tuple(map(described, plan.interventions)), files, receipts)
+    return Inspection(
+        plan, tuple(described(intervention, plan.model) for intervention in plan.interventions), files, receipts
+    )
 
 
 def lines(inspection: Inspection) -> Iterator[str]:

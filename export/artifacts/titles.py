@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bakeout.models.methods.registry import methods
-from bakeout.models.plan import Description, Intervention
+from bakeout.models.plan import Description, Intervention, ModelIdentity
 from bakeout.models.plan.kinds.description import Decode
 
 
-def described(intervention: Intervention, decode: Decode | None = None) -> Description:
-    """An intervention's description. If several methods end in its kind, its title is that of the fitting one."""
+def described(intervention: Intervention, model: ModelIdentity, decode: Decode | None = None) -> Description:
+    """An intervention's description, its layers by their names in ``model``.
+
+    If several methods end in its kind, its title is that of the fitting one.
+    """
     description = intervention.describe(decode)
     method = methods().get(description.json.get("method", ""))
-    return replace(description, title=method.title) if method else description
+    named = tuple(replace(part, place=model.name_of(part.layer, intervention.watches)) for part in description.parts)
+    return replace(description, parts=named, title=method.title if method else description.title)

@@ -127,7 +127,7 @@ def lines(outlook: DryRun) -> Iterator[str]:
     """The dry run for people."""
     yield f"would make     {len(outlook.receipts)} edits"
     for number, intervention in enumerate(outlook.plan.interventions):
-        description = described(intervention)
+        description = described(intervention, outlook.plan.model)
         yield f"{number}  {description.title}: {description.summary}"
         for receipt in outlook.receipts:
             if receipt.intervention == number:

@@ -55,7 +55,7 @@ def model_card(
         learned=plan.learns,
         model=plan.model,
         routing=plan.routing_stability,
-        interventions=[described(intervention, _decode(tokenizer)) for intervention in plan.interventions],
+        interventions=[described(intervention, plan.model, _decode(tokenizer)) for intervention in plan.interventions],
         edits_weights=plan.edits_weights,
         in_graph=list(dict.fromkeys(entry.title for entry in plan.interventions if not entry.edits_weights)),
         rows=_beside_base(rows),

@@ -15,7 +15,7 @@ def show_plan(output: Path, plan: Plan, *, machine: bool) -> None:
     """The plan's file, its interventions, and what to do next; or one JSON object."""
     from bakeout.export.artifacts.titles import described
 
-    descriptions = [described(intervention) for intervention in plan.interventions]
+    descriptions = [described(intervention, plan.model) for intervention in plan.interventions]
     if machine:
         emit_json({"plan": str(output), "interventions": [dict(description.json) for description in descriptions]})
         return

@@ -48,7 +48,7 @@ def fit(
     from bakeout.models.checkpoint.checkpoint_files import load_model, read_config
     from bakeout.models.checkpoint.this_machine import computed_in, require_weights_in_memory
     from bakeout.models.network.families import identity, model_limits, text_config
-    from bakeout.models.network.mixtures import routers
+    from bakeout.models.network.mixtures.routers import routers
     from bakeout.models.network.probe_cache import ProbeCache
     from bakeout.models.network.processes import are_several
     from bakeout.models.reference.canary import synthesise_canary

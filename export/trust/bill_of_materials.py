@@ -182,9 +182,8 @@ def _limits(plan: Plan) -> Iterator[str]:
 
 
 def _methods(plan: Plan) -> str:
-    return "; ".join(
-        f"{description.title}: {description.summary}" for description in map(described, plan.interventions)
-    )
+    descriptions = [described(intervention, plan.model) for intervention in plan.interventions]
+    return "; ".join(f"{description.title}: {description.summary}" for description in descriptions)
 
 
 def _tools(manifest: Mapping[str, Any]) -> list[Json]:

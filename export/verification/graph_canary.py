@@ -16,7 +16,7 @@ from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.graph.observe import ObservePass
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
-from bakeout.models.plan import Floats, Plan, PlanError
+from bakeout.models.plan import Floats, Integers, Plan, PlanError
 from bakeout.models.plan.canary_check import CanaryMatch, compare_canary, fitted_tolerance
 from bakeout.models.plan.receipt import Receipt
 
@@ -47,11 +47,11 @@ def measure_graph(
     Rows that share a batch can share a scale of quantised values.
     """
     model = load_graph(graph_file)
-    ObservePass([_observed(receipt) for receipt in receipts])(model)
+    ObservePass([name for receipt in receipts for name in _all_observed(receipt)])(model)
     runner = Runner(graph_file, graph=graph_bytes(model), mapped=True)
     ids = plan.canary.input_ids
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    steps = [(len(rows), runner.step(rows, np.ones_like(rows)).others) for rows in batches]
+    steps = [(rows, runner.step(rows, np.ones_like(rows)).others) for rows in batches]
     measured = tuple(
         np.concatenate([_measured(plan, index, receipts, rows, seen) for rows, seen in steps])
         for index in range(len(plan.interventions))
@@ -73,20 +73,33 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
 
 
 def _measured(
-    plan: Plan, index: int, receipts: Sequence[Receipt], rows: int, seen: Mapping[str, NDArray[Any]]
+    plan: Plan, index: int, receipts: Sequence[Receipt], ids: Integers, seen: Mapping[str, NDArray[Any]]
 ) -> Floats:
     """One intervention's values at the last token, as ``Canary.expected`` has them: float64 [rows, values]."""
     intervention = plan.interventions[index]
     own = sorted((receipt for receipt in receipts if receipt.intervention == index), key=lambda receipt: receipt.layer)
     # The receipts of a weight edit all name one value.
-    layers = {_observed(receipt): receipt.layer for receipt in own}
-    # Some graphs run their FFLs on [rows * tokens, F].
-    last = [
-        by_neuron(seen[name], width).reshape(rows, -1, width)[:, -1, intervention.watched(layer)]
-        for name, layer in layers.items()
-        for width in [plan.model.watched_width(intervention.watches, layer)]
-    ]
+    observed = {_observed(receipt): receipt for receipt in own}
+    last = []
+    for name, receipt in observed.items():
+        width = seen[name].shape[-1]
+        if not intervention.edits_weights:
+            width = plan.model.watched_width(intervention.watches, receipt.layer)
+        values = _of_every_token(by_neuron(seen[name], width), receipt, ids.size, seen)
+        # Some graphs run their FFLs on [rows * tokens, F].
+        last.append(values.reshape(*ids.shape, width)[:, -1, intervention.watched(receipt.layer)])
     return intervention.canary_values(np.concatenate(last, axis=1).astype(np.float64))
+
+
+def _of_every_token(
+    values: NDArray[Any], receipt: Receipt, tokens: int, seen: Mapping[str, NDArray[Any]]
+) -> NDArray[Any]:
+    """Values [tokens, F] of those [n, F] that an expert computes: 0 for tokens that are not sent to it."""
+    if (computed := _tokens(receipt)) is None:
+        return values
+    every = np.zeros((tokens, values.shape[1]), values.dtype)
+    every[seen[computed].reshape(-1)] = values
+    return every
 
 
 def by_neuron(value: NDArray[Any], width: int) -> NDArray[Any]:
@@ -102,3 +115,13 @@ def by_neuron(value: NDArray[Any], width: int) -> NDArray[Any]:
 def _observed(receipt: Receipt) -> str:
     """The value by which an edit is checked: its input, or the value that a weight edit's receipt names."""
     return str(receipt.detail.get("observed", receipt.tensor))
+
+
+def _tokens(receipt: Receipt) -> str | None:
+    """The value that says which tokens an expert computes."""
+    tokens = receipt.detail.get("tokens")
+    return None if tokens is None else str(tokens)
+
+
+def _all_observed(receipt: Receipt) -> list[str]:
+    return [name for name in (_observed(receipt), _tokens(receipt)) if name is not None]

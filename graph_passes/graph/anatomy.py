@@ -17,7 +17,15 @@ from bakeout.graph_passes.graph.caches import KeyValues, State, read_caches
 from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer, feed_forward_layers
 from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.graph_passes.graph.linear import as_linear
-from bakeout.graph_passes.graph.mixtures.experts import GraphRouter, Held, find_routers, held_experts, is_expert
+from bakeout.graph_passes.graph.mixtures.experts import (
+    GraphRouter,
+    Held,
+    find_routers,
+    held_experts,
+    is_expert,
+    tokens_of,
+)
+from bakeout.graph_passes.graph.mixtures.stacks import stacked_experts
 from bakeout.models.plan import Keys
 
 
@@ -34,8 +42,8 @@ class Key:
 class Anatomy:
     """What a decoder graph is made of.
 
-    ``layers``: the FFLs that see every token. Of a mixture ``routers``, ``experts``, in topological order, and
-    ``held``, those inside of operators.
+    ``layers``: the FFLs that see every token. Of a mixture ``routers``, ``experts``, in topological order and counted
+    on from the layers, and ``held``, those inside of operators.
     ``caches`` (of attention layers) and ``states`` (of others) are empty where the graph has none. ``logits_to_keep``:
     the input that says of how many last tokens it gives logits (0: of all), where it has one. Without an
     ``attention_mask`` all tokens are real, and every slot of the past holds one.
@@ -68,6 +76,35 @@ class Anatomy:
         """The type of the activations in the FFLs (the logits and the cache may have another)."""
         return (self.layers or self.routers)[0].dtype
 
+    def feed_forward(self, number: int) -> FeedForwardLayer:
+        """The FFL that plans give this number: experts follow the layers that see every token.
+
+        Raises ``GraphError`` where there is none, or its neurons are hidden.
+        """
+        every = (*self.layers, *self.experts)
+        if number < len(self.layers) or (number < len(every) and self._has_all_experts):
+            return every[number]
+        if self.held:
+            operator = self.held[0].node.op_type
+            raise GraphError(
+                f"The plan names an expert, and this graph's are inside of {operator}, which hides their neurons.",
+                "Bake into a graph with visible experts, as `build` exports them, or fit with `experts: false`.",
+            )
+        if self.routers and number >= len(self.layers):
+            raise GraphError(
+                f"The plan names an expert, and of the graph's {sum(router.experts for router in self.routers)} "
+                f"{len(self.experts)} were found.",
+                "Bake into a graph that `build` exports, or fit with `experts: false`.",
+            )
+        raise GraphError(
+            f"The plan names layer {number}, but the graph has {len(self.layers)} feed-forward layers.",
+            "Bake the plan into the model it was fitted on.",
+        )
+
+    @property
+    def _has_all_experts(self) -> bool:
+        return len(self.experts) == sum(router.experts for router in self.routers)
+
     def keys(self, keys: Keys) -> tuple[Key, ...]:
         """What a check can look at, by the kind of keys."""
         if keys == "key_vector":
@@ -93,6 +130,9 @@ def read_anatomy(model: ir.Model) -> Anatomy:
     linears = [linear for node in graph if (linear := as_linear(node)) is not None]
     routers = find_routers(graph, linears)
     layers, experts = _without_experts(feed_forward_layers(linears), routers)
+    if routers and not experts:
+        experts = stacked_experts(graph)
+    experts = tuple(replace(expert, index=len(layers) + place) for place, expert in enumerate(experts))
     held = held_experts(graph, routers)
     if held and not layers and not routers:
         raise GraphError(
@@ -133,13 +173,13 @@ def _attention_mask(graph: ir.Graph) -> ir.Value | None:
 def _without_experts(
     layers: Sequence[FeedForwardLayer], routers: Sequence[GraphRouter]
 ) -> tuple[tuple[FeedForwardLayer, ...], tuple[FeedForwardLayer, ...]]:
-    """The FFLs that see every token, and the experts; each counted anew."""
+    """The FFLs that see every token, counted anew, and the experts."""
     routed = [bool(routers) and is_expert(layer) for layer in layers]
     seeing = [layer for layer, is_routed in zip(layers, routed, strict=True) if not is_routed]
     experts = [layer for layer, is_routed in zip(layers, routed, strict=True) if is_routed]
     return (
         tuple(replace(layer, index=index) for index, layer in enumerate(seeing)),
-        tuple(replace(layer, index=index) for index, layer in enumerate(experts)),
+        tuple(replace(layer, tokens=tokens_of(layer)) for layer in experts),
     )
 
 

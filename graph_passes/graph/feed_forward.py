@@ -42,6 +42,9 @@ class FeedForwardLayer:
     hands on, likewise; None where the FFL is ungated. ``key_vector``: data input of ``down``, F wide: [batch, tokens,
     F], or [batch * tokens, F] where ``down`` is a Gemm. ``width`` is F, ``hidden`` the width of the residual stream,
     ``dtype`` the type of the activations.
+
+    Of an expert, ``tokens`` are the positions in [batch * tokens] that it computes, int64, where these are not all; in
+    a stack of experts ``slot`` is its place along the first axis of all these values and weights.
     """
 
     index: int
@@ -54,6 +57,8 @@ class FeedForwardLayer:
     width: int
     hidden: int
     dtype: ir.DataType
+    tokens: ir.Value | None = None
+    slot: int | None = None
 
 
 def feed_forward_layers(linears: Sequence[Linear]) -> tuple[FeedForwardLayer, ...]:
@@ -76,7 +81,7 @@ def _sources(linears: Iterable[Linear]) -> dict[ir.Value, _Source]:
     sources = {}
     for linear in linears:
         value = linear.output
-        while (following := _settles_into(value, linear.outputs)) is not None:
+        while (following := _settles_into(value, linear.outputs * linear.stack)) is not None:
             value = following
         parts = _parts(value)
         for part in parts or [value]:
@@ -111,7 +116,19 @@ def _after_replacements(value: ir.Value) -> ir.Value:
     for node, position in _data_uses(value):
         if node.op_type in _REPLACES_SOME and position == 0:
             return _after_replacements(node.outputs[0])
+        if node.op_type == "Split" and (joined := _joined(node)) is not None:
+            return _after_replacements(joined)
     return value
+
+
+def _joined(split: ir.Node) -> ir.Value | None:
+    """The value in which all parts of a Split are joined again, in their order and along the same axis, if one is."""
+    ends = [_after_replacements(part) for part in split.outputs]
+    for join, _ in ends[0].uses():
+        if join.op_type == "Concat" and list(join.inputs) == ends:
+            axes = [node.attributes.get_int("axis", 0) for node in (split, join)]
+            return join.outputs[0] if axes[0] == axes[1] else None
+    return None
 
 
 def _parts(value: ir.Value) -> list[ir.Value]:

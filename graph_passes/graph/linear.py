@@ -13,13 +13,17 @@ _IN_BLOCKS = frozenset(("MatMulNBits", "MatMulBnb4"))
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """``output[..., N] = data[..., K] @ weight`` (plus a bias inside the node, for some). ``dtype`` of the output."""
+    """``output[..., N] = data[..., K] @ weight`` (plus a bias inside the node, for some). ``dtype`` of the output.
+
+    ``stack``: how many weights there are, one for each entry of the data's first axis.
+    """
 
     node: ir.Node
     data: ir.Value
     inputs: int
     outputs: int
     dtype: ir.DataType
+    stack: int = 1
 
     @property
     def output(self) -> ir.Value:
@@ -51,6 +55,17 @@ def as_linear(node: ir.Node) -> Linear | None:
         if node.attributes.get_int("transB", 0):
             inputs, outputs = outputs, inputs
     return Linear(node, data, inputs, outputs, dtype)
+
+
+def as_stacked_linear(node: ir.Node) -> Linear | None:
+    """A MatMul with a constant weight [stack, in, out] as a linear; None for other nodes."""
+    if (node.domain, node.op_type) != ("", "MatMul"):
+        return None
+    data, weight = node.inputs
+    if data is None or weight is None or (described := _constant(weight)) is None or len(described[0]) != 3:
+        return None
+    (stack, inputs, outputs), dtype = described
+    return Linear(node, data, inputs, outputs, dtype, stack)
 
 
 def _dynamically_quantised(node: ir.Node) -> Linear | None:

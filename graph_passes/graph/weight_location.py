@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
-from bakeout.graph_passes.graph.linear import as_linear
+from bakeout.graph_passes.graph.linear import as_linear, as_stacked_linear
 from bakeout.models.plan import Role
 
+# The permutations that swap a weight's two axes, alone or in a stack.
+_SWAPS = ((1, 0), (0, 2, 1))
 _EDITABLE = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -20,20 +22,22 @@ _EDITABLE = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 class WeightLocation:
     """A weight W [out, in] of ``linear`` in an initialiser.
 
-    ``transposed``: the initialiser is [in, out]. ``rows``: the part [start, end) of its out axis that is W, None for
-    all of it.
+    ``transposed``: the initialiser is [in, out]. ``rows``: the part of its out axis that is W, None for all of it.
+    ``slot``: the place of W in a stack of weights, along the initialiser's first axis.
     """
 
     linear: ir.Node
     initialiser: ir.Value
     transposed: bool
-    rows: tuple[int, int] | None
+    rows: slice | None
     shape: tuple[int, int]
+    slot: int | None = None
 
     def weight_in(self, values: NDArray[Any]) -> NDArray[Any]:
         """W in the values of the initialiser: a view."""
-        weight = values.T if self.transposed else values
-        return weight if self.rows is None else weight[slice(*self.rows)]
+        own = values if self.slot is None else values[self.slot]
+        weight = own.T if self.transposed else own
+        return weight if self.rows is None else weight[self.rows]
 
 
 def locate_weight(layer: FeedForwardLayer, role: Role) -> WeightLocation:
@@ -49,15 +53,14 @@ def locate_weight(layer: FeedForwardLayer, role: Role) -> WeightLocation:
             f"{where}: the feed-forward layer is ungated, and has no such weight.",
             "Edit its 'gate' (the in-projection) or 'down'.",
         )
-    linear = as_linear(node)
+    linear = as_linear(node) if layer.slot is None else as_stacked_linear(node)
     assert linear is not None, "the ends of a feed-forward layer are linears"
     initialiser, transposed = _initialiser(node, where)
     rows = None
     if role != "down" and linear.outputs != layer.width:
-        start = _start(layer, role, where)
-        rows = (start, start + layer.width)
+        rows = _rows(layer, role, where)
     outputs = linear.outputs if rows is None else layer.width
-    return WeightLocation(node, initialiser, transposed, rows, (outputs, linear.inputs))
+    return WeightLocation(node, initialiser, transposed, rows, (outputs, linear.inputs), layer.slot)
 
 
 def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
@@ -75,7 +78,7 @@ def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
             break
         if producer.op_type == "DequantizeLinear":
             raise _quantised(producer, where)
-        if producer.op_type == "Transpose" and tuple(producer.attributes.get_ints("perm", (1, 0))) == (1, 0):
+        if producer.op_type == "Transpose" and tuple(producer.attributes.get_ints("perm", (1, 0))) in _SWAPS:
             transposed = not transposed
         value = producer.inputs[0]
     if value is None or value.const_value is None:
@@ -102,15 +105,22 @@ def _quantised(node: ir.Node, where: str) -> GraphError:
     )
 
 
-def _start(layer: FeedForwardLayer, role: Role, where: str) -> int:
-    """Where in the output of a fused linear the half of ``role`` begins."""
+def _rows(layer: FeedForwardLayer, role: Role, where: str) -> slice:
+    """Where in the output of a fused linear the half of ``role`` lies."""
     assert layer.up_output is not None, "a fused linear has two halves"
     halves = {"gate": layer.pre_activation, "up": layer.up_output}
+    steps = {_step(half) for half in halves.values()}
+    if steps == {2}:
+        starts = {name: _offset(half, layer.width) for name, half in halves.items()}
+        if sorted(map(str, starts.values())) != ["0", "1"]:
+            raise GraphError(f"{where}: its place in the fused linear is not constant.")
+        return slice(starts[role], None, 2)
     own = _offset(halves.pop(role), layer.width)
     (other,) = (_offset(half, layer.width) for half in halves.values())
     # Exporters compute where the second half begins; that the first begins at 0 is a constant.
     if own == 0 or other == 0:
-        return 0 if own == 0 else layer.width
+        start = 0 if own == 0 else layer.width
+        return slice(start, start + layer.width)
     raise GraphError(f"{where}: its place in the fused linear is not constant.")
 
 
@@ -122,6 +132,13 @@ def _offset(half: ir.Value, width: int) -> int | None:
     if node.op_type == "Split":
         return list(node.outputs).index(half) * width
     return _integer(node.inputs[1]) if node.op_type == "Slice" else None
+
+
+def _step(half: ir.Value) -> int | None:
+    """The step of a Slice; 1 of an output of a Split, None if it is computed."""
+    node = half.producer()
+    is_stepped = node is not None and node.op_type == "Slice" and len(node.inputs) > 4 and node.inputs[4] is not None
+    return _integer(node.inputs[4]) if node is not None and is_stepped else 1
 
 
 def _integer(value: ir.Value | None) -> int | None:

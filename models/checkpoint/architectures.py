@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import FeedForwardModules, Layout, ModelIdentity
+from bakeout.models.plan import FeedForwardModules, Layout, ModelIdentity, Role, StoredWeight
 
 
 @dataclass(frozen=True)
@@ -98,3 +98,16 @@ def modules_of(model: ModelIdentity) -> Sequence[FeedForwardModules]:
             "Use a plan of a dense model that this version of Bakeout fitted or imported.",
         )
     return [family.modules(layer) for layer in range(model.layers)]
+
+
+def stored_weight(model: ModelIdentity, layer: int, role: Role) -> StoredWeight:
+    """Where a checkpoint stores a weight of an FFL. Raises ``BakeoutError`` where that is not known."""
+    expert = model.expert_of(layer)
+    if expert is None:
+        return modules_of(model)[layer].weight(role, model.width_of(layer))
+    if model.routing is None or model.routing.modules is None:
+        raise BakeoutError(
+            f"The plan does not tell where the architecture {model.architecture!r} keeps its experts.",
+            "Fit the plan again, or bake it into a graph.",
+        )
+    return model.routing.modules.weight(*expert, role, model.width_of(layer))

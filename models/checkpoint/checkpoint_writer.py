@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.models.checkpoint.architectures import modules_of
+from bakeout.models.checkpoint.architectures import stored_weight
 from bakeout.models.checkpoint.checkpoint_files import read_config, weight_files
 from bakeout.models.checkpoint.weight_arithmetic import (
     EDITABLE,
@@ -77,12 +77,11 @@ def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
     config = read_config(checkpoint)
     if "quantization_config" in config:
         raise _quantised(str(checkpoint))
-    modules = modules_of(plan.model)
     tensors = _tensors(checkpoint)
     changes: dict[str, list[tuple[StoredWeight, PlannedChange]]] = {}
     for planned in planned_changes(plan.interventions):
         layer = planned.change.layer
-        stored = modules[layer].weight(planned.change.role, plan.model.width_of(layer))
+        stored = stored_weight(plan.model, layer, planned.change.role)
         tensor = _tensor(stored.name, tensors, checkpoint)
         _require_fit(tensor, stored, planned, plan)
         changes.setdefault(tensor.name, []).append((stored, planned))
@@ -208,7 +207,8 @@ def _in_order(receipts: Iterable[Receipt]) -> list[Receipt]:
 
 def weight_in(values: NDArray[Any], stored: StoredWeight) -> NDArray[Any]:
     """The weight W [out, in] in the tensor that it is stored in: a view."""
-    weight = values.T if stored.transposed else values
+    own = values if stored.slot is None else values[stored.slot]
+    weight = own.T if stored.transposed else own
     return weight if stored.rows is None else weight[slice(*stored.rows)]
 
 
@@ -287,7 +287,8 @@ def _require_fit(tensor: StoredTensor, stored: StoredWeight, planned: PlannedCha
                 "Save the model in one of these types.",
             )
         raise _quantised(f"{tensor.name} ({tensor.dtype})")
-    shape = tensor.shape[::-1] if stored.transposed else tensor.shape
+    shape = tensor.shape if stored.slot is None else tensor.shape[1:]
+    shape = shape[::-1] if stored.transposed else shape
     if stored.rows is not None:
         width = plan.model.width_of(planned.change.layer)
         if len(shape) != 2 or shape[0] != 2 * width:

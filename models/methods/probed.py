@@ -11,10 +11,18 @@ from numpy.typing import NDArray
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.methods.fitting import Fitting
+from bakeout.models.network.families import all_widths
 from bakeout.models.network.generation import end_tokens
+from bakeout.models.network.mixtures.expert_probing import probe_mixture, probe_mixture_magnitudes
 from bakeout.models.network.probe_cache import Array
 from bakeout.models.network.probing import probe_key_magnitudes, probe_keys, probe_neurons
-from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
+from bakeout.models.network.statistics import (
+    KeyMagnitudes,
+    MixtureMagnitudes,
+    MixtureStatistics,
+    Moments,
+    NeuronStatistics,
+)
 from bakeout.models.network.teacher_forcing import exactly_answered
 from bakeout.models.plan import Keys
 
@@ -59,6 +67,27 @@ def neurons(fitting: Fitting, names: Sequence[str], scope: Scope) -> NeuronStati
     return NeuronStatistics(Moments(int(count.flat[0]), mean, m2))
 
 
+def mixture(fitting: Fitting, names: Sequence[str], scope: Scope) -> MixtureStatistics:
+    """``probe_mixture`` on the probe records of ``names``."""
+    records = fitting.probe(names)
+
+    def compute() -> list[Array]:
+        found = probe_mixture(
+            fitting.model, records, scope=scope, batch_size=fitting.batch_size, track=fitting.track_of(names)
+        )
+        # Layers of several widths, one after the other, and how many tokens were probed.
+        rows = [np.stack([np.full_like(of.mean, of.count), of.mean, of.m2]) for of in found.layers]
+        return [np.concatenate([*rows, np.full((3, 1), float(found.tokens))], axis=1)]
+
+    (array,) = _arrays(fitting, [{"moments of a mixture's pre-activations": scope}], _texts(records), compute)
+    values = np.array(array)
+    ends = np.cumsum(all_widths(fitting.model))
+    return MixtureStatistics(
+        int(values[0, -1]),
+        tuple(Moments(int(own[0, 0]), own[1], own[2]) for own in np.split(values[:, :-1], ends[:-1], axis=1)),
+    )
+
+
 def key_magnitudes(fitting: Fitting, names: Sequence[str], scope: Scope) -> KeyMagnitudes:
     """``probe_key_magnitudes`` on the probe records of ``names``."""
     records = fitting.probe(names)
@@ -72,6 +101,22 @@ def key_magnitudes(fitting: Fitting, names: Sequence[str], scope: Scope) -> KeyM
     (found,) = _arrays(fitting, [{"magnitudes of keys": scope}], _texts(records), compute)
     tokens, total = np.array(found)
     return KeyMagnitudes(int(tokens.flat[0]), total)
+
+
+def mixture_magnitudes(fitting: Fitting, names: Sequence[str], scope: Scope) -> MixtureMagnitudes:
+    """``probe_mixture_magnitudes`` on the probe records of ``names``."""
+    records = fitting.probe(names)
+
+    def compute() -> list[Array]:
+        found = probe_mixture_magnitudes(
+            fitting.model, records, scope=scope, batch_size=fitting.batch_size, track=fitting.track_of(names)
+        )
+        return [np.concatenate([*found.layers, [float(found.tokens)]])]
+
+    (array,) = _arrays(fitting, [{"magnitudes of a mixture's keys": scope}], _texts(records), compute)
+    values = np.array(array)
+    ends = np.cumsum(all_widths(fitting.model))
+    return MixtureMagnitudes(int(values[-1]), tuple(np.split(values[:-1], ends[:-1])))
 
 
 def exact_answers(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_]:

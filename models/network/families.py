@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from weakref import WeakKeyDictionary
@@ -13,8 +14,9 @@ from transformers.pytorch_utils import Conv1D
 from bakeout.models.checkpoint.architectures import FAMILIES, Family
 from bakeout.models.data.limits import Limits
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.blocks import block_path
-from bakeout.models.network.mixtures import is_expert, routers
+from bakeout.models.network.blocks import block_number, block_path
+from bakeout.models.network.mixtures.experts import GATED, Expert, expert_modules, experts_of
+from bakeout.models.network.mixtures.routers import Router, is_expert, routers
 from bakeout.models.network.structure.feed_forward_search import Located, dimensions, locate_feed_forwards
 from bakeout.models.plan import FeedForwardModules, Layout, ModelIdentity, Routing
 
@@ -121,10 +123,8 @@ def identity(model: PreTrainedModel, digest: str) -> ModelIdentity:
         vocabulary=text_config(model).vocab_size,
         digest=digest,
         widths=widths if len(set(widths)) > 1 else None,
-        routing=Routing(tuple(router.experts for router in routed), routed[0].chosen) if routed else None,
-        modules=tuple(layer.modules for layer in layers)
-        if not routed and model.config.model_type not in FAMILIES
-        else None,
+        routing=_routing(model, routed) if routed else None,
+        modules=tuple(layer.modules for layer in layers) if routed or model.config.model_type not in FAMILIES else None,
     )
 
 
@@ -181,8 +181,35 @@ def _as_feed_forward(model: PreTrainedModel, index: int, located: Located, multi
     )
 
 
-# What gate, up and down are called in the FFLs of mixtures; the latter of lfm2_moe's.
-_GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+def experts(model: PreTrainedModel) -> tuple[Expert, ...]:
+    """The experts of all mixtures, router after router: as FFLs they are counted behind ``feed_forwards_if_any``.
+
+    None where a mixture's are of a form that is not read, or of several widths.
+    """
+    by_router = [experts_of(model, router) for router in routers(model)]
+    found = tuple(expert for own in by_router for expert in own)
+    return found if all(by_router) and len({expert.width for expert in found}) == 1 else ()
+
+
+def all_widths(model: PreTrainedModel) -> list[int]:
+    """F of each FFL, the experts among them."""
+    return [layer.width for layer in feed_forwards_if_any(model)] + [expert.width for expert in experts(model)]
+
+
+def blocks(model: PreTrainedModel) -> list[int]:
+    """The block of each FFL, the experts among them."""
+    paths = [layer.down_path for layer in feed_forwards_if_any(model)]
+    return [block_number(path) for path in [*paths, *(expert.router.path for expert in experts(model))]]
+
+
+def _routing(model: PreTrainedModel, routed: Sequence[Router]) -> Routing:
+    read = experts(model)
+    return Routing(
+        tuple(router.experts for router in routed),
+        routed[0].chosen,
+        width=read[0].width if read else None,
+        modules=expert_modules(read) if read else None,
+    )
 
 
 def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
@@ -190,7 +217,7 @@ def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
     layers: list[FeedForward] = []
     for path, module in model.named_modules():
         children = {name for name, _ in module.named_children()}
-        names = next((names for names in _GATED if children.issuperset(names)), None)
+        names = next((names for names in GATED if children.issuperset(names)), None)
         if names is None or is_expert(path):
             continue
         gate, up, down = (model.get_submodule(f"{path}.{name}") for name in names)

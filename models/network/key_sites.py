@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.network.blocks import block_number
 from bakeout.models.network.families import feed_forwards_if_any
-from bakeout.models.network.mixtures import routers
+from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.plan import Keys
 
 

@@ -60,7 +60,7 @@ def probe_neurons(
     Raises ``BakeoutError`` when no token counts, or a record is longer than the model's context.
     """
     layers = feed_forward_layers(model)
-    sequences, first_counted = _counted(records, scope)
+    sequences, first_counted = counted_tokens(records, scope)
     pieces: tuple[Tensor, ...] = ()
     gathered: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
 
@@ -111,7 +111,7 @@ def probe_key_magnitudes(
     The scope, the padding and the errors are those of ``probe_neurons``.
     """
     layers = feed_forward_layers(model)
-    sequences, first_counted = _counted(records, scope)
+    sequences, first_counted = counted_tokens(records, scope)
     tokens = torch.empty(0, dtype=torch.int64)
     sums: list[Tensor] = [torch.empty(0) for _ in layers]
 
@@ -359,7 +359,7 @@ def _on_disk(shape: tuple[int, ...]) -> NDArray[np.float32]:
         return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
 
 
-def _counted(records: Sequence[Record], scope: Scope) -> tuple[list[list[int]], list[int]]:
+def counted_tokens(records: Sequence[Record], scope: Scope) -> tuple[list[list[int]], list[int]]:
     """The sequences that have a token in scope, and the first such token of each."""
     sequences = [record.prompt_ids + record.response_ids for record in records]
     first_counted = [0 if scope == "all" else len(record.prompt_ids) for record in records]

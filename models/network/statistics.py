@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,13 @@ class NeuronStatistics:
         """How many tokens were probed."""
         return self.moments.count
 
+    @property
+    def layers(self) -> tuple[Moments, ...]:
+        """Layer by layer, with arrays of shape [F]."""
+        return tuple(
+            Moments(self.moments.count, mean, m2) for mean, m2 in zip(self.moments.mean, self.moments.m2, strict=True)
+        )
+
     def merge(self, other: NeuronStatistics) -> NeuronStatistics:
         """The statistics of both data sets, probed on one model."""
         return NeuronStatistics(self.moments.merge(other.moments))
@@ -107,6 +115,21 @@ class NeuronStatistics:
 
 
 @dataclass(frozen=True, eq=False)
+class MixtureStatistics:
+    """As ``NeuronStatistics``, of a mixture of experts: FFLs of any widths, and experts that see tokens of their own.
+
+    ``tokens``: how many were probed. ``layers``: the moments of each FFL, [F]; experts are the last ones.
+    """
+
+    tokens: int
+    layers: tuple[Moments, ...]
+
+    def of_first(self, count: int) -> MixtureStatistics:
+        """Those of the first FFLs alone."""
+        return MixtureStatistics(self.tokens, self.layers[:count])
+
+
+@dataclass(frozen=True, eq=False)
 class KeyMagnitudes:
     """The activity of every neuron: the sum of |key| over the probed tokens, float64 [layers, F]."""
 
@@ -123,3 +146,25 @@ class KeyMagnitudes:
     def merge(self, other: KeyMagnitudes) -> KeyMagnitudes:
         """The magnitudes over both data sets, probed on one model."""
         return KeyMagnitudes(self.tokens + other.tokens, self.total + other.total)
+
+    @property
+    def layers(self) -> tuple[Floats, ...]:
+        """The sums of each layer, [F]."""
+        return tuple(self.total)
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureMagnitudes:
+    """As ``KeyMagnitudes``, of a mixture of experts: the sums of each FFL, [F], experts' last."""
+
+    tokens: int
+    layers: tuple[Floats, ...]
+
+    def of_first(self, count: int) -> MixtureMagnitudes:
+        """Those of the first FFLs alone."""
+        return MixtureMagnitudes(self.tokens, self.layers[:count])
+
+
+def shape_of(widths: Sequence[int]) -> str:
+    """Layers and their widths, for errors."""
+    return f"{len(widths)} x {' or '.join(map(str, sorted(set(widths))))}"

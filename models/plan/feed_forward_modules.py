@@ -19,13 +19,14 @@ Layout = Literal["gated", "fused", "ungated"]
 class StoredWeight:
     """How a weight W [out, in] lies in the tensor ``name``.
 
-    ``rows``: the part [start, end) of the tensor's out axis that is W, None for all of it. ``transposed``: the tensor
-    is [in, out].
+    ``rows``: the part of the tensor's out axis that is W, as the start, the end and the step of a slice; None for all
+    of it. ``transposed``: the tensor is [in, out]. ``slot``: the place of W in a stack, along a first axis.
     """
 
     name: str
-    rows: tuple[int, int] | None
+    rows: tuple[int, ...] | None
     transposed: bool
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,30 @@ class FeedForwardModules(Figures):
             f"The feed-forward layer of {self.gate} is ungated: it has no weight called {role!r}.",
             "Edit its 'gate' (the in-projection) or 'down'.",
         )
+
+
+@dataclass(frozen=True)
+class ExpertModules(Figures):
+    """Where a mixture of experts keeps the experts: ``paths`` of what holds those of each router, and names in it.
+
+    An expert is a module of three linear layers by its number, or its weights are matrices [in, out] in stacks, the
+    gates and ups in one (``up`` is None), where they alternate if ``interleaved``.
+    """
+
+    paths: tuple[str, ...]
+    gate: str
+    down: str
+    up: str | None = None
+    interleaved: bool | None = None
+
+    def weight(self, router: int, expert: int, role: Role, width: int) -> StoredWeight:
+        """Where the weight of ``role`` is stored; ``width`` is F."""
+        path = self.paths[router]
+        if self.up is not None:
+            name = {"gate": self.gate, "up": self.up, "down": self.down}[role]
+            return StoredWeight(f"{path}.{expert}.{name}.weight", None, False)
+        if role == "down":
+            return StoredWeight(f"{path}.{self.down}", None, True, expert)
+        half = ("gate", "up").index(role)
+        rows = (half, 2 * width, 2) if self.interleaved else (half * width, (half + 1) * width)
+        return StoredWeight(f"{path}.{self.gate}", rows, True, expert)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bakeout.models.plan.arrays import PlanError
-from bakeout.models.plan.feed_forward_modules import FeedForwardModules, Role
+from bakeout.models.plan.feed_forward_modules import ExpertModules, FeedForwardModules, Role
 from bakeout.models.plan.kinds.report import Figures
 
 # The keys of Key Space Detection: key vectors of FFLs that see every token, or what routers of experts read or give.
@@ -18,10 +18,15 @@ Watched = Literal["pre_activation"] | Keys
 
 @dataclass(frozen=True)
 class Routing(Figures):
-    """The routers of a mixture of experts: of how many ``experts`` each sends a token to ``chosen``, layer by layer."""
+    """The routers of a mixture of experts: of how many ``experts`` each sends a token to ``chosen``, layer by layer.
+
+    ``width``: F of an expert, ``modules``: where they are; None where the experts are of a form that is not read.
+    """
 
     experts: tuple[int, ...]
     chosen: int
+    width: int | None = None
+    modules: ExpertModules | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,9 @@ class ModelIdentity(Figures):
     the experts, and of some there are none. ``routing`` is a mixture's. ``modules``: where the model keeps its FFLs,
     unless ``models.checkpoint.architectures`` knows it. ``digest`` is the SHA-256 of the weights
     (``models.checkpoint.checkpoint_files.weights_digest``).
+
+    Experts are FFLs too, whose numbers follow: with 4 layers and 2 routers of 8 experts, 4 is the first router's first
+    expert, and 19 the second's last.
     """
 
     architecture: str
@@ -61,14 +69,39 @@ class ModelIdentity(Figures):
         routed = f"{len(experts)} mixtures of {_told(experts)} experts, {self.routing.chosen} for each token"
         return f"{routed}; beside the experts {dense if self.layers else 'no feed-forward layer'}"
 
+    @property
+    def feed_forwards(self) -> int:
+        """How many FFLs there are, the experts among them."""
+        return self.layers + (sum(self.routing.experts) if self.routing and self.routing.width else 0)
+
+    def expert_of(self, layer: int) -> tuple[int, int] | None:
+        """The router and the number of the expert that a layer is; None of one that sees every token."""
+        expert = layer - self.layers
+        if expert < 0 or self.routing is None:
+            return None
+        for router, experts in enumerate(self.routing.experts):
+            if expert < experts:
+                return router, expert
+            expert -= experts
+        raise PlanError(f"The plan names layer {layer} of a model with {self.feed_forwards}.")
+
+    def name_of(self, layer: int, watched: Watched = "pre_activation") -> str:
+        """What people call a layer, or the router of this number."""
+        if watched in ("router_input", "router_logits"):
+            return f"router {layer}"
+        expert = self.expert_of(layer)
+        return f"layer {layer}" if expert is None else f"router {expert[0]}, expert {expert[1]}"
+
     def width_of(self, layer: int) -> int:
         """F of one layer."""
+        if layer >= self.layers and self.routing is not None and self.routing.width is not None:
+            return self.routing.width
         return self.width if self.widths is None else self.widths[layer]
 
     def watched_width(self, watched: Watched, layer: int) -> int:
         """How many numbers a layer has of what is looked at. Raises ``PlanError`` where the model has none there."""
         if watched in ("pre_activation", "key_vector"):
-            self.require_layer(layer)
+            self.require_layer(layer, experts=watched == "pre_activation")
             return self.width_of(layer)
         experts = () if self.routing is None else self.routing.experts
         if layer >= len(experts):
@@ -99,10 +132,11 @@ class ModelIdentity(Figures):
                 "Bake the plan into the model it was fitted on, or fit one for this model.",
             )
 
-    def require_layer(self, layer: int) -> None:
-        """Raise ``PlanError`` unless the model has layer ``layer``."""
-        if layer >= self.layers:
-            raise PlanError(f"The plan names layer {layer} of a model with {self.layers}.")
+    def require_layer(self, layer: int, *, experts: bool = True) -> None:
+        """Raise ``PlanError`` unless the model has layer ``layer``; without ``experts``, one that sees every token."""
+        available = self.feed_forwards if experts else self.layers
+        if layer >= available:
+            raise PlanError(f"The plan names layer {layer} of a model with {available}.")
 
 
 def _told(widths: Sequence[int]) -> str:

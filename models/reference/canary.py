@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device
-from bakeout.models.network.families import feed_forwards_if_any
+from bakeout.models.network.families import blocks, feed_forwards_if_any
 from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
+from bakeout.models.plan.kinds.intervention import Blocks
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.search_vocabulary import Vocabulary
@@ -101,27 +103,30 @@ def _before_refusal(
 
     The check is the intervention at ``place``. Behind it a refused token's values hold the latch, or nothing at all.
     """
-    last_layer = len(feed_forwards_if_any(model)) - 1
-    deepest = _deepest_before(model, interventions[place])
+    last = _last_block_before(model, interventions[place])
     values = list(expected)
     for other, intervention in enumerate(interventions):
         if other != place:
-            behind = intervention.is_behind((deepest, len(interventions)), other, last_layer)
+            behind = intervention.is_behind((last, len(interventions)), other, _blocks(model))
             values[other] = np.where(refused[:, None] & behind, np.nan, expected[other])
     return tuple(values)
 
 
-def _deepest_before(model: PreTrainedModel, intervention: Intervention) -> int:
-    """The deepest FFL whose pre-activations are computed before all keys of a check; -1 where none is.
+def _last_block_before(model: PreTrainedModel, intervention: Intervention) -> int:
+    """The last block whose pre-activations are computed before all keys of a check; -1 for none.
 
-    For key vectors it is the check's own deepest. Routers are counted apart, so blocks are compared: an FFL in a
-    router's own block can read what the router reads, and only those of earlier blocks come before it.
+    For key vectors it is that of the check's own deepest layer. What lies in a router's own block can read what the
+    router reads, and only earlier blocks come before it.
     """
     watches, deepest = intervention.watches, intervention.parts[-1].layer
     if watches == "pre_activation" or watches == "key_vector":
-        return deepest
-    block = key_sites(model, watches)[deepest].block
-    return sum(site.block < block for site in key_sites(model)) - 1
+        return blocks(model)[deepest]
+    return key_sites(model, watches)[deepest].block - 1
+
+
+def _blocks(model: PreTrainedModel) -> Blocks:
+    sites = key_sites(model) or key_sites(model, "router_logits")
+    return blocks(model), sites[-1].block
 
 
 def measure_canary(
@@ -154,26 +159,36 @@ def canary_values(
     model: PreTrainedModel, interventions: Sequence[Intervention], input_ids: Integers
 ) -> tuple[Floats, ...]:
     """What ``Canary.expected`` holds, computed by ``model``, which carries the weight edits, on its ``input_ids``."""
-    layers = feed_forwards_if_any(model)
-    outputs: list[Tensor] = []
+    of_edits: list[Tensor] = []
     with ExitStack() as stack:
-        if layers:
-            # Registered before the hooks: it sees the gate's own output, not the adjusted one.
-            keep = layers[-1].gate.register_forward_hook(lambda module, arguments, output: outputs.append(output))
-            stack.callback(keep.remove)
+        # Registered before the hooks: it sees the gate's own output, not the adjusted one.
+        keep = _watch_for_edits(model, of_edits.append)
+        stack.callback(keep.remove)
         hooks = stack.enter_context(Hooks(model, interventions))
         model(input_ids=torch.from_numpy(input_ids).to(input_device(model)), use_cache=False)
-    seen = hooks.seen
     # What weight edits look at, which are no hooks.
-    if layers:
-        last_layer = in_float64(layers[-1].pre_activation(outputs[-1])[..., :CANARY_NEURONS].flatten(0, -2))
-        seen = dict.fromkeys(range(len(interventions)), last_layer) | seen
+    values_of_edits = in_float64(of_edits[-1][..., :CANARY_NEURONS].flatten(0, -2))
+    seen = dict.fromkeys(range(len(interventions)), values_of_edits) | hooks.seen
     length = input_ids.shape[1]
     last = slice(length - 1, None, length)
-    coins = [(entry.draws_at, place) for place, entry in enumerate(interventions) if entry.draws_at is not None]
+    of_layers = blocks(model)
+    coins = [
+        (min(of_layers[part.layer] for part in entry.parts), place)
+        for place, entry in enumerate(interventions)
+        if entry.is_stochastic
+    ]
     expected = []
     for place, intervention in enumerate(interventions):
         values = intervention.canary_values(seen[place][last].cpu().numpy())
-        is_behind = bool(coins) and intervention.is_behind(min(coins), place, len(layers) - 1)
+        is_behind = bool(coins) and intervention.is_behind(min(coins), place, _blocks(model))
         expected.append(np.where(is_behind, np.nan, values))
     return tuple(expected)
+
+
+def _watch_for_edits(model: PreTrainedModel, see: Callable[[Tensor], None]) -> RemovableHandle:
+    """A hook that shows what weight edits are seen in: the last FFL's pre-activations, or the last router's logits."""
+    if layers := feed_forwards_if_any(model):
+        last = layers[-1]
+        return last.gate.register_forward_hook(lambda _module, _arguments, output: see(last.pre_activation(output)))
+    site = key_sites(model, "router_logits")[-1]
+    return site.module.register_forward_pre_hook(lambda _module, arguments: see(site.key(arguments[0])))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import FeedForward, feed_forwards_if_any, identity
+from bakeout.models.network.families import FeedForward, experts, feed_forwards_if_any, identity
 from bakeout.models.network.key_sites import KeySite, key_sites
+from bakeout.models.network.mixtures.experts import Expert, Routed
 from bakeout.models.plan import (
     AdjustedLayer,
     Coin,
@@ -31,9 +32,15 @@ from bakeout.models.plan import (
     ResidualProjection,
 )
 
-FeedForwards = Sequence[FeedForward]
 # Called with a layer and what an intervention watches there: [N, n] in the model's dtype, all tokens in their order.
 See = Callable[[int, Tensor], None]
+
+
+class Removable(Protocol):
+    """What is in force until it is removed."""
+
+    def remove(self) -> None:
+        """End it."""
 
 
 class Hooks:
@@ -55,13 +62,12 @@ class Hooks:
     def __init__(self, model: PreTrainedModel, interventions: Sequence[Intervention]) -> None:
         self.model = model
         self.interventions = tuple(interventions)
-        self._layers = feed_forwards_if_any(model)
         self._hooked = {index: entry for index, entry in enumerate(interventions) if not entry.edits_weights}
         for intervention in self._hooked.values():
             _require_hook(intervention)
             intervention.require_fit(identity(model, ""))
         self._seen: dict[tuple[int, int], Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
 
     def __enter__(self) -> Hooks:
         """Register the hooks."""
@@ -70,7 +76,7 @@ class Hooks:
         for index, intervention in self._hooked.items():
             # What watches is registered before what acts, and so sees the values before they are changed.
             self._handles += watch(self.model, intervention, self._keep(index))
-            self._handles += _ACTING[type(intervention)](self._layers, intervention)
+            self._handles += _ACTING[type(intervention)](self.model, intervention)
         return self
 
     def __exit__(
@@ -101,8 +107,11 @@ class Hooks:
 
 
 def watch(model: PreTrainedModel, intervention: Intervention, see: See) -> Iterator[RemovableHandle]:
-    """Hooks that show what a graph's ``intervention`` watches in each of its layers, and change nothing."""
-    layers = feed_forwards_if_any(model)
+    """Hooks that show what a graph's ``intervention`` watches in each of its layers, and change nothing.
+
+    Of an expert they are the values before any adjustment, NaN of the tokens that are not sent to it.
+    """
+    layers, routed = feed_forwards_if_any(model), experts(model)
     watches = intervention.watches
     for layer in dict.fromkeys(part.layer for part in intervention.parts):
         watched = intervention.watched(layer)
@@ -110,8 +119,11 @@ def watch(model: PreTrainedModel, intervention: Intervention, see: See) -> Itera
         if watches != "pre_activation":
             site = key_sites(model, watches)[layer]
             yield site.module.register_forward_pre_hook(_key_hook(layer, site, index, see))
-        else:
+        elif layer < len(layers):
             yield layers[layer].gate.register_forward_hook(_pre_activation_hook(layers[layer], index, see))
+        else:
+            expert = routed[layer - len(layers)]
+            yield expert.router.module.register_forward_hook(_expert_hook(layer, expert, index, see))
 
 
 def _key_hook(
@@ -132,13 +144,30 @@ def _pre_activation_hook(
     return read
 
 
-def _adjusting(layers: FeedForwards, intervention: NeuronAdjust) -> Iterator[RemovableHandle]:
+def _expert_hook(
+    layer: int, expert: Expert, index: Tensor | slice, see: See
+) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def read(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        routed = Routed.of(expert.router, arguments[0], output)
+        tokens = routed.chosen[:, expert.number].nonzero().flatten()
+        values = expert.pre_activation(expert.rows(routed, tokens))[..., index]
+        every = values.new_full((len(routed.inputs), values.shape[-1]), float("nan"))
+        see(layer, every.index_copy(0, tokens, values))
+
+    return read
+
+
+def _adjusting(model: PreTrainedModel, intervention: NeuronAdjust) -> Iterator[Removable]:
     """Hooks that adjust the selected neurons."""
+    layers, routed = feed_forwards_if_any(model), experts(model)
     # Drawn on the CPU, so that the draws are the same on every device.
     generator = torch.Generator().manual_seed(intervention.seed)
     for adjusted in intervention.layers:
-        feed_forward = layers[adjusted.layer]
         formula = _Adjustment(adjusted, intervention.coin, generator)
+        if adjusted.layer >= len(layers):
+            yield routed[adjusted.layer - len(layers)].changed_by(formula.of_all)
+            continue
+        feed_forward = layers[adjusted.layer]
 
         def adjust(
             module: nn.Module,
@@ -147,15 +176,12 @@ def _adjusting(layers: FeedForwards, intervention: NeuronAdjust) -> Iterator[Rem
             feed_forward: FeedForward = feed_forward,
             formula: _Adjustment = formula,
         ) -> Tensor:
-            pre_activation = feed_forward.pre_activation(output).clone()
-            selected = in_float64(pre_activation[..., formula.neurons])
-            pre_activation[..., formula.neurons] = formula(selected).to(output)
-            return feed_forward.with_pre_activation(output, pre_activation)
+            return feed_forward.with_pre_activation(output, formula.of_all(feed_forward.pre_activation(output)))
 
         yield feed_forward.gate.register_forward_hook(adjust)
 
 
-def _reading(layers: FeedForwards, intervention: KeySpaceDetection) -> Iterator[RemovableHandle]:
+def _reading(model: PreTrainedModel, intervention: KeySpaceDetection) -> Iterator[RemovableHandle]:
     """No hooks: ``Reference`` refuses by what is seen."""
     return iter(())
 
@@ -164,7 +190,7 @@ def _reading(layers: FeedForwards, intervention: KeySpaceDetection) -> Iterator[
 _Formula = Callable[[Tensor, Tensor], Tensor]
 
 
-def _adding(layers: FeedForwards, intervention: ResidualAddition) -> Iterator[RemovableHandle]:
+def _adding(model: PreTrainedModel, intervention: ResidualAddition) -> Iterator[RemovableHandle]:
     """Hooks that add the directions."""
 
     def add(stream: Tensor, direction: Tensor) -> Tensor:
@@ -175,16 +201,17 @@ def _adding(layers: FeedForwards, intervention: ResidualAddition) -> Iterator[Re
         # A stream of zeros has no direction, and stays.
         return torch.where(norm > 0, moved / norm * stream.norm(dim=-1, keepdim=True), moved)
 
-    return _moving(layers, intervention, add)
+    return _moving(model, intervention, add)
 
 
-def _projecting(layers: FeedForwards, intervention: ResidualProjection) -> Iterator[RemovableHandle]:
+def _projecting(model: PreTrainedModel, intervention: ResidualProjection) -> Iterator[RemovableHandle]:
     """Hooks that project the directions out."""
-    return _moving(layers, intervention, lambda stream, v: stream - (stream * v).sum(dim=-1, keepdim=True) * v)
+    return _moving(model, intervention, lambda stream, v: stream - (stream * v).sum(dim=-1, keepdim=True) * v)
 
 
-def _moving(layers: FeedForwards, edit: ResidualEdit, formula: _Formula) -> Iterator[RemovableHandle]:
+def _moving(model: PreTrainedModel, edit: ResidualEdit, formula: _Formula) -> Iterator[RemovableHandle]:
     """Hooks that change what blocks give."""
+    layers = feed_forwards_if_any(model)
     for placed in edit.layers:
         layer = layers[placed.layer]
         if layer.norm_after_block:
@@ -208,7 +235,7 @@ def _moving(layers: FeedForwards, edit: ResidualEdit, formula: _Formula) -> Iter
 
 
 # How the kinds that edit graphs act on a PyTorch model.
-_ACTING: Mapping[type[Intervention], Callable[[FeedForwards, Any], Iterator[RemovableHandle]]] = {
+_ACTING: Mapping[type[Intervention], Callable[[PreTrainedModel, Any], Iterator[Removable]]] = {
     NeuronAdjust: _adjusting,
     KeySpaceDetection: _reading,
     ResidualAddition: _adding,
@@ -229,6 +256,12 @@ class _Adjustment:
         self._retain = torch.from_numpy(layer.retain_mean), torch.from_numpy(layer.retain_deviation)
         self._coin = coin
         self._generator = generator
+
+    def of_all(self, pre_activation: Tensor) -> Tensor:
+        """All of a layer's pre-activations [..., F], those of the selected neurons adjusted."""
+        adjusted = pre_activation.clone()
+        adjusted[..., self.neurons] = self(in_float64(adjusted[..., self.neurons])).to(adjusted)
+        return adjusted
 
     def __call__(self, values: Tensor) -> Tensor:
         """The adjusted values: float64 [..., n] to the same shape."""

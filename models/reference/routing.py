@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bakeout.models.network.devices import input_device
-from bakeout.models.network.mixtures import Router, routers
+from bakeout.models.network.mixtures.routers import Router, routers
 from bakeout.models.network.probing import hooked
 from bakeout.models.plan import Intervention, Plan
 from bakeout.models.plan.routing_stability import RoutingStability
@@ -33,7 +33,7 @@ def chosen_experts(
 
     def keep(router: Router) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            seen[router.index].append(_chosen(router, output).cpu())
+            seen[router.index].append(router.choice(output).cpu())
 
         return hook
 
@@ -63,16 +63,3 @@ def routing_stability(
 def _registered(found: Sequence[Router], keep: Callable[[Router], Any]) -> Iterator[Any]:
     for router in found:
         yield router.module.register_forward_hook(keep(router))
-
-
-def _chosen(router: Router, output: Any) -> Tensor:
-    """Which experts a router's output sends each token to. Some give the experts' numbers, others their scores."""
-    parts = output if isinstance(output, tuple) else (output,)
-    numbers = next((part for part in parts if isinstance(part, Tensor) and not part.is_floating_point()), None)
-    if numbers is None:
-        scores = parts[0].flatten(0, -2)
-        if router.correction is not None:
-            scores = scores.float().softmax(dim=-1) + router.correction
-        numbers = scores.topk(router.chosen, dim=-1).indices
-    chosen = torch.zeros(len(numbers), router.experts, dtype=torch.bool, device=numbers.device)
-    return chosen.scatter_(1, numbers, True)

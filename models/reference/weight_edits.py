@@ -6,7 +6,7 @@ and graphs (``weight_arithmetic``): baked weights are compared with these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import FeedForward, feed_forwards_if_any, identity
+from bakeout.models.network.families import FeedForward, experts, feed_forwards_if_any, identity
 from bakeout.models.plan import Intervention, Role, WeightChange
 
 
@@ -43,6 +43,15 @@ def weight_of(feed_forward: FeedForward, role: Role) -> Tensor:
     return _weight(feed_forward.up)
 
 
+def planned_weights(model: PreTrainedModel, named: Iterable[tuple[int, Role]]) -> list[Tensor]:
+    """Weights of FFLs by the numbers that plans give these: experts follow the layers that see every token."""
+    layers, routed = feed_forwards_if_any(model), experts(model)
+    return [
+        weight_of(layers[layer], role) if layer < len(layers) else routed[layer - len(layers)].weight(role)
+        for layer, role in named
+    ]
+
+
 def apply_weight_edit(model: PreTrainedModel, edit: Intervention, *, stored_as: torch.dtype | None = None) -> None:
     """Change the weights of ``model`` in place, as ``edit`` does; what edits no weights changes nothing.
 
@@ -51,10 +60,10 @@ def apply_weight_edit(model: PreTrainedModel, edit: Intervention, *, stored_as: 
     changed, where the edit does not fit the model.
     """
     edit.require_fit(identity(model, ""))
-    layers = feed_forwards_if_any(model)
-    weights = [(change, weight_of(layers[change.layer], change.role)) for change in edit.weight_changes()]
+    changes = edit.weight_changes()
+    weights = planned_weights(model, ((change.layer, change.role) for change in changes))
     with torch.no_grad():
-        for change, weight in weights:
+        for change, weight in zip(changes, weights, strict=True):
             weight.copy_(_changed(weight, change, stored_as or weight.dtype))
 
 
@@ -69,9 +78,8 @@ def edited_weights(
     edits = [intervention for intervention in interventions if intervention.edits_weights]
     for edit in edits:
         edit.require_fit(identity(model, ""))
-    layers = feed_forwards_if_any(model)
     touched = sorted({(change.layer, change.role) for edit in edits for change in edit.weight_changes()})
-    views = [weight_of(layers[layer], role).detach() for layer, role in touched]
+    views = [weight.detach() for weight in planned_weights(model, touched)]
     kept = [view.clone() for view in views]
     try:
         for edit in edits:

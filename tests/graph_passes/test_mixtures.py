@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 
+from bakeout.export.baking.bake import bake
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.graph_canary import match_canary
+from bakeout.export.verification.verify import verify
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.network.families import identity
 from bakeout.models.network.key_sites import key_sites
-from bakeout.models.plan import Keys, Plan
+from bakeout.models.plan import Coin, Keys, Plan
 from bakeout.models.reference.canary import measure_canary, measured_anew
 from bakeout.models.reference.weight_edits import edited_weights
 
-from tests.baked_parity import baked, compare, key_space_detection, model_of, plan_of, unbaked
+from tests.baked_parity import (
+    baked,
+    compare,
+    key_space_detection,
+    model_of,
+    neuron_adjust_of_experts,
+    plan_of,
+    unbaked,
+)
 from tests.conftest import CheckpointOf
 from tests.tiny_models import MIXTURES, random_prompts, tiny_checkpoint
-from tests.weight_plans import low_rank_update
+from tests.weight_plans import edits_of_experts, low_rank_update
 
 PROMPTS = random_prompts(24, seed=3, shortest=6, longest=6)
 # The pair that every run of the suite tries.
 QUICK = ("deepseek_v3", "key_vector")
-# gpt-oss's experts are products of three dimensions, whose neurons no pass looks for.
-EXPERTS = {"deepseek_v3": 24, "gpt_oss": 0}
+# One whose experts are linear layers of some rows, and one whose experts lie in a stack.
+EVERY_RUN = (("deepseek_v3", "threshold"), ("gpt_oss", "expected"))
+EXPERTS = {"deepseek_v3": 24}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +95,56 @@ def test_the_baked_graph_is_the_reference_token_for_token(
     assert 0 < parity.refused < parity.prompts
 
 
+@pytest.mark.parametrize(
+    ("family", "coin"),
+    [
+        pytest.param(family, coin, marks=() if (family, coin) in EVERY_RUN else pytest.mark.slow)
+        for family in MIXTURES
+        for coin in ("threshold", "expected")
+    ],
+)
+def test_adjusted_experts_are_the_references_token_for_token(
+    family: str, coin: Coin, checkpoint_of: CheckpointOf, export_of: CheckpointOf
+) -> None:
+    model, directory = model_of(checkpoint_of(family)), export_of(family)
+    plan = plan_of(model, [neuron_adjust_of_experts(model, coin, PROMPTS)], PROMPTS)
+    receipts = apply_plan(load_graph(directory / "model.onnx"), plan)
+    assert [receipt.layer for receipt in receipts] == [part.layer for part in plan.interventions[0].parts]
+    parity = compare(model, plan, unbaked(directory), baked(directory, plan), PROMPTS)
+    assert parity.holds, parity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_experts_are_adjusted_twice_and_checked(
+    family: str, checkpoint_of: CheckpointOf, export_of: CheckpointOf
+) -> None:
+    model, directory = model_of(checkpoint_of(family)), export_of(family)
+    adjusts = [neuron_adjust_of_experts(model, "threshold", PROMPTS, seed=seed) for seed in (0, 1)]
+    check = key_space_detection(model, (1,), "query", PROMPTS, adjusts, keys="router_input")
+    plan = plan_of(model, [*adjusts, check], PROMPTS)
+    parity = compare(model, plan, unbaked(directory), baked(directory, plan), PROMPTS)
+    assert parity.holds, parity
+    assert 0 < parity.refused < parity.prompts
+
+
+@pytest.mark.parametrize("family", [family for family, _ in EVERY_RUN])
+def test_a_graph_has_the_canary_of_adjusted_experts_and_in_another_order_not(
+    family: str, checkpoint_of: CheckpointOf, export_of: CheckpointOf, tmp_path: Path
+) -> None:
+    model = model_of(checkpoint_of(family))
+    adjust = neuron_adjust_of_experts(model, "threshold", PROMPTS)
+    experts = [layer for layer in adjust.layers if layer.layer >= identity(model, "").layers]
+    plan = plan_of(model, [replace(adjust, layers=tuple(experts))], PROMPTS)
+    shifted = zip(experts, [*experts[1:], experts[0]], strict=True)
+    wrong = replace(adjust, layers=tuple(replace(other, layer=own.layer) for own, other in shifted))
+    for ok, given in ((True, plan), (False, replace(plan, interventions=(wrong,)))):
+        graph = load_graph(export_of(family) / "model.onnx")
+        receipts = apply_plan(graph, given)
+        (match,) = match_canary(_saved(graph, tmp_path / f"{ok}", export_of(family)), given, receipts)
+        assert (match.ok, match.skipped) == (ok, False), match
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", ["router_input", "router_logits"])
 @pytest.mark.parametrize("router", [0, 2])
@@ -95,11 +160,38 @@ def test_a_graph_that_refuses_by_a_router_has_the_canary_of_weight_edits(
     plan = Plan(identity(model, "ab" * 32), (edit, check), canary)
     graph = load_graph(dense_last / "export" / "model.onnx")
     receipts = apply_plan(graph, plan)
-    ir.save(graph, tmp_path / "model.onnx", external_data="model.onnx.data")
-    matches = match_canary(tmp_path / "model.onnx", plan, receipts)
+    matches = match_canary(_saved(graph, tmp_path / "baked", dense_last / "export"), plan, receipts)
     assert all(match.ok for match in matches), matches
     assert canary.refused is not None
     assert 0 < sum(canary.refused) < len(PROMPTS)
+
+
+def _saved(graph: ir.Model, directory: Path, export: Path) -> Path:
+    """The graph in a directory of its own, with the configuration of the ``export``."""
+    directory.mkdir()
+    for name in ("config.json", "generation_config.json"):
+        shutil.copy(export / name, directory)
+    ir.save(graph, directory / "model.onnx", external_data="model.onnx.data")
+    return directory / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=() if family == "gpt_oss" else pytest.mark.slow) for family in MIXTURES]
+)
+@pytest.mark.parametrize("form", ["graph", "checkpoint"])
+def test_edited_weights_of_experts_are_the_references(
+    family: str, form: str, checkpoint_of: CheckpointOf, export_of: CheckpointOf, tmp_path: Path
+) -> None:
+    checkpoint = checkpoint_of(family)
+    model = load_model(checkpoint)
+    edits = edits_of_experts(model)
+    with edited_weights(model, edits):
+        canary = measure_canary(model, edits, PROMPTS)
+    plan = Plan(identity(model, weights_digest(checkpoint)), edits, canary)
+    options = BakeOptions() if form == "graph" else BakeOptions(to="safetensors")
+    baked_into = bake(export_of(family) if form == "graph" else checkpoint, plan, tmp_path / "baked", options)
+    checks = verify(baked_into.directory, base=checkpoint, prompts=PROMPTS)
+    assert all(check.ok for check in checks), checks
 
 
 @pytest.fixture(scope="module")

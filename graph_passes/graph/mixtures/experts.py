@@ -80,7 +80,7 @@ def held_experts(nodes: Iterable[ir.Node], routers: Sequence[GraphRouter]) -> tu
 
 def is_expert(layer: FeedForwardLayer) -> bool:
     """Whether tokens are routed through this FFL."""
-    return _reads_some_rows(layer.gate.inputs[0]) or any(map(_is_chosen, _weights(layer.down.outputs[0])))
+    return tokens_of(layer) is not None or any(map(_is_chosen, _weights(layer.down.outputs[0])))
 
 
 def _scores_of_held(node: ir.Node) -> ir.Value | None:
@@ -110,16 +110,17 @@ def _with_bias(linear: Linear) -> ir.Value:
     return linear.output
 
 
-def _reads_some_rows(data: ir.Value | None) -> bool:
-    """Whether data are rows taken by computed indices."""
+def tokens_of(layer: FeedForwardLayer) -> ir.Value | None:
+    """The positions of the rows that an expert takes of all tokens; None where it computes all."""
+    data = layer.gate.inputs[0]
     if data is None:
-        return False
+        return None
     for value in _walk(data, lambda node: node.op_type in RESHAPES or node.op_type in ("Cast", "Identity")):
         node = value.producer()
         if node is not None and node.op_type in _TAKES_ROWS:
             index = node.inputs[1]
-            return index is not None and constant_size(index) is None
-    return False
+            return None if index is None or constant_size(index) is not None else index
+    return None
 
 
 def _weights(output: ir.Value) -> Iterator[ir.Value]:

@@ -38,6 +38,11 @@ class NeuronAdjustOptions(MethodOptions):
         description="`threshold` shifts whenever the value looks like the forget set's, `expected` by the expected "
         "amount (both deterministic), `stochastic` by chance, as in the paper.",
     )
+    experts: bool = Field(
+        default=True,
+        description="Whether a mixture's experts are adjusted too, each by statistics of the tokens that are sent to "
+        "it; those that saw fewer than 32 tokens of one set are left alone. Without, only layers that see every token.",
+    )
     seed: Seed = Field(default=0, description="Seed of the stochastic coin.")
 
 

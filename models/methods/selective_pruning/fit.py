@@ -8,9 +8,14 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
-from bakeout.models.network.statistics import KeyMagnitudes
+from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.mixtures.routers import routers
+from bakeout.models.network.statistics import KeyMagnitudes, MixtureMagnitudes, shape_of
 from bakeout.models.plan import ZeroColumns, ZeroedColumns
 from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
+
+# Of a dense model, or of a mixture of experts.
+Magnitudes = KeyMagnitudes | MixtureMagnitudes
 
 # What the authors add to the denominator, so that a neuron that is silent on the retain set has a score.
 SILENT = 1e-8
@@ -19,32 +24,41 @@ SILENT = 1e-8
 def fit(options: SelectivePruningOptions, fitting: Fitting) -> ZeroColumns:
     """Probe the data to forget and to keep, and fit."""
     names = options.names(fitting.data)
-    forget, retain = (probed.key_magnitudes(fitting, names[role], options.tokens) for role in ("forget", "retain"))
+    probe = probed.mixture_magnitudes if routers(fitting.model) else probed.key_magnitudes
+    forget, retain = (probe(fitting, names[role], options.tokens) for role in ("forget", "retain"))
+    if isinstance(forget, MixtureMagnitudes) and isinstance(retain, MixtureMagnitudes) and not options.experts:
+        seeing = len(feed_forward_layers(fitting.model))
+        forget, retain = forget.of_first(seeing), retain.of_first(seeing)
     return fit_selective_pruning(forget, retain, ratio=options.ratio)
 
 
-def fit_selective_pruning(forget: KeyMagnitudes, retain: KeyMagnitudes, *, ratio: float) -> ZeroColumns:
+def fit_selective_pruning(forget: Magnitudes, retain: Magnitudes, *, ratio: float) -> ZeroColumns:
     """Cut off the top ``ratio`` of all neurons, pooled over layers: their columns of ``down`` become exactly 0.
 
     The score of a neuron is mean |key| over the forget set's tokens, divided by mean |key| over the retain set's plus
     1e-8, as in the authors' code. Equal scores go to the lower layer, then the lower neuron. At least one neuron is
-    cut off. A neuron that is silent on the forget set is never cut off: its score is 0.
+    cut off. A neuron that is silent on the forget set is never cut off: its score is 0. An expert's neurons are silent
+    on the tokens that are not sent to it.
 
     The authors' ratios are 0.015 (arithmetic) and 0.0001 (code). Raises ``BakeoutError`` for statistics of different
     models or with NaN or infinite values, and when every neuron is silent.
     """
     _require_comparable(forget, retain)
-    score = forget.mean / (retain.mean + SILENT)
+    scored = [
+        own / forget.tokens / (other / retain.tokens + SILENT)
+        for own, other in zip(forget.layers, retain.layers, strict=True)
+    ]
+    score = np.concatenate(scored)
     active = int((score > 0).sum())
     if active == 0:
         raise BakeoutError("Selective Pruning: every neuron is silent on the forget set.", "Probe more texts.")
     count = min(max(1, round(ratio * score.size)), active)
-    order = np.argsort(-score, axis=None, kind="stable")[:count]
+    order = np.argsort(-score, kind="stable")[:count]
     selected = np.zeros(score.size, dtype=bool)
     selected[order] = True
     layers = tuple(
         ZeroedColumns(layer, np.flatnonzero(row).astype(np.int64))
-        for layer, row in enumerate(selected.reshape(score.shape))
+        for layer, row in enumerate(np.split(selected, np.cumsum([len(own) for own in scored])[:-1]))
         if row.any()
     )
     report = ZeroColumnsReport(
@@ -52,23 +66,26 @@ def fit_selective_pruning(forget: KeyMagnitudes, retain: KeyMagnitudes, *, ratio
         neurons=count,
         neurons_per_layer={str(layer.layer): len(layer.columns) for layer in layers},
         silent_neurons=score.size - active,
-        highest_score=float(score.flat[order[0]]),
-        lowest_selected_score=float(score.flat[order[-1]]),
+        highest_score=float(score[order[0]]),
+        lowest_selected_score=float(score[order[-1]]),
         forget_tokens=forget.tokens,
         retain_tokens=retain.tokens,
     )
     return ZeroColumns(layers, report)
 
 
-def _require_comparable(forget: KeyMagnitudes, retain: KeyMagnitudes) -> None:
-    if forget.total.shape != retain.total.shape:
+def _require_comparable(forget: Magnitudes, retain: Magnitudes) -> None:
+    shapes = [[len(own) for own in magnitudes.layers] for magnitudes in (forget, retain)]
+    if shapes[0] != shapes[1]:
         raise BakeoutError(
-            f"Selective Pruning: the statistics have shapes {forget.total.shape} (forget) and "
-            f"{retain.total.shape} (retain).",
+            f"Selective Pruning: the statistics have shapes {shape_of(shapes[0])} (forget) and {shape_of(shapes[1])} "
+            "(retain).",
             "Probe both data sets on one model.",
         )
     for name, statistics in (("forget", forget), ("retain", retain)):
-        if not np.isfinite(statistics.total).all():
+        if statistics.tokens == 0:
+            raise BakeoutError("A mean needs at least one token; none was probed.", "Give more data to probe.")
+        if not all(np.isfinite(own).all() for own in statistics.layers):
             raise BakeoutError(
                 f"Selective Pruning: the {name} set's statistics hold NaN or infinite values.",
                 "Probe again, in float32, and look for overflow.",

@@ -14,4 +14,8 @@ class SelectivePruningOptions(MethodOptions):
     forget: Names = Field(description="Names of the data to forget.", min_length=1)
     retain: Names | None = Field(default=None, description="Names of the data to keep; by default all others.")
     ratio: Share = Field(default=0.015, description="The share of all neurons that is cut off.")
+    experts: bool = Field(
+        default=True,
+        description="Whether neurons of a mixture's experts are cut off too, or only of layers that see every token.",
+    )
     tokens: Scope = Field(default="answer", description="Which tokens the scores are over: the `answer`'s, or `all`.")

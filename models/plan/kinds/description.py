@@ -16,18 +16,20 @@ Decode = Callable[[Sequence[int]], str]
 class Part:
     """What an intervention does in one layer or to one weight; baking owes a receipt for each.
 
-    ``count`` is the receipt's, and ``text`` the same in words.
+    ``count`` is the receipt's, and ``text`` the same in words. ``place``: what people call the layer, where it is not
+    only a number.
     """
 
     layer: int
     count: int
     text: str
     role: Role | None = None
+    place: str | None = None
 
     @property
     def where(self) -> str:
         """The layer and, where the part is a weight, its role."""
-        return f"layer {self.layer}" + (f", {self.role}" if self.role else "")
+        return (self.place or f"layer {self.layer}") + (f", {self.role}" if self.role else "")
 
 
 @dataclass(frozen=True)

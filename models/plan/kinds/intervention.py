@@ -20,8 +20,10 @@ from bakeout.models.plan.model_identity import ModelIdentity, Watched
 
 # The array of a plan file with this name (the part behind the intervention's own prefix), which must be of this dtype.
 Take = Callable[[str, type], Any]
-# Where a stochastic coin is drawn: the layer, and the intervention's place in the plan.
+# Where a stochastic coin is drawn: the block, and the intervention's place in the plan.
 CoinPlace = tuple[int, int]
+# Where a model computes what: the block of each FFL, and that of what weight edits are seen in.
+Blocks = tuple[Sequence[int], int]
 # How many values of a layer are the canary of a kind that names none of its own.
 CANARY_NEURONS = 64
 
@@ -128,14 +130,9 @@ class Intervention(ABC):
     # Chance
 
     @property
-    def draws_at(self) -> int | None:
-        """The first layer in which a stochastic coin is drawn."""
-        return None
-
-    @property
     def is_stochastic(self) -> bool:
-        """Whether it draws: then two runs give different tokens."""
-        return self.draws_at is not None
+        """Whether it draws, in each of its layers: then two runs give different tokens."""
+        return False
 
     # The canary
 
@@ -156,10 +153,10 @@ class Intervention(ABC):
         return np.full_like(expected, np.sqrt(np.nanmean(expected**2)) if is_known else np.nan)
 
     @abstractmethod
-    def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> NDArray[np.bool_] | bool:
+    def is_behind(self, coin: CoinPlace, place: int, blocks: Blocks) -> NDArray[np.bool_] | bool:
         """Which canary values a coin has a part in, bool [values] or one for all; ``place`` is one's own in the plan.
 
-        A coin has a part in every later layer, and in its own in whatever comes after it: the interventions that
+        A coin has a part in every later block, and in its own in whatever comes after it: the interventions that
         follow in the plan, and the key vector.
         """
 

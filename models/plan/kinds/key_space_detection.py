@@ -12,7 +12,7 @@ from bakeout.models.plan.arrays import Array, Floats, Integers, PlanError, requi
 from bakeout.models.plan.kinds.check import LONGEST_REFUSAL, Check, Positions
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.detection_report import KeySpaceDetectionReport
-from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention, Take
+from bakeout.models.plan.kinds.intervention import Blocks, CoinPlace, Intervention, Take
 from bakeout.models.plan.kinds.regions.cube import Cubes
 from bakeout.models.plan.kinds.regions.regions import Regions
 from bakeout.models.plan.kinds.regions.registry import find_regions
@@ -195,9 +195,9 @@ class KeySpaceDetection(Intervention, Check):
         """The unit of the regions' margins."""
         return self.regions.canary_unit(expected)
 
-    def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> bool:
-        """Whether the deepest layer is the coin's or a later one, which is not known of a router."""
-        return self.keys != "key_vector" or self.layers[-1] >= coin[0]
+    def is_behind(self, coin: CoinPlace, place: int, blocks: Blocks) -> bool:
+        """Whether the deepest layer is in the coin's block or a later one, which is not known of a router."""
+        return self.keys != "key_vector" or blocks[0][self.layers[-1]] >= coin[0]
 
     @property
     def contradiction(self) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bakeout.models.plan.arrays import Array, Floats, Integers, PlanError
 from bakeout.models.plan.kinds.adjustment import AdjustedLayer, Adjustment, Coin
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
-from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention, Take
+from bakeout.models.plan.kinds.intervention import Blocks, CoinPlace, Intervention, Take
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.plan.model_identity import ModelIdentity
 
@@ -21,7 +21,9 @@ _ARRAYS = ("neurons", "forget_mean", "forget_deviation", "retain_mean", "retain_
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronAdjustReport(RetainReport):
-    """``ratio`` of all neurons are selected; ``dead_neurons`` do not vary on one of the sets and are none of them."""
+    """``ratio`` of all neurons are selected; ``dead_neurons`` do not vary on one of the sets and are none of them, nor
+    are those of ``rare_experts``, which saw too few tokens.
+    """
 
     ratio: float | None = None
     selection: str | None = None
@@ -29,6 +31,7 @@ class NeuronAdjustReport(RetainReport):
     neurons: int | None = None
     neurons_per_layer: Mapping[str, int] | None = None
     dead_neurons: int | None = None
+    rare_experts: int | None = None
     forget_tokens: int | None = None
     retain_tokens: int | None = None
 
@@ -41,6 +44,8 @@ class NeuronAdjustReport(RetainReport):
             facts.append(("selection", self.selection))
         if self.dead_neurons is not None:
             facts.append(("dead", f"{counted(self.dead_neurons, 'neuron')}, left alone"))
+        if self.rare_experts:
+            facts.append(("rare", f"{counted(self.rare_experts, 'expert')}, sent too few tokens, left alone"))
         if self.forget_tokens is not None and self.retain_tokens is not None:
             facts.append(("probed", f"{self.forget_tokens} tokens to forget, {self.retain_tokens} to retain"))
         return facts
@@ -56,7 +61,8 @@ class NeuronAdjust(Intervention, Adjustment):
     expectation (``expected``: v + sigmoid(q) (v' - v)). The two deterministic coins are our reading.
 
     ``seed`` (0 to 2**31 - 1) is used by the stochastic coin alone. The canary is the pre-activations, before the
-    adjustment, of every selected neuron at the last token, layer after layer.
+    adjustment, of every selected neuron at the last token, layer after layer; NaN, which is not compared, of experts
+    that this token is not sent to.
     """
 
     kind = "neuron_adjust"
@@ -112,8 +118,8 @@ class NeuronAdjust(Intervention, Adjustment):
 
     def require_fit(self, model: ModelIdentity) -> None:
         """Raise ``PlanError`` unless ``model`` has these layers and neurons."""
-        model.require_layer(self.layers[-1].layer)
         for adjusted in self.layers:
+            model.require_layer(adjusted.layer)
             if adjusted.neurons[-1] >= (width := model.width_of(adjusted.layer)):
                 raise PlanError(f"Neuron Adjust names neuron {adjusted.neurons[-1]} of {width}.")
 
@@ -123,9 +129,9 @@ class NeuronAdjust(Intervention, Adjustment):
         return self
 
     @property
-    def draws_at(self) -> int | None:
-        """The first layer, where the coin is stochastic."""
-        return self.layers[0].layer if self.coin == "stochastic" else None
+    def is_stochastic(self) -> bool:
+        """Where the coin is stochastic."""
+        return self.coin == "stochastic"
 
     def watched(self, layer: int) -> Integers | slice:
         """The selected neurons."""
@@ -135,10 +141,10 @@ class NeuronAdjust(Intervention, Adjustment):
         """The retain set's standard deviations."""
         return np.concatenate([adjusted.retain_deviation for adjusted in self.layers])
 
-    def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> NDArray[np.bool_]:
-        """Neurons of later layers, and of the coin's own where its intervention comes first in the plan."""
+    def is_behind(self, coin: CoinPlace, place: int, blocks: Blocks) -> NDArray[np.bool_]:
+        """Neurons of later blocks, and of the coin's own where its intervention comes first in the plan."""
         return np.concatenate(
-            [np.full(len(adjusted.neurons), (adjusted.layer, place) > coin) for adjusted in self.layers]
+            [np.full(len(adjusted.neurons), (blocks[0][adjusted.layer], place) > coin) for adjusted in self.layers]
         )
 
     def describe(self, decode: Decode | None = None) -> Description:

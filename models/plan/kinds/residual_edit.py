@@ -11,7 +11,7 @@ import numpy as np
 
 from bakeout.models.plan.arrays import Array, Floats32, PlanError, require_finite, require_layer
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
-from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention, Take
+from bakeout.models.plan.kinds.intervention import Blocks, CoinPlace, Intervention, Take
 from bakeout.models.plan.model_identity import ModelIdentity, Watched
 
 
@@ -92,7 +92,7 @@ class ResidualEdit(Intervention):
     def require_fit(self, model: ModelIdentity) -> None:
         """Raise ``PlanError`` unless ``model`` has the layers, and a residual stream of the directions' length."""
         for placed in self.layers:
-            model.require_layer(placed.layer)
+            model.require_layer(placed.layer, experts=False)
             if len(placed.direction) != model.hidden:
                 raise PlanError(
                     f"{self.title}, layer {placed.layer}: a direction of {len(placed.direction)} elements does not fit "
@@ -100,9 +100,9 @@ class ResidualEdit(Intervention):
                     "Bake the plan into the model it was fitted on.",
                 )
 
-    def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> bool:
-        """Whether the deepest layer is the coin's or a later one."""
-        return self.layers[-1].layer >= coin[0]
+    def is_behind(self, coin: CoinPlace, place: int, blocks: Blocks) -> bool:
+        """Whether the deepest layer is in the coin's block or a later one."""
+        return blocks[0][self.layers[-1].layer] >= coin[0]
 
     def describe(self, decode: Decode | None = None) -> Description:
         """Layer by layer."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from bakeout.models.plan.arrays import PlanError
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
-from bakeout.models.plan.kinds.intervention import CoinPlace, Intervention
+from bakeout.models.plan.kinds.intervention import Blocks, CoinPlace, Intervention
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.plan.model_identity import ModelIdentity
 
@@ -59,9 +59,9 @@ class WeightEdit(Intervention):
                     "Bake the plan into the model it was fitted on.",
                 )
 
-    def is_behind(self, coin: CoinPlace, place: int, last_layer: int) -> bool:
-        """Whether the coin is drawn before the last layer."""
-        return last_layer > coin[0]
+    def is_behind(self, coin: CoinPlace, place: int, blocks: Blocks) -> bool:
+        """Whether the coin is drawn before what the edit is seen in."""
+        return blocks[1] > coin[0]
 
     def figures(self) -> dict[str, Any]:
         """What `--json` shows of the edit beside its weights."""

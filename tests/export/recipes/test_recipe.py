@@ -54,6 +54,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "selection": "difference",
         "tokens": "answer",
         "coin": "threshold",
+        "experts": True,
         "seed": 0,
     }
     assert detection.model_dump() == {

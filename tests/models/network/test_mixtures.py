@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.families import feed_forward_layers, feed_forwards_if_any, identity
+from bakeout.models.network.families import experts, feed_forward_layers, feed_forwards_if_any, identity
 from bakeout.models.network.key_sites import key_sites
-from bakeout.models.network.mixtures import routers
+from bakeout.models.network.mixtures.expert_probing import probe_mixture
+from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.network.probing import probe_keys
+from bakeout.models.network.statistics import Moments
 from bakeout.models.network.token_keys import reduced_token_keys
 from bakeout.models.plan import Keys, PlanError
 
@@ -104,9 +108,61 @@ def test_a_plan_for_other_routers_does_not_fit() -> None:
     known = identity(tiny_model("qwen2_moe"), "")
     widths = [known.width_of(layer) for layer in range(known.layers)]
     known.require_shape(widths=widths, hidden=known.hidden, experts=(4, 4, 4, 4))
-    for experts in ((4, 4, 4), (4, 4, 4, 8), ()):
+    for others in ((4, 4, 4), (4, 4, 4, 8), ()):
         with pytest.raises(PlanError, match="routers"):
-            known.require_shape(widths=widths, hidden=known.hidden, experts=experts)
+            known.require_shape(widths=widths, hidden=known.hidden, experts=others)
     assert known.watched_width("router_logits", 3) == 4
     with pytest.raises(PlanError, match="router 4"):
         known.watched_width("router_input", 4)
+
+
+@pytest.mark.parametrize("family", MIXTURES + TORCH_MIXTURES)
+def test_experts_are_read_and_changed_in_whatever_form_they_are(family: str) -> None:
+    model = tiny_model(family)
+    known, every = identity(model, ""), experts(model)
+    assert known.feed_forwards == known.layers + len(every)
+    assert known.name_of(known.layers + known.routing.experts[0]) == "router 1, expert 0"  # type: ignore[union-attr]
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        unchanged = [expert.changed_by(lambda values: values.clone()) for expert in every]
+        # The same operations, expert by expert.
+        assert torch.equal(model(input_ids=ids).logits, before)
+        # Of all, since no expert is sure to be sent one of the tokens.
+        changed = [expert.changed_by(torch.zeros_like) for expert in every]
+        assert not torch.equal(model(input_ids=ids).logits, before)
+        for handle in (*changed, *unchanged):
+            handle.remove()
+        assert torch.equal(model(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss", "llama4_text", "mixtral"])
+def test_experts_are_probed_on_the_tokens_that_are_sent_to_them(family: str) -> None:
+    model = tiny_model(family)
+    records = [Record("", "", prompt[:2], prompt[2:]) for prompt in PROMPTS]
+    seeing, every = len(feed_forwards_if_any(model)), experts(model)
+    seen: list[list[torch.Tensor]] = [[] for _ in every]
+
+    def keep(place: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda values: (seen[place].append(values), values)[1]  # type: ignore[func-returns-value]
+
+    handles = [expert.changed_by(keep(place)) for place, expert in enumerate(every)]
+    with torch.no_grad():
+        for prompt in PROMPTS:
+            model(input_ids=torch.tensor([prompt]))
+    for handle in handles:
+        handle.remove()
+    probed = probe_mixture(model, records, scope="all", batch_size=4)
+    assert probed.tokens == sum(map(len, PROMPTS))
+    for moments, rows in zip(probed.layers[seeing:], seen, strict=True):
+        values = Moments.of(torch.cat(rows).double().numpy())
+        if family == "llama4_text":
+            # It computes all tokens, and multiplies those that are not sent to an expert by 0.
+            assert 0 < moments.count < values.count
+            continue
+        assert moments.count == values.count
+        np.testing.assert_allclose(moments.mean, values.mean, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(moments.m2, values.m2, rtol=1e-3, atol=1e-4)
+    # Of the answers alone there are fewer.
+    answers = probe_mixture(model, records, scope="answer", batch_size=4)
+    assert sum(moments.count for moments in answers.layers) < sum(moments.count for moments in probed.layers)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bakeout.models.network.mixtures import routers
+from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.plan import PlanError
 from bakeout.models.plan.kinds.zero_columns import ZeroColumns, ZeroedColumns
 from bakeout.models.plan.routing_stability import RoutingStability

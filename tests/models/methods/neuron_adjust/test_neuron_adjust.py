@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.neuron_adjust.fit import fit_neuron_adjust
+from bakeout.models.methods.neuron_adjust.fit import RARE, Statistics, fit_neuron_adjust
 from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions, Selection
-from bakeout.models.network.statistics import Moments, NeuronStatistics
+from bakeout.models.network.statistics import MixtureStatistics, Moments, NeuronStatistics
 from bakeout.models.plan import NeuronAdjust
 
 LAYERS, WIDTH, TOKENS = 3, 10, 50
@@ -31,7 +31,7 @@ def _changed(statistics: NeuronStatistics, **changes: object) -> NeuronStatistic
     return NeuronStatistics(replace(statistics.moments, **changes))  # type: ignore[arg-type]
 
 
-def _fit(forget: NeuronStatistics, retain: NeuronStatistics, **options: Any) -> NeuronAdjust:
+def _fit(forget: Statistics, retain: Statistics, **options: Any) -> NeuronAdjust:
     return fit_neuron_adjust(forget, retain, NeuronAdjustOptions(forget=["forget"], **options))
 
 
@@ -160,3 +160,14 @@ def test_other_statistics_that_cannot_be_fitted_are_refused() -> None:
         _fit(whole, dead, ratio=0.1)
     with pytest.raises(ValidationError, match="selection"):
         _fit(whole, whole, ratio=0.1, selection="random")
+
+
+def test_rare_experts_are_left_alone_and_told() -> None:
+    def statistics(tokens: tuple[int, ...], mean: float) -> MixtureStatistics:
+        return MixtureStatistics(100, tuple(Moments(n, np.full(4, mean), np.full(4, 9.0 * n)) for n in tokens))
+
+    # A layer that sees every token, an expert, and two that one of the sets hardly reaches.
+    fitted = _fit(statistics((100, 40, RARE - 1, 90), 2.0), statistics((100, RARE, 80, 0), 0.0), ratio=1.0)
+    assert [layer.layer for layer in fitted.layers] == [0, 1]
+    assert (fitted.report.rare_experts, fitted.report.dead_neurons) == (2, 0)
+    assert ("rare", "2 experts, sent too few tokens, left alone") in fitted.report.facts()

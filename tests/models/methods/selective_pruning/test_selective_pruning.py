@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import nn
 
@@ -15,9 +18,10 @@ from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.selective_pruning.fit import fit_selective_pruning
 from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.families import experts, feed_forward_layers
+from bakeout.models.network.mixtures.expert_probing import probe_mixture_magnitudes
 from bakeout.models.network.probing import probe_key_magnitudes
-from bakeout.models.network.statistics import KeyMagnitudes
+from bakeout.models.network.statistics import KeyMagnitudes, MixtureMagnitudes
 from bakeout.models.plan import ZeroColumns
 from bakeout.models.reference.weight_edits import edited_weights
 
@@ -160,3 +164,34 @@ def test_statistics_that_cannot_be_compared_are_refused() -> None:
         fit_selective_pruning(KeyMagnitudes(0, good.total), good, ratio=0.5)
     with pytest.raises(BakeoutError, match="silent"):
         fit_selective_pruning(KeyMagnitudes(3, np.zeros((LAYERS, WIDTH))), good, ratio=0.5)
+
+
+def test_experts_are_pruned_by_what_they_compute_over_all_tokens() -> None:
+    model = tiny_model("mixtral", layers=2)
+    totals = [np.zeros(expert.width) for expert in experts(model)]
+    records = _records(6, seed=1)
+
+    def count(total: NDArray[np.float64]) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            nonlocal total
+            total += arguments[0].abs().double().sum(dim=0).numpy()
+
+        return hook
+
+    downs = [module for name, module in model.named_modules() if name.endswith(".w2")]
+    handles = [down.register_forward_pre_hook(count(total)) for down, total in zip(downs, totals, strict=True)]
+    with torch.no_grad():
+        for record in records:
+            model(torch.tensor([record.prompt_ids + record.response_ids]))
+    for handle in handles:
+        handle.remove()
+    probed = probe_mixture_magnitudes(model, records, scope="all", batch_size=4)
+    assert probed.tokens == sum(len(record.prompt_ids + record.response_ids) for record in records)
+    for own, total in zip(probed.layers, totals, strict=True):
+        np.testing.assert_allclose(own, total, rtol=1e-3, atol=1e-4)
+    nothing = MixtureMagnitudes(probed.tokens, tuple(np.ones_like(own) for own in probed.layers))
+    fitted = fit_selective_pruning(probed, nothing, ratio=0.1)
+    scores = np.concatenate(probed.layers)
+    assert sum(layer.count for layer in fitted.layers) == round(0.1 * len(scores))
+    lowest = min(float(probed.layers[layer.layer][layer.columns].min()) for layer in fitted.layers)
+    assert (scores > lowest).sum() < round(0.1 * len(scores))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
@@ -42,6 +43,21 @@ class Router:
         weight, bias = self.module.get_parameter("weight"), getattr(self.module, "bias", None)
         # Some models route in float32, whatever their own type.
         return linear(inputs.float(), weight.float(), None if bias is None else bias.float())
+
+    def choice(self, output: Any) -> Tensor:
+        """Which experts an output of ``module`` sends each token to: bool [tokens, experts].
+
+        Some routers give the experts' numbers, others their scores.
+        """
+        parts = output if isinstance(output, tuple) else (output,)
+        numbers = next((part for part in parts if isinstance(part, Tensor) and not part.is_floating_point()), None)
+        if numbers is None:
+            scores = parts[0].flatten(0, -2)
+            if self.correction is not None:
+                scores = scores.float().softmax(dim=-1) + self.correction
+            numbers = scores.topk(self.chosen, dim=-1).indices
+        chosen = torch.zeros(len(numbers), self.experts, dtype=torch.bool, device=numbers.device)
+        return chosen.scatter_(1, numbers, True)
 
 
 def routers(model: PreTrainedModel) -> tuple[Router, ...]:

@@ -1,0 +1,1 @@
+"""Mixtures of experts: routers, experts, and what these compute."""

@@ -1,0 +1,270 @@
+"""The experts of a PyTorch model's mixtures as feed-forward layers, whichever way the model holds them.
+
+Some models hold an expert as a module of three linear layers, others all experts of a mixture as stacks of matrices,
+[experts, hidden, 2F] for gates and ups and [experts, F, hidden] for downs, and compute with these in one forward pass.
+``Expert`` reads and changes both. Which tokens an expert sees is told by its router (``Routed``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bakeout.models.network.mixtures.routers import EXPERTS, Router
+from bakeout.models.plan import Role
+from bakeout.models.plan.feed_forward_modules import ExpertModules
+
+# What becomes of pre-activations, [tokens, F] to the same shape.
+Change = Callable[[Tensor], Tensor]
+# What gate, up and down are called in FFLs of mixtures; the latter are Mixtral's and lfm2_moe's.
+GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """What passed a router: its ``inputs`` [tokens, hidden], and which experts each token is sent to, ``chosen``, bool
+    [tokens, experts]. ``output`` is what the router gave.
+    """
+
+    inputs: Tensor
+    chosen: Tensor
+    output: Any
+
+    @classmethod
+    def of(cls, router: Router, inputs: Tensor, output: Any) -> Routed:
+        """From what a router's module reads and gives."""
+        return cls(inputs.reshape(-1, router.hidden), router.choice(output), output)
+
+
+@dataclass(frozen=True, eq=False)
+class Expert(ABC):
+    """One expert. ``number``: which of its router's. ``width`` is F, ``hidden`` that of the residual stream."""
+
+    router: Router
+    number: int
+    width: int
+    hidden: int
+
+    def rows(self, routed: Routed, tokens: Tensor) -> Tensor:
+        """What the expert reads of those ``tokens`` (int64 [n]), which are sent to it: [n, hidden]."""
+        return routed.inputs[tokens]
+
+    @abstractmethod
+    def pre_activation(self, rows: Tensor) -> Tensor:
+        """The pre-activation of ``rows``, before any change: [n, hidden] to [n, F]."""
+
+    @abstractmethod
+    def key_vector(self, rows: Tensor) -> Tensor:
+        """The key vector, likewise."""
+
+    @abstractmethod
+    def changed_by(self, change: Change) -> Any:
+        """Change its pre-activations from now on, after earlier changes, until what is returned is told to ``remove``.
+
+        The rows that are changed are those of the tokens that are sent to the expert, in any order.
+        """
+
+    @abstractmethod
+    def weight(self, role: Role) -> Tensor:
+        """A weight W [out, in]: a view of the model's own parameter."""
+
+
+def experts_of(model: PreTrainedModel, router: Router) -> tuple[Expert, ...]:
+    """The experts of one mixture; none where they are of a form that is not read."""
+    module: Any = model.get_submodule(f"{router.path}.{EXPERTS}")
+    if isinstance(module, nn.ModuleList):
+        return tuple(_separate(router, module))
+    form = _FORMS.get(type(module).__name__)
+    if form is None:
+        return ()
+    count, width, hidden = module.down_proj.shape
+    return tuple(_Stacked(router, number, width, hidden, module, form) for number in range(count))
+
+
+def expert_modules(experts: Sequence[Expert]) -> ExpertModules:
+    """Where a model keeps its experts, which all are of one form."""
+    paths = tuple(dict.fromkeys(f"{expert.router.path}.{EXPERTS}" for expert in experts))
+    first = experts[0]
+    if isinstance(first, _Stacked):
+        return ExpertModules(paths, "gate_up_proj", "down_proj", interleaved=first.form.interleaved)
+    assert isinstance(first, _Separate), "experts are separate or in stacks"
+    names = {module: name for name, module in first.module.named_children()}
+    return ExpertModules(paths, names[first.gate], names[first.down], names[first.up])
+
+
+@dataclass(frozen=True, eq=False)
+class _Separate(Expert):
+    """An expert that is a module of three linear layers."""
+
+    module: nn.Module
+    gate: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
+
+    def pre_activation(self, rows: Tensor) -> Tensor:
+        # Not the module, whose hooks change what it gives.
+        return nn.functional.linear(rows.to(self.gate.weight.dtype), self.gate.weight, self.gate.bias)
+
+    def key_vector(self, rows: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        handle = self.down.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
+        try:
+            self.module(rows.to(self.gate.weight.dtype))
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def changed_by(self, change: Change) -> Any:
+        return self.gate.register_forward_hook(lambda _module, _arguments, output: change(output))
+
+    def weight(self, role: Role) -> Tensor:
+        return {"gate": self.gate, "up": self.up, "down": self.down}[role].weight
+
+
+def _separate(router: Router, module: nn.ModuleList) -> Iterator[_Separate]:
+    for number, expert in enumerate(module):
+        children = dict(expert.named_children())
+        names = next((names for names in GATED if children.keys() >= set(names)), None)
+        if names is None or not all(type(children[name]) is nn.Linear for name in names):
+            return
+        gate, up, down = (children[name] for name in names)
+        width, hidden = gate.weight.shape  # type: ignore[misc]
+        yield _Separate(router, number, width, hidden, expert, gate, up, down)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a class of stacked experts computes.
+
+    ``interleaved``: gates and ups alternate, else all gates come first. ``key``: the key vector from gates and ups;
+    ``scores``: whether an expert reads its tokens multiplied by the router's score of it.
+    """
+
+    interleaved: bool
+    key: Callable[[Any, Tensor, Tensor], Tensor]
+    scores: bool
+
+    def halves(self, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+        """Gates and ups [..., F] of [..., 2F]: views."""
+        if self.interleaved:
+            return gate_up[..., ::2], gate_up[..., 1::2]
+        gate, up = gate_up.chunk(2, dim=-1)
+        return gate, up
+
+
+def _gpt_oss_key(module: Any, gate: Tensor, up: Tensor) -> Tensor:
+    gate, up = gate.clamp(min=None, max=module.limit), up.clamp(min=-module.limit, max=module.limit)
+    return (up + 1) * (gate * torch.sigmoid(gate * module.alpha))
+
+
+def _llama4_key(module: Any, gate: Tensor, up: Tensor) -> Tensor:
+    key: Tensor = up * module.act_fn(gate)
+    return key
+
+
+_FORMS: Mapping[str, _Form] = {
+    "GptOssExperts": _Form(interleaved=True, key=_gpt_oss_key, scores=False),
+    "Llama4TextExperts": _Form(interleaved=False, key=_llama4_key, scores=True),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Stacked(Expert):
+    """An expert whose weights are matrices in stacks. ``module`` holds the stacks of all of its router's experts."""
+
+    module: Any
+    form: _Form
+
+    def rows(self, routed: Routed, tokens: Tensor) -> Tensor:
+        rows = super().rows(routed, tokens)
+        return rows * routed.output[0][tokens, self.number, None] if self.form.scores else rows
+
+    def pre_activation(self, rows: Tensor) -> Tensor:
+        return self.form.halves(self._gate_up(rows))[0]
+
+    def key_vector(self, rows: Tensor) -> Tensor:
+        return self.form.key(self.module, *self.form.halves(self._gate_up(rows)))
+
+    def changed_by(self, change: Change) -> Any:
+        return _Unstacked.of(self).with_change(self.number, change)
+
+    def weight(self, role: Role) -> Tensor:
+        if role == "down":
+            down: Tensor = self.module.down_proj[self.number].T
+            return down
+        gate, up = self.form.halves(self.module.gate_up_proj[self.number])
+        return (gate if role == "gate" else up).T
+
+    def computed(self, rows: Tensor, changes: list[Change]) -> Tensor:
+        """What the expert gives for ``rows``, its pre-activations changed: [n, hidden]."""
+        gate, up = self.form.halves(self._gate_up(rows))
+        for change in changes:
+            gate = change(gate)
+        return self._product(self.form.key(self.module, gate, up), "down_proj")
+
+    def _gate_up(self, rows: Tensor) -> Tensor:
+        return self._product(rows, "gate_up_proj")
+
+    def _product(self, rows: Tensor, name: str) -> Tensor:
+        product: Tensor = rows @ getattr(self.module, name)[self.number]
+        bias = getattr(self.module, f"{name}_bias", None)
+        return product if bias is None else product + bias[self.number]
+
+
+class _Unstacked:
+    """The forward pass of a module of stacked experts, expert by expert, with changes of their pre-activations."""
+
+    def __init__(self, expert: _Stacked) -> None:
+        self._module, self._form = expert.module, expert.form
+        self._experts = [
+            _Stacked(expert.router, number, expert.width, expert.hidden, self._module, self._form)
+            for number in range(len(self._module.down_proj))
+        ]
+        self._changes: list[tuple[int, Change]] = []
+
+    @classmethod
+    def of(cls, expert: _Stacked) -> _Unstacked:
+        """The one that is the module's forward pass already, or a new one."""
+        present = expert.module.__dict__.get("forward")
+        return present if isinstance(present, cls) else cls(expert)
+
+    def with_change(self, number: int, change: Change) -> _Removable:
+        """Compute by this pass, with a change of one expert, until it is removed."""
+        entry = (number, change)
+        self._changes.append(entry)
+        self._module.forward = self
+        return _Removable(lambda: self._without(entry))
+
+    def _without(self, entry: tuple[int, Change]) -> None:
+        self._changes.remove(entry)
+        if not self._changes:
+            del self._module.forward
+
+    def __call__(self, hidden_states: Tensor, router_indices: Any = None, routing_weights: Any = None) -> Tensor:
+        """GPT-OSS gives the tokens and their weights for each expert; Llama 4 the tokens once for every expert."""
+        if self._form.scores:
+            parts = hidden_states.view(len(self._experts), -1, hidden_states.shape[-1])
+            return torch.cat([self._computed(number, rows) for number, rows in enumerate(parts)])
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        result = torch.zeros_like(rows)
+        for number in range(len(self._experts)):
+            tokens = (router_indices == number).any(dim=-1).nonzero().flatten()
+            weighted = self._computed(number, rows[tokens]) * routing_weights[tokens, number, None]
+            result.index_add_(0, tokens, weighted.to(rows.dtype))
+        return result.view(hidden_states.shape)
+
+    def _computed(self, number: int, rows: Tensor) -> Tensor:
+        return self._experts[number].computed(rows, [change for own, change in self._changes if own == number])
+
+
+@dataclass(frozen=True)
+class _Removable:
+    """What ends a change, as hooks are removed."""
+
+    remove: Callable[[], None]
