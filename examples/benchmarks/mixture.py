@@ -1,6 +1,7 @@
-"""What Bakeout does to a mixture of experts: the bundled skills in 8 experts a layer, top 2, beside a shared expert.
+r"""What Bakeout does to a mixture of experts: the bundled skills in 8 experts a layer, top 2, beside a shared expert.
 
-    python examples/training/train_skills_model.py --output runs/mixture --experts 8 --steps 1200
+    python examples/training/train_skills_model.py --output runs/mixture --experts 8 --steps 1200 --batch-size 32 \
+        --learning-rate 1e-3
     python examples/benchmarks/mixture.py --checkpoint runs/mixture/checkpoint --output runs/benchmarks/mixture
 
 Figures are exact-match accuracies of greedy answers under ONNX Runtime, on test prompts that nothing else has seen.
@@ -13,13 +14,21 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import mixture_adjust
 import mixture_detection
+import weights_lunar
+import weights_unlearn
 from bench import Bench
 from mixture_detection import answered_correctly
 
 from bakeout.models.skills.generator import SKILLS
 
-PARTS: dict[str, ModuleType] = {"detection": mixture_detection}
+PARTS: dict[str, ModuleType] = {
+    "detection": mixture_detection,
+    "adjust": mixture_adjust,
+    "lunar": weights_lunar,
+    "unlearn": weights_unlearn,
+}
 
 
 @click.command()
@@ -30,12 +39,14 @@ PARTS: dict[str, ModuleType] = {"detection": mixture_detection}
 def main(output: Path, checkpoint: Path, tests: int, only: tuple[str, ...]) -> None:
     """Measure, and print the tables."""
     bench = Bench(output, checkpoint, tests)
-    for name, part in PARTS.items():
-        if not only or name in only:
-            part.rows(bench)
+    parts = {name: part for name, part in PARTS.items() if not only or name in only}
+    if parts.keys() - {"detection"} and "base" not in bench.rows:
+        bench.save("base", bench.accuracies(bench.base))
+    for part in parts.values():
+        part.rows(bench)
     shares = {skill: answered_correctly(bench, skill, "test", tests).mean() for skill in SKILLS}
     print(f"Unbaked, in %: {', '.join(f'{skill} {100 * share:.1f}' for skill, share in shares.items())}\n")
-    print("\n".join(part.table(bench) for part in PARTS.values()))
+    print("\n".join(part.table(bench) for part in parts.values()))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 Stops and resumes: run it again with the same ``--output`` and it goes on from the last saved state. The finished
 checkpoint (fp16) is in ``<output>/checkpoint``; copying it to ``models/skills/checkpoint`` bundles it.
 
-``--experts 8 --steps 1200`` turns the bundled model into a mixture of experts (Qwen2-MoE) and trains that further: in
-every layer 8 experts, of which a token is routed to 2, and a shared expert.
+``--experts 8 --steps 1200 --batch-size 32 --learning-rate 1e-3`` turns the bundled model into a mixture of experts
+(Qwen2-MoE) and trains that further: in every layer 8 experts, of which a token is routed to 2, and a shared expert. A
+step takes 0.22 s on 2 cores that do nothing else.
 """
 
 from __future__ import annotations
