@@ -175,7 +175,8 @@ class KeysOf:
 
 def table(bench: Bench) -> str:
     """The rows as Markdown."""
-    lines = ["| forgotten | keys | chosen | " + " | ".join(SKILLS) + "\n" + "| --- " * (len(SKILLS) + 4) + "|\n"]
+    header = ["forgotten", "keys", "chosen", *SKILLS, "routing"]
+    lines = [f"| {' | '.join(header)} |\n" + "| --- " * len(header) + "|\n"]
     for skill in FORGOTTEN:
         for kind in (*KINDS, AUTOMATIC):
             if (row := bench.rows.get(f"ksd {skill} {kind}")) is not None:
