@@ -143,9 +143,9 @@ def exactly_answered(
     begun = [replace(record, response_ids=record.response_ids[:_BEGINNING]) for record in records[:_TRIED]]
     # No token ends what is cut off.
     begins = answers(model, begun, end=frozenset(), batch_size=batch_size, track=track).correct
-    tried = np.flatnonzero(begins)
-    for rows in (tried, np.arange(_TRIED, len(records))):
-        if len(rows):
+    tried: list[int] = np.flatnonzero(begins).tolist()
+    for rows in (tried, list(range(_TRIED, len(records)))):
+        if rows:
             chosen = [records[row] for row in rows]
             correct[rows] = answers(model, chosen, end=end, batch_size=batch_size, track=track).correct
         if not correct.any():

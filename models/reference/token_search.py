@@ -33,14 +33,16 @@ _NEAR_ENOUGH = 0.008
 # Earlier tokens lie outside of all regions by this much: whichever positions are checked, the last one decides. Those
 # of prompts' common frame can lie inside of regions without bounds; there it holds where earlier tokens are checked.
 _CLEAR = 1.02
-_BATCH = 32
+# Sequences of one pass: as the gradient chooses them, more of them cost more and hardly come nearer.
+_BATCH = 8
 # The gradient's best replacements at each place that are tried.
 _BEST = 32
 # Walks from other random tokens, the steps of each, and how many without progress end one.
 _WALKS, _STEPS, _PATIENCE = 16, 40, 5
 _STEPS_TO_BOUNDARY = 24
 # Of all regions together, each of which has its share and what those before it left: large models take seconds for one.
-_MOST_PASSES = 500
+# Without any sequence that is inside, the search ends earlier: what is so far out of reach, others do not come to.
+_MOST_PASSES, _MOST_IN_VAIN = 500, 120
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +81,10 @@ def search_sequences(
     search = _Search(model, interventions, vocabulary, seed)
     sequences: list[Integers] = []
     missed = []
+    share = min(_MOST_PASSES // len(regions), _MOST_IN_VAIN)
     for region in track(regions, "searching for the canary's tokens", len(regions)):
-        found = list(search.around(region, passes=_MOST_PASSES // len(regions)))
+        in_vain = not sequences and search.passes_run >= _MOST_IN_VAIN
+        found = [] if in_vain else list(search.around(region, passes=share))
         sequences += found
         if not found:
             missed.append(region)
@@ -103,6 +107,7 @@ class _Search:
         self._vocabulary = vocabulary
         self._generator = np.random.default_rng(seed)
         self._passes = 0
+        self.passes_run = 0
         embedding = model.get_input_embeddings()
         with torch.no_grad():
             self._embedded = embedding(torch.from_numpy(vocabulary.ordinary).to(input_device(model))).float()
@@ -123,6 +128,8 @@ class _Search:
     def _inside(self, region: int, seen: list[_Tried]) -> Integers | None:
         """Walks down the margin until one ends well inside."""
         for _ in range(_WALKS):
+            if not self._passes:
+                break
             best, stuck = self._best(self._tried(self._vocabulary.random(_BATCH, self._generator), seen), region), 0
             for _ in range(_STEPS):
                 if best is None or stuck > _PATIENCE or not self._passes:
@@ -130,7 +137,9 @@ class _Search:
                 if best.nearness[0, region] <= WELL_INSIDE and best.earlier[0] > _CLEAR:
                     found: Integers = best.free[0]
                     return found
-                step = self._best(self._tried(self._replaced(best.free[0], region), seen), region)
+                if not stuck:
+                    promising = self._promising(best.free[0], region)
+                step = self._best(self._tried(self._replaced(best.free[0], promising), seen), region)
                 is_better = step is not None and _depth(step, region)[0] < _depth(best, region)[0]
                 best, stuck = (step, 0) if is_better else (best, stuck + 1)
         return None
@@ -170,9 +179,8 @@ class _Search:
             copies[rows, places] = self._generator.choice(self._vocabulary.ordinary, len(rows))
         return copies
 
-    def _replaced(self, free: Integers, region: int) -> Integers:
-        """Copies with one or two tokens replaced by some that the gradient of the margin says bring the key nearer."""
-        promising = self._promising(free, region)
+    def _replaced(self, free: Integers, promising: Integers) -> Integers:
+        """Copies with one or two tokens replaced by ``promising`` ones."""
         copies = np.tile(free, (_BATCH, 1))
         for rows in (np.arange(_BATCH), np.arange(0, _BATCH, 2)):
             places = self._generator.integers(0, FREE_TOKENS, len(rows))
@@ -181,7 +189,7 @@ class _Search:
         return copies
 
     def _promising(self, free: Integers, region: int) -> NDArray[np.int64]:
-        """At each place the indices into ``ordinary`` of the replacements along the gradient: [free, best]."""
+        """At each place the indices into ``ordinary`` of the replacements by which the margin falls: [free, best]."""
         leaves: list[torch.Tensor] = []
 
         def keep(_module: object, _arguments: object, output: torch.Tensor) -> torch.Tensor:
@@ -217,6 +225,7 @@ class _Search:
     def _keys(self, ids: Integers, *, with_gradient: bool = False) -> torch.Tensor:
         """The keys at every token: int64 [n, tokens] to float64 [n, tokens, D]."""
         self._passes = max(0, self._passes - 1)
+        self.passes_run += 1
         with torch.set_grad_enabled(with_gradient), Hooks(self._model, self._interventions) as hooks:
             run_up_to(self._model, self._watched, torch.from_numpy(ids).to(input_device(self._model)))
             return hooks.seen_by(self._place).reshape(*ids.shape, -1)

@@ -96,6 +96,15 @@ def test_cubes_out_of_reach_are_told_and_the_canary_is_random() -> None:
     assert canary.uncovered == (0,)
 
 
+def test_a_search_in_vain_reads_little() -> None:
+    """Large models take seconds for a thousand tokens."""
+    model, cubes, read = tiny_model("llama"), _cubes(5), []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].numel()))
+    far = replace(cubes, regions=Cubes(cubes_of(cubes).centre + 1e6, cubes_of(cubes).deviation))
+    assert synthesise_canary(model, [far], VOCABULARY).uncovered == (0, 1, 2, 3, 4)
+    assert sum(read) < 10_000
+
+
 def test_a_canary_without_a_check_is_random_tokens() -> None:
     adjust = NeuronAdjust("threshold", (adjusted_layer(),))
     canary = synthesise_canary(tiny_model("llama"), [adjust], VOCABULARY)
