@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import home_of
+from bakeout.export.running.adapter_file import read_adapter
 from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, told_sizes
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
 from bakeout.export.running.session import CANNOT_RUN, cannot_run, open_session
@@ -98,6 +99,7 @@ class Runner:
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
         inputs = {value.name: value for value in self.session.get_inputs()}
         outputs = {value.name: value for value in self.session.get_outputs()}
+        self._constants: Mapping[str, Any] = {}
         self._cache = cache_entries(inputs, outputs, self.path, told_sizes(self.directory))
         past = {entry.past for entry in self._cache}
         fed = {name: value for name, value in inputs.items() if name not in past}
@@ -129,6 +131,13 @@ class Runner:
         """Whether the graph takes past keys and values; else every step computes the whole text again."""
         return bool(self._cache)
 
+    def use_adapter(self, adapter: str | os.PathLike[str] | None) -> None:
+        """Run as the policy in an ``.onnx_adapter`` from now on, or with None as the graph itself.
+
+        Raises ``BakeoutError`` for a file that is no such adapter, or one for another graph.
+        """
+        self._constants = {} if adapter is None else read_adapter(Path(adapter), self.session)
+
     def step(self, input_ids: Integers, attention_mask: Integers, cache: Cache | None = None) -> Step:
         """Run the graph once.
 
@@ -158,6 +167,8 @@ class Runner:
         for entry in self._cache:
             binding.bind_ortvalue_input(entry.past, cache[entry.past])
             binding.bind_output(entry.present, self._device)
+        for name, constant in self._constants.items():
+            binding.bind_ortvalue_input(name, constant)
         for name in self._others:
             binding.bind_output(name, "cpu")
         try:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bakeout.export.adapters.onnx_adapter import export_onnx_adapter
 from bakeout.export.baking.bake import bake
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.running.runner import Runner
 from bakeout.models.data.padding import left_padded
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, KeySpaceDetection, Plan
@@ -121,6 +122,24 @@ def test_swapping_policies_in_one_session(
     for number in np.random.default_rng(0).integers(0, 3, SWAPS):
         one = slice(number, None, 4)
         assert np.array_equal(session.tokens(ids[one], adapters[number]), apart[number][one])
+
+
+def test_a_runner_swaps_policies(policies: Sequence[Plan], slotted: Path, llama_export: Path, tmp_path: Path) -> None:
+    apart = [
+        Runner(baked(llama_export, plan, tmp_path / f"baked{number}")).generate(PROMPTS, STEPS)
+        for number, plan in enumerate(policies[:2])
+    ]
+    assert apart[0] != apart[1]
+    export_onnx_adapter(policies[1], slotted, tmp_path / "other.onnx_adapter")
+    runner = Runner(slotted)
+    for adapter, tokens in ((None, apart[0]), (tmp_path / "other.onnx_adapter", apart[1]), (None, apart[0])):
+        runner.use_adapter(adapter)
+        assert runner.generate(PROMPTS, STEPS) == tokens
+    (tmp_path / "none.onnx_adapter").write_bytes(b"no adapter")
+    with pytest.raises(BakeoutError, match="no adapter of ONNX Runtime"):
+        runner.use_adapter(tmp_path / "none.onnx_adapter")
+    with pytest.raises(BakeoutError, match="has no slot"):
+        Runner(tmp_path / "baked0").use_adapter(tmp_path / "other.onnx_adapter")
 
 
 def test_what_is_no_constant_is_refused(

@@ -1,0 +1,45 @@
+"""An ``.onnx_adapter`` as inputs of a session: ONNX Runtime activates none where inputs are bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bakeout.models.errors import BakeoutError
+
+
+def read_adapter(path: Path, session: Any) -> Mapping[str, Any]:
+    """The constants in an adapter, each an ``OrtValue``, by the names of the session's initialisers that they override.
+
+    Raises ``BakeoutError`` for what is no adapter, or one for a graph without these slots.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise BakeoutError(f"{path} is not there.", "Name what `bakeout export-adapter --to onnx` wrote.")
+    try:
+        constants: Mapping[str, Any] = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
+    # ONNX Runtime has no error of its own for it.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        raise BakeoutError(
+            f"{path} is no adapter of ONNX Runtime ({reason}).", "Name what `bakeout export-adapter --to onnx` wrote."
+        ) from None
+    slots = {value.name: value.shape for value in session.get_overridable_initializers()}
+    if strange := sorted(name for name, value in constants.items() if not _fits(value.shape(), slots.get(name))):
+        raise BakeoutError(
+            f"{path} holds {strange[0]}, for which the graph has no slot.",
+            "Bake the graph with `adapter_slots`, and export the adapter for it.",
+        )
+    # Copies, which outlive the file's mapping.
+    return {name: onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy().copy()) for name, value in constants.items()}
+
+
+def _fits(shape: Sequence[int], slot: Sequence[int | str] | None) -> bool:
+    """Whether a constant goes into a slot, of whose dimensions some are named: the number of neurons is free."""
+    return (
+        slot is not None
+        and len(shape) == len(slot)
+        and all(isinstance(size, str) or size == own for own, size in zip(shape, slot, strict=True))
+    )
