@@ -109,6 +109,8 @@ def bake(directory: Path, model: PreTrainedModel, intervention: Intervention) ->
     canary = Canary(np.zeros((1, 1), np.int64), (np.full((1, 1), np.nan),))
     apply_plan(graph, Plan(identity(model, "0" * 64), (intervention,), canary))
     path = directory / "baked.onnx"
+    # The one before: its session has read it.
+    path.unlink(missing_ok=True)
     save_graph(graph, path)
     return path
 

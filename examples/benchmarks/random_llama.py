@@ -123,5 +123,7 @@ def bake(directory: Path, shape: Shape, intervention: Intervention) -> Path:
     model = load_graph(directory / "model.onnx")
     apply_plan(model, plan_of(shape, intervention))
     path = directory / "baked.onnx"
+    # The one before: its session has read it.
+    path.unlink(missing_ok=True)
     save_graph(model, path)
     return path
