@@ -53,7 +53,10 @@ class _Certificate(_Content):
 
 
 def read_certificate(directory: Path) -> dict[str, Any] | None:
-    """The certificate in an artifact, None where there is none. Raises ``BakeoutError`` for a file of another form."""
+    """The certificate in an artifact, None where there is none; what is ``null`` in it is left out.
+
+    Raises ``BakeoutError`` for a file of another form.
+    """
     path = directory / CERTIFICATE
     if not path.is_file():
         return None
@@ -68,4 +71,4 @@ def read_certificate(directory: Path) -> dict[str, Any] | None:
         ) from None
     if odd := [figure.name for figure in checked.figures if figure.interval is not None and len(figure.interval) != 2]:
         raise BakeoutError(f"{path} is no certificate: the interval of {odd[0]}.", "Certify the artifact again.")
-    return content
+    return checked.model_dump(exclude_none=True)

@@ -92,7 +92,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of an artifact, its ``files`` and ``receipts`` checked for form. Raises ``BakeoutError``."""
     path = directory / MANIFEST
     try:
-        manifest = parse_json(read_regular(path).decode("utf-8"))
+        manifest = parse_json(read_regular(path).decode("utf-8"), finite=True)
     except FileNotFoundError:
         raise BakeoutError(
             f"{directory} holds no {MANIFEST}, so it is not an artifact.", "Name what `bakeout bake` or `build` wrote."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bakeout.models.errors import BakeoutError
@@ -13,11 +15,21 @@ from bakeout.models.files.writing import write_file
 _SALT = 32
 
 
-def read_salt(path: Path) -> bytes:
-    """The salt in a file of its own, which is made where it is not there. Raises as ``known_salt``."""
-    if not path.exists():
+@contextmanager
+def kept_salt(path: Path) -> Iterator[bytes]:
+    """The salt in a file of its own, which is made where it is not there, and removed again where the block fails.
+
+    It is on the disk before the block writes what it is needed for. Raises as ``known_salt``.
+    """
+    is_new = not path.exists()
+    if is_new:
         write_file(path, secrets.token_bytes(_SALT))
-    return known_salt(path)
+    try:
+        yield known_salt(path)
+    except BaseException:
+        if is_new:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def known_salt(path: Path) -> bytes:

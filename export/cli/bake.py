@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,11 @@ def bake(
 
     MODEL: a checkpoint's directory or hub id, or an ONNX directory or file from any exporter.
     """
+    from bakeout.export.artifacts.salt import kept_salt, known_salt
     from bakeout.export.baking.bake import bake
     from bakeout.export.baking.dry_run import dry_run as dry_run_of
     from bakeout.export.baking.dry_run import lines
+    from bakeout.export.baking.hiding import hide_plan
     from bakeout.export.recipes.bake_options import BakeOptions
     from bakeout.models.plan.plan_file import load_plan
 
@@ -60,14 +63,10 @@ def bake(
         raise click.UsageError("Missing option '-o' / '--output'.")
     options = BakeOptions(**chosen)
     fitted = load_plan(plan)
-    if hide is not None:
-        from bakeout.export.artifacts.salt import known_salt, read_salt
-        from bakeout.export.baking.hiding import hide_plan
-
-        # A dry run writes nothing; what it shows does not depend on the salt.
-        is_new = dry_run and not hide.exists()
-        fitted = hide_plan(model, fitted, b"" if is_new else known_salt(hide) if dry_run else read_salt(hide))
     if dry_run:
+        if hide is not None:
+            # Nothing is written, and what is shown does not depend on the salt.
+            fitted = hide_plan(model, fitted, known_salt(hide) if hide.exists() else b"")
         outlook = dry_run_of(model, fitted, options)
         if machine:
             emit_json(outlook.as_json())
@@ -75,6 +74,8 @@ def bake(
             show_lines(lines(outlook))
         return
     assert output is not None
-    with progress() as track:
+    with progress() as track, nullcontext() if hide is None else kept_salt(hide) as salt:
+        if salt is not None:
+            fitted = hide_plan(model, fitted, salt)
         baked = bake(model, fitted, output, options, canary=canary, track=track)
     show_artifact(baked.directory, baked.receipts, machine=machine)

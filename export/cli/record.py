@@ -28,7 +28,7 @@ def record(directory: Path, requests: tuple[Path, ...], salt: Path, derived: tup
     """
     from bakeout.export.artifacts.additions import add_files
     from bakeout.export.artifacts.file_names import ERASURE_PAGE, ERASURE_RECORD
-    from bakeout.export.artifacts.salt import read_salt
+    from bakeout.export.artifacts.salt import kept_salt
     from bakeout.export.evaluation.evaluate import data_names
     from bakeout.export.trust.erasure_record import erasure_record, page, record_text
     from bakeout.models.errors import BakeoutError
@@ -36,8 +36,9 @@ def record(directory: Path, requests: tuple[Path, ...], salt: Path, derived: tup
     names = {path.name: path for path in derived}
     if len(names) < len(derived):
         raise BakeoutError("Two derived files have the same name.", "Rename one of them: the record tells them apart.")
-    content = erasure_record(directory, data_names(requests), read_salt(salt), derived=names)
-    add_files(directory, {ERASURE_RECORD: record_text(content), ERASURE_PAGE: "\n".join([*page(content), ""])})
+    with kept_salt(salt) as secret:
+        content = erasure_record(directory, data_names(requests), secret, derived=names)
+        add_files(directory, {ERASURE_RECORD: record_text(content), ERASURE_PAGE: "\n".join([*page(content), ""])})
     if machine:
         emit_json(content)
     else:

@@ -15,7 +15,7 @@ import pytest
 from bakeout.export.artifacts.additions import add_files
 from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN, SIGNATURE
 from bakeout.export.artifacts.onnx_directory import companion_files
-from bakeout.export.artifacts.salt import read_salt
+from bakeout.export.artifacts.salt import kept_salt
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.hiding import hide_plan
 from bakeout.export.baking.quantise import quantise
@@ -320,7 +320,8 @@ def test_open_unlearning_reads_the_metrics(certified: Certified) -> None:
 @pytest.mark.slow
 def test_a_hidden_artifact_keeps_its_secret_with_a_row_of_each(tmp_path: Path) -> None:
     """One row is enough for a certificate: attacks that need more are told, as what they are."""
-    salt = read_salt(tmp_path / "salt")
+    with kept_salt(tmp_path / "salt") as salt:
+        pass
     plan = hide_plan(FIXTURES / "onnx", load_plan(FIXTURES / "artifacts" / "graph" / PLAN), salt)
     artifact = bake(FIXTURES / "onnx", plan, tmp_path / "artifact", canary=False).directory
     (forget,) = ("ada-example",)

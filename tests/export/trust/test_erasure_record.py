@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from bakeout.export.artifacts.file_names import ERASURE_PAGE, ERASURE_RECORD
-from bakeout.export.artifacts.salt import read_salt
+from bakeout.export.artifacts.salt import known_salt
 from bakeout.export.cli.main import main
 from bakeout.export.trust.erasure_record import holds
 from bakeout.export.verification.verify import verify
@@ -43,9 +43,9 @@ def test_a_record_holds_digests_and_says_what_does_not_erase(tmp_path: Path, for
     assert "Not measured" in page
     record = json.loads(text)
     for line in request.read_bytes().splitlines():
-        assert holds(record, line, read_salt(salt))
+        assert holds(record, line, known_salt(salt))
         assert not holds(record, line, b"\0" * 32)
-    assert not holds(record, b'{"prompt": "another"}', read_salt(salt))
+    assert not holds(record, b'{"prompt": "another"}', known_salt(salt))
     assert all(check.ok for check in verify(artifact, checks=["hashes"]))
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 0, again.output
@@ -55,7 +55,21 @@ def test_a_record_holds_digests_and_says_what_does_not_erase(tmp_path: Path, for
 def test_a_salt_that_can_be_guessed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "salt").write_bytes(b"pepper")
     with pytest.raises(BakeoutError, match="can be guessed"):
-        read_salt(tmp_path / "salt")
+        known_salt(tmp_path / "salt")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_record_that_fails_leaves_no_salt_and_takes_none(tmp_path: Path, is_there: bool) -> None:
+    artifact = shutil.copytree(ARTIFACTS / "graph", tmp_path / "artifact")
+    (artifact / "bakeout.json").write_text("{}")
+    if is_there:
+        (tmp_path / "salt").write_bytes(bytes(range(32)))
+    request = write_rows(tmp_path / "request.jsonl", ROWS)
+    ran = CliRunner().invoke(
+        main, ["record", str(artifact), "--request", str(request), "--salt", str(tmp_path / "salt")]
+    )
+    assert ran.exit_code == 1
+    assert (tmp_path / "salt").exists() == is_there
 
 
 def test_two_derived_files_of_one_name_are_refused(tmp_path: Path) -> None:

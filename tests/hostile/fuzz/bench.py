@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.numpy import save_file
 
+from bakeout.export.artifacts.additions import add_files
+from bakeout.export.artifacts.file_names import CERTIFICATE
+from bakeout.export.trust.signature import sign
 from bakeout.models.checkpoint.checkpoint_files import weights_digest
 from bakeout.models.plan import KeySpaceDetection, Plan
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
@@ -68,9 +73,20 @@ doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
 metric_list: [{metric: exact_match}]
 """
+_CERTIFICATE = {
+    "protocol": {"version": 1, "name": "quick", "seed": 0},
+    "runtime": {"name": "ONNX Runtime", "version": "1"},
+    "figures": [
+        {"section": "answers", "name": "right", "slice": "sums", "precision": "fp32", "n": 4, "value": 0.25}
+        | {"interval": [0.1, 0.6], "base": 1.0, "data": ["sums"], "good": "low"}
+    ],
+    "not_measured": [{"section": "TOFU", "name": "TOFU's metrics", "why": "no such rows"}],
+    "statements": ["What is suppressed is not erased."],
+}
 _ADAPTER = {"base_model_name_or_path": "some/base", "peft_type": "LORA", "r": 8}
 
 
+@cache
 def root() -> Path:
     """The directory of all processes of this run."""
     return Path(tempfile.gettempdir()).resolve() / f"bakeout-fuzz-{_PARENT}"
@@ -80,9 +96,13 @@ def root() -> Path:
 def bench(process: int) -> Path:
     """Good input of every kind, in a directory of this process."""
     directory = root() / str(process)
+    directory.mkdir(parents=True)
+    # A worker writes nowhere else.
+    tempfile.tempdir = str(directory)
     _put_models(directory)
     _put_plans(directory)
     _put_rows(directory)
+    _put_trusted(directory)
     put_sources(directory, load_plan(FIXTURES / "plans" / "weight_methods.safetensors").model)
     (directory / "recipe.yaml").write_text(_RECIPE)
     (directory / "tune.yaml").write_text(_TUNED)
@@ -139,6 +159,19 @@ def _put_plans(directory: Path) -> None:
     plan = load_plan(FIXTURES / "plans" / "weight_methods.safetensors")
     of_shards = replace(plan, model=replace(plan.model, digest=weights_digest(directory / "sharded")))
     (directory / "plans" / "sharded.safetensors").write_bytes(plan_bytes(of_shards))
+
+
+def _put_trusted(directory: Path) -> None:
+    """A key pair, an artifact that it signs, and one with a certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = serialization.Encoding.PEM
+    private, public = serialization.PrivateFormat.PKCS8, serialization.PublicFormat.SubjectPublicKeyInfo
+    (directory / "signing.key").write_bytes(key.private_bytes(pem, private, serialization.NoEncryption()))
+    (directory / "signing.pub").write_bytes(key.public_key().public_bytes(pem, public))
+    for name in ("signed", "certified"):
+        shutil.copytree(FIXTURES / "artifacts" / "graph", directory / name)
+    sign(directory / "signed", directory / "signing.key")
+    add_files(directory / "certified", {CERTIFICATE: json.dumps(_CERTIFICATE)})
 
 
 def _newest() -> Plan:

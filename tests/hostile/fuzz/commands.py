@@ -75,6 +75,17 @@ _REPORT = (
     *("report", "@artifacts/mixed", "--evaluation", "@evaluation.json", "--figures", "@figures.json"),
     *("-o", f"@{_OUTPUT}.html"),
 )
+_IMPORT = ("import", "@sources/adapter", "--base", "@checkpoint", "-o", f"@{_OUTPUT}.safetensors")
+_COMBINE = ("combine", "@plans/newest.safetensors", "@plans/learn.safetensors", *_IMPORT[2:])
+_ADAPTER = ("export-adapter", "@plans/learn.safetensors", "-o", f"@{_OUTPUT}")
+_BOM = ("bom", "@artifacts/graph", "-o", f"@{_OUTPUT}.json")
+_SIGN = ("sign", "@artifacts/graph", "--key", "@signing.key")
+_CHECK = ("verify", "@signed", "--signature", "@signing.pub", "--checks", "hashes")
+_CERTIFY = (
+    *("certify", "@scratch/copy", "--base", "@checkpoint", "--quick", "--max-new-tokens", "4"),
+    *("--forget", "@sums.test.jsonl", "--retain", "@names.selection.jsonl"),
+)
+_RECORD = ("record", "@scratch/copy", "--request", "@pairs.jsonl", "--salt", f"@{_OUTPUT}.salt")
 _CHAT = ("chat", "@artifacts/mixed", "--prompt", "3 + 3 =", "--max-new-tokens", "4")
 _TEMPLATE: Sequence[Mutate] = (hostile_template, mutated_bytes)
 _FEW_ROWS: Sequence[Mutate] = (mutated_lines, mutated_lines, mutated_bytes)
@@ -117,10 +128,37 @@ _RUNS: Sequence[tuple[Sequence[str], str, Sequence[Mutate], int]] = (
     (_CHAT[:2], "artifacts/mixed/generation_config.json", JSON, 1),
     (("inspect", "@artifacts/mixed"), "artifacts/mixed/bakeout.json", (mutated_json,), 3),
     (("inspect", "@artifacts/mixed", "--json"), "artifacts/mixed/plan.safetensors", PLAN, 3),
+    (_IMPORT, "sources/adapter/adapter_config.json", JSON, 1),
+    (("import", "@sources/edited", *_IMPORT[2:]), "sources/edited/model.safetensors", PLAN, 1),
+    (("import", "@sources/vector.gguf", *_IMPORT[2:]), "sources/vector.gguf", (mutated_bytes,), 1),
+    (_COMBINE, "plans/learn.safetensors", PLAN, 2),
+    (_ADAPTER, "plans/learn.safetensors", PLAN, 2),
+    (_BOM, "artifacts/graph/bakeout.json", JSON, 2),
+    (_BOM, "artifacts/graph/plan.safetensors", PLAN, 1),
+    (_SIGN, "signing.key", (mutated_bytes,), 1),
+    (_SIGN, "artifacts/graph/bakeout.json", JSON, 1),
+    (_CHECK, "signed/model.sig", JSON, 2),
+    (_CHECK, "signing.pub", (mutated_bytes,), 1),
     (("demo", "--model", "@checkpoint", "-o", f"@{_OUTPUT}"), "checkpoint/config.json", JSON, 1),
 )
 
+# The same for commands that write into an artifact, of which each gets a copy.
+_CHANGING_RUNS: Sequence[tuple[Sequence[str], str, Sequence[Mutate], int]] = (
+    (_CERTIFY, "sums.test.jsonl", _FEW_ROWS, 1),
+    (_CERTIFY, "scratch/copy/bakeout.json", JSON, 1),
+    (_RECORD, "pairs.jsonl", ROWS, 1),
+    (_RECORD, "scratch/copy/bakeout.json", JSON, 2),
+    (_RECORD, "scratch/copy/certificate.json", JSON, 2),
+)
+
+
+def _put_copy(directory: Path) -> None:
+    shutil.rmtree(directory / "scratch" / "copy", ignore_errors=True)
+    shutil.copytree(directory / "certified", directory / "scratch" / "copy")
+
+
 COMMANDS: Mapping[str, Target] = {
-    f"bakeout {' '.join(arguments)} ({file})": Target(file, mutations, _command(*arguments), weight)
-    for arguments, file, mutations, weight in _RUNS
+    f"bakeout {' '.join(arguments)} ({file})": Target(file, mutations, _command(*arguments), weight, put)
+    for runs, put in ((_RUNS, None), (_CHANGING_RUNS, _put_copy))
+    for arguments, file, mutations, weight in runs
 }

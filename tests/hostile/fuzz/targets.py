@@ -21,6 +21,7 @@ from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.baking.genai_config import copy_genai_config
 from bakeout.export.baking.model_card import model_card
 from bakeout.export.baking.stopping import let_refusal_stop
+from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.evaluation.answering.answer_file import AnswerFile
 from bakeout.export.evaluation.csv_table import write_csv
 from bakeout.export.evaluation.evaluate import stored_base_rows
@@ -28,6 +29,7 @@ from bakeout.export.evaluation.task_files import require_no_code
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.page import report
+from bakeout.export.trust.signature import check_signature
 from bakeout.export.tuning.search import search
 from bakeout.export.tuning.trials import Measured
 from bakeout.export.verification.verify import CheckName, verify
@@ -278,6 +280,22 @@ def _write_report(directory: Path) -> object:
     return report([directory / "artifacts" / "graph"], evaluations=evaluations, figures=figures)
 
 
+def _read_certificate(directory: Path) -> object:
+    # Not the bill of materials, whose validation takes seconds: `commands` has it.
+    return report([directory / "certified"])
+
+
+def _put_steps(directory: Path) -> None:
+    steps = directory / "scratch" / "steps.log"
+    steps.unlink(missing_ok=True)
+    for number in range(3):
+        Journal(steps, "of a test").step(f"step {number}", lambda: {"right": "0101", "scores": None})
+
+
+def _read_steps(directory: Path) -> object:
+    return "step 1" in Journal(directory / "scratch" / "steps.log", "of a test")
+
+
 def _tokenizers() -> dict[str, Target]:
     readers: Mapping[str, Callable[[Path], Any]] = {"": JsonTokenizer, " of transformers": load_tokenizer}
     files: Mapping[str, tuple[str, Sequence[Mutate]]] = {
@@ -373,5 +391,17 @@ LOADERS: Mapping[str, Target] = {
     "figures": Target("figures.json", JSON, _write_report, 1),
     "evaluation": Target("evaluation.json", JSON, _write_report, 1),
     "evaluation as a table": Target("evaluation.json", JSON, _read_evaluation),
+    "certificate": Target("certified/certificate.json", JSON, _read_certificate, 2),
+    "steps of a certificate": Target("scratch/steps.log", ROWS, _read_steps, 1, _put_steps),
+    "signature": Target(
+        "signed/model.sig",
+        JSON,
+        lambda directory: check_signature(directory / "signed", directory / "signing.pub"),
+    ),
+    "public key": Target(
+        "signing.pub",
+        (mutated_bytes,),
+        lambda directory: check_signature(directory / "signed", directory / "signing.pub"),
+    ),
     "task": Target("tasks/own.yaml", YAML, lambda directory: require_no_code(directory / "tasks"), 2),
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bakeout.export.artifacts.salt import read_salt
+from bakeout.export.artifacts.salt import kept_salt, known_salt
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.hiding import hide_plan
 from bakeout.export.cli.main import main
@@ -25,8 +25,8 @@ def test_a_hidden_plan_names_no_data_and_refuses_without_a_name(tmp_path: Path) 
     plan = load_plan(FIXTURES / "plans" / "key_space_detection.safetensors")
     routing = RoutingStability(0.97, 1234, (0.97,)).as_json()
     plan = replace(plan, provenance={**plan.provenance, ROUTING: routing})
-    salt = read_salt(tmp_path / "salt")
-    assert read_salt(tmp_path / "salt") == salt
+    with kept_salt(tmp_path / "salt") as salt:
+        assert known_salt(tmp_path / "salt") == salt
     one = hide_plan(FIXTURES / "checkpoint", plan, salt)
     assert is_hidden(one)
     assert not is_hidden(plan)
@@ -52,7 +52,7 @@ def test_a_hidden_plan_names_no_data_and_refuses_without_a_name(tmp_path: Path) 
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_dry_run_writes_no_salt(tmp_path: Path, is_there: bool) -> None:
     if is_there:
-        read_salt(tmp_path / "salt")
+        (tmp_path / "salt").write_bytes(bytes(range(32)))
     before = sorted(tmp_path.iterdir())
     plan = FIXTURES / "plans" / "key_space_detection.safetensors"
     arguments = ["bake", str(FIXTURES / "onnx"), str(plan), "--hide", str(tmp_path / "salt"), "--dry-run"]
