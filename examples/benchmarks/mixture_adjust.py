@@ -6,6 +6,8 @@ from bench import Bench
 from mixture_routing import stability
 from weights_plans import baked
 
+from bakeout.models.data.rows import Record
+from bakeout.models.data.uses import Use
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.neuron_adjust.fit import fitter
 from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
@@ -19,7 +21,9 @@ _PROBED = 300
 
 def rows(bench: Bench) -> None:
     """Each skill, with the share of adjusted neurons growing."""
-    records = {skill: {"probe": bench.records(skill, "probing", _PROBED)} for skill in SKILLS}
+    records: dict[str, dict[Use, list[Record]]] = {
+        skill: {"probe": bench.records(skill, "probing", _PROBED)} for skill in SKILLS
+    }
     fitting = Fitting(bench.model, bench.tokenizer, data=SKILLS, rows=records, batch_size=64)
     for skill in FORGOTTEN:
         fit = fitter(NeuronAdjustOptions(forget=[skill]), fitting)

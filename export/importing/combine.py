@@ -116,10 +116,10 @@ def _joined(interventions: Sequence[Intervention]) -> tuple[list[Intervention], 
     whole: list[Intervention] = []
     places: list[int] = []
     for intervention in interventions:
-        kinds = [other.kind for other in whole]
-        if intervention.at_most_one and intervention.kind in kinds:
-            places.append(kinds.index(intervention.kind))
-            whole[places[-1]] = whole[places[-1]].joined(intervention)
+        taking = [place for place, other in enumerate(whole) if other.must_join(intervention)]
+        if taking:
+            places.append(taking[0])
+            whole[taking[0]] = whole[taking[0]].joined(intervention)
         else:
             places.append(len(whole))
             whole.append(intervention)

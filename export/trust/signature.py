@@ -31,6 +31,7 @@ def sign(path: Path, key: Path, *, certificate: Path | None = None, chain: Seque
     ``chain`` between it and the root. Raises ``BakeoutError`` for files that are no such keys or certificates, and
     ``ModuleNotFoundError`` without the extra ``trust``.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from model_signing import hashing, signing
 
     if not path.exists():
@@ -54,7 +55,7 @@ def sign(path: Path, key: Path, *, certificate: Path | None = None, chain: Seque
                     private_key=key, signing_certificate=certificate, certificate_chain=chain or [certificate]
                 )
             config.sign(path, written)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
             raise BakeoutError(
                 f"{path} cannot be signed with {key}: {_reason(error)}.",
                 "Give an unencrypted private key of the curve P-256, P-384 or P-521 in PEM, and its own certificate.",
@@ -69,7 +70,7 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
     ``trusted``: a PEM file with the public key, or with the root certificates of whoever may sign. Raises
     ``BakeoutError`` where it is neither.
     """
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from model_signing import hashing, verifying
 
     path = path.resolve()
@@ -84,7 +85,7 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
             config.use_certificate_verifier(certificate_chain=[trusted])
         else:
             config.use_elliptic_key_verifier(public_key=trusted)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, UnsupportedAlgorithm) as error:
         raise _no_key(trusted, _reason(error)) from None
     try:
         config.verify(path, signature)

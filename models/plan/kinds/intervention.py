@@ -119,6 +119,10 @@ class Intervention(ABC):
         nameless: Self = replace(kind, report=self.report_type())
         return nameless
 
+    def must_join(self, other: Intervention) -> bool:
+        """Whether no plan holds both as they are: they are of one kind, of which there is at most one."""
+        return self.at_most_one and type(self) is type(other)
+
     def joined(self, other: Self) -> Self:
         """One that does what both do, of a kind that a plan holds once. Raises ``PlanError`` where there is none."""
         raise PlanError(f"The plans hold {self.title} twice.", "Fit one that does what both do.")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bakeout.export.baking.bake import bake
-from bakeout.export.certificate.measuring import Data, Measuring
+from bakeout.export.certificate.measuring import Data, Measuring, Role
 from bakeout.export.certificate.models import Models
 from bakeout.export.certificate.protocol import QUICK
 from bakeout.export.certificate.sections.give_away import give_away
@@ -40,7 +40,7 @@ def measuring(checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFact
     (directory / "onnx").mkdir()
     export_checkpoint(checkpoint, directory / "onnx")
     artifact = bake(directory / "onnx", plan, directory / "artifact", canary=False).directory
-    names = ("forget", "retain")
+    names: tuple[Role, Role] = ("forget", "retain")
     data = [Data(name, name, as_source(TEXTS[place::2], name), EXACT_GRADER) for place, name in enumerate(names)]
     with Models(artifact, checkpoint) as models:
         yield Measuring(QUICK, models, data, Journal(None, ""), 32, None, untracked)
@@ -55,7 +55,7 @@ def test_queries_are_compared_by_the_keys_that_the_check_compares(measuring: Mea
     for data in measuring.data:
         asked = [record.prompt_ids for record in read_records(data.source, measuring.models.tokenizer)]
         keys = probe_keys(model_of(checkpoint.directory), asked, layers=[1], keys="router_input")[1]
-        inside = check.nearness(check.margins(keys)) <= 1
+        inside = check.nearness(check.margins(keys.astype(np.float64))) <= 1
         assert figures["candidate queries inside a region", data.name] == np.mean(inside)
 
 

@@ -28,7 +28,8 @@ def measuring() -> Iterator[Measuring]:
 
 def test_tofu_figures_name_the_rows_that_they_are_of(measuring: Measuring) -> None:
     parts: dict[Part, Data] = {}
-    for rows, part in enumerate(("forget", "retain", "ra", "wf"), start=2):
+    every: tuple[Part, ...] = ("forget", "retain", "ra", "wf")
+    for rows, part in enumerate(every, start=2):
         parts[part] = Data(f"data of {part}", "retain", FIXTURES, EXACT_GRADER)
         measuring.journal.step(f"tofu {part}", partial(_metrics, part, rows))
     section, metrics = tofu(measuring, parts, {"forget_truth_ratio": _metrics("forget", 4)["forget_truth_ratio"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import shutil
 import subprocess
@@ -215,5 +216,11 @@ def test_what_is_no_key_is_refused(copy: Path, keys: Path, tmp_path: Path) -> No
     with pytest.raises(BakeoutError, match="`certificate`"):
         sign(copy, keys / "own.key", chain=[keys / "root.crt"])
     sign(copy, keys / "own.key")
-    with pytest.raises(BakeoutError, match="neither a key nor a certificate"):
-        check_signature(copy, text)
+    # The public key with a type that no library knows: 1.2.840.10045.2.65 in the place of .1.
+    body = base64.b64decode("".join((keys / "own.pub").read_text().splitlines()[1:-1]))
+    odd = tmp_path / "odd.pub"
+    changed = base64.encodebytes(body.replace(b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x41"))
+    odd.write_bytes(b"-----BEGIN PUBLIC KEY-----\n" + changed + b"-----END PUBLIC KEY-----\n")
+    for key in (text, odd):
+        with pytest.raises(BakeoutError, match="neither a key nor a certificate"):
+            check_signature(copy, key)

@@ -157,7 +157,8 @@ def test_a_conversion_holds_no_checkpoint_twice(tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=32768, hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    torch.nn.Module.to(written := LlamaForCausalLM(config), torch.bfloat16)
+    written.save_pretrained(tmp_path)
     size = (tmp_path / "model.safetensors").stat().st_size
     load_model(tmp_path, Placement("cpu", "float16"))
     before = _resident("VmRSS")
