@@ -60,7 +60,7 @@ def gguf_checkpoint(path: Path) -> Path:
     """The directory of the checkpoint that a GGUF file makes, in float32: converted, or kept from an earlier time.
 
     It is kept by the file's content, in ``cache_directory``. Raises ``BakeoutError`` for a damaged file, an
-    architecture that transformers does not read from GGUF, and a quantisation that gguf does not read;
+    architecture that transformers does not read from GGUF, a quantisation that gguf does not read, and transformers 5;
     ``ModuleNotFoundError`` where gguf is not installed.
     """
     header = read_gguf_header(path)
@@ -68,6 +68,7 @@ def gguf_checkpoint(path: Path) -> Path:
     digest = hash_file(path)
     target = cache_directory() / "gguf" / f"{digest[:32]}-{_FORM}"
     if not (target / SOURCE).is_file():
+        _require_reader(path)
         _LOG.info(f"Converting {path} to a checkpoint, once: {target}")
         try:
             with new_directory(target) as directory:
@@ -79,6 +80,17 @@ def gguf_checkpoint(path: Path) -> Path:
             if not (target / SOURCE).is_file():
                 raise
     return target
+
+
+def _require_reader(path: Path) -> None:
+    """Raise ``BakeoutError`` beside transformers 5, which does not save what it loads from GGUF (read in 5.24)."""
+    from transformers import __version__
+
+    if int(__version__.partition(".")[0]) >= 5:
+        raise BakeoutError(
+            f"{path} cannot be converted beside transformers {__version__}.",
+            "Convert it beside transformers 4.57 (the extra `optimum` brings it), or name the original checkpoint.",
+        )
 
 
 def gguf_source(directory: Path) -> dict[str, Any]:

@@ -125,6 +125,16 @@ def test_one_of_several_files_must_be_named(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
 
 
+def test_it_is_refused_beside_a_transformers_that_cannot_save_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setenv("BAKEOUT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("transformers.__version__", "5.24.0")
+    with pytest.raises(BakeoutError, match=r"beside transformers 5\.24\.0"):
+        gguf_checkpoint(path)
+
+
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
