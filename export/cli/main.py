@@ -62,6 +62,12 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
             raise (missing_extra(error, f"`bakeout {ctx.invoked_subcommand}`") or error) from error
+        except OSError as error:
+            # Those without a file are of the standard streams.
+            if error.filename is None:
+                raise
+            with disk_errors(Path(str(error.filename))):
+                raise
         except BakeoutError as error:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             options = command.params if command else []
@@ -74,7 +80,7 @@ class _Commands(click.Group):
         show_messages()
         options["standalone_mode"] = False
         try:
-            with ended_by_signals(), output_errors(), disk_errors(Path()):
+            with ended_by_signals(), output_errors():
                 _require_directory()
                 status = super().main(arguments, *rest, **options)
             sys.exit(status or 0)
