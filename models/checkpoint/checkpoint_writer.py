@@ -77,6 +77,13 @@ def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
     config = read_config(checkpoint)
     if "quantization_config" in config:
         raise _quantised(str(checkpoint))
+    # A multimodal model names its text decoder's architecture one level down.
+    levels = (config, *(value for value in config.values() if isinstance(value, dict)))
+    if plan.model.architecture not in [level.get("model_type") for level in levels]:
+        raise BakeoutError(
+            f"{checkpoint} has the architecture {config.get('model_type')!r}, the plan {plan.model.architecture!r}.",
+            "Bake into the checkpoint that the plan was fitted on.",
+        )
     tensors = _tensors(checkpoint)
     changes: dict[str, list[tuple[StoredWeight, PlannedChange]]] = {}
     for planned in planned_changes(plan.interventions):

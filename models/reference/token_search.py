@@ -33,8 +33,8 @@ _NEAR_ENOUGH = 0.008
 # Earlier tokens lie outside of all regions by this much: whichever positions are checked, the last one decides. Those
 # of prompts' common frame can lie inside of regions without bounds; there it holds where earlier tokens are checked.
 _CLEAR = 1.02
-# Sequences of one pass: as the gradient chooses them, more of them cost more and hardly come nearer.
-_BATCH = 8
+# Sequences of one pass. With eight, ellipsoids of a small model are missed that 32 reach.
+_BATCH = 32
 # The gradient's best replacements at each place that are tried.
 _BEST = 32
 # Walks from other random tokens, the steps of each, and how many without progress end one.
