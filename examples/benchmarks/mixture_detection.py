@@ -33,7 +33,7 @@ from bakeout.models.skills.tokenizer import REFUSAL
 
 KINDS: tuple[Keys, ...] = ("router_logits", "router_input", "key_vector")
 AUTOMATIC = "auto"
-# Skills to forget, and their queries of each split. They are separated from so many of each other skill's.
+# Skills to forget, their queries of each split, and the queries of every other skill that they are told from.
 FORGOTTEN = [skill for skill in SKILLS if skill != "unknown"]
 QUERIES = {"probing": 800, "selection": 500, "calibration": 800}
 TOLD_FROM = dict.fromkeys(SKILLS, 150) | {"facts": 300, "unknown": 300}

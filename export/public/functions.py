@@ -308,7 +308,7 @@ def certify(
     of all. ``journal``: a file of steps, from which a cut run goes on. ``salt``: of an artifact that hides its names.
 
     >>> certificate = bakeout.certify("unlearned", "model", [math], [german], quick=True)  # doctest: +SKIP
-    >>> [one.name for one in certificate.figures if one.section == "leak"][:3]  # doctest: +SKIP
+    >>> [figure.name for figure in certificate.figures if figure.section == "leak"][:3]  # doctest: +SKIP
     ['Leak@1', 'Leak@8', 'Leak@64']
 
     Raises ``BakeoutError`` for what cannot be read or run; what was not measured is in the certificate.

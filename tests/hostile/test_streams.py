@@ -120,7 +120,9 @@ def test_an_ignored_hangup_stays_ignored(plan_file: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_libraries_load_ends_in_a_line(llama_checkpoint: Path, tmp_path: Path, number: int) -> None:
     recipe = write_recipe(tmp_path, llama_checkpoint, [NEURON_ADJUST])
+    # Where the tests run in the background of a script, or by nohup, they inherit ignored signals.
     loading = (
+        f"import signal; signal.signal({int(number)}, signal.SIG_DFL)\n"
         "from bakeout.export.cli.signals import end_by_signals\n"
         "end_by_signals(); print(flush=True); from bakeout.__main__ import main; main()"
     )

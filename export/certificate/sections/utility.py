@@ -118,7 +118,9 @@ def _routed(measuring: Measuring, data: Data) -> dict[str, Any]:
     model = load_model(measuring.models.checkpoint.directory)
     records = read_records(data.source, measuring.models.tokenizer, model_limits(model))
     chosen = spread(records, measuring.protocol.rows)
-    stability = routing_stability(model, measuring.models.plan, [one.prompt_ids + one.response_ids for one in chosen])
+    stability = routing_stability(
+        model, measuring.models.plan, [record.prompt_ids + record.response_ids for record in chosen]
+    )
     assert stability is not None
     return {"unchanged": stability.unchanged, "tokens": stability.tokens}
 

@@ -48,7 +48,7 @@ def measuring(checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.slow
 def test_queries_are_compared_by_the_keys_that_the_check_compares(measuring: Measuring, tmp_path: Path) -> None:
-    figures = {(one.name, one.slice): one.value for one in give_away(measuring, ()).figures}
+    figures = {(figure.name, figure.slice): figure.value for figure in give_away(measuring, ()).figures}
     check, checkpoint = measuring.models.plan.check, measuring.models.checkpoint
     assert check is not None
     assert checkpoint is not None

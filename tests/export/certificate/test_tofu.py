@@ -33,7 +33,7 @@ def test_tofu_figures_name_the_rows_that_they_are_of(measuring: Measuring) -> No
         parts[part] = Data(f"data of {part}", "retain", FIXTURES, EXACT_GRADER)
         measuring.journal.step(f"tofu {part}", partial(_metrics, part, rows))
     section, metrics = tofu(measuring, parts, {"forget_truth_ratio": _metrics("forget", 4)["forget_truth_ratio"]})
-    figures = {one.name: (one.data, one.n, one.good) for one in section.figures}
+    figures = {figure.name: (figure.data, figure.n, figure.good) for figure in section.figures}
     kept = tuple(f"data of {part}" for part in ("retain", "ra", "wf"))
     assert figures["model_utility"] == (kept, 3 + 4 + 5, "high")
     assert figures["forget_quality"] == (("data of forget",), 1, "high")
@@ -48,7 +48,7 @@ def test_model_utility_of_rows_that_are_all_refused_is_not_measured(measuring: M
         measuring.journal.step(f"tofu {part}", partial(_metrics, part, 1))
     section, metrics = tofu(measuring, parts, None)
     assert "model_utility" not in metrics
-    (told,) = [one for one in section.not_measured if one.name == "model_utility"]
+    (told,) = [entry for entry in section.not_measured if entry.name == "model_utility"]
     assert "refused" in told.why
 
 

@@ -65,9 +65,8 @@ def test_two_checks_become_one(llama_checkpoint: Path, llama_export: Path, tmp_p
     )
     whole = combined.plan.check
     assert whole is not None and combined.plan.forgets == ("a", "b") and len(combined.plan.interventions) == 2
-    assert [(one.intervention, one.plan, one.fitted_without) for one in combined.interactions] == [
-        (0, 0, ()), (1, 0, ()), (0, 1, (1,)),
-    ]  # fmt: skip
+    found = [(told.intervention, told.plan, told.fitted_without) for told in combined.interactions]
+    assert found == [(0, 0, ()), (1, 0, ()), (0, 1, (1,))]
     queries = np.random.default_rng(0).normal(size=(64, check.regions.shape[1]))
     assert np.array_equal(whole.margins(queries), check.margins(queries))
     baked = bake(llama_export, combined.plan, tmp_path / "baked").directory

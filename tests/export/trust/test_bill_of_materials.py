@@ -104,11 +104,11 @@ def test_salted_digests_are_not_told_as_those_of_files(tmp_path: Path) -> None:
     plan = hidden(load_plan(fixtures / "artifacts" / "graph" / PLAN), b"s" * 32)
     content = bill_of_materials(bake(fixtures / "onnx", plan, tmp_path / "artifact", canary=False).directory)
     assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bill_text(content)) is None
-    data = [one for one in content["components"] if one["type"] == "data"]
+    data = [component for component in content["components"] if component["type"] == "data"]
     assert data
-    for one in data:
-        assert "hashes" not in one
-        assert [told["name"] for told in one["properties"]] == ["bakeout:salted-digest"]
+    for component in data:
+        assert "hashes" not in component
+        assert [told["name"] for told in component["properties"]] == ["bakeout:salted-digest"]
 
 
 def test_what_is_not_valid_is_not_written(artifact: Path) -> None:

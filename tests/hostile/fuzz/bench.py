@@ -177,7 +177,7 @@ def _put_trusted(directory: Path) -> None:
 def _newest() -> Plan:
     plan = load_plan(FIXTURES / "plans" / "key_space_detection_chosen.safetensors")
     assert plan.check is not None
-    refused = tuple(bool(one) for one in plan.check.is_inside(plan.canary.expected[0]))
+    refused = tuple(bool(inside) for inside in plan.check.is_inside(plan.canary.expected[0]))
     return replace(plan, canary=replace(plan.canary, refused=refused, uncovered=(0,)))
 
 

@@ -87,6 +87,6 @@ def warm_up() -> None:
 
 def _mutated(target: Target, content: bytes, random: Random, directory: Path) -> bytes:
     if random.random() < _EXCHANGED:
-        other = random.choice([one.file for one in LOADERS.values() if (directory / one.file).is_file()])
+        other = random.choice([loader.file for loader in LOADERS.values() if (directory / loader.file).is_file()])
         return (directory / other).read_bytes()
     return random.choice(target.mutations)(content, random)
