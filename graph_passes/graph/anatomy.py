@@ -86,9 +86,10 @@ class Anatomy:
             return every[number]
         if self.held:
             operator = self.held[0].node.op_type
+            others = "with `experts: false`" if self.layers else "a check with `keys: router_input`"
             raise GraphError(
                 f"The plan names an expert, and this graph's are inside of {operator}, which hides their neurons.",
-                "Bake into a graph with visible experts, as `build` exports them, or fit with `experts: false`.",
+                f"Bake into a graph with visible experts, as `build` exports them, or fit {others}.",
             )
         if self.routers and number >= len(self.layers):
             raise GraphError(

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
+from bakeout.graph_passes.apply import apply_plan
+from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.plan import Keys
 
-from tests.baked_parity import baked, compare, key_space_detection, plan_of, unbaked
+from tests.baked_parity import baked, compare, key_space_detection, neuron_adjust_of_experts, plan_of, unbaked
 from tests.genai_builder import build
 from tests.genai_mixtures import mixture_checkpoint, stored_mixture
 from tests.tiny_models import random_prompts
@@ -54,6 +56,16 @@ def test_experts_are_held_and_routers_seen(form: str, built: Callable[[str], Bui
     assert [held.router for held in anatomy.held] == [0, 1, 2, 3]
     assert [(router.experts, router.hidden) for router in anatomy.routers] == [(4, 64)] * 4
     assert (anatomy.layers, anatomy.experts) == ((), ())
+
+
+def test_neurons_of_experts_that_an_operator_holds_are_refused(built: Callable[[str], Built]) -> None:
+    directory, model = built(QUICK[0])
+    plan = plan_of(model, [neuron_adjust_of_experts(model, "threshold", PROMPTS)], PROMPTS)
+    with pytest.raises(GraphError) as caught:
+        apply_plan(load_graph(directory / "model.onnx"), plan)
+    assert "inside of QMoE, which hides their neurons" in caught.value.cause
+    # There is no other feed-forward layer.
+    assert "router_input" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
