@@ -76,10 +76,12 @@ class Expert(ABC):
 
 
 def experts_of(model: PreTrainedModel, router: Router) -> tuple[Expert, ...]:
-    """The experts of one mixture; none where they are of a form that is not read."""
+    """The experts of one mixture; none where any of them is of a form that is not read."""
     module: Any = model.get_submodule(f"{router.path}.{EXPERTS}")
     if isinstance(module, nn.ModuleList):
-        return tuple(_separate(router, module))
+        separate = tuple(_separate(router, module))
+        # Experts are counted, so that one that is missing would give its number to the next.
+        return separate if len(separate) == router.experts else ()
     form = _FORMS.get(type(module).__name__)
     if form is None:
         return ()
@@ -132,7 +134,7 @@ def _separate(router: Router, module: nn.ModuleList) -> Iterator[_Separate]:
         children = dict(expert.named_children())
         names = next((names for names in GATED if children.keys() >= set(names)), None)
         if names is None or not all(type(children[name]) is nn.Linear for name in names):
-            return
+            continue
         gate, up, down = (children[name] for name in names)
         width, hidden = gate.weight.shape  # type: ignore[misc]
         yield _Separate(router, number, width, hidden, expert, gate, up, down)  # type: ignore[arg-type]

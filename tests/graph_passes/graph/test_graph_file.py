@@ -83,6 +83,17 @@ def test_a_saved_graph_refers_to_the_old_data_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(product(tmp_path / "again.onnx"), WEIGHT)
 
 
+def test_a_file_that_nobody_reads_may_be_named(tmp_path: Path) -> None:
+    """Entries of external data stay where a tool brings a tensor into the graph."""
+    path = write_model(tmp_path)
+    model = onnx.load(path)
+    model.graph.initializer[0].external_data.add(key="location", value="gone.bin")
+    assert model.graph.initializer[0].data_location == TensorProto.DEFAULT
+    path.write_bytes(model.SerializeToString())
+    save_graph(load_graph(path), tmp_path / "again.onnx")
+    np.testing.assert_array_equal(product(tmp_path / "again.onnx"), WEIGHT)
+
+
 def test_the_data_files_are_named_as_in_the_graph_and_found_where_they_are(tmp_path: Path) -> None:
     path = write_model(tmp_path / "blobs")
     hub = tmp_path / "snapshot"
