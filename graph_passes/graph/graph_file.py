@@ -118,8 +118,10 @@ def graph_bytes(model: ir.Model) -> bytes:
     names = {str(tensor.location): tensor.name_in_graph for tensor in data_tensors(model)}
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
+            # A tensor whose data the graph holds can name a file that nobody reads.
+            is_in_file = tensor.data_location == onnx.TensorProto.EXTERNAL
             for entry in tensor.external_data:
-                if entry.key == "location":
+                if is_in_file and entry.key == "location":
                     entry.value = names[entry.value]
     return bytes(proto.SerializeToString(deterministic=True))
 
