@@ -136,6 +136,20 @@ def test_experts_are_read_and_changed_in_whatever_form_they_are(family: str) -> 
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
+def test_one_expert_of_another_form_leaves_none_to_be_read() -> None:
+    """The numbers of those behind it would be those of other experts."""
+
+    class Other(torch.nn.Linear):
+        pass
+
+    model = tiny_model("mixtral")
+    model.get_submodule("model.layers.1.block_sparse_moe.experts.2").w1 = Other(32, 96, bias=False)
+    known = identity(model, "")
+    assert experts(model) == ()
+    assert known.routing is not None
+    assert (known.routing.width, known.feed_forwards) == (None, 0)
+
+
 @pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss", "llama4_text", "mixtral"])
 def test_experts_are_probed_on_the_tokens_that_are_sent_to_them(family: str) -> None:
     model = tiny_model(family)
