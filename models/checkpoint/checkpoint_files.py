@@ -93,7 +93,7 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
     """
     from transformers import AutoModelForCausalLM
 
-    from bakeout.models.checkpoint.this_machine import loading_options, mapped_tensor_by_tensor
+    from bakeout.models.checkpoint.this_machine import loading_options, mapped_piece_by_piece
 
     loading = loading_options(placement)
     weight_files(directory)
@@ -104,7 +104,7 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
         if placement.device_map is not None:
             loading["offload_folder"] = str(files.enter_context(scratch_directory()))
         try:
-            with mapped_tensor_by_tensor():
+            with mapped_piece_by_piece():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     readable,
                     **loading,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,6 +19,10 @@ from bakeout.models.errors import BakeoutError
 
 # accelerate's rules for models that are larger than one device.
 _RULES = ("auto", "balanced", "balanced_low_0", "sequential")
+# How many elements are read of one mapping: 64 MiB in float32.
+_PIECE = 1 << 24
+_LOCK = Lock()
+_loading = 0
 
 
 def loading_options(placement: Placement) -> dict[str, Any]:
@@ -68,19 +74,29 @@ def _torch_dtype(placement: Placement, kind: str) -> torch.dtype:
 
 
 @contextmanager
-def mapped_tensor_by_tensor() -> Iterator[None]:
-    """A context in which transformers maps a safetensors file anew for each tensor that it loads.
+def mapped_piece_by_piece() -> Iterator[None]:
+    """A context in which transformers maps a safetensors file anew after every few tensors.
 
     It maps a whole file until its last tensor is loaded, and what was read of a mapping stays resident as long as that:
     a checkpoint that is converted to another dtype was in memory twice. A tensor that is not converted stays mapped.
+    Threads may load at the same time: transformers opens files as before once the last of them has left.
     """
-    module: Any = modeling_utils
-    whole_file = module.safe_open
-    module.safe_open = _TensorByTensor
+    if not hasattr(modeling_utils, "safe_open"):
+        yield
+        return
+    _count(1)
     try:
         yield
     finally:
-        module.safe_open = whole_file
+        _count(-1)
+
+
+def _count(one: int) -> None:
+    global _loading
+    module: Any = modeling_utils
+    with _LOCK:
+        _loading += one
+        module.safe_open = _PieceByPiece if _loading else safe_open
 
 
 def computed_in(model: PreTrainedModel) -> dict[str, Any]:
@@ -105,23 +121,51 @@ def _kind(device: Any) -> str:
     return "cuda" if isinstance(device, int) else str(device).partition(":")[0]
 
 
-class _TensorByTensor:
-    """What ``safe_open`` gives, but for its slices."""
+class _PieceByPiece:
+    """What ``safe_open`` gives, but that its tensors are read of several mappings, one after the other."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._opening = arguments, options
-        self._file: Any = safe_open(*arguments, **options)
+        self._lock = Lock()
+        self._open()
 
-    def __enter__(self) -> _TensorByTensor:
+    def _open(self) -> None:
+        arguments, options = self._opening
+        self.mapped: Any = safe_open(*arguments, **options)
+        self._elements = 0
+
+    def __enter__(self) -> _PieceByPiece:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.__exit__(*exception)
-
-    def get_slice(self, name: str) -> Any:
-        arguments, options = self._opening
-        file: Any = safe_open(*arguments, **options)
-        return file.get_slice(name)
+        self.mapped.__exit__(*exception)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+        return getattr(self.mapped, name)
+
+    def get_slice(self, name: str) -> _Slice:
+        return _Slice(self, name)
+
+    def next_slice(self, name: str) -> Any:
+        """A slice to be read now."""
+        with self._lock:
+            # Opening reads the whole header, so not for each tensor.
+            if self._elements >= _PIECE:
+                self._open()
+            piece = self.mapped.get_slice(name)
+            self._elements += math.prod(piece.get_shape())
+        return piece
+
+
+class _Slice:
+    """A tensor that is not read yet, and keeps no mapping: transformers 5 keeps all until the last one is read."""
+
+    def __init__(self, file: _PieceByPiece, name: str) -> None:
+        self._file, self._name = file, name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.next_slice(self._name)[index]
+        return tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file.mapped.get_slice(self._name), name)

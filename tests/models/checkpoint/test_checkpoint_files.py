@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, modeling_utils
 
 from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
 from bakeout.models.checkpoint.checkpoint_writer import checkpoint_files
 from bakeout.models.checkpoint.placement import Placement
+from bakeout.models.checkpoint.this_machine import mapped_piece_by_piece
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 
@@ -167,6 +169,37 @@ def test_a_conversion_holds_no_checkpoint_twice(tmp_path: Path) -> None:
     assert {weight.dtype for weight in model.parameters()} == {torch.float16}
     # The copy, the largest tensor's own pages, and a little.
     assert _resident("VmHWM") - before < 1.6 * size
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux alone lists mappings")
+def test_small_tensors_share_a_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({f"expert.{number}": torch.full((2,), float(number)) for number in range(200)}, path)
+    with mapped_piece_by_piece():
+        file = modeling_utils.safe_open(path, framework="pt", device="cpu")
+        slices = [file.get_slice(f"expert.{number}") for number in range(200)]
+        read = [each[...] for each in slices]
+        assert {each.get_dtype() for each in slices} == {"F32"}
+        assert Path("/proc/self/maps").read_text().count(str(path)) == 1
+    assert [each[0].item() for each in read] == list(range(200))
+
+
+def test_loading_threads_leave_transformers_as_it_was() -> None:
+    one, other = mapped_piece_by_piece(), mapped_piece_by_piece()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert modeling_utils.safe_open is not safe_open
+    other.__exit__(None, None, None)
+    assert modeling_utils.safe_open is safe_open
+
+
+def test_a_transformers_that_opens_files_elsewhere_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.delattr(modeling_utils, "safe_open")
+        with mapped_piece_by_piece():
+            assert not hasattr(modeling_utils, "safe_open")
+        assert not hasattr(modeling_utils, "safe_open")
 
 
 def _resident(which: str) -> int:
