@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bakeout.models.network.mixtures.routers import EXPERTS, Router
+from bakeout.models.network.mixtures.routers import EXPERTS, Router, require_in_memory
 from bakeout.models.plan import Role
 from bakeout.models.plan.feed_forward_modules import ExpertModules
 
@@ -110,8 +110,9 @@ class _Separate(Expert):
     down: nn.Linear
 
     def pre_activation(self, rows: Tensor) -> Tensor:
-        # Not the module, whose hooks change what it gives.
-        return nn.functional.linear(rows.to(self.gate.weight.dtype), self.gate.weight, self.gate.bias)
+        # Without its hooks, which change what it gives, but as it computes where its weights are offloaded.
+        gate: Tensor = self.gate.forward(rows.to(self.gate.weight.dtype))
+        return gate
 
     def key_vector(self, rows: Tensor) -> Tensor:
         seen: list[Tensor] = []
@@ -194,6 +195,7 @@ class _Stacked(Expert):
         return self.form.key(self.module, *self.form.halves(self._gate_up(rows)))
 
     def changed_by(self, change: Change) -> Any:
+        self._require_in_memory()
         return _Unstacked.of(self).with_change(self.number, change)
 
     def weight(self, role: Role) -> Tensor:
@@ -214,9 +216,13 @@ class _Stacked(Expert):
         return self._product(rows, "gate_up_proj")
 
     def _product(self, rows: Tensor, name: str) -> Tensor:
+        self._require_in_memory()
         product: Tensor = rows @ getattr(self.module, name)[self.number]
         bias = getattr(self.module, f"{name}_bias", None)
         return product if bias is None else product + bias[self.number]
+
+    def _require_in_memory(self) -> None:
+        require_in_memory(self.module.down_proj, self.router.path)
 
 
 class _Unstacked:
@@ -229,6 +235,8 @@ class _Unstacked:
             for number in range(len(self._module.down_proj))
         ]
         self._changes: list[tuple[int, Change]] = []
+        # accelerate gives a module a forward pass of its own.
+        self._replaced = self._module.__dict__.get("forward")
 
     @classmethod
     def of(cls, expert: _Stacked) -> _Unstacked:
@@ -245,8 +253,12 @@ class _Unstacked:
 
     def _without(self, entry: tuple[int, Change]) -> None:
         self._changes.remove(entry)
-        if not self._changes:
+        if self._changes:
+            return
+        if self._replaced is None:
             del self._module.forward
+        else:
+            self._module.forward = self._replaced
 
     def __call__(self, hidden_states: Tensor, router_indices: Any = None, routing_weights: Any = None) -> Tensor:
         """GPT-OSS gives the tokens and their weights for each expert; Llama 4 the tokens once for every expert."""

@@ -39,8 +39,12 @@ class Router:
     correction: Tensor | None = None
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The score of every expert before any normalisation: [..., hidden] to [..., experts]."""
+        """The score of every expert before any normalisation: [..., hidden] to [..., experts].
+
+        Raises ``BakeoutError`` where the weight is offloaded.
+        """
         weight, bias = self.module.get_parameter("weight"), getattr(self.module, "bias", None)
+        require_in_memory(weight, self.path)
         # Some models route in float32, whatever their own type.
         return linear(inputs.float(), weight.float(), None if bias is None else bias.float())
 
@@ -66,6 +70,14 @@ def routers(model: PreTrainedModel) -> tuple[Router, ...]:
     Raises ``BakeoutError`` for a mixture whose router is not a single matrix.
     """
     return tuple(_router(model, path, number) for number, path in enumerate(_mixtures(model)))
+
+
+def require_in_memory(weight: Tensor, path: str) -> None:
+    """Raise ``BakeoutError`` where a ``weight`` of the mixture ``path`` is offloaded: its module alone can read it."""
+    if weight.is_meta:
+        raise BakeoutError(
+            f"{path} is a mixture of experts, and offloaded.", "Use a `device_map` that keeps it in memory."
+        )
 
 
 def is_expert(path: str) -> bool:

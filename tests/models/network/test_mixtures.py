@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,20 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import experts, feed_forward_layers, feed_forwards_if_any, identity
 from bakeout.models.network.key_sites import key_sites
-from bakeout.models.network.mixtures.expert_probing import probe_mixture
+from bakeout.models.network.mixtures.expert_probing import probe_mixture, probe_mixture_magnitudes
 from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.network.statistics import Moments
 from bakeout.models.network.token_keys import reduced_token_keys
 from bakeout.models.plan import Keys, PlanError
 
+from tests.conftest import CheckpointOf
 from tests.tiny_models import MIXTURES, TORCH_MIXTURES, random_prompts, tiny_model
 
 PROMPTS = random_prompts(6, seed=5)
@@ -180,3 +184,49 @@ def test_experts_are_probed_on_the_tokens_that_are_sent_to_them(family: str) -> 
     # Of the answers alone there are fewer.
     answers = probe_mixture(model, records, scope="answer", batch_size=4)
     assert sum(moments.count for moments in answers.layers) < sum(moments.count for moments in probed.layers)
+
+
+@pytest.fixture(scope="module")
+def offloaded(checkpoint_of: CheckpointOf) -> Callable[[str], PreTrainedModel]:
+    """``offloaded(family)``: its checkpoint, half of it on the disk."""
+    places = {f"model.layers.{number}": "disk" if number in (1, 2) else "cpu" for number in range(4)}
+    others = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    device_map = places | dict.fromkeys(others, "cpu")
+    return lambda family: load_model(checkpoint_of(family), Placement(dtype="float32", device_map=device_map))
+
+
+def test_offloaded_experts_are_probed_as_those_in_memory(
+    checkpoint_of: CheckpointOf, offloaded: Callable[[str], PreTrainedModel]
+) -> None:
+    records = [Record("", "", prompt[:2], prompt[2:]) for prompt in PROMPTS]
+    models = (load_model(checkpoint_of("mixtral")), offloaded("mixtral"))
+    for own, other in zip(*(probe_mixture(model, records).layers for model in models), strict=True):
+        np.testing.assert_array_equal(own.mean, other.mean)
+        np.testing.assert_array_equal(own.m2, other.m2)
+    for keys, others in zip(*(probe_mixture_magnitudes(model, records).layers for model in models), strict=True):
+        np.testing.assert_array_equal(keys, others)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda model: probe_mixture(model, [Record("", "", prompt[:2], prompt[2:]) for prompt in PROMPTS]),
+        lambda model: [expert.changed_by(torch.zeros_like) for expert in experts(model)],
+        lambda model: probe_keys(model, PROMPTS, layers=[1], keys="router_logits"),
+    ],
+)
+def test_offloaded_weights_that_only_their_module_can_read_are_refused(
+    read: Callable[[PreTrainedModel], object], offloaded: Callable[[str], PreTrainedModel]
+) -> None:
+    model = offloaded("gpt_oss")
+    with pytest.raises(BakeoutError, match=r"model.layers.1.mlp is a mixture of experts, and offloaded"):
+        read(model)
+
+
+def test_a_forward_pass_of_the_modules_own_is_restored() -> None:
+    """Accelerate gives modules one."""
+    model = tiny_model("gpt_oss")
+    module: Any = model.get_submodule("model.layers.0.mlp.experts")
+    own = module.forward = partial(type(module).forward, module)
+    experts(model)[0].changed_by(torch.zeros_like).remove()
+    assert module.forward is own
