@@ -62,6 +62,7 @@ def _good() -> dict[str, Any]:
         (json.dumps(_good() | {"files": {"a": {"sha256": "x", "size": 1}}}), "files"),
         (json.dumps(_good() | {"receipts": [{}]}), "receipts"),
         (json.dumps({"schema": SCHEMA}), "files"),
+        (json.dumps(_good() | {"options": {"scale": float("nan")}}), "NaN"),
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str, cause: str) -> None:

@@ -15,6 +15,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST, PLAN
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
+from bakeout.export.report.page import report
 from bakeout.export.trust.bill_of_materials import bill_of_materials, bill_text
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
@@ -90,6 +91,24 @@ def test_figures_are_those_of_the_certificate(artifact: Path, tmp_path: Path) ->
             "confidenceInterval": {"lowerBound": "0.125", "upperBound": "0.5"},
         }
     ]
+
+
+def test_what_is_null_in_a_certificate_is_not_shown(artifact: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(artifact, tmp_path / "artifact")
+    figure = {"section": "answers", "name": "accuracy", "slice": "sums", "value": 0.25, "precision": "fp32", "n": 8}
+    certificate = {
+        "protocol": {"version": 1, "name": "full", "seed": 0},
+        "runtime": {"name": "ONNX Runtime"},
+        "figures": [{**figure, "interval": None, "base": None}],
+        "not_measured": [],
+        "statements": [],
+    }
+    (copy / CERTIFICATE).write_text(json.dumps(certificate))
+    (shown,) = bill_of_materials(copy)["metadata"]["component"]["modelCard"]["quantitativeAnalysis"][
+        "performanceMetrics"
+    ]
+    assert "confidenceInterval" not in shown
+    assert "0.25" in report([copy])
 
 
 def test_what_is_no_certificate_is_refused(artifact: Path, tmp_path: Path) -> None:
