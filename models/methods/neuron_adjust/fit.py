@@ -62,7 +62,7 @@ def fit_neuron_adjust(forget: Statistics, retain: Statistics, options: NeuronAdj
     ratio = tuned(options.ratio)
     _require_comparable(forget, retain)
     pairs = list(zip(forget.layers, retain.layers, strict=True))
-    is_rare = [_is_rare(forget, *pair) or _is_rare(retain, *pair) for pair in pairs]
+    is_rare = [_is_rare(forget, own, other) or _is_rare(retain, other, own) for own, other in pairs]
     scored = [
         _dead_scores(own) if rare else _scores(own, other, options)
         for (own, other), rare in zip(pairs, is_rare, strict=True)

@@ -171,3 +171,11 @@ def test_rare_experts_are_left_alone_and_told() -> None:
     assert [layer.layer for layer in fitted.layers] == [0, 1]
     assert (fitted.report.rare_experts, fitted.report.dead_neurons) == (2, 0)
     assert ("rare", "2 experts, sent too few tokens, left alone") in fitted.report.facts()
+
+
+def test_a_layer_that_sees_every_token_is_not_rare_where_the_sets_differ_in_size() -> None:
+    forget, retain = (
+        MixtureStatistics(count, (Moments(count, np.full(4, mean), np.full(4, 9.0 * count)),))
+        for count, mean in ((RARE - 3, 2.0), (RARE - 1, 0.0))
+    )
+    assert _fit(forget, retain, ratio=1.0).report.rare_experts == 0
