@@ -261,11 +261,17 @@ class _Unstacked:
             self._module.forward = self._replaced
 
     def __call__(self, hidden_states: Tensor, router_indices: Any = None, routing_weights: Any = None) -> Tensor:
-        """GPT-OSS gives the tokens and their weights for each expert; Llama 4 the tokens once for every expert."""
+        """GPT-OSS gives the tokens and their weights for each expert; Llama 4 the tokens once for every expert.
+
+        Transformers 5 gives GPT-OSS's tokens without a batch dimension, and weights of the chosen experts alone.
+        """
         if self._form.scores:
             parts = hidden_states.view(len(self._experts), -1, hidden_states.shape[-1])
             return torch.cat([self._computed(number, rows) for number, rows in enumerate(parts)])
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        if hidden_states.ndim == 2:
+            of_every = routing_weights.new_zeros(len(rows), len(self._experts))
+            routing_weights = of_every.scatter(1, router_indices, routing_weights)
         result = torch.zeros_like(rows)
         for number in range(len(self._experts)):
             tokens = (router_indices == number).any(dim=-1).nonzero().flatten()
