@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
+from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.network.families import all_widths
+from bakeout.models.network.families import experts as experts_of
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.network.mixtures.expert_probing import probe_mixture, probe_mixture_magnitudes
+from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.network.probe_cache import Array
 from bakeout.models.network.probing import probe_key_magnitudes, probe_keys, probe_neurons
 from bakeout.models.network.statistics import (
@@ -65,6 +68,20 @@ def neurons(fitting: Fitting, names: Sequence[str], scope: Scope) -> NeuronStati
     (found,) = _arrays(fitting, [{"moments of pre-activations": scope}], _texts(records), compute)
     count, mean, m2 = np.array(found)
     return NeuronStatistics(Moments(int(count.flat[0]), mean, m2))
+
+
+def is_mixture(fitting: Fitting, *, experts: bool) -> bool:
+    """Whether the probes of a mixture are those to take. ``experts``: whether its experts are to be changed.
+
+    Raises ``BakeoutError`` where they are and cannot be read: transformers 5 has stacks of its own.
+    """
+    routed = bool(routers(fitting.model))
+    if routed and experts and not experts_of(fitting.model):
+        raise BakeoutError(
+            f"The experts of this {fitting.model.config.model_type!r} model are of a form that is not read.",
+            "Fit with `experts: false`, or beside transformers 4.57.",
+        )
+    return routed
 
 
 def mixture(fitting: Fitting, names: Sequence[str], scope: Scope) -> MixtureStatistics:

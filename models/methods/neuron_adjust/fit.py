@@ -14,7 +14,6 @@ from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.methods.search_space import Settings, tuned
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.network.statistics import MixtureStatistics, Moments, NeuronStatistics, shape_of
 from bakeout.models.plan import AdjustedLayer, Floats, NeuronAdjust
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
@@ -128,7 +127,7 @@ def _dead_scores(moments: Moments) -> Floats:
 def _probed(options: NeuronAdjustOptions, fitting: Fitting) -> tuple[Statistics, Statistics]:
     """The statistics of the data to forget, and of the data to keep."""
     names = options.names(fitting.data)
-    probe = probed.mixture if routers(fitting.model) else probed.neurons
+    probe = probed.mixture if probed.is_mixture(fitting, experts=options.experts) else probed.neurons
     forget, retain = (probe(fitting, names[role], options.tokens) for role in ("forget", "retain"))
     if isinstance(forget, MixtureStatistics) and isinstance(retain, MixtureStatistics) and not options.experts:
         seeing = len(feed_forward_layers(fitting.model))

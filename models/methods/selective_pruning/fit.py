@@ -9,7 +9,6 @@ from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
 from bakeout.models.network.families import feed_forward_layers
-from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.network.statistics import KeyMagnitudes, MixtureMagnitudes, shape_of
 from bakeout.models.plan import ZeroColumns, ZeroedColumns
 from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
@@ -24,7 +23,8 @@ SILENT = 1e-8
 def fit(options: SelectivePruningOptions, fitting: Fitting) -> ZeroColumns:
     """Probe the data to forget and to keep, and fit."""
     names = options.names(fitting.data)
-    probe = probed.mixture_magnitudes if routers(fitting.model) else probed.key_magnitudes
+    is_mixture = probed.is_mixture(fitting, experts=options.experts)
+    probe = probed.mixture_magnitudes if is_mixture else probed.key_magnitudes
     forget, retain = (probe(fitting, names[role], options.tokens) for role in ("forget", "retain"))
     if isinstance(forget, MixtureMagnitudes) and isinstance(retain, MixtureMagnitudes) and not options.experts:
         seeing = len(feed_forward_layers(fitting.model))
