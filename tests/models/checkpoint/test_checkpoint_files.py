@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, modeling_utils
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import modeling_utils as transformers_modeling_utils
 
 from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
 from bakeout.models.checkpoint.checkpoint_writer import checkpoint_files
@@ -19,6 +20,9 @@ from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.checkpoint.this_machine import mapped_piece_by_piece
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
+
+# transformers does not export the function that it opens safetensors files with.
+modeling_utils: Any = transformers_modeling_utils
 
 
 @pytest.fixture
