@@ -20,9 +20,9 @@ from bakeout.export.baking.bake import bake
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.certificate.protocol import Precision
 from bakeout.export.evaluation.evaluate import as_onnx
-from bakeout.export.evaluation.recorded_inputs import recorded_template
+from bakeout.export.evaluation.recorded_inputs import recorded_exporter, recorded_template
 from bakeout.export.exporting.onnx_export import export_checkpoint
-from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.bake_options import BakeOptions, ExporterName
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
@@ -70,6 +70,11 @@ class Models:
         return chosen or _stored(find_graph(self.directory))
 
     @cached_property
+    def exporter(self) -> ExporterName:
+        """What exported the artifact, and exports its base model and other precisions; ``auto`` where nothing did."""
+        return recorded_exporter([self.directory])
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The artifact's."""
         return load_tokenizer(self.directory)
@@ -101,7 +106,7 @@ class Models:
 
     def _artifact_in(self, scratch: Path, precision: Precision | str) -> Path:
         if precision == self.own:
-            return as_onnx(self.directory, scratch)
+            return as_onnx(self.directory, scratch, self.exporter)
         options = self._options(precision)
         model = self.base if isinstance(self.base, Path) else self.base.directory
         # How far a coarser graph is from the plan's canary is no reason not to measure it.
@@ -111,7 +116,7 @@ class Models:
         options = self._options(precision)
         if isinstance(self.base, Checkpoint):
             prompts = self.plan.canary.input_ids.tolist()
-            graph = export_checkpoint(self.base.directory, scratch, options.dtype, prompts)
+            graph = export_checkpoint(self.base.directory, scratch, options.dtype, prompts, options.exporter)
         else:
             graph = self.base
         if options.quantize is None:
@@ -127,9 +132,9 @@ class Models:
         """How a model in a precision is made of the base model. Raises ``BakeoutError`` where none can be."""
         stored = _stored(self.base) if isinstance(self.base, Path) else None
         if stored is None and (precision == "fp32" or precision == "fp16"):
-            return BakeOptions(dtype=precision)
+            return BakeOptions(dtype=precision, exporter=self.exporter)
         if stored in (None, "fp32") and (precision == "int8" or precision == "int4"):
-            return BakeOptions(quantize=precision)
+            return BakeOptions(quantize=precision, exporter=self.exporter)
         if precision == stored:
             return BakeOptions()
         form = "a checkpoint" if stored is None else f"an ONNX graph in {stored}"

@@ -18,8 +18,9 @@ from bakeout.export.evaluation.harness import run_tasks
 from bakeout.export.evaluation.intervals import paired_difference, unpaired_difference
 from bakeout.export.evaluation.likelihood import Predicted, predict, text_row
 from bakeout.export.evaluation.model_names import model_names
-from bakeout.export.evaluation.recorded_inputs import recorded_template, tell_fitted_rows
+from bakeout.export.evaluation.recorded_inputs import recorded_exporter, recorded_template, tell_fitted_rows
 from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
+from bakeout.export.recipes.bake_options import ExporterName
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
@@ -100,10 +101,11 @@ def _runners(
     """Each model under its name, the base model first, one at a time in memory."""
     models = [] if base is None else [(BASE, base)]
     like_artifacts = recorded_template(directories) if base is not None and chat_template is None else None
+    exporter = recorded_exporter(directories)
     for name, model in [*models, *zip(model_names(directories), directories, strict=True)]:
         template = like_artifacts if name == BASE else chat_template
         with scratch_directory() as scratch:
-            yield name, Runner(as_onnx(model, scratch), chat_template=template or chat_template)
+            yield name, Runner(as_onnx(model, scratch, exporter), chat_template=template or chat_template)
 
 
 def _paired_change(base: Graded, artifact: Graded) -> Change:
@@ -184,11 +186,11 @@ def stored_figure(graded: Graded, row: Row) -> dict[str, Any]:
     return figure if graded.how == EXACTLY else {**figure, "how": graded.how}
 
 
-def as_onnx(model: Path, scratch: Path) -> Path:
-    """``model`` itself where it is an ONNX file or holds one, else the checkpoint exported into ``scratch``."""
+def as_onnx(model: Path, scratch: Path, exporter: ExporterName) -> Path:
+    """``model`` itself where it is an ONNX file or holds one, else the checkpoint, exported into ``scratch``."""
     source = model_source(model)
     if isinstance(source, Path):
         return source
     from bakeout.export.exporting.onnx_export import export_checkpoint
 
-    return export_checkpoint(source.directory, scratch)
+    return export_checkpoint(source.directory, scratch, exporter=exporter)

@@ -1,14 +1,15 @@
-"""What artifacts record of their making that matters to who measures them: the chat template, and the rows."""
+"""What artifacts record of their making that matters to who measures them: template, exporter and rows."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.recipes.bake_options import ExporterName
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, ChatTemplateOptions, recorded_options
 from bakeout.models.errors import BakeoutError
@@ -33,6 +34,21 @@ def recorded_template(directories: Sequence[Path]) -> ChatTemplateOptions | None
             "Evaluate them one by one, or choose `chat_template` for all.",
         )
     return options[0] if options else None
+
+
+def recorded_exporter(directories: Sequence[Path]) -> ExporterName:
+    """What exported the artifacts in these directories, to export models that they are compared with; ``auto`` where
+    nothing did, and where they differ.
+
+    Raises ``BakeoutError`` for an exporter that is not known.
+    """
+    recorded: set[ExporterName] = set()
+    for path, manifest in _manifests(directories).items():
+        name: Any = (manifest.get("options") or {}).get("exporter") or "auto"
+        if name not in get_args(ExporterName):
+            raise BakeoutError(f"{path} was exported by {name!r}, an exporter that is not known.", "Bake it again.")
+        recorded.add(name)
+    return recorded.pop() if len(recorded) == 1 else "auto"
 
 
 def tell_fitted_rows(directories: Sequence[Path], sources: Mapping[str, Source]) -> None:

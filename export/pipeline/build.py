@@ -19,8 +19,9 @@ from bakeout.export.evaluation.graders.registry import make_grader
 from bakeout.export.evaluation.grading import EXACT_GRADER, Graded, grade_each
 from bakeout.export.evaluation.harness import run_tasks
 from bakeout.export.evaluation.rows import BASE, Row, TaskRow
+from bakeout.export.exporting.exporters import choose_exporter
 from bakeout.export.fitting.fit import fit
-from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.bake_options import BakeOptions, ExporterName
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.recipes.recipe import Recipe, load_recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs
@@ -28,6 +29,7 @@ from bakeout.export.recipes.shared_rows import SeenRows
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
+from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_source import Source
 from bakeout.models.data.rows import read_records
@@ -81,7 +83,9 @@ def build(
     recipe = load_recipe(recipe_file).placed(**placed)
     options = completed(recipe.export)
     inputs = open_inputs(recipe)
-    measuring = _Measuring.of(recipe, inputs)
+    measuring = _Measuring.of(recipe, inputs, options.exporter)
+    if options.to == "onnx" or measuring.anything:
+        choose_exporter(options.exporter, str(read_config(inputs.checkpoint.directory).get("model_type")))
     plan = fit(recipe, track, inputs=inputs, cache=cache)
     with new_directory(output) as directory:
         with opened_base(inputs.checkpoint, plan, options, directory) as base:
@@ -115,9 +119,10 @@ class _Measuring:
     tests: Mapping[str, Source]
     graders: Mapping[str, Grader]
     options: EvaluateOptions
+    exporter: ExporterName
 
     @classmethod
-    def of(cls, recipe: Recipe, inputs: RecipeInputs) -> _Measuring:
+    def of(cls, recipe: Recipe, inputs: RecipeInputs, exporter: ExporterName) -> _Measuring:
         """Raises ``BakeoutError``, before anything is fitted, for graders that cannot work here and rows of no use."""
         tests = inputs.tests
         grades = {name: recipe.data[name].grade for name in tests}
@@ -125,7 +130,11 @@ class _Measuring:
         tokenizer = recipe.chat_template.applied_to(load_tokenizer(inputs.checkpoint.directory))
         for name, source in tests.items():
             read_questions(source, graders.get(name, EXACT_GRADER), tokenizer, UNLIMITED)
-        return cls(tests, graders, recipe.evaluate)
+        return cls(tests, graders, recipe.evaluate, exporter)
+
+    @property
+    def anything(self) -> bool:
+        return bool(self.tests) or self.options.tasks is not None
 
     def run(
         self,
@@ -137,10 +146,10 @@ class _Measuring:
     ) -> _Measured:
         """What ``model``, a directory or a graph's file, answers, as ONNX: exported where it has none."""
         tasks = self.options.tasks
-        if not self.tests and tasks is None:
+        if not self.anything:
             return _Measured({}, ())
         with scratch_directory() as scratch:
-            runner = Runner(as_onnx(model, scratch), chat_template=chat_template)
+            runner = Runner(as_onnx(model, scratch, self.exporter), chat_template=chat_template)
             graded = grade_each(
                 runner, name, self.tests, refusals, grades=self.graders, options=self.options, track=track
             )

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from bakeout.export.artifacts.additions import add_files
-from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN, SIGNATURE
+from bakeout.export.artifacts.file_names import (
+    CARD,
+    CERTIFICATE,
+    ERASURE_PAGE,
+    ERASURE_RECORD,
+    MANIFEST,
+    PLAN,
+    SIGNATURE,
+)
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.artifacts.salt import kept_salt
 from bakeout.export.baking.bake import bake
@@ -211,6 +220,29 @@ def test_a_quantised_artifact_is_compared_with_a_base_model_quantised_alike(tmp_
             assert products[0] == products[1]
             assert "MatMulInteger" in products[0] or "MatMulNBits" in products[0]
             assert stored_precision(load_graph(models.runner("artifact", "fp32").path)) == "float32"
+
+
+def test_the_base_model_is_exported_by_what_exported_the_artifact(tmp_path: Path) -> None:
+    plan = load_plan(FIXTURES / "artifacts" / "mixed" / PLAN)
+    artifact = bake(FIXTURES / "checkpoint", plan, tmp_path / "dynamo", BakeOptions(exporter="dynamo")).directory
+    with Models(artifact, FIXTURES / "checkpoint") as models:
+        # No names of torch.export are in optimum's graphs.
+        assert "node_linear" in _names(models.runner("artifact", "fp32").path)
+        assert "node_linear" in _names(models.runner("base", "fp32").path)
+        recorded = read_manifest(models.runner("artifact", "int8").path.parent)
+        assert recorded["options"]["exporter"] == "dynamo"
+
+
+def test_an_artifact_of_an_unknown_exporter_is_refused(tmp_path: Path) -> None:
+    artifact = shutil.copytree(FIXTURES / "artifacts" / "mixed", tmp_path / "artifact")
+    manifest = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
+    (artifact / MANIFEST).write_text(json.dumps({**manifest, "options": {"exporter": "unheard-of"}}))
+    with Models(artifact, FIXTURES / "checkpoint") as models, pytest.raises(BakeoutError, match="unheard-of"):
+        models.runner("base", "fp32")
+
+
+def _names(graph: Path) -> set[str | None]:
+    return {node.name for node in load_graph(graph).graph.all_nodes()}
 
 
 def test_a_graph_that_was_quantised_before_has_its_like_for_base(tmp_path: Path) -> None:

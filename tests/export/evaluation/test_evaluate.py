@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from bakeout.export.cli.main import main
 from bakeout.export.evaluation.evaluate import data_names, evaluate, stored_base_rows
 from bakeout.export.evaluation.grading import measure
+from bakeout.export.evaluation.recorded_inputs import recorded_exporter
 from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.recipes.evaluation import EvaluateOptions
@@ -82,6 +83,19 @@ def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(
         rows = evaluate([llama_onnx], [data], base=base).rows
         assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "d", 1), (llama_onnx.name, "d", 1)]
         assert rows[0].accuracy == rows[1].accuracy
+
+
+def test_the_base_model_is_exported_by_what_exported_the_artifacts(llama_onnx: Path, tmp_path: Path) -> None:
+    data = _write(tmp_path / "d.jsonl", [{"prompt": "one", "response": "two"}])
+    base = tiny_checkpoint("ernie4_5", tmp_path / "base", layers=1)
+    directories = [shutil.copytree(llama_onnx, tmp_path / name) for name in ("one", "two")]
+    for directory, exporter in zip(directories, ("optimum", "dynamo"), strict=True):
+        manifest = {"schema": 1, "files": {}, "receipts": [], "options": {"exporter": exporter}}
+        (directory / "bakeout.json").write_text(json.dumps(manifest))
+    with pytest.raises(BakeoutError, match="optimum cannot export ernie4_5"):
+        evaluate(directories[:1], [data], base=base)
+    assert recorded_exporter(directories[1:]) == "dynamo"
+    assert recorded_exporter(directories) == "auto"
 
 
 def test_stored_figures_are_found_by_the_files_content(tmp_path: Path) -> None:

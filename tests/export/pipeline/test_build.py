@@ -20,6 +20,7 @@ from bakeout.models.errors import BakeoutError
 
 from tests.directory_tree import tree
 from tests.recipe_files import KEY_SPACE_DETECTION, write_recipe
+from tests.tiny_models import tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,21 @@ def test_the_base_models_figures_travel_with_it(built: Path) -> None:
     data = {"sums": built.parent / "data" / "sums.test.jsonl", "names": built.parent / "data" / "names.test.jsonl"}
     rows = stored_base_rows(built, data)
     assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "sums", 6), (BASE, "names", 6)]
+
+
+def test_an_exporter_that_cannot_is_refused_before_anything_is_fitted(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path, tiny_checkpoint("ernie4_5", tmp_path / "model", layers=1), export={"exporter": "optimum"}
+    )
+    steps = []
+
+    def track(iterable: Iterable[Any], description: str, _: int) -> Iterable[Any]:
+        steps.append(description)
+        return iterable
+
+    with pytest.raises(BakeoutError, match="optimum cannot export ernie4_5"):
+        build(recipe, tmp_path / "artifact", track=track)
+    assert not steps
 
 
 def test_a_build_that_fails_leaves_nothing(llama_checkpoint: Path, tmp_path: Path) -> None:
