@@ -17,7 +17,7 @@ from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
 from bakeout.graph_passes.graph.observe import ObservePass
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.plan import Floats, Integers, Plan, PlanError
-from bakeout.models.plan.canary_check import CanaryMatch, compare_canary, fitted_tolerance
+from bakeout.models.plan.canary_check import CanaryMatch, compare_canary, fitted_tolerance, unmeasured
 from bakeout.models.plan.receipt import Receipt
 
 # Differences that rounding explains, in the units of ``compare_canary``; another model is about 1 away.
@@ -61,6 +61,11 @@ def measure_graph(
 
 def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:
     """``match_canary``; raises ``PlanError`` unless the graph is, by it, the model that the plan was fitted on."""
+    if (lacking := unmeasured(plan.interventions, plan.canary)) is not None:
+        raise PlanError(
+            f"The plan's canary has no value of {lacking.title}, and so cannot tell another model.",
+            "Fit the plan anew.",
+        )
     matches = match_canary(graph_file, plan, receipts)
     for match in matches:
         if not match.ok and not match.skipped:

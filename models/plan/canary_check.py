@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bakeout.models.plan import Floats, Intervention, Plan, PlanError
+from bakeout.models.plan import Canary, Floats, Intervention, Plan, PlanError
 
 # In the units of ``compare_canary``: how far rounding moves values that were measured on a model in half precision.
 _FITTED_IN = {"float16": 0.1, "bfloat16": 0.1}
@@ -35,13 +36,27 @@ class CanaryMatch:
 
     @property
     def skipped(self) -> bool:
-        """Whether every value is downstream of a stochastic coin, so that nothing could be compared."""
+        """Whether nothing could be compared, because the plan knows none of the values."""
         return self.compared == 0
 
     @property
     def ok(self) -> bool:
         """Whether the model is near enough. A comparison that was skipped is not ok."""
         return self.distance <= self.tolerance
+
+
+def unmeasured(interventions: Sequence[Intervention], canary: Canary) -> Intervention | None:
+    """The first intervention that ``canary`` has no value of for no reason, so that any model would pass it.
+
+    The reasons are a coin, and that all sequences are refused. Neither leaves a canary without any value.
+    """
+    known = [not np.isnan(values).all() for values in canary.expected]
+    has_check = any(intervention.check is not None for intervention in interventions)
+    # Plans of 0.1.0 and 0.2.0 do not list what is refused.
+    is_refused = has_check if canary.refused is None else all(canary.refused)
+    if any(known) and (is_refused or any(intervention.is_stochastic for intervention in interventions)):
+        return None
+    return next((entry for entry, is_known in zip(interventions, known, strict=True) if not is_known), None)
 
 
 def compare_canary(expected: Floats, measured: Floats, intervention: Intervention, tolerance: float) -> CanaryMatch:

@@ -24,7 +24,8 @@ class Canary:
 
     ``input_ids``: int64 [sequences, tokens], no padding. ``expected``: per intervention float64 [sequences, values],
     with all interventions in force; what the values are, its kind says. Values downstream of a stochastic coin are NaN
-    and are not compared, nor are those of refused sequences behind the check's layers, which graphs may not compute.
+    and are not compared, nor are those of refused sequences behind the check's layers, which graphs may not compute,
+    nor those of experts that a sequence's last token is not sent to.
 
     ``refused``: which sequences the plan's check refuses, as prompts of their own, whichever positions it tests; None
     where it has no check, where a coin decides, and in plans of Bakeout 0.1.0 and 0.2.0. ``uncovered``: the check's

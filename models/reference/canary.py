@@ -18,8 +18,10 @@ from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import blocks, feed_forwards_if_any
 from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
+from bakeout.models.plan.canary_check import unmeasured
 from bakeout.models.plan.kinds.intervention import Blocks
 from bakeout.models.progress import Track, untracked
+from bakeout.models.reference.expert_sequences import sequences_of_experts
 from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.search_vocabulary import Vocabulary
 from bakeout.models.reference.token_search import search_sequences
@@ -41,10 +43,11 @@ def synthesise_canary(
 ) -> Canary:
     """A canary of sequences that are nobody's: at most 32, inside and just outside of the check's regions.
 
-    Without a check, or where no region is reached, they are four random ones. Of more than ten regions ten are
-    sampled by ``seed``; those, and the ones that the search does not reach, are the canary's ``uncovered``. Apart from
-    the frame of ``vocabulary``, no sequence holds a run of its ``private`` tokens. As for ``measure_canary``, ``model``
-    carries the weight edits.
+    Without a check, or where no region is reached, they are four random ones; where experts are adjusted, random ones
+    that are sent to these are added. Of more than ten regions ten are sampled by ``seed``; those, and the ones that the
+    search does not reach, are the canary's ``uncovered``. Apart from the frame of ``vocabulary``, no sequence holds a
+    run of its ``private`` tokens. As for ``measure_canary``, ``model`` carries the weight edits. Raises
+    ``BakeoutError`` where no sequence is sent to any expert that an intervention adjusts.
     """
     generator = np.random.default_rng(seed)
     check = next((entry.check for entry in interventions if entry.check is not None), None)
@@ -57,7 +60,12 @@ def synthesise_canary(
         uncovered = [region for region in regions.tolist() if region not in chosen or region in missed]
     if not len(sequences):
         sequences = vocabulary.framed(vocabulary.random(_RANDOM_SEQUENCES, generator))
-    return _measured(model, interventions, sequences, tuple(uncovered))
+    canary = _measured(model, interventions, sequences, tuple(uncovered))
+    most = MOST_SEQUENCES - len(sequences)
+    more = sequences_of_experts(model, interventions, canary, vocabulary, generator, most=most)
+    if len(more):
+        canary = _measured(model, interventions, np.concatenate([sequences, more]), tuple(uncovered))
+    return _with_values(interventions, canary)
 
 
 def measured_anew(model: PreTrainedModel, interventions: Sequence[Intervention], canaries: Sequence[Canary]) -> Canary:
@@ -69,11 +77,21 @@ def measured_anew(model: PreTrainedModel, interventions: Sequence[Intervention],
     length = first.input_ids.shape[1]
     alike = [canary.input_ids for canary in canaries if canary.input_ids.shape[1] == length and canary is not first]
     sequences = np.concatenate([first.input_ids, *alike])[:MOST_SEQUENCES]
-    canary = _measured(model, interventions, sequences, ())
+    canary = _with_values(interventions, _measured(model, interventions, sequences, ()))
     for intervention, values in zip(interventions, canary.expected, strict=True):
         if intervention.check is not None and not np.isnan(values).any():
             missed = ~(values <= intervention.check.alpha).any(axis=0)
             return replace(canary, uncovered=tuple(np.flatnonzero(missed).tolist()))
+    return canary
+
+
+def _with_values(interventions: Sequence[Intervention], canary: Canary) -> Canary:
+    """The canary, if it has a value of each intervention, without which it could not tell another model."""
+    if (lacking := unmeasured(interventions, canary)) is not None:
+        raise BakeoutError(
+            f"No token sequence of the canary is sent to an expert that {lacking.title} adjusts.",
+            "Adjust more neurons (`ratio`), or leave experts alone (`experts: false`).",
+        )
     return canary
 
 

@@ -32,7 +32,7 @@ BESIDE = 0.03
 _NEAR_ENOUGH = 0.008
 # Earlier tokens lie outside of all regions by this much: whichever positions are checked, the last one decides. Those
 # of prompts' common frame can lie inside of regions without bounds; there it holds where earlier tokens are checked.
-_CLEAR = 1.02
+CLEAR = 1.02
 # Sequences of one pass. With eight, ellipsoids of a small model are missed that 32 reach.
 _BATCH = 32
 # The gradient's best replacements at each place that are tried.
@@ -134,7 +134,7 @@ class _Search:
             for _ in range(_STEPS):
                 if best is None or stuck > _PATIENCE or not self._passes:
                     break
-                if best.nearness[0, region] <= WELL_INSIDE and best.earlier[0] > _CLEAR:
+                if best.nearness[0, region] <= WELL_INSIDE and best.earlier[0] > CLEAR:
                     found: Integers = best.free[0]
                     return found
                 if not stuck:
@@ -152,7 +152,7 @@ class _Search:
 
         def distance(tried: _Tried) -> Floats:
             nearest = tried.nearness[:, region]
-            decides = (nearest == tried.nearness.min(axis=1)) & (tried.earlier > _CLEAR)
+            decides = (nearest == tried.nearness.min(axis=1)) & (tried.earlier > CLEAR)
             decides &= (nearest < 1) == (target < 1)
             return np.where(decides, np.abs(nearest - target), np.inf)
 
@@ -233,7 +233,7 @@ class _Search:
 
 def _depth(tried: _Tried, region: int) -> Floats:
     """What a walk makes small: the nearness, and how far an earlier token is from being clear of all regions."""
-    return np.asarray(tried.nearness[:, region] + np.maximum(_CLEAR - tried.earlier, 0))
+    return np.asarray(tried.nearness[:, region] + np.maximum(CLEAR - tried.earlier, 0))
 
 
 def _nearest(seen: Sequence[_Tried], distance: Callable[[_Tried], Floats]) -> tuple[Integers, float]:
