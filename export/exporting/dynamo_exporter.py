@@ -36,7 +36,8 @@ def export(model: PreTrainedModel, directory: Path, checkpoint: Path, dtype: DTy
         graph = _graph(model)
         model.config.save_pretrained(directory)
         if model.generation_config is not None:
-            model.generation_config.save_pretrained(directory)
+            # Not ``save_pretrained``, which refuses settings that many published models have and generation ignores.
+            model.generation_config.to_json_file(directory / "generation_config.json", use_diff=True)
     _strip(graph)
     return graph
 

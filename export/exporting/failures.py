@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,13 @@ _EXPORT_FAILS = (
 )
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# What follows is advice to who develops the other project, or uses it: a later paragraph, or a sentence that begins so.
+_ADVICE = re.compile(
+    r"\n\s*\n.*|(?<=[.!?:)])\s+(?:Please|Refer to|See|For more|Next steps|You (?:should|can|may)|If you)\b.*", re.DOTALL
+)
+
+
 @contextlib.contextmanager
 def told_of(checkpoint: Path, dtype: DType, exporter: str) -> Iterator[None]:
     """A block that exports, quietly, and whose errors become a ``BakeoutError`` that names what was exported."""
@@ -50,8 +58,12 @@ def told_of(checkpoint: Path, dtype: DType, exporter: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one line of bearable length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What an error of another project says, in one line of bearable length, without colours and advice."""
+    # torch.onnx wraps what went wrong into advice alone.
+    while type(error).__module__.startswith("torch.onnx") and error.__cause__ is not None:
+        error = error.__cause__
+    text = _COLOURS.sub("", str(error)).strip()
+    return " ".join(_ADVICE.sub("", text).split())[:300].rstrip(".") or type(error).__name__
 
 
 @contextlib.contextmanager

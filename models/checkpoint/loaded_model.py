@@ -41,7 +41,8 @@ def as_checkpoint(
     into a temporary directory that lasts as long as the context: the same weights give the same files, and so the
     digest of the directory that you save the model to.
 
-    Raises ``BakeoutError`` for what is no plain transformers model, and where the tokenizer is lacking.
+    Raises ``BakeoutError`` for what is no plain transformers model, for what ``save_pretrained`` refuses, and where the
+    tokenizer is lacking.
     """
     _require_plain(model)
     origin = str(model.config.name_or_path or "")
@@ -56,7 +57,13 @@ def as_checkpoint(
             "Give `tokenizer` too, or save both with save_pretrained and name the directory.",
         )
     with scratch_directory() as scratch:
-        model.save_pretrained(scratch, safe_serialization=True)
+        try:
+            model.save_pretrained(scratch, safe_serialization=True)
+        except ValueError as error:
+            raise BakeoutError(
+                f"transformers does not save the model in memory ({' '.join(str(error).split())[:300]}).",
+                "Correct its `generation_config` and `config`, so that `save_pretrained` works.",
+            ) from error
         tokenizer.save_pretrained(scratch)
         yield scratch
 

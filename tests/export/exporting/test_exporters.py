@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import onnx
@@ -56,3 +58,12 @@ def test_its_graph_has_the_names_of_optimum_and_no_path(checkpoint: Path, export
 
 def test_it_says_what_the_reference_says(checkpoint: Path, exported: Path) -> None:
     assert holds(compared(exported, load_model(checkpoint), "last"), "last")
+
+
+def test_generation_settings_that_transformers_does_not_save_stay_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
+    loose = shutil.copytree(checkpoint, tmp_path / "loose")
+    settings = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "temperature": 0.9, "top_p": 0.6}
+    (loose / "generation_config.json").write_text(json.dumps(settings))
+    (tmp_path / "exported").mkdir()
+    export_checkpoint(loose, tmp_path / "exported", exporter="dynamo")
+    assert json.loads((tmp_path / "exported" / "generation_config.json").read_text()) == settings

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeout.models.checkpoint.checkpoint_files import weights_digest
 from bakeout.models.checkpoint.loaded_model import as_checkpoint, holds_weights_of, local_checkpoint
+from bakeout.models.errors import BakeoutError
 
 from tests.tiny_models import FAMILIES
 
@@ -57,6 +58,15 @@ def test_the_same_weights_are_saved_with_the_same_digest(llama_checkpoint: Path,
         assert not directory.exists()
     model.save_pretrained(tmp_path / "saved")
     assert digests == {weights_digest(tmp_path / "saved")}
+
+
+def test_what_transformers_does_not_save_is_refused(llama_checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama_checkpoint)
+    model.config.name_or_path = ""
+    model.generation_config.top_p = 0.6
+    tokenizer = AutoTokenizer.from_pretrained(llama_checkpoint)
+    with pytest.raises(BakeoutError, match="top_p"), as_checkpoint(model, tokenizer):
+        pass
 
 
 def test_what_is_not_on_this_machine_is_no_checkpoint(llama_checkpoint: Path, tmp_path: Path) -> None:
