@@ -17,6 +17,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.network.blocks import block_number, block_path
 from bakeout.models.network.mixtures.experts import GATED, Expert, expert_modules, experts_of
 from bakeout.models.network.mixtures.routers import Router, is_expert, routers
+from bakeout.models.network.structure.completeness import blocks_with_missed
 from bakeout.models.network.structure.feed_forward_search import Located, dimensions, locate_feed_forwards
 from bakeout.models.plan import FeedForwardModules, Layout, ModelIdentity, Routing
 
@@ -157,6 +158,12 @@ def _located(model: PreTrainedModel, kind: str) -> tuple[FeedForward, ...]:
         raise BakeoutError(
             f"A block of this {kind!r} model computes several feed-forward layers, or one several times.",
             "Use a model whose blocks have one feed-forward layer each, with weights of its own.",
+        )
+    if missed := blocks_with_missed(model, layers):
+        raise BakeoutError(
+            f"{missed[0]} of this {kind!r} model ({len(missed)} in all) computes its feed-forward layer otherwise than "
+            f"the {len(layers)} that were located.",
+            "Use a model whose feed-forward layers are linear layers and element-wise operations, unwrapped.",
         )
     multiplier = float(getattr(text_config(model), "residual_multiplier", 1.0))
     return tuple(_as_feed_forward(model, index, layer, multiplier) for index, layer in enumerate(layers))

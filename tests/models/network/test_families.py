@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,6 +19,17 @@ from tests.tiny_models import FAMILIES as TINY
 from tests.tiny_models import NEWER_FAMILIES, tiny_model, tiny_width
 
 IDS = torch.tensor([[2, 30, 40, 50], [7, 8, 9, 10]])
+
+
+class _Wrapped(nn.Module):
+    """A product that is no linear layer of torch."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values @ self.weight.T
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -108,19 +120,63 @@ def test_a_layer_that_is_computed_twice_is_refused() -> None:
 
 
 def test_no_structure_of_plain_linear_layers_is_refused() -> None:
-    class Wrapped(nn.Module):
-        def __init__(self, weight: torch.Tensor) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(weight)
-
-        def forward(self, values: torch.Tensor) -> torch.Tensor:
-            return values @ self.weight.T
-
     model = _unknown(tiny_model("llama", layers=2))
     for layer in model.model.layers:
-        layer.mlp.down_proj = Wrapped(layer.mlp.down_proj.weight.detach())
+        layer.mlp.down_proj = _Wrapped(layer.mlp.down_proj.weight.detach())
     with pytest.raises(BakeoutError, match="No feed-forward layer of plain linear layers"):
         feed_forward_layers(model)
+
+
+def test_blocks_that_compute_their_layer_otherwise_are_refused() -> None:
+    """Gemma 3n's first layers keep the largest pre-activations alone: their keys depend on the spread of all."""
+    settings = transformers.Gemma3nTextConfig(
+        vocab_size=264,
+        vocab_size_per_layer_input=264,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_kv_shared_layers=0,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.95, 0.95, 0.0, 0.0],
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        pad_token_id=0,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(settings)
+    with pytest.raises(BakeoutError, match=r"^model\.layers\.0 of .*\(2 in all\) computes .* than the 2 that were"):
+        feed_forward_layers(model)
+
+
+@pytest.mark.parametrize("place", ["gate_proj", "down_proj"])
+def test_a_block_whose_layer_is_wrapped_is_refused(place: str) -> None:
+    model = _unknown(tiny_model("llama", layers=3))
+    mlp = model.model.layers[1].mlp
+    setattr(mlp, place, _Wrapped(getattr(mlp, place).weight.detach()))
+    with pytest.raises(BakeoutError, match=r"^model\.layers\.1 of .*\(1 in all\)"):
+        feed_forward_layers(model)
+
+
+def test_a_second_layer_of_the_same_kind_in_each_block_is_refused() -> None:
+    model = _unknown(tiny_model("llama", layers=2))
+    for layer in model.model.layers:
+        layer.other = type(layer.mlp)(model.config)
+    with pytest.raises(BakeoutError, match=r"^model\.layers\.0 of .*\(2 in all\)"):
+        feed_forward_layers(model)
+
+
+def test_blocks_without_a_feed_forward_layer_are_passed_over() -> None:
+    class NoLayer(nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(values)
+
+    model = _unknown(tiny_model("llama", layers=3))
+    model.model.layers[1].mlp = NoLayer()
+    layers = feed_forward_layers(model)
+    assert [layer.down_path for layer in layers] == [f"model.layers.{block}.mlp.down_proj" for block in (0, 2)]
+    assert [layer.layer for layer in layers] == [0, 1]
 
 
 def test_locating_leaves_a_model_as_it_was() -> None:
