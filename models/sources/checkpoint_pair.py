@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.checkpoint.checkpoint_writer import INDEX, checkpoint_files, weight_in
 from bakeout.models.checkpoint.weight_arithmetic import EDITABLE
@@ -16,7 +15,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import require_no_devices
 from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, StoredWeight, WeightUpdate
 from bakeout.models.progress import Track, untracked
-from bakeout.models.sources.source import none_matched, not_carried, read_report
+from bakeout.models.sources.source import changed_modules, none_matched, not_carried, read_report
 from bakeout.models.sources.tensor_file import FileTensor, read_tensors
 
 METHOD = "checkpoint difference"
@@ -50,7 +49,7 @@ def read_checkpoint_pair(
     require_no_devices(edited)
     _require_same_configuration(edited, read_config(base), read_config(edited))
     before, after = _tensors(base), _tensors(edited)
-    modules = modules_of(model)
+    modules = changed_modules(edited, model)
     places: dict[str, list[tuple[int, Role, StoredWeight]]] = {}
     for layer, own_modules in enumerate(modules):
         for role in _ROLES if own_modules.layout != "ungated" else _ROLES[:2]:

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, WeightUpdate
-from bakeout.models.sources.source import none_matched, not_carried, read_report
+from bakeout.models.sources.source import changed_modules, none_matched, not_carried, read_report
 from bakeout.models.sources.tensor_file import FileTensor, read_tensors
 
 CONFIG = "adapter_config.json"
@@ -68,9 +67,8 @@ def read_peft_adapter(path: Path, model: ModelIdentity, scale: float = 1.0) -> L
         )
     modules = _modules(path, read_tensors(path / WEIGHTS))
     _require_all_targets(path, config, modules)
-    places = {
-        module: (layer, roles) for layer, own in enumerate(modules_of(model)) for module, roles in own.roles().items()
-    }
+    layers = enumerate(changed_modules(path, model))
+    places = {module: (layer, roles) for layer, own in layers for module, roles in own.roles().items()}
     updates: list[WeightUpdate] = []
     read: list[dict[str, Any]] = []
     for name, factors in sorted(modules.items()):

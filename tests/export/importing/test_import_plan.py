@@ -178,6 +178,15 @@ def test_what_differs_elsewhere_is_named(llama_checkpoint: Path, tmp_path: Path)
         import_plan(tmp_path / "edited", str(llama_checkpoint))
 
 
+def test_of_a_mixture_without_dense_layers_nothing_is_imported(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of("mixtral")
+    edited_checkpoint(checkpoint, tmp_path / "edited", rank=2, names=("q_proj.weight",))
+    peft_adapter(checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
+    for source in (tmp_path / "edited", tmp_path / "adapter"):
+        with pytest.raises(BakeoutError, match="experts alone"):
+            import_plan(source, str(checkpoint))
+
+
 def _adding(vector: torch.Tensor) -> Callable[..., Any]:
     def add(module: Any, arguments: Any, output: Any) -> Any:
         return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
