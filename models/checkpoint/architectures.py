@@ -14,8 +14,8 @@ from bakeout.models.plan import FeedForwardModules, Layout, ModelIdentity, Role,
 class Family:
     """Module paths of one architecture: the list of blocks, and within a block the linear layers of its FFL.
 
-    ``up``, ``layout`` and ``transposed`` as of ``FeedForwardModules``. ``norm_after_down``: what ``down`` gives is
-    normalised before it is added to the residual stream; ``norm_after_block``: the sum is.
+    ``up``, ``layout`` and ``transposed`` as of ``FeedForwardModules``. ``norm_after_block``: the sum of
+    the residual stream and what ``down`` gives is normalised.
     """
 
     blocks: str
@@ -24,7 +24,6 @@ class Family:
     layout: Layout
     up: str | None = None
     transposed: bool = False
-    norm_after_down: bool = False
     norm_after_block: bool = False
 
     def modules(self, layer: int) -> FeedForwardModules:
@@ -35,7 +34,6 @@ class Family:
 
 
 _LLAMA = Family("model.layers", "mlp.gate_proj", "mlp.down_proj", "gated", up="mlp.up_proj")
-_POST_NORM = Family("model.layers", "mlp.gate_proj", "mlp.down_proj", "gated", up="mlp.up_proj", norm_after_down=True)
 # As decoders alone (BartForCausalLM and so on).
 _PRE_NORM_BART = Family("model.decoder.layers", "fc1", "fc2", "ungated")
 _BART = Family("model.decoder.layers", "fc1", "fc2", "ungated", norm_after_block=True)
@@ -54,8 +52,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "cohere": _LLAMA,
         "falcon": Family("transformer.h", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "ungated"),
         "gemma": _LLAMA,
-        "gemma2": _POST_NORM,
-        "gemma3_text": _POST_NORM,
+        "gemma2": _LLAMA,
+        "gemma3_text": _LLAMA,
         "glm": Family("model.layers", "mlp.gate_up_proj", "mlp.down_proj", "fused"),
         "gpt2": Family("transformer.h", "mlp.c_fc", "mlp.c_proj", "ungated", transposed=True),
         "gpt_bigcode": Family("transformer.h", "mlp.c_fc", "mlp.c_proj", "ungated"),
@@ -71,7 +69,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "mpt": Family("transformer.blocks", "ffn.up_proj", "ffn.down_proj", "ungated"),
         "nemotron": Family("model.layers", "mlp.up_proj", "mlp.down_proj", "ungated"),
         "olmo": _LLAMA,
-        "olmo2": _POST_NORM,
+        "olmo2": _LLAMA,
         "opt": Family("model.decoder.layers", "fc1", "fc2", "ungated"),
         "pegasus": _PRE_NORM_BART,
         "phi": Family("model.layers", "mlp.fc1", "mlp.fc2", "ungated"),

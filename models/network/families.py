@@ -29,8 +29,8 @@ class FeedForward:
     ``gate_path``, ``up_path`` and ``down_path`` are the modules' names in the model; ``up`` is None where gate and up
     are one fused layer, and where the FFL is ungated. ``width`` is F, ``hidden`` the size of the residual stream.
     ``block``: the layer's whole block. It gives the residual stream behind it, with ``norm_after_block`` normalised.
-    ``has_norm_after_down``: a norm follows ``down``; ``residual_multiplier``: what the FFL's output is multiplied by
-    before it is added to the residual stream (Granite; 1 elsewhere). Some architectures (OPT) run their FFL on
+    ``residual_multiplier``: what the FFL's output is multiplied by before it is added to the residual stream (Granite;
+    1 elsewhere). Some architectures (OPT) run their FFL on
     [batch * tokens, ...]: whoever hooks these modules must expect tensors without a batch dimension.
     """
 
@@ -45,7 +45,6 @@ class FeedForward:
     width: int
     hidden: int
     layout: Layout
-    has_norm_after_down: bool
     norm_after_block: bool
     residual_multiplier: float
 
@@ -182,7 +181,6 @@ def _as_feed_forward(model: PreTrainedModel, index: int, located: Located, multi
         width=located.down.inputs,
         hidden=located.down.outputs,
         layout=located.layout,
-        has_norm_after_down=located.has_norm_after_down,
         norm_after_block=located.norm_after_block,
         residual_multiplier=multiplier,
     )
@@ -242,7 +240,6 @@ def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
                 width=width,
                 hidden=hidden,
                 layout="gated",
-                has_norm_after_down=False,
                 norm_after_block=False,
                 residual_multiplier=1.0,
             )
@@ -283,7 +280,6 @@ def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int)
         width=width,
         hidden=hidden,
         layout=family.layout,
-        has_norm_after_down=family.norm_after_down,
         # Some OPT checkpoints normalise as the first transformers did.
         norm_after_block=family.norm_after_block or not getattr(model.config, "do_layer_norm_before", True),
         residual_multiplier=float(getattr(model.config, "residual_multiplier", 1.0)),

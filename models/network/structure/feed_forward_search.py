@@ -66,7 +66,6 @@ class Located:
     down: Linear
     block: str
     layout: Layout
-    has_norm_after_down: bool
     norm_after_block: bool
 
 
@@ -113,13 +112,12 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 class _Trace:
     """What the linears of one forward pass read and gave, as nodes of autograd's graph.
 
-    ``read``: each linear with what it reads, in order; ``given``: by what they give, the linears; ``normalised``: what
-    norms read; ``norms``: what they give; ``blocks``: what the members of lists of modules give, by their names.
+    ``read``: each linear with what it reads, in order; ``given``: by what they give, the linears; ``norms``: what norms
+    give; ``blocks``: what the members of lists of modules give, by their names.
     """
 
     read: list[tuple[Linear, Node]] = field(default_factory=list)
     given: dict[Node, Linear] = field(default_factory=dict)
-    normalised: set[Node] = field(default_factory=set)
     norms: set[Node] = field(default_factory=set)
     blocks: dict[str, Node] = field(default_factory=dict)
 
@@ -132,7 +130,6 @@ class _Trace:
                 yield module.register_forward_pre_hook(self._reading(linear))
                 yield module.register_forward_hook(self._giving(linear))
             elif "norm" in type(module).__name__.lower():
-                yield module.register_forward_pre_hook(self._normalising)
                 yield module.register_forward_hook(self._normalised)
             elif path.rpartition(".")[2].isdecimal():
                 yield module.register_forward_hook(self._leaving(path))
@@ -149,10 +146,6 @@ class _Trace:
             self.given[output.grad_fn] = linear
 
         return hook
-
-    def _normalising(self, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if arguments and isinstance(arguments[0], Tensor):
-            self.normalised.add(arguments[0].grad_fn)
 
     def _normalised(self, _module: nn.Module, _arguments: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -201,7 +194,6 @@ def _located(down: Linear, node: Node, trace: _Trace) -> Located | None:
         down,
         block,
         layout,
-        has_norm_after_down=any(linear is down and node in trace.normalised for node, linear in trace.given.items()),
         norm_after_block=trace.blocks.get(block) in trace.norms,
     )
 
