@@ -109,7 +109,8 @@ class Hooks:
 def watch(model: PreTrainedModel, intervention: Intervention, see: See) -> Iterator[RemovableHandle]:
     """Hooks that show what a graph's ``intervention`` watches in each of its layers, and change nothing.
 
-    Of an expert they are the values before any adjustment, NaN of the tokens that are not sent to it.
+    Of an expert they are the values after the adjustments that are in force by then, as of any layer, and NaN of the
+    tokens that are not sent to it. They are computed for the hook alone: what tosses a coin there tosses it once more.
     """
     layers, routed = feed_forwards_if_any(model), experts(model)
     watches = intervention.watches
@@ -147,10 +148,12 @@ def _pre_activation_hook(
 def _expert_hook(
     layer: int, expert: Expert, index: Tensor | slice, see: See
 ) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    earlier = expert.changes
+
     def read(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         routed = Routed.of(expert.router, arguments[0], output)
         tokens = routed.chosen[:, expert.number].nonzero().flatten()
-        values = expert.pre_activation(expert.rows(routed, tokens))[..., index]
+        values = expert.pre_activation(expert.rows(routed, tokens), earlier)[..., index]
         every = values.new_full((len(routed.inputs), values.shape[-1]), float("nan"))
         see(layer, every.index_copy(0, tokens, values))
 

@@ -145,6 +145,20 @@ def test_a_graph_has_the_canary_of_adjusted_experts_and_in_another_order_not(
         assert (match.ok, match.skipped) == (ok, False), match
 
 
+@pytest.mark.parametrize("family", [family for family, _ in EVERY_RUN])
+def test_the_canary_of_a_later_adjustment_is_of_experts_that_are_adjusted_already(
+    family: str, checkpoint_of: CheckpointOf, export_of: CheckpointOf, tmp_path: Path
+) -> None:
+    model = model_of(checkpoint_of(family))
+    plan = plan_of(
+        model, [neuron_adjust_of_experts(model, "threshold", PROMPTS, seed=seed) for seed in (0, 1)], PROMPTS
+    )
+    graph = load_graph(export_of(family) / "model.onnx")
+    receipts = apply_plan(graph, plan)
+    matches = match_canary(_saved(graph, tmp_path / "baked", export_of(family)), plan, receipts)
+    assert [match.ok for match in matches] == [True, True], matches
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", ["router_input", "router_logits"])
 @pytest.mark.parametrize("router", [0, 2])

@@ -57,7 +57,8 @@ def probe_mixture(
         return read
 
     def see(place: int, rows: Tensor) -> None:
-        gathered[len(layers) + place] = Moments.of(_numpy(routed[place].pre_activation(rows)))
+        expert = routed[place]
+        gathered[len(layers) + place] = Moments.of(_numpy(expert.pre_activation(rows, expert.changes)))
 
     total = list(nothing)
     counted = 0

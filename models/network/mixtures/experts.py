@@ -55,13 +55,22 @@ class Expert(ABC):
         """What the expert reads of those ``tokens`` (int64 [n]), which are sent to it: [n, hidden]."""
         return routed.inputs[tokens]
 
+    def pre_activation(self, rows: Tensor, changes: Sequence[Change]) -> Tensor:
+        """The pre-activation of ``rows`` after ``changes`` alone, whichever are in force: [n, hidden] to [n, F]."""
+        return _changed(self.unchanged(rows), changes)
+
     @abstractmethod
-    def pre_activation(self, rows: Tensor) -> Tensor:
-        """The pre-activation of ``rows``, before any change: [n, hidden] to [n, F]."""
+    def unchanged(self, rows: Tensor) -> Tensor:
+        """The pre-activation of ``rows`` before any change, likewise."""
 
     @abstractmethod
     def key_vector(self, rows: Tensor) -> Tensor:
-        """The key vector, likewise."""
+        """The key vector of ``rows`` with all changes in force, likewise."""
+
+    @property
+    @abstractmethod
+    def changes(self) -> tuple[Change, ...]:
+        """What changes its pre-activations now, in this order."""
 
     @abstractmethod
     def changed_by(self, change: Change) -> Any:
@@ -109,7 +118,7 @@ class _Separate(Expert):
     up: nn.Linear
     down: nn.Linear
 
-    def pre_activation(self, rows: Tensor) -> Tensor:
+    def unchanged(self, rows: Tensor) -> Tensor:
         # Without its hooks, which change what it gives, but as it computes where its weights are offloaded.
         gate: Tensor = self.gate.forward(rows.to(self.gate.weight.dtype))
         return gate
@@ -123,11 +132,31 @@ class _Separate(Expert):
             handle.remove()
         return seen[0]
 
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        return tuple(hook.change for hook in self.gate._forward_hooks.values() if isinstance(hook, _Changing))
+
     def changed_by(self, change: Change) -> Any:
-        return self.gate.register_forward_hook(lambda _module, _arguments, output: change(output))
+        return self.gate.register_forward_hook(_Changing(change))
 
     def weight(self, role: Role) -> Tensor:
         return {"gate": self.gate, "up": self.up, "down": self.down}[role].weight
+
+
+@dataclass(frozen=True)
+class _Changing:
+    """A change as a forward hook of a gate."""
+
+    change: Change
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        return self.change(output)
+
+
+def _changed(values: Tensor, changes: Sequence[Change]) -> Tensor:
+    for change in changes:
+        values = change(values)
+    return values
 
 
 def _separate(router: Router, module: nn.ModuleList) -> Iterator[_Separate]:
@@ -188,11 +217,17 @@ class _Stacked(Expert):
         rows = super().rows(routed, tokens)
         return rows * routed.output[0][tokens, self.number, None] if self.form.scores else rows
 
-    def pre_activation(self, rows: Tensor) -> Tensor:
+    def unchanged(self, rows: Tensor) -> Tensor:
         return self.form.halves(self._gate_up(rows))[0]
 
     def key_vector(self, rows: Tensor) -> Tensor:
-        return self.form.key(self.module, *self.form.halves(self._gate_up(rows)))
+        gate, up = self.form.halves(self._gate_up(rows))
+        return self.form.key(self.module, _changed(gate, self.changes), up)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        present = self.module.__dict__.get("forward")
+        return present.changes_of(self.number) if isinstance(present, _Unstacked) else ()
 
     def changed_by(self, change: Change) -> Any:
         self._require_in_memory()
@@ -205,12 +240,9 @@ class _Stacked(Expert):
         gate, up = self.form.halves(self.module.gate_up_proj[self.number])
         return (gate if role == "gate" else up).T
 
-    def computed(self, rows: Tensor, changes: list[Change]) -> Tensor:
+    def computed(self, rows: Tensor) -> Tensor:
         """What the expert gives for ``rows``, its pre-activations changed: [n, hidden]."""
-        gate, up = self.form.halves(self._gate_up(rows))
-        for change in changes:
-            gate = change(gate)
-        return self._product(self.form.key(self.module, gate, up), "down_proj")
+        return self._product(self.key_vector(rows), "down_proj")
 
     def _gate_up(self, rows: Tensor) -> Tensor:
         return self._product(rows, "gate_up_proj")
@@ -244,6 +276,10 @@ class _Unstacked:
         present = expert.module.__dict__.get("forward")
         return present if isinstance(present, cls) else cls(expert)
 
+    def changes_of(self, number: int) -> tuple[Change, ...]:
+        """Those of one expert, in their order."""
+        return tuple(change for own, change in self._changes if own == number)
+
     def with_change(self, number: int, change: Change) -> _Removable:
         """Compute by this pass, with a change of one expert, until it is removed."""
         entry = (number, change)
@@ -267,20 +303,17 @@ class _Unstacked:
         """
         if self._form.scores:
             parts = hidden_states.view(len(self._experts), -1, hidden_states.shape[-1])
-            return torch.cat([self._computed(number, rows) for number, rows in enumerate(parts)])
+            return torch.cat([expert.computed(rows) for expert, rows in zip(self._experts, parts, strict=True)])
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         if hidden_states.ndim == 2:
             of_every = routing_weights.new_zeros(len(rows), len(self._experts))
             routing_weights = of_every.scatter(1, router_indices, routing_weights)
         result = torch.zeros_like(rows)
-        for number in range(len(self._experts)):
+        for number, expert in enumerate(self._experts):
             tokens = (router_indices == number).any(dim=-1).nonzero().flatten()
-            weighted = self._computed(number, rows[tokens]) * routing_weights[tokens, number, None]
+            weighted = expert.computed(rows[tokens]) * routing_weights[tokens, number, None]
             result.index_add_(0, tokens, weighted.to(rows.dtype))
         return result.view(hidden_states.shape)
-
-    def _computed(self, number: int, rows: Tensor) -> Tensor:
-        return self._experts[number].computed(rows, [change for own, change in self._changes if own == number])
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,25 @@ def test_experts_are_probed_on_the_tokens_that_are_sent_to_them(family: str) -> 
     assert sum(moments.count for moments in answers.layers) < sum(moments.count for moments in probed.layers)
 
 
+@pytest.mark.parametrize("family", ["gpt_oss", "mixtral"])
+def test_experts_are_read_as_earlier_changes_leave_them(family: str) -> None:
+    model = tiny_model(family)
+    records = [Record("", "", prompt[:2], prompt[2:]) for prompt in PROMPTS]
+    changes: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda values: 2 * values, lambda values: values - 3]
+    handles = [expert.changed_by(change) for change in changes for expert in experts(model)]
+    # The first router's experts: what is sent to the others changes too.
+    own = slice(experts(model)[-1].router.experts)
+    twice, keys = probe_mixture(model, records), probe_mixture_magnitudes(model, records)
+    for handle in handles:
+        handle.remove()
+    before, keys_before = probe_mixture(model, records), probe_mixture_magnitudes(model, records)
+    for first, then in zip(before.layers[own], twice.layers[own], strict=True):
+        assert first.count == then.count
+        if first.count:
+            np.testing.assert_allclose(then.mean, 2 * first.mean - 3, rtol=1e-4, atol=1e-4)
+    assert not any(np.allclose(a, b) for a, b in zip(keys.layers[own], keys_before.layers[own], strict=True) if a.any())
+
+
 @pytest.fixture(scope="module")
 def offloaded(checkpoint_of: CheckpointOf) -> Callable[[str], PreTrainedModel]:
     """``offloaded(family)``: its checkpoint, half of it on the disk."""
