@@ -13,6 +13,13 @@ from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.links import leads_to_blob
 from bakeout.models.progress import Track
 
+_LINK = "a link"
+
+
+def links_out(directory: Path) -> list[str]:
+    """The links below ``directory``, by their names with ``/``, that stand for no file of a hub's cache."""
+    return [name for name, what in irregular_entries(directory).items() if what == _LINK]
+
 
 def irregular_entries(directory: Path) -> Mapping[str, str]:
     """What no artifact holds, by its name with ``/``: links, empty directories, FIFOs, sockets and devices.
@@ -54,7 +61,7 @@ def _irregular(directory: Path, top: Path) -> Iterator[tuple[str, str]]:
         path = Path(entry.path)
         if entry.is_symlink():
             if not (path.is_file() and leads_to_blob(path, top)):
-                yield path.relative_to(top).as_posix(), "a link"
+                yield path.relative_to(top).as_posix(), _LINK
         elif entry.is_dir():
             yield from _irregular(path, top)
         elif not entry.is_file():

@@ -1,7 +1,7 @@
 """Signatures by OpenSSF Model Signing: Sigstore bundles that ``model_signing verify`` reads without Bakeout.
 
 A directory's signature lies in it, as ``model.sig``, and covers every other file, ``bakeout.json`` among them; that of
-a file lies beside it. Keys are elliptic-curve keys in PEM.
+a file lies beside it. The links of a hub's cache stand for the files that they lead to; others are refused. Keys are elliptic-curve keys in PEM.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bakeout.export.artifacts.file_checks import links_out
 from bakeout.export.artifacts.file_names import SIGNATURE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
+from bakeout.models.files.links import leads_to_blob
 from bakeout.models.files.reading import read_regular
 from bakeout.models.files.writing import replace_file, scratch_directory
 
@@ -28,8 +30,8 @@ def sign(path: Path, key: Path, *, certificate: Path | None = None, chain: Seque
     """Sign a directory or file with the private key ``key``, and give the signature's path; an older one is replaced.
 
     ``certificate``: the signing certificate of that key, which the signature then carries, with the certificates in
-    ``chain`` between it and the root. Raises ``BakeoutError`` for files that are no such keys or certificates, and
-    ``ModuleNotFoundError`` without the extra ``trust``.
+    ``chain`` between it and the root. Raises ``BakeoutError`` for files that are no such keys or certificates and for
+    links that lead out of the directory, and ``ModuleNotFoundError`` without the extra ``trust``.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from model_signing import hashing, signing
@@ -40,8 +42,11 @@ def sign(path: Path, key: Path, *, certificate: Path | None = None, chain: Seque
         raise BakeoutError("`chain` is for a certificate.", "Give `certificate` too, or leave it out.")
     for given in (key, *((certificate,) if certificate else ()), *chain):
         _pem(given)
-    # The library takes relative paths to ignore as relative to the model.
-    path = path.resolve()
+    path = _placed(path)
+    if links := _links_out(path):
+        raise BakeoutError(
+            f"{path} holds links that lead out of it: {', '.join(links)}.", "Put the files themselves there."
+        )
     signature = signature_of(path)
     config = signing.Config().set_hashing_config(_hashing(hashing, signature))
     with scratch_directory() as scratch:
@@ -73,12 +78,14 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from model_signing import hashing, verifying
 
-    path = path.resolve()
+    path = _placed(path)
     content = _pem(trusted)
     by_certificate = b"BEGIN CERTIFICATE" in content
     signature = signature_of(path)
     if not signature.is_file():
         return False, f"there is no {signature.name}"
+    if links := _links_out(path):
+        return False, f"links lead out of the directory: {', '.join(links)}"
     config = verifying.Config().set_hashing_config(_hashing(hashing, signature))
     try:
         if by_certificate:
@@ -103,9 +110,23 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
     )
 
 
+def _placed(path: Path) -> Path:
+    """An absolute path, since the library takes relative ones to ignore as relative to the model; a file of a hub's
+    cache has its name there.
+    """
+    if path.is_file() and leads_to_blob(path, path.parent):
+        return path.parent.resolve() / path.name
+    return path.resolve()
+
+
+def _links_out(path: Path) -> list[str]:
+    return links_out(path) if path.is_dir() else []
+
+
 def _hashing(hashing: Any, signature: Path) -> Any:
-    """Every file is covered, those of git too, which the library leaves out by itself."""
-    return hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)
+    """Every file is covered, those of git too, which the library leaves out by itself, and what is left of links."""
+    config = hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)
+    return config.set_allow_symlinks(True)
 
 
 def _uncovered(directory: Path, signature: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import os
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,56 @@ def test_a_single_file_has_its_signature_beside_it(tmp_path: Path, keys: Path) -
     assert check_signature(adapter, keys / "own.pub")[0]
     adapter.write_bytes(b"other weights")
     assert not check_signature(adapter, keys / "own.pub")[0]
+
+
+@pytest.fixture
+def snapshot(artifact: Path, tmp_path: Path) -> Path:
+    """The artifact as a hub's cache holds it: links to blobs."""
+    cache = tmp_path / "models--name"
+    snapshot = cache / "snapshots" / "revision"
+    (cache / "blobs").mkdir(parents=True)
+    for path in sorted(path for path in artifact.rglob("*") if path.is_file()):
+        link = snapshot / path.relative_to(artifact)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob = shutil.copyfile(path, cache / "blobs" / str(len(list((cache / "blobs").iterdir()))))
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+def test_a_signed_artifact_in_a_hubs_cache_is_ok(copy: Path, snapshot: Path, keys: Path, tmp_path: Path) -> None:
+    signature = sign(copy, keys / "own.key")
+    blob = shutil.move(signature, snapshot.parents[1] / "blobs" / "signature")
+    (snapshot / SIGNATURE).symlink_to(blob)
+    assert check_signature(snapshot, keys / "own.pub")[0]
+    # One file of it, too: its signature lies beside its name, not beside the blob.
+    assert sign(snapshot / "model.onnx", keys / "own.key") == snapshot / "model.onnx.sig"
+    assert check_signature(snapshot / "model.onnx", keys / "own.pub")[0]
+    (snapshot / "model.onnx.sig").unlink()
+    with (snapshot / "model.onnx").open("ab") as file:
+        file.write(b"more")
+    ok, told = check_signature(snapshot, keys / "own.pub")
+    assert not ok and "model.onnx" in told
+
+
+def test_what_is_signed_in_a_hubs_cache_may_be_copied_from_there(snapshot: Path, keys: Path, tmp_path: Path) -> None:
+    sign(snapshot, keys / "own.key")
+    copied = shutil.copytree(snapshot, tmp_path / "copied")
+    assert check_signature(copied, keys / "own.pub")[0]
+
+
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_links_that_lead_elsewhere_are_refused(
+    copy: Path, snapshot: Path, keys: Path, tmp_path: Path, in_cache: bool
+) -> None:
+    directory = snapshot if in_cache else copy
+    sign(directory, keys / "own.key")
+    outside = shutil.copyfile(directory / "model.onnx", tmp_path / "outside")
+    (directory / "model.onnx").unlink()
+    (directory / "model.onnx").symlink_to(outside)
+    ok, told = check_signature(directory, keys / "own.pub")
+    assert not ok and told == "links lead out of the directory: model.onnx"
+    with pytest.raises(BakeoutError, match="links that lead out of it: model.onnx"):
+        sign(directory, keys / "own.key")
 
 
 def test_what_is_no_key_is_refused(copy: Path, keys: Path, tmp_path: Path) -> None:
