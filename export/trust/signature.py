@@ -1,7 +1,8 @@
 """Signatures by OpenSSF Model Signing: Sigstore bundles that ``model_signing verify`` reads without Bakeout.
 
 A directory's signature lies in it, as ``model.sig``, and covers every other file, ``bakeout.json`` among them; that of
-a file lies beside it. The links of a hub's cache stand for the files that they lead to; others are refused. Keys are elliptic-curve keys in PEM.
+a file lies beside it. The links of a hub's cache stand for the files that they lead to; others are refused. Keys are
+elliptic-curve keys in PEM.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def sign(path: Path, key: Path, *, certificate: Path | None = None, chain: Seque
             f"{path} holds links that lead out of it: {', '.join(links)}.", "Put the files themselves there."
         )
     signature = signature_of(path)
-    config = signing.Config().set_hashing_config(_hashing(hashing, signature))
+    config = signing.Config().set_hashing_config(_hashing(hashing, path, signature))
     with scratch_directory() as scratch:
         written = scratch / SIGNATURE
         try:
@@ -86,7 +87,7 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
         return False, f"there is no {signature.name}"
     if links := _links_out(path):
         return False, f"links lead out of the directory: {', '.join(links)}"
-    config = verifying.Config().set_hashing_config(_hashing(hashing, signature))
+    config = verifying.Config().set_hashing_config(_hashing(hashing, path, signature))
     try:
         if by_certificate:
             config.use_certificate_verifier(certificate_chain=[trusted])
@@ -111,8 +112,9 @@ def check_signature(path: Path, trusted: Path) -> tuple[bool, str]:
 
 
 def _placed(path: Path) -> Path:
-    """An absolute path, since the library takes relative ones to ignore as relative to the model; a file of a hub's
-    cache has its name there.
+    """``path``, absolute, since the library takes relative ones to ignore as relative to the model.
+
+    A file of a hub's cache keeps its name in the snapshot.
     """
     if path.is_file() and leads_to_blob(path, path.parent):
         return path.parent.resolve() / path.name
@@ -123,10 +125,11 @@ def _links_out(path: Path) -> list[str]:
     return links_out(path) if path.is_dir() else []
 
 
-def _hashing(hashing: Any, signature: Path) -> Any:
-    """Every file is covered, those of git too, which the library leaves out by itself, and what is left of links."""
+def _hashing(hashing: Any, path: Path, signature: Path) -> Any:
+    """Every file is covered, those of git too, which the library leaves out by itself."""
     config = hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)
-    return config.set_allow_symlinks(True)
+    # Those that lead out were refused.
+    return config.set_allow_symlinks(any(entry.is_symlink() for entry in (path, *path.rglob("*"))))
 
 
 def _uncovered(directory: Path, signature: Path) -> list[str]:

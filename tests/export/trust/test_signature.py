@@ -248,7 +248,7 @@ def test_links_that_lead_elsewhere_are_refused(
     (directory / "model.onnx").symlink_to(outside)
     ok, told = check_signature(directory, keys / "own.pub")
     assert not ok and told == "links lead out of the directory: model.onnx"
-    with pytest.raises(BakeoutError, match="links that lead out of it: model.onnx"):
+    with pytest.raises(BakeoutError, match=r"links that lead out of it: model\.onnx"):
         sign(directory, keys / "own.key")
 
 
