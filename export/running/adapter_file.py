@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,21 @@ def read_adapter(path: Path, session: Any) -> Mapping[str, Any]:
         raise BakeoutError(
             f"{path} is no adapter of ONNX Runtime ({reason}).", "Name what `bakeout export-adapter --to onnx` wrote."
         ) from None
-    slots = {value.name: value.shape for value in session.get_overridable_initializers()}
-    if strange := sorted(name for name, value in constants.items() if not _fits(value.shape(), slots.get(name))):
+    slots = {value.name: value for value in session.get_overridable_initializers()}
+    if strange := sorted(name for name, value in constants.items() if not _fits(value, slots.get(name))):
         raise BakeoutError(
-            f"{path} holds {strange[0]}, for which the graph has no slot.",
+            f"{path} holds {strange[0]}, for which the graph has no slot of its type and shape.",
             "Bake the graph with `adapter_slots`, and export the adapter for it.",
         )
     # Copies, which outlive the file's mapping.
     return {name: onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy().copy()) for name, value in constants.items()}
 
 
-def _fits(shape: Sequence[int], slot: Sequence[int | str] | None) -> bool:
+def _fits(constant: Any, slot: Any) -> bool:
     """Whether a constant goes into a slot, of whose dimensions some are named: the number of neurons is free."""
     return (
         slot is not None
-        and len(shape) == len(slot)
-        and all(isinstance(size, str) or size == own for own, size in zip(shape, slot, strict=True))
+        and constant.data_type() == slot.type
+        and len(constant.shape()) == len(slot.shape)
+        and all(isinstance(size, str) or size == own for own, size in zip(constant.shape(), slot.shape, strict=True))
     )
