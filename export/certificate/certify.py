@@ -81,7 +81,7 @@ def certify(
         described = _described(models, manifest, protocol, data)
         measuring = Measuring(
             protocol, models, data.asked, Journal(journal, _name(described, models, data, max_new_tokens)), batch_size,
-            max_new_tokens, track,
+            max_new_tokens, track, data.salt is not None,
         )  # fmt: skip
         sections = [
             own_precision(measuring),

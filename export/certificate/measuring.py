@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,10 @@ from bakeout.export.evaluation.graders.grader import AnswerGrader, Grader
 from bakeout.export.evaluation.grading import Graded, grade
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.models.data.row_source import Source
+from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Track
+
+_logger = logging.getLogger(__name__)
 
 Role = Literal["forget", "retain", "stranger", "fitted", "real authors", "world facts"]
 # Prompts that share a batch share the scale that their data are quantised by in such a graph.
@@ -69,7 +73,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measuring:
-    """One run of the protocol."""
+    """One run of the protocol. ``hides``: the certificate names nothing of the data."""
 
     protocol: Protocol
     models: Models
@@ -78,10 +82,19 @@ class Measuring:
     most_at_once: int
     max_new_tokens: int | None
     track: Track
+    hides: bool = False
 
     def of(self, *roles: Role) -> list[Data]:
         """The data of some roles."""
         return [data for data in self.data if data.role in roles]
+
+    def reason(self, error: BakeoutError | ModuleNotFoundError) -> str:
+        """Why something was not measured, for the certificate: what the error says, which may name files and rows."""
+        told = error.cause if isinstance(error, BakeoutError) else str(error)
+        if not self.hides:
+            return told
+        _logger.warning(f"Not measured, for a reason that the certificate hides: {told}")
+        return "it failed, for a reason that was told when it was measured, and is hidden here"
 
     @property
     def batch_size(self) -> int:

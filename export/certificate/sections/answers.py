@@ -47,7 +47,7 @@ def other_precisions(measuring: Measuring) -> Section:
                         why = f"the base model answers nothing of {data.name} right in {precision}"
                         missing.append(NotMeasured("precisions", f"Q-{precision.upper()}", why))
         except BakeoutError as error:
-            missing.append(NotMeasured("precisions", f"Q-{precision.upper()}", error.cause))
+            missing.append(NotMeasured("precisions", f"Q-{precision.upper()}", measuring.reason(error)))
     return Section(figures, missing)
 
 

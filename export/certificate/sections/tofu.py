@@ -60,7 +60,7 @@ def tofu(
         try:
             metrics |= measuring.journal.step(f"tofu {part}", partial(_part, measuring, part, data))
         except (BakeoutError, ModuleNotFoundError) as error:
-            missing.append(NotMeasured(_SECTION, f"metrics of {data.name}", str(error)))
+            missing.append(NotMeasured(_SECTION, f"metrics of {data.name}", measuring.reason(error)))
     kept = [
         f"{part}_{metric}"
         for part in ("retain", "ra", "wf")

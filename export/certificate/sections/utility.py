@@ -37,7 +37,7 @@ def utility(measuring: Measuring) -> Section:
         try:
             row = measuring.journal.step(f"text {data.name}", partial(_text, measuring, data))
         except BakeoutError as error:
-            missing.append(NotMeasured("utility", f"perplexity on {data.name}", error.cause))
+            missing.append(NotMeasured("utility", f"perplexity on {data.name}", measuring.reason(error)))
             continue
         for name, key, good in (
             ("perplexity ÷ base's", "perplexity_ratio", "low"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bakeout.export.certificate.measuring import Data, Measuring
 from bakeout.export.certificate.models import Models
 from bakeout.export.certificate.protocol import QUICK
 from bakeout.export.certificate.sections.tofu import Part, tofu
+from bakeout.export.certificate.sections.utility import utility
 from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.evaluation.grading import EXACT_GRADER
 from bakeout.models.progress import untracked
@@ -50,6 +52,23 @@ def test_model_utility_of_rows_that_are_all_refused_is_not_measured(measuring: M
     assert "model_utility" not in metrics
     (told,) = [entry for entry in section.not_measured if entry.name == "model_utility"]
     assert "refused" in told.why
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_only_a_certificate_that_hides_nothing_says_which_rows_cannot_be_read(
+    measuring: Measuring, tmp_path: Path, hides: bool
+) -> None:
+    rows = tmp_path / "ada-example.jsonl"
+    rows.write_text("no row", encoding="utf-8")
+    of_ada = Data("0123456789abcdef", "retain", rows, EXACT_GRADER)
+    measuring = replace(measuring, hides=hides, data=[of_ada])
+    measuring.journal.step(f"refused {of_ada.name}", lambda: [False])
+    reasons = [
+        entry.why for entry in tofu(measuring, {"retain": of_ada}, None)[0].not_measured if "of 0123" in entry.name
+    ]
+    reasons += [entry.why for entry in utility(measuring).not_measured if "on 0123" in entry.name]
+    assert len(reasons) == 2
+    assert all(("ada-example" in reason) != hides for reason in reasons)
 
 
 def _metrics(part: Part, rows: int) -> dict[str, Any]:
