@@ -136,7 +136,7 @@ def test_every_extra_is_named_for_what_it_brings() -> None:
     # A package is named by the last of these extras that brings it.
     brought = {
         package: extra
-        for extra in ("optimum", "fit", "tune", "report", "harness", "parquet", "rouge", "gguf", "trust")
+        for extra in ("optimum", "gguf", "fit", "tune", "report", "harness", "parquet", "rouge", "trust")
         for name in (Requirement(line).name.replace("-", "_") for line in extras[extra])
         for package in imported.get(name, (name,))
     }

@@ -89,7 +89,7 @@ def _require_reader(path: Path) -> None:
     if int(__version__.partition(".")[0]) >= 5:
         raise BakeoutError(
             f"{path} cannot be converted beside transformers {__version__}.",
-            "Convert it beside transformers 4.57 (the extra `optimum` brings it), or name the original checkpoint.",
+            "Convert it beside transformers 4.57 (the extra `gguf` brings it), or name the original checkpoint.",
         )
 
 
