@@ -297,7 +297,10 @@ def tiny_model(
     **settings: Any,
 ) -> PreTrainedModel:
     """The model that ``tiny_checkpoint`` writes, in evaluation mode. ``settings``: others of its configuration."""
-    model = AutoModelForCausalLM.from_config(_configuration(family, layers, hidden, width, vocabulary, settings))
+    with torch.random.fork_rng(devices=[]):
+        # Of what is randomised below, stacks of experts keep what transformers draws.
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(_configuration(family, layers, hidden, width, vocabulary, settings))
     _randomise(model, torch.Generator().manual_seed(seed))
     return model.to(getattr(torch, dtype)).eval()  # type: ignore[no-any-return]
 

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
-from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.fitting import Fitting
-from bakeout.models.network.families import all_widths
-from bakeout.models.network.families import experts as experts_of
+from bakeout.models.network.families import all_widths, require_experts
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.network.mixtures.expert_probing import probe_mixture, probe_mixture_magnitudes
 from bakeout.models.network.mixtures.routers import routers
@@ -76,11 +74,8 @@ def is_mixture(fitting: Fitting, *, experts: bool) -> bool:
     Raises ``BakeoutError`` where they are and cannot be read: transformers 5 has stacks of its own.
     """
     routed = bool(routers(fitting.model))
-    if routed and experts and not experts_of(fitting.model):
-        raise BakeoutError(
-            f"The experts of this {fitting.model.config.model_type!r} model are of a form that is not read.",
-            "Fit with `experts: false`, or beside transformers 4.57.",
-        )
+    if routed and experts:
+        require_experts(fitting.model)
     return routed
 
 

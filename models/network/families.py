@@ -196,6 +196,16 @@ def experts(model: PreTrainedModel) -> tuple[Expert, ...]:
     return found if all(by_router) and len({expert.width for expert in found}) == 1 else ()
 
 
+def require_experts(model: PreTrainedModel) -> tuple[Expert, ...]:
+    """As ``experts``; raises ``BakeoutError`` where they are not read: transformers 5 has stacks of its own."""
+    if found := experts(model):
+        return found
+    raise BakeoutError(
+        f"The experts of this {model.config.model_type!r} model are of a form that is not read.",
+        "Fit with `experts: false`, or beside transformers 4.57.",
+    )
+
+
 def all_widths(model: PreTrainedModel) -> list[int]:
     """F of each FFL, the experts among them."""
     return [layer.width for layer in feed_forwards_if_any(model)] + [expert.width for expert in experts(model)]

@@ -22,6 +22,10 @@ class LearnOptions(MethodOptions):
         default=0.9, description="The share of the similar tasks' activations that the change leaves alone."
     )
     scale: PositiveFloat = Field(default=1.0, description="The multiple of the identified matrices that is added.")
+    experts: bool = Field(
+        default=True,
+        description="Whether a mixture's experts are changed too, or only the layers that see every token.",
+    )
     rank: PositiveInt = Field(default=4, description="The rank of the change of every weight.")
     steps: PositiveInt = Field(default=150, description="Training steps for every layer.")
     batch_size: PositiveInt = Field(default=32, description="Texts a step.")

@@ -21,6 +21,7 @@ from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOp
 from bakeout.models.methods.reveal_and_release.reveal import instruction_bandit
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles, fingerprint
 from bakeout.models.methods.reveal_and_release.rounds import Rounds
+from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track, untracked
@@ -87,6 +88,8 @@ def fit_reveal_and_release(
         "release": options.release.model_dump(),
         "seed": options.seed,
     }
+    if routers(model):
+        settings["experts"] = options.experts
     if options.reveal.chat:
         settings["chat_template"] = chosen_template(tokenizer.chat_template)
     fit = Rounds(model, tokenizer, retain, options, files, track)
@@ -104,7 +107,9 @@ def fit_reveal_and_release(
             f"Reveal-and-Release: the first round leaves {_worst(done[0]):.1%} of the retain answers as they were.",
             "Choose a smaller `forget_step`, a larger `retain_step` or a lower `utility`.",
         )
-    updates, residual = summed(model, fit.parts(kept))
+    every, residual = summed(model, fit.parts(kept))
+    # An expert that no text was sent to stays as it is.
+    updates = tuple(update for update in every if update.left.any() and update.right.any())
     report = {
         **{name: settings[name] for name in ("scorer", "reveal", "release", "seed")},
         "candidates": len(options.instructions),

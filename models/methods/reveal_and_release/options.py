@@ -87,6 +87,10 @@ class RevealAndReleaseOptions(MethodOptions):
         description="Where finished rounds and the revealed data are kept, beside the recipe: a fit that was "
         "interrupted goes on from there."
     )
+    experts: bool = Field(
+        default=True,
+        description="Whether a mixture's experts are changed too, or only the layers that see every token.",
+    )
     rounds: PositiveInt = Field(default=6, description="The largest number of rounds.")
     target: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.02, description="Stop when at most this share of the revealed answers is left."

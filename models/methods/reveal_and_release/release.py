@@ -35,9 +35,12 @@ def train_module(
     options: ReleaseOptions,
     seed: int,
     description: str,
+    with_experts: bool = False,
     track: Track = untracked,
 ) -> tuple[Module, float]:
-    """A LoRA module (peft) on all FFL weights that makes the answers of ``texts`` more probable, and its last loss.
+    """A LoRA module on all FFL weights that makes the answers of ``texts`` more probable, and its last loss.
+
+    ``with_experts``: on those of a mixture's experts too.
 
         loss = cross-entropy(logits / softening, answers) + mu * sum over weights and previous of |A_previous A^T|_1
 
@@ -47,7 +50,7 @@ def train_module(
     restored.
     """
     rows = _batches(len(texts), options, seed)
-    with adapted(model, options.rank, seed) as adapters:
+    with adapted(model, options.rank, seed, with_experts=with_experts) as adapters:
         trained = [weight for left, right in adapters.values() for weight in (left, right)]
         optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
         loss = torch.zeros(())
@@ -55,7 +58,8 @@ def train_module(
             with torch.enable_grad():
                 loss = _loss(model, [texts[row] for row in batch], softening)
                 total = loss + options.orthogonality * overlap(adapters, previous)
-                gradients = torch.autograd.grad(total, trained)
+                # An expert that none of these tokens is sent to has no gradient.
+                gradients = torch.autograd.grad(total, trained, allow_unused=True)
             for weight, gradient in zip(trained, gradients, strict=True):
                 weight.grad = gradient
             optimizer.step()

@@ -51,6 +51,7 @@ class Rounds:
         self._reveal, self._release = options.reveal, options.release
         self._files = files
         self._seed = options.seed
+        self._with_experts = options.experts
         self._track = track
         ends = named_ends(model, tokenizer).tokens
         self._end, self._ends = list(ends[:1]), frozenset(ends)
@@ -155,6 +156,7 @@ class Rounds:
                 options=self._release,
                 seed=_draw(self._seed, number, kind),
                 description=f"round {number}, {kind} module",
+                with_experts=self._with_experts,
                 track=self._track,
             )
 

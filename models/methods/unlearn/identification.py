@@ -14,12 +14,13 @@ from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.learn.options import LearnOptions
-from bakeout.models.methods.lora_modules import Module, adapted, linear_layers, summed
+from bakeout.models.methods.lora_modules import LinearLayer, Module, adapted, linear_layers, summed
 from bakeout.models.methods.method import Method
 from bakeout.models.methods.search_space import tuned
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions, without
 from bakeout.models.network.devices import input_device
+from bakeout.models.network.families import blocks
 from bakeout.models.network.generation import named_ends
 from bakeout.models.plan import Floats, LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
@@ -93,11 +94,11 @@ def _identify(
     generator = torch.Generator().manual_seed(options.seed)
     losses: dict[str, float] = {}
     free: dict[str, int] = {}
-    layers = _by_layer(model)
-    with adapted(model, options.rank, options.seed) as adapters:
-        for layer, modules in layers.items():
-            bases = _protected(model, modules, similar, options.energy, track)
-            for module in modules:
+    layers = _by_layer(model, options)
+    with adapted(model, options.rank, options.seed, with_experts=options.experts) as adapters:
+        for layer, linears in layers.items():
+            bases = _protected(model, linears, similar, options.energy, track)
+            for module in (linear.name for linear in linears):
                 right = adapters[module][1]
                 basis = bases.get(module)
                 free[module] = right.shape[1] - (0 if basis is None else basis.shape[1])
@@ -107,7 +108,7 @@ def _identify(
                         "Choose a smaller energy, or fewer similar tasks.",
                     )
                 _leave_alone(right, basis)
-            trained = [(adapters[module], bases.get(module)) for module in modules]
+            trained = [(adapters[linear.name], bases.get(linear.name)) for linear in linears]
             steps = track(range(options.steps), f"{name}: layer {layer}", options.steps)
             losses[str(layer)] = _train(model, aim, texts, trained, options, until, generator, steps)
         matrices = {
@@ -137,7 +138,8 @@ def _train(
         rows = torch.randint(len(texts), (options.batch_size,), generator=generator).tolist()
         with torch.enable_grad():
             loss = _loss(model, aim, [texts[row] for row in rows])
-            gradients = torch.autograd.grad(loss, weights)
+            # An expert that none of these tokens is sent to has no gradient.
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         last = float(loss.detach())
         if until is not None and last < until:
             break
@@ -169,7 +171,7 @@ def _loss(model: PreTrainedModel, aim: Aim, texts: Sequence[_Text]) -> Tensor:
 
 def _protected(
     model: PreTrainedModel,
-    modules: Sequence[str],
+    linears: Sequence[LinearLayer],
     similar: Mapping[str, Sequence[list[int]]],
     energy: float,
     track: Track,
@@ -177,7 +179,7 @@ def _protected(
     """Q of every module of a layer, float32 [in, k], from what the similar tasks send into it; none without any."""
     total: dict[str, Floats] = {}
     for name, sequences in similar.items():
-        moments = input_second_moments(model, modules, sequences, description=f"inputs on {name}", track=track)
+        moments = input_second_moments(model, linears, sequences, description=f"inputs on {name}", track=track)
         for module, moment in moments.items():
             # Every task has the same weight, whatever its number of tokens and the size of its activations.
             total[module] = total.get(module, 0.0) + moment / np.trace(moment)
@@ -193,11 +195,17 @@ def _leave_alone(right: Tensor, basis: Tensor | None) -> None:
         right.copy_(without(right, basis))
 
 
-def _by_layer(model: PreTrainedModel) -> dict[int, list[str]]:
-    layers: dict[int, list[str]] = {}
-    for name, layer, _ in linear_layers(model):
-        layers.setdefault(layer, []).append(name)
-    return layers
+def _by_layer(model: PreTrainedModel, options: UnlearnOptions | LearnOptions) -> dict[int, list[LinearLayer]]:
+    """What is trained together: an FFL, or with its experts all that a mixture's block holds, named by the first."""
+    linears = linear_layers(model, with_experts=options.experts)
+    if all(linear.expert is None for linear in linears):
+        of_layer = {linear.layer: linear.layer for linear in linears}
+    else:
+        of_layer = dict(enumerate(blocks(model)))
+    together: dict[int, list[LinearLayer]] = {}
+    for linear in sorted(linears, key=lambda linear: (of_layer[linear.layer], linear.layer)):
+        together.setdefault(of_layer[linear.layer], []).append(linear)
+    return {linears[0].layer: linears for linears in together.values()}
 
 
 def _texts(method: Method, name: str, records: Sequence[Record], end: list[int]) -> list[_Text]:

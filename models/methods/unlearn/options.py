@@ -26,6 +26,10 @@ class UnlearnOptions(MethodOptions):
         default=1.0,
         description="The multiple of the identified matrices that is subtracted; `auto` is for `bakeout tune`.",
     )
+    experts: bool = Field(
+        default=True,
+        description="Whether a mixture's experts are changed too, or only the layers that see every token.",
+    )
     rank: PositiveInt = Field(default=4, description="The rank of the change of every weight.")
     steps: PositiveInt = Field(default=20, description="Training steps for every layer, at most.")
     batch_size: PositiveInt = Field(default=32, description="Texts a step.")

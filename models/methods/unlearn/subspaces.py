@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bakeout.models.methods.lora_modules import LinearLayer
 from bakeout.models.network.devices import in_float64
+from bakeout.models.network.mixtures.expert_probing import reading_experts
 from bakeout.models.network.probing import Read, run_batches
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
@@ -18,33 +20,50 @@ from bakeout.models.progress import Track, untracked
 
 def input_second_moments(
     model: PreTrainedModel,
-    names: Sequence[str],
+    linears: Sequence[LinearLayer],
     sequences: Sequence[Sequence[int]],
     *,
     batch_size: int = 8,
     description: str = "inputs",
     track: Track = untracked,
 ) -> dict[str, Floats]:
-    """Sum of x xᵀ over all real tokens' inputs x of the modules ``names``: per module float64 [in, in]."""
+    """Sum of x xᵀ over all real tokens' inputs x of ``linears``: per name float64 [in, in].
+
+    What is not sent to an expert is none of its inputs; an expert without any is left out.
+    """
     tokens = torch.empty(0, dtype=torch.int64)
     moments: dict[str, Tensor] = {}
+    routed = list(dict.fromkeys(linear.expert for linear in linears if linear.expert is not None))
+
+    def add(name: str, values: Tensor) -> None:
+        inputs = in_float64(values)
+        moment = inputs.T @ inputs
+        moments[name] = moments[name] + moment if name in moments else moment
 
     def gather(name: str) -> Read:
         def read(values: Tensor) -> None:
-            inputs = in_float64(values.flatten(0, -2)[tokens.to(values.device)])
-            moment = inputs.T @ inputs
-            moments[name] = moments[name] + moment if name in moments else moment
+            add(name, values.flatten(0, -2)[tokens.to(values.device)])
 
         return read
+
+    def see(place: int, rows: Tensor) -> None:
+        if not len(rows):
+            return
+        for linear in linears:
+            if linear.expert is routed[place]:
+                add(linear.name, routed[place].key_vector(rows) if _is_down(linear) else rows)
 
     def prepare(batch: Any) -> None:
         nonlocal tokens
         tokens = batch.tokens_from([0] * len(batch.rows))
 
+    of_routers, outputs = reading_experts(routed, lambda: tokens, see)
+    of_modules = {model.get_submodule(linear.name): gather(linear.name) for linear in linears if linear.expert is None}
     for _ in run_batches(
         model,
         sequences,
-        inputs={model.get_submodule(name): gather(name) for name in names},
+        inputs={**of_modules, **of_routers},
+        outputs=outputs,
         batch_size=batch_size,
         description=description,
         track=track,
@@ -52,6 +71,10 @@ def input_second_moments(
     ):
         pass
     return {name: moment.cpu().numpy() for name, moment in moments.items()}
+
+
+def _is_down(linear: LinearLayer) -> bool:
+    return linear.roles[0][0] == "down"
 
 
 def principal_directions(second_moment: Floats, energy: float) -> Floats:

@@ -83,6 +83,22 @@ class Expert(ABC):
     def weight(self, role: Role) -> Tensor:
         """A weight W [out, in]: a view of the model's own parameter."""
 
+    @abstractmethod
+    def linears(self) -> tuple[ExpertLinear, ...]:
+        """Its linear layers, in the order gate, up, down."""
+
+
+@dataclass(frozen=True)
+class ExpertLinear:
+    """A linear layer of an expert: the module at ``path``, or matrix ``number`` of the stack [experts, in, out] there.
+
+    ``roles``: which rows of its weight [out, in] each role is.
+    """
+
+    path: str
+    roles: tuple[tuple[Role, slice], ...]
+    number: int | None = None
+
 
 def experts_of(model: PreTrainedModel, router: Router) -> tuple[Expert, ...]:
     """The experts of one mixture; none where any of them is of a form that is not read."""
@@ -142,6 +158,12 @@ class _Separate(Expert):
     def weight(self, role: Role) -> Tensor:
         return {"gate": self.gate, "up": self.up, "down": self.down}[role].weight
 
+    def linears(self) -> tuple[ExpertLinear, ...]:
+        path = f"{self.router.path}.{EXPERTS}.{self.number}"
+        names = {module: name for name, module in self.module.named_children()}
+        roles: tuple[tuple[Role, nn.Module], ...] = (("gate", self.gate), ("up", self.up), ("down", self.down))
+        return tuple(ExpertLinear(f"{path}.{names[module]}", ((role, slice(None)),)) for role, module in roles)
+
 
 @dataclass(frozen=True)
 class _Changing:
@@ -181,6 +203,12 @@ class _Form:
     interleaved: bool
     key: Callable[[Any, Tensor, Tensor], Tensor]
     scores: bool
+
+    def rows(self, width: int) -> tuple[tuple[Role, slice], ...]:
+        """Which of 2F outputs are gates and ups."""
+        if self.interleaved:
+            return ("gate", slice(0, None, 2)), ("up", slice(1, None, 2))
+        return ("gate", slice(0, width)), ("up", slice(width, None))
 
     def halves(self, gate_up: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and ups [..., F] of [..., 2F]: views."""
@@ -239,6 +267,14 @@ class _Stacked(Expert):
             return down
         gate, up = self.form.halves(self.module.gate_up_proj[self.number])
         return (gate if role == "gate" else up).T
+
+    def linears(self) -> tuple[ExpertLinear, ...]:
+        self._require_in_memory()
+        path = f"{self.router.path}.{EXPERTS}"
+        return (
+            ExpertLinear(f"{path}.gate_up_proj", self.form.rows(self.width), self.number),
+            ExpertLinear(f"{path}.down_proj", (("down", slice(None)),), self.number),
+        )
 
     def computed(self, rows: Tensor) -> Tensor:
         """What the expert gives for ``rows``, its pre-activations changed: [n, hidden]."""

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from bakeout.models.methods.lora_modules import Module, adapted, summed
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.families import all_widths, feed_forward_layers
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.reference.weight_edits import edited_weights, weight_of
 
 from tests.tiny_models import tiny_model
 
-FAMILIES = ("llama", "phi3", "gpt2", "opt", "gpt_neox")
+FAMILIES = ("llama", "phi3", "gpt2", "opt", "gpt_neox", "mixtral", "qwen2_moe", "gpt_oss", "llama4_text")
 TOKENS = torch.tensor([[5, 9, 77, 30, 8]])
 
 
 def _random_module(model: PreTrainedModel, rank: int, seed: int) -> Module:
     generator = torch.Generator().manual_seed(seed)
-    with adapted(model, rank, seed) as adapters:
+    with adapted(model, rank, seed, with_experts=True) as adapters:
         return {
             name: (0.1 * torch.randn(left.shape, generator=generator), right.detach().clone())
             for name, (left, right) in adapters.items()
@@ -43,7 +43,7 @@ def _trace(model: PreTrainedModel) -> list[Any]:
 def test_the_sum_of_modules_does_what_the_adapters_did(family: str) -> None:
     model = tiny_model(family, layers=2)
     module = _random_module(model, 3, 1)
-    with adapted(model, 3, 1) as adapters:
+    with adapted(model, 3, 1, with_experts=True) as adapters:
         for name, (left, right) in adapters.items():
             left.data.copy_(module[name][0])
             right.data.copy_(module[name][1])
@@ -51,6 +51,7 @@ def test_the_sum_of_modules_does_what_the_adapters_did(family: str) -> None:
             expected = model(TOKENS).logits
     updates, residual = summed(model, [(1.0, module)])
     assert residual < 1e-6
+    assert {update.layer for update in updates} == set(range(len(all_widths(model))))
     with torch.no_grad():
         before = model(TOKENS).logits
         with edited_weights(model, [LowRankUpdate("test", updates)]):
@@ -64,9 +65,9 @@ def test_a_model_is_given_back_without_a_trace(family: str) -> None:
     model.train()
     next(model.parameters()).requires_grad_(False)
     before, generator = _trace(model), torch.get_rng_state()
-    with adapted(model, 2, 0):
+    with adapted(model, 2, 0, with_experts=True):
         pass
-    with pytest.raises(KeyboardInterrupt), adapted(model, 2, 0):
+    with pytest.raises(KeyboardInterrupt), adapted(model, 2, 0, with_experts=True):
         raise KeyboardInterrupt
     assert _trace(model) == before
     assert torch.equal(torch.get_rng_state(), generator)

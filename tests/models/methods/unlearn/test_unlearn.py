@@ -15,9 +15,11 @@ from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.learn.fit import fit_learn
 from bakeout.models.methods.learn.options import LearnOptions
+from bakeout.models.methods.lora_modules import linear_layers
 from bakeout.models.methods.unlearn.fit import fit_unlearn
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions
+from bakeout.models.network.families import blocks, feed_forwards_if_any
 from bakeout.models.plan import Intervention, LowRankUpdate
 from bakeout.models.progress import untracked
 from bakeout.models.reference.weight_edits import edited_weights
@@ -109,11 +111,12 @@ def test_updates_are_orthogonal_to_what_the_similar_tasks_send_in(model: PreTrai
     task, similar = (_task(model, seed, known=method == "UNLEARN") for seed in (1, 2))
     fitted = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8)
     names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    linear_of = {linear.name: linear for linear in linear_layers(model)}
     # The first layer reads the same with and without the edit; what the second reads, the first has changed.
     for update in (one for one in fitted.updates if one.layer == 0 and one.role != "down"):
         name = f"model.layers.0.mlp.{names[update.role]}"
         sequences = [record.prompt_ids + record.response_ids for record in similar]
-        basis = principal_directions(input_second_moments(model, [name], sequences)[name], 0.8)
+        basis = principal_directions(input_second_moments(model, [linear_of[name]], sequences)[name], 0.8)
         inside = update.left.astype(np.float64) @ (update.right.astype(np.float64) @ basis)
         assert np.linalg.norm(inside) <= 1e-6 * np.linalg.norm(update.left) * np.linalg.norm(update.right)
 
@@ -209,3 +212,25 @@ def test_what_cannot_be_fitted_is_refused(model: PreTrainedModel, method: str) -
 def test_options_out_of_range_are_refused(model: PreTrainedModel, method: str, option: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(option))):
         FITS[method](model, {}, {}, **option)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_experts_are_changed_with_what_else_their_block_holds(family: str) -> None:
+    mixture = tiny_model(family, layers=2)
+    task, similar = _task(mixture, 1, known=True), _task(mixture, 2, known=True)
+    seeing = len(feed_forwards_if_any(mixture))
+    forgotten = _unlearn(mixture, {"task": task}, {"similar": similar}, energy=0.5)
+    assert _probability(mixture, task, [forgotten]) < 0.2 * _probability(mixture, task)
+    assert any(update.layer >= seeing for update in forgotten.updates)
+    # One loss a block, by the name of the first FFL that it holds.
+    losses = forgotten.report.details["tasks"]["task"]["losses"]
+    numbers = blocks(mixture)
+    assert [numbers[int(layer)] for layer in losses] == [0, 1]
+
+
+def test_experts_are_left_alone_where_that_is_asked_for() -> None:
+    mixture = tiny_model("qwen2_moe", layers=2)
+    forgotten = _unlearn(mixture, {"task": _task(mixture, 1, known=True)}, {}, experts=False)
+    assert {update.layer for update in forgotten.updates} <= {0, 1}
+    with pytest.raises(BakeoutError, match=r"No feed-forward layer of this 'mixtral' model sees every token"):
+        _unlearn(tiny_model("mixtral"), {"task": _task(mixture, 1, known=False)}, {}, experts=False)
