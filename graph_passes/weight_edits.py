@@ -17,7 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph.anatomy import read_anatomy
+from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
+from bakeout.graph_passes.graph.dependence import nodes_behind
 from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors
 from bakeout.graph_passes.graph.weight_location import WeightLocation, locate_weight
 from bakeout.models.checkpoint.weight_arithmetic import (
@@ -59,8 +60,8 @@ class WeightEditsPass(ir.passes.InPlacePass):
 
     ``receipts``, once the pass has run: one for every weight of every edit (``weight_arithmetic``), its ``node``
     and ``tensor`` the linear and the initialiser. ``observed`` in their ``detail`` is the value that the canary
-    compares: the pre-activation of the last layer that sees every token, or where there is none the last router's
-    logits.
+    compares: the pre-activation of the last layer that sees every token, or the last router's logits where that comes
+    after it.
 
     Raises ``BakeoutError``, before anything is changed, where a weight is absent, of another shape, quantised, or also
     read by something else; and while it runs where a change rounds away (the graph is then to be discarded).
@@ -81,11 +82,21 @@ class WeightEditsPass(ir.passes.InPlacePass):
             planned.require_shape(location.shape)
             edits.setdefault(location.initialiser, []).append(_Edit(planned, location))
         _require_ranges_of_their_own(model, edits)
-        observed = (anatomy.layers[-1].pre_activation if anatomy.layers else anatomy.routers[-1].logits).name or ""
+        observed = _deepest(model.graph, anatomy).name or ""
         self.receipts = [
             receipt for initialiser, own in edits.items() for receipt in _edit_initialiser(initialiser, own, observed)
         ]
         return ir.passes.PassResult(model, modified=bool(edits))
+
+
+def _deepest(graph: ir.Graph, anatomy: Anatomy) -> ir.Value:
+    """What the canary of weight edits compares. A router beside a layer, of the same input, does not come after it."""
+    if not anatomy.routers:
+        return anatomy.layers[-1].pre_activation
+    router = anatomy.routers[-1]
+    if anatomy.layers and router.node not in nodes_behind(graph, anatomy.layers[-1].down.outputs[0]):
+        return anatomy.layers[-1].pre_activation
+    return router.logits
 
 
 class EditedTensor(DataTensor):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.graph_passes.graph.cache_names import past_name, present_name
+from bakeout.graph_passes.graph.exporter_names import past_name, present_name
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 

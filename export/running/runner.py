@@ -24,7 +24,7 @@ from bakeout.export.running.adapter_file import read_adapter
 from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, told_sizes
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
 from bakeout.export.running.session import CANNOT_RUN, cannot_run, open_session
-from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
+from bakeout.graph_passes.graph.exporter_names import LOGITS_TO_KEEP, MERGED
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
 from bakeout.models.data.limits import Limits
 from bakeout.models.data.padding import left_padded

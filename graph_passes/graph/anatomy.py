@@ -1,7 +1,7 @@
 """The anatomy of a decoder graph: its feed-forward layers, its caches and its interface.
 
-Feed-forward layers are found by structure (``feed_forward``), caches by their names (``cache_names``); how many there
-are of the one says nothing of the other. Inputs and outputs have the names that optimum's exporter and the genai
+Feed-forward layers are found by structure (``feed_forward``), caches by their names (``exporter_names``); how many
+there are of the one says nothing of the other. Inputs and outputs have the names that optimum's exporter and the genai
 builder give them.
 """
 
@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.caches import KeyValues, State, read_caches
+from bakeout.graph_passes.graph.exporter_names import LOGITS_TO_KEEP, MERGED
 from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer, feed_forward_layers
-from bakeout.graph_passes.graph.input_names import LOGITS_TO_KEEP, MERGED
 from bakeout.graph_passes.graph.linear import as_linear
 from bakeout.graph_passes.graph.mixtures.experts import (
     GraphRouter,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bakeout.graph_passes.errors import GraphError
-from bakeout.graph_passes.graph.cache_names import CacheName, past_name, present_name
+from bakeout.graph_passes.graph.exporter_names import CacheName, past_name, present_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,11 @@ from onnx_ir.passes.common import (
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
 from bakeout.graph_passes.graph.caches import State
+from bakeout.graph_passes.graph.dependence import nodes_behind
 from bakeout.graph_passes.graph.graph_builder import END, GraphBuilder
 from bakeout.graph_passes.graph.graph_file import graph_digest
 from bakeout.graph_passes.key_space_detection.cache_writer import CacheWriter, find_writer
-from bakeout.graph_passes.key_space_detection.early_exit import nodes_behind, part
+from bakeout.graph_passes.key_space_detection.early_exit import part
 from bakeout.graph_passes.key_space_detection.latch import Latched, latch_codes, read_latch
 from bakeout.graph_passes.key_space_detection.latch_place import choose_value_cache
 from bakeout.graph_passes.key_space_detection.margins import Margins

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from bakeout.graph_passes.graph.dependence import ancestors, captured
 from bakeout.graph_passes.graph.graph_builder import Build, GraphBuilder
 
 
@@ -17,7 +18,7 @@ def part(graph: ir.Graph, build: GraphBuilder, condition: ir.Value, skipped: Seq
     """
     refuse = build.branch(instead, "refuse")
     needed = [output for output in graph.outputs if output not in skipped]
-    stays = _ancestors(graph, [condition, *needed, *_captured(refuse)])
+    stays = ancestors(graph, [condition, *needed, *captured(refuse)])
     moved = [node for node in graph if node not in stays]
     graph.remove(moved)
     outputs = []
@@ -30,15 +31,6 @@ def part(graph: ir.Graph, build: GraphBuilder, condition: ir.Value, skipped: Seq
     branches = {"then_branch": refuse, "else_branch": go_on}
     graph.append(ir.node("If", [condition], branches, outputs=outputs, name="bakeout.early_exit"))
     return len(moved)
-
-
-def nodes_behind(graph: ir.Graph, value: ir.Value) -> set[ir.Node]:
-    """The graph's own nodes that depend on a value. The graph must be sorted."""
-    behind: set[ir.Node] = set()
-    for node in graph:
-        if any(read is value or read.producer() in behind for read in _read_by([node])):
-            behind.add(node)
-    return behind
 
 
 def _bring_quantised_weights(graph: ir.Graph, branch: ir.Graph) -> None:
@@ -62,31 +54,3 @@ def _bring_quantised_weights(graph: ir.Graph, branch: ir.Graph) -> None:
                 for reader, position in tuple(value.uses()):
                     if reader.graph is branch:
                         reader.replace_input_with(position, branch.initializers[name])
-
-
-def _ancestors(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:
-    """The graph's own nodes that the values depend on, through what branches capture too."""
-    needed: set[ir.Node] = set()
-    waiting = list(values)
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None or node in needed:
-            continue
-        needed.add(node)
-        waiting += _read_by([node])
-    return {node for node in needed if node.graph is graph}
-
-
-def _captured(branch: ir.Graph) -> list[ir.Value]:
-    return [*_read_by(branch), *branch.outputs]
-
-
-def _read_by(nodes: Iterable[ir.Node]) -> list[ir.Value]:
-    """What nodes read, those in their branches included."""
-    read: list[ir.Value] = []
-    for node in nodes:
-        read += [value for value in node.inputs if value is not None]
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                read += _captured(attribute.as_graph())
-    return read

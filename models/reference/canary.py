@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device
 from bakeout.models.network.families import blocks, feed_forwards_if_any
-from bakeout.models.network.key_sites import key_sites
+from bakeout.models.network.key_sites import KeySite, key_sites
 from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
 from bakeout.models.plan.canary_check import unmeasured
 from bakeout.models.plan.kinds.intervention import Blocks
@@ -143,8 +143,14 @@ def _last_block_before(model: PreTrainedModel, intervention: Intervention) -> in
 
 
 def _blocks(model: PreTrainedModel) -> Blocks:
-    sites = key_sites(model) or key_sites(model, "router_logits")
-    return blocks(model), sites[-1].block
+    router = _deepest_router(model)
+    return blocks(model), (router or key_sites(model)[-1]).block
+
+
+def _deepest_router(model: PreTrainedModel) -> KeySite | None:
+    """The last router's logits, if no FFL that sees every token lies in its block or a later one."""
+    routers, layers = key_sites(model, "router_logits"), key_sites(model)
+    return routers[-1] if routers and (not layers or routers[-1].block > layers[-1].block) else None
 
 
 def measure_canary(
@@ -204,9 +210,10 @@ def canary_values(
 
 
 def _watch_for_edits(model: PreTrainedModel, see: Callable[[Tensor], None]) -> RemovableHandle:
-    """A hook that shows what weight edits are seen in: the last FFL's pre-activations, or the last router's logits."""
-    if layers := feed_forwards_if_any(model):
-        last = layers[-1]
-        return last.gate.register_forward_hook(lambda _module, _arguments, output: see(last.pre_activation(output)))
-    site = key_sites(model, "router_logits")[-1]
-    return site.module.register_forward_pre_hook(lambda _module, arguments: see(site.key(arguments[0])))
+    """A hook that shows what weight edits are seen in: pre-activations of the last FFL that sees every token, or logits
+    of the last router, whichever is the deeper.
+    """
+    if (site := _deepest_router(model)) is not None:
+        return site.module.register_forward_pre_hook(lambda _module, arguments: see(site.key(arguments[0])))
+    last = feed_forwards_if_any(model)[-1]
+    return last.gate.register_forward_hook(lambda _module, _arguments, output: see(last.pre_activation(output)))

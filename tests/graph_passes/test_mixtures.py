@@ -208,6 +208,21 @@ def test_edited_weights_of_experts_are_the_references(
     assert all(check.ok for check in checks), checks
 
 
+@pytest.mark.parametrize(("dense", "seen"), [(0, "router"), pytest.param(3, "gate", marks=pytest.mark.slow)])
+def test_a_graph_has_the_canary_of_weight_edits_where_one_block_is_dense(dense: int, seen: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(
+        "qwen3_moe", tmp_path / "checkpoint", layers=4 if dense else 2, mlp_only_layers=[dense]
+    )
+    (tmp_path / "export").mkdir()
+    export_checkpoint(checkpoint, tmp_path / "export")
+    model = load_model(checkpoint)
+    edits = edits_of_experts(model)
+    with edited_weights(model, edits):
+        plan = Plan(identity(model, weights_digest(checkpoint)), edits, measure_canary(model, edits, PROMPTS))
+    assert plan.canary.expected[0].shape[1] == (4 if seen == "router" else 64)
+    bake(tmp_path / "export", plan, tmp_path / "baked")
+
+
 @pytest.fixture(scope="module")
 def dense_last(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mixture whose last block is dense: its ``checkpoint`` and its ``export``."""

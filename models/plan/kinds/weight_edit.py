@@ -17,8 +17,9 @@ class WeightEdit(Intervention):
 
     ``explanation`` tells people how it works; ``count_key`` is what `--json` calls the count of a weight.
 
-    The canary is the pre-activations of the first ``CANARY_NEURONS`` neurons of the last layer at the last token,
-    before anything is made of them there.
+    The canary is the pre-activations of the first ``CANARY_NEURONS`` neurons of the last layer that sees every token,
+    or in a mixture of experts the logits of the last router where that lies deeper, at the last token, before anything
+    is made of them there.
     """
 
     edits_weights = True

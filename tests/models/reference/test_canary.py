@@ -12,12 +12,12 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import AdjustedLayer, Coin, Cubes, Intervention, KeySpaceDetection, NeuronAdjust, PlanError
 from bakeout.models.plan.canary_check import compare_canary
-from bakeout.models.reference.canary import measure_canary, measured_anew
+from bakeout.models.reference.canary import canary_values, measure_canary, measured_anew
 from bakeout.models.reference.weight_edits import edited_weights
 
 from tests.baked_parity import key_space_detection
 from tests.tiny_models import random_prompts, tiny_model
-from tests.weight_plans import low_rank_update
+from tests.weight_plans import edits_of_experts, low_rank_update
 
 WIDTH = 96
 PROMPTS = random_prompts(6, shortest=5, longest=9)
@@ -162,3 +162,18 @@ def test_behind_a_refusing_router_is_what_lies_in_its_block_or_a_later_one(
     by_layer = of_neurons[refused].reshape(-1, len(layers), 3)
     assert [layer for layer in layers if by_layer[:, layer].all()] == known
     assert [layer for layer in layers if by_layer[:, layer].any()] == known
+
+
+@pytest.mark.parametrize("settings", [{"mlp_only_layers": [0]}, {"mlp_only_layers": [3]}, {}])
+def test_the_canary_of_weight_edits_sees_what_lies_in_the_last_blocks(settings: dict[str, Any]) -> None:
+    """Feed-forward layers that see every token can lie in the first blocks of a mixture alone."""
+    model, other = (tiny_model("qwen3_moe", **settings) for _ in range(2))
+    edits = edits_of_experts(model)
+    canary = measure_canary(model, edits, PROMPTS)
+    with torch.no_grad():
+        for name, weight in other.named_parameters():
+            if "layers.2." in name:
+                weight.normal_()
+    measured = canary_values(other, edits, canary.input_ids)
+    for edit, expected, values in zip(edits, canary.expected, measured, strict=True):
+        assert not compare_canary(expected, values, edit, 0.1).ok

@@ -1,10 +1,14 @@
-"""The names that exporters give to what a decoder graph keeps from run to run."""
+"""The names that exporters give to a decoder graph's rarer inputs, and to what it keeps from run to run."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+# By which optimum's merged decoders choose between a graph with past and one without.
+MERGED = "use_cache_branch"
+# Of how many last tokens there are logits; 0: of all.
+LOGITS_TO_KEEP = ("num_logits_to_keep", "logits_to_keep")
 # optimum and onnxruntime-genai's builder: `past_key_values.3.key` and `present.3.key`, `past_conv.3` and
 # `present_conv.3`; transformers' exporter: `input.cache.layers.3.keys` and `output.cache.layers.3.keys`.
 _PAST = re.compile(r"(?:past_key_values|past|input(?=\.cache\.))(?P<rest>[._].*)")
