@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from bakeout.models.checkpoint.architectures import FAMILIES, Family
 from bakeout.models.data.limits import Limits
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.blocks import block_number, block_path
+from bakeout.models.network.blocks import block_number, block_path, require_one_list
 from bakeout.models.network.mixtures.experts import GATED, Expert, expert_modules, experts_of
 from bakeout.models.network.mixtures.routers import Router, is_expert, routers
 from bakeout.models.network.structure.completeness import blocks_with_missed
@@ -29,6 +29,7 @@ class FeedForward:
     ``gate_path``, ``up_path`` and ``down_path`` are the modules' names in the model; ``up`` is None where gate and up
     are one fused layer, and where the FFL is ungated. ``width`` is F, ``hidden`` the size of the residual stream.
     ``block``: the layer's whole block. It gives the residual stream behind it, with ``norm_after_block`` normalised.
+    ``block_number`` is its place among the blocks, from the embedding upwards.
     ``residual_multiplier``: what the FFL's output is multiplied by before it is added to the residual stream (Granite;
     1 elsewhere). Some architectures (OPT) run their FFL on
     [batch * tokens, ...]: whoever hooks these modules must expect tensors without a batch dimension.
@@ -36,6 +37,7 @@ class FeedForward:
 
     layer: int
     block: nn.Module
+    block_number: int
     gate: nn.Module
     up: nn.Module | None
     down: nn.Module
@@ -158,6 +160,7 @@ def _located(model: PreTrainedModel, kind: str) -> tuple[FeedForward, ...]:
             f"A block of this {kind!r} model computes several feed-forward layers, or one several times.",
             "Use a model whose blocks have one feed-forward layer each, with weights of its own.",
         )
+    require_one_list(layer.block for layer in layers)
     if missed := blocks_with_missed(model, layers):
         raise BakeoutError(
             f"{missed[0]} of this {kind!r} model ({len(missed)} in all) computes its feed-forward layer otherwise than "
@@ -172,6 +175,7 @@ def _as_feed_forward(model: PreTrainedModel, index: int, located: Located, multi
     return FeedForward(
         layer=index,
         block=model.get_submodule(located.block),
+        block_number=block_number(located.block),
         gate=located.gate.module,
         up=located.up.module if located.up else None,
         down=located.down.module,
@@ -213,8 +217,8 @@ def all_widths(model: PreTrainedModel) -> list[int]:
 
 def blocks(model: PreTrainedModel) -> list[int]:
     """The block of each FFL, the experts among them."""
-    paths = [layer.down_path for layer in feed_forwards_if_any(model)]
-    return [block_number(path) for path in [*paths, *(expert.router.path for expert in experts(model))]]
+    of_layers = [layer.block_number for layer in feed_forwards_if_any(model)]
+    return of_layers + [block_number(block_path(expert.router.path)) for expert in experts(model)]
 
 
 def _routing(model: PreTrainedModel, routed: Sequence[Router]) -> Routing:
@@ -237,10 +241,12 @@ def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
             continue
         gate, up, down = (model.get_submodule(f"{path}.{name}") for name in names)
         width, hidden = _dimensions(down, f"{path}.{names[-1]}")
+        block = block_path(path)
         layers.append(
             FeedForward(
                 layer=len(layers),
-                block=model.get_submodule(block_path(path)),
+                block=model.get_submodule(block),
+                block_number=block_number(block),
                 gate=gate,
                 up=up,
                 down=down,
@@ -254,6 +260,8 @@ def _beside_experts(model: PreTrainedModel) -> tuple[FeedForward, ...]:
                 residual_multiplier=1.0,
             )
         )
+    paths = [layer.down_path for layer in layers] + [router.path for router in routers(model)]
+    require_one_list(map(block_path, paths))
     return tuple(layers)
 
 
@@ -281,6 +289,7 @@ def _feed_forward(model: PreTrainedModel, family: Family, kind: str, index: int)
     return FeedForward(
         layer=index,
         block=_submodule(model, f"{family.blocks}.{index}", kind),
+        block_number=index,
         gate=gate,
         up=up,
         down=down,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bakeout.models.network.blocks import block_number
+from bakeout.models.network.blocks import block_number, block_path
 from bakeout.models.network.families import feed_forwards_if_any
 from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.plan import Keys
@@ -34,10 +34,9 @@ def key_sites(model: PreTrainedModel, keys: Keys = "key_vector") -> tuple[KeySit
     """
     if keys == "key_vector":
         return tuple(
-            KeySite(layer.down, layer.width, block_number(layer.down_path), _as_it_is)
-            for layer in feed_forwards_if_any(model)
+            KeySite(layer.down, layer.width, layer.block_number, _as_it_is) for layer in feed_forwards_if_any(model)
         )
-    found = [(router, block_number(router.path)) for router in routers(model)]
+    found = [(router, block_number(block_path(router.path))) for router in routers(model)]
     if keys == "router_input":
         return tuple(KeySite(router.module, router.hidden, block, _as_it_is) for router, block in found)
     return tuple(KeySite(router.module, router.experts, block, router.logits) for router, block in found)

@@ -204,7 +204,7 @@ def _first_answers(
             flat = stream.reshape(-1, stream.shape[-1]).clone()
             flat[flat_positions(rows, batch)] = torch.from_numpy(redirection.targets[numbers]).to(flat)
             steered = flat.reshape(stream.shape)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+            return steered if isinstance(output, Tensor) else (steered, *output[1:])
 
         hooks.append(feed_forward_layers(model)[layer].block.register_forward_hook(steer))
     head = model.get_output_embeddings()

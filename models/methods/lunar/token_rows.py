@@ -161,6 +161,6 @@ def flat_positions(rows: TokenRows, batch: Batch) -> Tensor:
 
 
 def residual_stream(output: Any) -> Tensor:
-    """The residual stream in what a block returns: a tensor, or the first of a tuple."""
-    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    """The residual stream in what a block returns: a tensor, or the first of several values."""
+    stream: Tensor = output if isinstance(output, Tensor) else output[0]
     return stream

@@ -19,7 +19,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bakeout.models.network.blocks import block_path
+from bakeout.models.errors import BakeoutError
+from bakeout.models.network.blocks import numbered
 from bakeout.models.network.devices import input_device
 from bakeout.models.plan import Layout
 
@@ -113,13 +114,13 @@ class _Trace:
     """What the linears of one forward pass read and gave, as nodes of autograd's graph.
 
     ``read``: each linear with what it reads, in order; ``given``: by what they give, the linears; ``norms``: what norms
-    give; ``blocks``: what the members of lists of modules give, by their names.
+    give; ``members``: what the members of lists of modules read and give, by their names.
     """
 
     read: list[tuple[Linear, Node]] = field(default_factory=list)
     given: dict[Node, Linear] = field(default_factory=dict)
     norms: set[Node] = field(default_factory=set)
-    blocks: dict[str, Node] = field(default_factory=dict)
+    members: dict[str, tuple[set[Node], Node]] = field(default_factory=dict)
 
     def hooks(self, model: PreTrainedModel) -> Iterator[Any]:
         """Register what fills this."""
@@ -129,10 +130,11 @@ class _Trace:
                 linear = Linear(path, module, *widths)
                 yield module.register_forward_pre_hook(self._reading(linear))
                 yield module.register_forward_hook(self._giving(linear))
-            elif "norm" in type(module).__name__.lower():
+            # Classes of whole blocks can name the norm that they begin with.
+            elif "norm" in type(module).__name__.lower() and not list(module.children()):
                 yield module.register_forward_hook(self._normalised)
-            elif path.rpartition(".")[2].isdecimal():
-                yield module.register_forward_hook(self._leaving(path))
+            if path.rpartition(".")[2].isdecimal():
+                yield module.register_forward_hook(self._leaving(path), with_kwargs=True)
 
     def _reading(self, linear: Linear) -> Any:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -152,12 +154,40 @@ class _Trace:
             self.norms.add(output.grad_fn)
 
     def _leaving(self, path: str) -> Any:
-        def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            stream = output[0] if isinstance(output, tuple) else output
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            stream = output[0] if isinstance(output, tuple | list) else output
             if isinstance(stream, Tensor):
-                self.blocks[path] = stream.grad_fn
+                read = (value.grad_fn for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+                self.members[path] = {node for node in read if node is not None}, stream.grad_fn
 
         return hook
+
+    def block_of(self, path: str) -> str:
+        """The name of the block that the module called ``path`` is in: the outermost member of a list whose output is
+        its input and something added to it. Raises ``BakeoutError`` where there is none: lists can hold parts of
+        blocks.
+        """
+        for outer in numbered(path):
+            if outer in self.members and self._is_residual(outer):
+                return outer
+        raise BakeoutError(
+            f"{path} lies in no numbered block of the model that adds to the residual stream.",
+            "Use a model whose feed-forward layers are in a list of whole blocks.",
+        )
+
+    def _is_residual(self, member: str) -> bool:
+        """Whether what a member of a list gives is computed from what it reads without a linear in between."""
+        read, given = self.members[member]
+        seen: set[Node] = set()
+        pending = [given]
+        while pending:
+            node = pending.pop()
+            if node in read:
+                return True
+            if node is not None and node not in seen and node not in self.given:
+                seen.add(node)
+                pending += [edge[0] for edge in node.next_functions]
+        return False
 
 
 def _nothing(_saved: Any) -> Any:
@@ -171,7 +201,7 @@ def _differentiable(_module: nn.Module, _arguments: Any, output: Tensor) -> Tens
 
 def _located(down: Linear, node: Node, trace: _Trace) -> Located | None:
     """The FFL that ends in ``down``, which reads ``node``; None where it ends no FFL."""
-    walked = _walk_back(node, trace.given)
+    walked = _walk_back(node, trace.given, down.inputs)
     if walked is None:
         return None
     reached, activated = walked
@@ -186,15 +216,15 @@ def _located(down: Linear, node: Node, trace: _Trace) -> Located | None:
     up = next((linear for linear, _ in plain), None)
     if part is not None and up is not gate:
         return None
-    block = block_path(down.path)
     layout: Layout = "ungated" if up is None else "gated" if part is None else "fused"
+    block = trace.block_of(down.path)
     return Located(
         gate,
         up if layout == "gated" else None,
         down,
         block,
         layout,
-        norm_after_block=trace.blocks.get(block) in trace.norms,
+        norm_after_block=trace.members[block][1] in trace.norms,
     )
 
 
@@ -202,10 +232,10 @@ def _widths(down: Linear, part: int | None) -> tuple[int, int]:
     return down.outputs, down.inputs * (1 if part is None else 2)
 
 
-def _walk_back(end: Node, given: Mapping[Node, Linear]) -> tuple[set[Source], set[Source]] | None:
+def _walk_back(end: Node, given: Mapping[Node, Linear], width: int) -> tuple[set[Source], set[Source]] | None:
     """The linears that ``end`` is computed from, and those with an activation on the way.
 
-    None where it is computed from anything else.
+    None where it is computed from anything else, or from other parts of a linear than halves of ``width``.
     """
     reached: set[Source] = set()
     activated: set[Source] = set()
@@ -230,7 +260,9 @@ def _walk_back(end: Node, given: Mapping[Node, Linear]) -> tuple[set[Source], se
         if kind == _PARAMETER and node.variable.numel() == 1:
             continue
         if kind in _PARTS and part is None:
-            part = output if kind != "Slice" else int(node._saved_start > 0)
+            part = _half(node, output, width)
+            if part is None:
+                return None
         elif kind in _ACTIVATIONS:
             is_activated = True
         elif kind not in _ELEMENT_WISE and kind not in _SHAPES:
@@ -240,6 +272,17 @@ def _walk_back(end: Node, given: Mapping[Node, Linear]) -> tuple[set[Source], se
             return None
         pending += following
     return reached, activated
+
+
+def _half(node: Node, output: int, width: int) -> int | None:
+    """Which half of 2 * ``width`` numbers a part is: 0 or 1, None where it begins elsewhere or leaves numbers out."""
+    kind = _kind(node)
+    if kind == "Slice":
+        start, step = node._saved_start, node._saved_step
+    else:
+        first = node._saved_split_size if kind == "Split" else node._saved_split_sizes[0]
+        start, step = first * output, 1
+    return {0: 0, width: 1}.get(start) if step == 1 else None
 
 
 def _kind(node: Node) -> str:

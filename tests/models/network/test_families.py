@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.architectures import FAMILIES, modules_of
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.families import feed_forward_layers, identity
+from bakeout.models.network.families import blocks, feed_forward_layers, identity
+from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import ModelIdentity
 
 from tests.tiny_models import FAMILIES as TINY
@@ -177,6 +180,119 @@ def test_blocks_without_a_feed_forward_layer_are_passed_over() -> None:
     layers = feed_forward_layers(model)
     assert [layer.down_path for layer in layers] == [f"model.layers.{block}.mlp.down_proj" for block in (0, 2)]
     assert [layer.layer for layer in layers] == [0, 1]
+
+
+def test_lists_of_parts_of_blocks_are_refused() -> None:
+    """XLM keeps its feed-forward layers in a list of their own, and adds to the residual stream outside of it."""
+    settings = transformers.XLMConfig(vocab_size=264, emb_dim=32, n_layers=2, n_heads=4, max_position_embeddings=64)
+    model = transformers.AutoModelForCausalLM.from_config(settings)
+    with pytest.raises(BakeoutError, match=r"^transformer\.ffns\.0\.lin2 lies in no numbered block"):
+        feed_forward_layers(model)
+
+
+def test_a_block_is_no_norm_because_its_class_names_one() -> None:
+    settings = transformers.RobertaPreLayerNormConfig(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        is_decoder=True,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(settings)
+    layers = feed_forward_layers(model)
+    assert [layer.block for layer in layers] == list(model.roberta_prelayernorm.encoder.layer)
+    assert not any(layer.norm_after_block for layer in layers)
+
+
+def test_blocks_that_give_lists_are_read() -> None:
+    """The blocks of OpenAI's GPT end with a norm."""
+    settings = transformers.OpenAIGPTConfig(vocab_size=264, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    model = transformers.AutoModelForCausalLM.from_config(settings)
+    layers = feed_forward_layers(model)
+    assert [layer.block for layer in layers] == list(model.transformer.h)
+    assert all(layer.norm_after_block for layer in layers)
+
+
+def test_blocks_are_numbered_in_their_own_list() -> None:
+    """A list around the decoder, and one within each block, hold no blocks."""
+    model = _unknown(tiny_model("llama", layers=3))
+    embeddings = model.model.embed_tokens
+    for layer in model.model.layers:
+        layer.mlp = _Listed(layer.mlp)
+    model.model = _Listed(model.model)
+    model.get_input_embeddings = lambda: embeddings
+    layers = feed_forward_layers(model)
+    assert [layer.down_path for layer in layers] == [
+        f"model.members.0.layers.{block}.mlp.members.0.down_proj" for block in range(3)
+    ]
+    assert [layer.block for layer in layers] == list(model.model.members[0].layers)
+    assert blocks(model) == [site.block for site in key_sites(model)] == [0, 1, 2]
+
+
+class _Listed(nn.Module):
+    """A list of one module, which computes what this does."""
+
+    def __init__(self, member: nn.Module) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([member])
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self.members[0](*arguments, **named)
+
+
+def test_blocks_in_several_lists_are_refused() -> None:
+    class Longer(nn.Module):
+        def __init__(self, block: nn.Module, norm: nn.Module) -> None:
+            super().__init__()
+            self.blocks, self.norm = nn.ModuleList([block]), norm
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.blocks[0](values))  # type: ignore[no-any-return]
+
+    class Added(nn.Module):
+        def __init__(self, mlp: nn.Module) -> None:
+            super().__init__()
+            self.mlp = mlp
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return values + self.mlp(values)  # type: ignore[no-any-return]
+
+    model = _unknown(tiny_model("llama", layers=2))
+    mlp = model.model.layers[0].mlp
+    model.model.norm = Longer(Added(type(mlp)(model.config)), model.model.norm)
+    with pytest.raises(BakeoutError, match=r"several lists of blocks: model\.layers, model\.norm\.blocks\."):
+        feed_forward_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("halves", "readable"),
+    [
+        (lambda values: (values[..., :96], values[..., 96:]), True),
+        (lambda values: values.chunk(2, dim=-1), True),
+        (lambda values: values.split([96, 96], dim=-1), True),
+        (lambda values: (values[..., ::2], values[..., 1::2]), False),
+        (lambda values: (values[..., ::2], values[..., 96:]), False),
+        (lambda values: (values[..., :96], values[..., 8:104]), False),
+        (lambda values: [half.squeeze(-1) for half in values.unflatten(-1, (96, 2)).split(1, dim=-1)], False),
+    ],
+)
+def test_only_halves_of_a_fused_linear_are_read(halves: Callable[..., Any], readable: bool) -> None:
+    """Other parts of it have their weights elsewhere than where they would be changed."""
+    model = _unknown(tiny_model("phi3", layers=1))
+    mlp = model.model.layers[0].mlp
+
+    def forward(values: torch.Tensor) -> torch.Tensor:
+        gate, up = halves(mlp.gate_up_proj(values))
+        return mlp.down_proj(up * nn.functional.silu(gate))  # type: ignore[no-any-return]
+
+    mlp.forward = forward
+    if readable:
+        assert [layer.layout for layer in feed_forward_layers(model)] == ["fused"]
+    else:
+        with pytest.raises(BakeoutError, match="No feed-forward layer of plain linear layers"):
+            feed_forward_layers(model)
 
 
 def test_locating_leaves_a_model_as_it_was() -> None:
