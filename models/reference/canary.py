@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -71,12 +72,16 @@ def synthesise_canary(
 def measured_anew(model: PreTrainedModel, interventions: Sequence[Intervention], canaries: Sequence[Canary]) -> Canary:
     """A canary of the sequences of several, those that are as long as the first that has any refused, or as the first.
 
-    It is measured with all ``interventions`` in force; ``model`` carries the weight edits. At most 32 sequences.
+    It is measured with all ``interventions`` in force; ``model`` carries the weight edits. At most 32 sequences, as
+    many of each canary as there is room for.
     """
     first = next((canary for canary in canaries if canary.refused and any(canary.refused)), canaries[0])
     length = first.input_ids.shape[1]
-    alike = [canary.input_ids for canary in canaries if canary.input_ids.shape[1] == length and canary is not first]
-    sequences = np.concatenate([first.input_ids, *alike])[:MOST_SEQUENCES]
+    others = [canary for canary in canaries if canary.input_ids.shape[1] == length and canary is not first]
+    alike = [canary.input_ids for canary in (first, *others)]
+    in_turns = sorted((row, place) for place, rows in enumerate(alike) for row in range(len(rows)))[:MOST_SEQUENCES]
+    taken = Counter(place for _, place in in_turns)
+    sequences = np.concatenate([rows[: taken[place]] for place, rows in enumerate(alike)])
     canary = _with_values(interventions, _measured(model, interventions, sequences, ()))
     for intervention, values in zip(interventions, canary.expected, strict=True):
         if intervention.check is not None and not np.isnan(values).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,3 +178,21 @@ def test_the_canary_of_weight_edits_sees_what_lies_in_the_last_blocks(settings: 
     measured = canary_values(other, edits, canary.input_ids)
     for edit, expected, values in zip(edits, canary.expected, measured, strict=True):
         assert not compare_canary(expected, values, edit, 0.1).ok
+
+
+def test_a_joined_check_keeps_sequences_of_both() -> None:
+    model = tiny_model("llama")
+    prompts = [random_prompts(32, seed=seed, shortest=6, longest=6) for seed in (3, 9)]
+    first, second = (key_space_detection(model, (1,), "query", own) for own in prompts)
+    second = replace(second, skills=("c", "d"))
+    canaries = [
+        measure_canary(model, [check], own, sequences=count)
+        for check, own, count in zip((first, second), prompts, (32, 24), strict=True)
+    ]
+    joined = measured_anew(model, [first.joined(second)], canaries)
+    rows = [tuple(row) for row in joined.input_ids.tolist()]
+    assert rows == [tuple(row) for canary in canaries for row in canary.input_ids[:16].tolist()]
+    assert joined.uncovered == ()
+    # Where there is room, none is left out.
+    few = [replace(canary, input_ids=canary.input_ids[:count]) for canary, count in zip(canaries, (25, 3), strict=True)]
+    assert len(measured_anew(model, [first.joined(second)], few).input_ids) == 28
