@@ -28,6 +28,10 @@ class Routing(Figures):
     width: int | None = None
     modules: ExpertModules | None = None
 
+    def __post_init__(self) -> None:
+        if self.modules is not None and len(self.modules.paths) != len(self.experts):
+            raise PlanError(f"The plan says where {len(self.modules.paths)} of {len(self.experts)} mixtures are.")
+
 
 @dataclass(frozen=True)
 class ModelIdentity(Figures):

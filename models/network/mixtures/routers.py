@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from bakeout.models.errors import BakeoutError
 
 EXPERTS = "experts"
+# To how many experts a token is sent, as configurations call it.
+_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,8 @@ class Router:
 def routers(model: PreTrainedModel) -> tuple[Router, ...]:
     """The routers of ``model``, from the embedding upwards; none of a dense model.
 
-    Raises ``BakeoutError`` for a mixture whose router is not a single matrix.
+    Raises ``BakeoutError`` for a mixture whose router is not a single matrix, and where the configuration does not say
+    to how many experts a token is sent.
     """
     return tuple(_router(model, path, number) for number, path in enumerate(_mixtures(model)))
 
@@ -98,12 +101,22 @@ def _router(model: PreTrainedModel, path: str, index: int) -> Router:
     for name, module in mixture.named_children():
         weight = getattr(module, "weight", None)
         if name != EXPERTS and isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == count:
-            config = model.config.get_text_config()
-            chosen = int(config.num_experts_per_tok)
-            return Router(index, module, path, count, chosen, weight.shape[1], _correction(mixture, name))
+            return Router(index, module, path, count, _chosen(model, path), weight.shape[1], _correction(mixture, name))
     raise BakeoutError(
         f"{path} has {count} experts, and no router that is one matrix.",
         "Use a model whose mixtures are routed by one linear layer.",
+    )
+
+
+def _chosen(model: PreTrainedModel, path: str) -> int:
+    """To how many experts a token is sent."""
+    config = model.config.get_text_config()
+    for name in _CHOSEN:
+        if isinstance(chosen := getattr(config, name, None), int):
+            return chosen
+    raise BakeoutError(
+        f"{path} is a mixture of experts, and the configuration does not say to how many of them a token is sent.",
+        f"Use a model whose configuration has one {' or '.join(_CHOSEN)}.",
     )
 
 
