@@ -24,11 +24,11 @@ from bakeout.models.network.blocks import numbered
 from bakeout.models.network.devices import input_device
 from bakeout.models.plan import Layout
 
-# Names of the nodes of autograd's graph, without "Backward" and a number behind it.
+# Names of the nodes of autograd's graph, without "Backward" and a number behind it. GeLUFunction is Bloom's own.
 # fmt: off
 _ACTIVATIONS = frozenset((
-    "Celu", "Elu", "Erf", "Expm1", "Gelu", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "Mish", "PreluKernel",
-    "Relu", "Selu", "Sigmoid", "Silu", "Softplus", "Tanh", "Threshold",
+    "Celu", "Elu", "Erf", "Expm1", "Gelu", "GeLUFunction", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "Mish",
+    "PreluKernel", "Relu", "Selu", "Sigmoid", "Silu", "Softplus", "Tanh", "Threshold",
 ))
 _ELEMENT_WISE = frozenset((
     "Abs", "Add", "ClampMax", "ClampMin", "Clamp", "Clone", "Div", "Exp", "Fill", "Maximum", "Minimum", "Mul",

@@ -191,7 +191,7 @@ def test_experts_are_probed_on_the_tokens_that_are_sent_to_them(family: str) -> 
     assert sum(moments.count for moments in answers.layers) < sum(moments.count for moments in probed.layers)
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "mixtral"])
+@pytest.mark.parametrize("family", sorted({"gpt_oss", "mixtral"} & set(READ)))
 def test_experts_are_read_as_earlier_changes_leave_them(family: str) -> None:
     model = tiny_model(family)
     records = [Record("", "", prompt[:2], prompt[2:]) for prompt in PROMPTS]
@@ -219,6 +219,7 @@ def offloaded(checkpoint_of: CheckpointOf) -> Callable[[str], PreTrainedModel]:
     return lambda family: load_model(checkpoint_of(family), Placement(dtype="float32", device_map=device_map))
 
 
+@pytest.mark.skipif("mixtral" not in READ, reason="transformers 5 holds these experts in stacks, which are not read")
 def test_offloaded_experts_are_probed_as_those_in_memory(
     checkpoint_of: CheckpointOf, offloaded: Callable[[str], PreTrainedModel]
 ) -> None:
