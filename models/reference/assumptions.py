@@ -107,21 +107,26 @@ def neuron_shapes(
     """How far the selected neurons are from the Gaussians that Neuron Adjust assumes.
 
     ``forget`` and ``retain`` are best fresh rows, of the kinds that the plan was fitted on. At most 4,000 tokens of
-    either are examined, spread evenly.
+    either are examined, spread evenly; for an expert's neurons, those of them that are sent to it. Neurons of experts
+    that are sent fewer than two are left out, which a warning tells.
     """
     seen = {
         "forget": _pre_activations(model, intervention, forget, scope, batch_size, track),
         "retain": _pre_activations(model, intervention, retain, scope, batch_size, track),
     }
     shapes = []
-    column = 0
+    column = unseen = 0
     for layer in intervention.adjustment.layers if intervention.adjustment else ():
         for index, neuron in enumerate(layer.neurons):
             gaussians = {
                 "forget": (layer.forget_mean[index], layer.forget_deviation[index]),
                 "retain": (layer.retain_mean[index], layer.retain_deviation[index]),
             }
-            values = {kind: seen[kind][:, column] for kind in seen}
+            values = {kind: _known(seen[kind][:, column]) for kind in seen}
+            column += 1
+            if min(map(len, values.values())) < 2:
+                unseen += 1
+                continue
             moments = {kind: _shape(values[kind]) for kind in values}
             shapes.append(
                 NeuronShape(
@@ -138,8 +143,8 @@ def neuron_shapes(
                     _share_shifted(values["retain"], gaussians["forget"], gaussians["retain"]),
                 )
             )
-            column += 1
-    return Shapes(tuple(shapes), tuple(_shape_warnings(shapes)))
+    warnings = [f"{unseen} of {column} selected neurons are of experts that these tokens are not sent to."]
+    return Shapes(tuple(shapes), (*(warnings if unseen else []), *_shape_warnings(shapes)))
 
 
 def conversation_drift(
@@ -264,21 +269,21 @@ def _watched(
 ) -> Iterator[tuple[Batch, Floats]]:
     """Per batch what an intervention watches, layer after layer, at the flat positions that ``choose`` gives."""
     positions = torch.empty(0, dtype=torch.int64)
-    gathered: list[Tensor] = []
+    gathered: dict[int, Tensor] = {}
 
     def prepare(batch: Batch) -> None:
         nonlocal positions
         positions = choose(batch)
 
-    def see(_layer: int, values: Tensor) -> None:
-        gathered.append(values[positions].double())
+    def see(layer: int, values: Tensor) -> None:
+        gathered[layer] = values[positions].double()
 
     with hooked(watch(model, intervention, see)):
         for batch in run_batches(
             model, sequences, batch_size=batch_size, description="looking at neurons", track=track, prepare=prepare
         ):
-            yield batch, torch.cat(gathered, dim=-1).cpu().numpy()
-            gathered.clear()
+            # A mixture computes its layers in another order than plans number them in.
+            yield batch, torch.cat([gathered[part.layer].cpu() for part in intervention.parts], dim=-1).numpy()
 
 
 def _head(turns: Sequence[list[int]], tokens: int, start: int) -> list[int]:
@@ -303,8 +308,11 @@ def _drift_row(
         nearness = check.nearness(seen)
         margin, refused = float(np.median(nearness)), float((nearness <= 1).mean())
     if intervention.adjustment is not None:
-        moved = np.abs(seen.mean(axis=0) - alone.mean(axis=0)) / intervention.canary_unit(alone)
-        shift = float(np.mean(moved))
+        # Of experts, only those that queries are sent to, both alone and here.
+        known = ~(np.isnan(seen).all(axis=0) | np.isnan(alone).all(axis=0))
+        if known.any():
+            moved = np.abs(np.nanmean(seen[:, known], axis=0) - np.nanmean(alone[:, known], axis=0))
+            shift = float(np.mean(moved / intervention.canary_unit(alone)[known]))
     shortest, longest = min(map(len, prompts)), max(map(len, prompts)) + 1
     return DriftRow(name, shortest, longest, len(prompts), margin, refused, shift)
 
@@ -321,6 +329,12 @@ def _drift_warnings(row: DriftRow, fresh: DriftRow, forgotten: bool) -> list[str
     if not forgotten and row.refused > fresh.refused + 0.01:
         return [f"{where}: {row.refused:.0%} are refused falsely, {fresh.refused:.0%} of the same queries alone."]
     return []
+
+
+def _known(values: Floats) -> Floats:
+    """Values without those of tokens that an expert is not sent."""
+    known: Floats = values[~np.isnan(values)]
+    return known
 
 
 def _shape(values: Floats) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest, norm
@@ -18,9 +19,11 @@ from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.network.probing import probe_neurons
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.reference.assumptions import conversation_drift, gaussian_gap, gaussian_overlap, neuron_shapes
+from bakeout.models.reference.hooks import Hooks
 
+from tests.baked_parity import neuron_adjust_of_experts
 from tests.recipe_files import rows
-from tests.tiny_models import byte_tokenizer
+from tests.tiny_models import byte_tokenizer, random_prompts, tiny_model
 
 
 def _records(subject: str, use: str = "probe") -> list[Record]:
@@ -61,6 +64,35 @@ def test_every_selected_neuron_is_looked_at(llama_checkpoint: Path, adjust: Neur
     assert all(0 <= one.forget_gap <= 1 and 0 <= one.overlap <= 1 for one in shapes.neurons)
     # They were selected for lying higher on the forget set.
     assert np.mean([one.shifted_forget - one.shifted_retain for one in shapes.neurons]) > 0.2
+
+
+def test_neurons_of_experts_are_looked_at_on_the_tokens_that_are_sent_to_them() -> None:
+    """A mixture computes its layers in another order than plans number them in."""
+    model, prompts = tiny_model("deepseek_v3"), random_prompts(12, seed=3)
+    adjust = neuron_adjust_of_experts(model, "threshold", prompts)
+    records = [Record("", "", prompt[:1], prompt[1:]) for prompt in prompts]
+    with torch.no_grad(), Hooks(model, [adjust]) as hooks:
+        seen = []
+        for prompt in prompts:
+            model(input_ids=torch.tensor([prompt]))
+            seen.append(hooks.seen[0].numpy())
+    # The adjustments are in force here; up to the first one's block they change nothing.
+    first = adjust.layers[0]
+    values = np.concatenate(seen)
+    shapes = neuron_shapes(model, adjust, records, records, scope="all")
+    by_neuron = {(shape.layer, shape.neuron): shape for shape in shapes.neurons}
+    for column, neuron in enumerate(first.neurons):
+        gap = gaussian_gap(values[:, column], first.forget_mean[column], first.forget_deviation[column])
+        assert by_neuron[first.layer, int(neuron)].forget_gap == pytest.approx(gap)
+    # Their Gaussians are of the same tokens, so that none is far off, whichever layer it lies in.
+    assert max(shape.forget_gap for shape in shapes.neurons) < 0.5
+    assert len(shapes.neurons) == sum(len(layer.neurons) for layer in adjust.layers)
+    few = neuron_shapes(model, adjust, records[:1], records[:1], scope="all")
+    assert 0 < len(few.neurons) < len(shapes.neurons)
+    assert "are of experts that these tokens are not sent to" in few.warnings[0]
+    drift = conversation_drift(model, adjust, {"a": records[:4]}, records, forget=["a"], lengths=[20])
+    assert drift.rows[0].shift == 0
+    assert drift.rows[1].shift is not None and 0 < drift.rows[1].shift < 10
 
 
 def test_neurons_that_look_the_same_on_both_sets_are_warned_of(llama_checkpoint: Path) -> None:
