@@ -223,7 +223,7 @@ def _attacks(
         means = {layer: np.zeros(feed_forwards[layer].hidden) for layer in layers}
         for probed in probe_rows(bench.model, ends, layers=layers, batch_size=BATCH, description="what the edit adds"):
             for one in update.updates:
-                added = probed.keys[one.layer] @ (one.left @ one.right).T.astype(np.float64)
+                added = probed.keys[one.layer].values @ (one.left @ one.right).T.astype(np.float64)
                 means[one.layer] += added.sum(axis=0) / len(ends)
         skipped = {}
         for layer in layers:

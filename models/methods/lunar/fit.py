@@ -18,10 +18,11 @@ from bakeout.models.methods.lunar import METHOD
 from bakeout.models.methods.lunar.layer import LayerProblem, by_gradient, by_regression
 from bakeout.models.methods.lunar.low_rank import truncated
 from bakeout.models.methods.lunar.options import LunarOptions, Tokens
-from bakeout.models.methods.lunar.redirection import redirections, require_shiftable, steering_scores
+from bakeout.models.methods.lunar.reach import reaches, require_shiftable
+from bakeout.models.methods.lunar.redirection import redirections, steering_scores
+from bakeout.models.methods.lunar.sublayers import sublayers
 from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows
 from bakeout.models.methods.search_space import tuned
-from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.plan import LowRankUpdate, WeightUpdate
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track, untracked
@@ -86,6 +87,10 @@ def fit_lunar(
     the less of what is to be forgotten has been read by then, which another layer could bring back. Several layers are
     fitted from below, each in the model that carries the edits below it, towards targets from the unedited model.
 
+    Of a mixture, `layers` count blocks, and all that adds to the residual stream there is changed: FFLs that see every
+    token, and experts on the tokens that are sent to them (``layer.LayerProblem``); with `experts: false` the former
+    alone, which `layers` then count.
+
     A second request is fitted on the model that carries the first. ``redirected`` are the forget records of earlier
     requests: all tokens of their prompts stay as they are now, redirected; their responses, which the model no longer
     gives, are not used. ``retain`` then must not hold them.
@@ -94,10 +99,10 @@ def fit_lunar(
     ``forget`` is left that moves, for layers that the model does not have, and for architectures that normalise what
     ``down`` gives (no change of ``down`` is a shift of the residual stream there).
     """
-    feed_forwards = feed_forward_layers(model)
+    every = sublayers(model, with_experts=options.experts)
     for name, records in (("forget", forget), ("reference", reference), ("earlier", redirected)):
         _require_prompts(name, records)
-    require_shiftable(model, forget[0].prompt_ids)
+    require_shiftable(model, forget[0].prompt_ids, with_experts=options.experts)
     rows, masked = _rows(forget, reference, retain, redirected, options.tokens)
     prompts = [record.prompt_ids for record in reference]
 
@@ -116,12 +121,13 @@ def fit_lunar(
             aim=aim,
             coefficient=coefficient,
             batch_size=batch_size,
+            with_experts=options.experts,
             track=track,
         )
         layers = [min(layer for layer, score in scores.items() if score >= max(scores.values()) - _AS_GOOD)]
     else:
         layers = sorted(set(options.layers))
-        _require_layers(layers, len(feed_forwards))
+        _require_layers(layers, len(every))
 
     redirected_to = redirections(
         model,
@@ -131,29 +137,49 @@ def fit_lunar(
         aim=aim,
         coefficient=coefficient,
         batch_size=batch_size,
+        with_experts=options.experts,
         track=track,
     )
     updates: list[WeightUpdate] = []
     fitted: dict[str, Any] = {}
     for layer in layers:
-        below = [LowRankUpdate(METHOD.name, tuple(updates))] if updates else []
+        below = [LowRankUpdate(METHOD.name, tuple(sorted(updates, key=_number)))] if updates else []
         with edited_weights(model, below):
             problem = LayerProblem(
-                model, feed_forwards[layer], rows.forget, redirected_to[layer], rows.retain, batch_size
+                model,
+                layer,
+                every[layer],
+                rows.forget,
+                redirected_to[layer],
+                rows.retain,
+                batch_size,
+                options.experts,
+                reaches(
+                    model,
+                    rows.forget,
+                    layer=layer,
+                    batch_size=batch_size,
+                    with_experts=options.experts,
+                    track=track,
+                )
+                if every[layer].multiplier is None
+                else None,
             )
             if options.solver == "closed_form":
-                change, figures = by_regression(problem, options.ridge, track)
+                solutions = by_regression(problem, options.ridge, track)
             else:
-                change, figures = by_gradient(problem, options.gradient, options.seed, track)
-        left, right, residual = truncated(change, options.truncation)
-        updates.append(WeightUpdate(layer, "down", left, right))
-        fitted[str(layer)] = {
-            "rank": left.shape[1],
-            "truncation_residual": residual,
-            "change_norm": float(np.linalg.norm(change)),
-            "direction_norm": float(np.linalg.norm(redirected_to[layer].direction)),
-            **figures,
-        }
+                solutions = by_gradient(problem, options.gradient, options.seed, track)
+        for number, (change, figures) in solutions.items():
+            left, right, residual = truncated(change, options.truncation)
+            updates.append(WeightUpdate(number, "down", left, right))
+            fitted[str(number)] = {
+                "rank": left.shape[1],
+                "truncation_residual": residual,
+                "change_norm": float(np.linalg.norm(change)),
+                "direction_norm": float(np.linalg.norm(redirected_to[layer].direction)),
+                **figures,
+            }
+    updates.sort(key=_number)
     report = {
         "solver": options.solver,
         "aim": aim,
@@ -166,6 +192,10 @@ def fit_lunar(
         "layer_scores": {str(layer): score for layer, score in scores.items()},
     }
     return LowRankUpdate(METHOD.name, tuple(updates), RetainReport(details=report))
+
+
+def _number(update: WeightUpdate) -> int:
+    return update.layer
 
 
 def _rows(

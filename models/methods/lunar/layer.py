@@ -3,84 +3,138 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from bakeout.models.methods.lunar.gradient import descend
 from bakeout.models.methods.lunar.options import GradientOptions
 from bakeout.models.methods.lunar.redirection import Redirection
 from bakeout.models.methods.lunar.ridge import RidgeSystem
+from bakeout.models.methods.lunar.sublayers import Part, Sublayer
 from bakeout.models.methods.lunar.token_rows import Probed, TokenRows, probe_rows
-from bakeout.models.network.families import FeedForward
 from bakeout.models.plan import Floats, Integers
 from bakeout.models.progress import Track
+
+# Tokens of which less arrives than this share are asked for no larger change than those of which it does.
+_LEAST_REACH = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
-    """Find dW with dW h = (target - a) / m on ``forget`` rows and dW h = 0 on ``retain`` rows.
+    """Find dW with dW h = (target - a) / m on ``forget`` rows and dW h = 0 on ``retain`` rows, for every part.
 
-    h is a row's key vector in the layer of ``feed_forward``, a the residual stream behind its block in ``model`` as it
-    is, m the residual multiplier.
+    h is a row's key vector in the part, a the residual stream behind the block in ``model`` as it is. m is what of the
+    layer's parts arrives there: the residual multiplier, or in a mixture the sum over the parts that the token is sent
+    to (``reaches``, float64 [rows, parts]). All of these are asked for one change (our reading): where each gives it,
+    the stream moves to its target, and no part's solution hangs on another's.
     """
 
     model: PreTrainedModel
-    feed_forward: FeedForward
+    layer: int
+    sublayer: Sublayer
     forget: TokenRows
     redirection: Redirection
     retain: TokenRows
     batch_size: int
+    with_experts: bool = False
+    reaches: Floats | None = None
 
-    def moving(self, track: Track) -> Iterator[tuple[Integers, Floats, Floats]]:
-        """Forget rows, batch after batch: their numbers, keys [n, F] and target changes [n, hidden]."""
-        layer = self.feed_forward.layer
+    def moving(self, track: Track) -> Iterator[tuple[Part, Integers, Floats, Floats]]:
+        """Forget rows, part after part of a batch: their numbers, keys [n, F] and target changes [n, hidden]."""
         for probed in self._probed(self.forget, "forget", track):
-            missing = self.redirection.targets[probed.numbers] - probed.residuals[layer]
-            yield probed.numbers, probed.keys[layer], missing / self.feed_forward.residual_multiplier
+            missing = self.redirection.targets[probed.numbers] - probed.residuals[self.layer]
+            changes = missing / self._arriving(probed)
+            for part in self.sublayer.parts:
+                keys = probed.keys[part.number]
+                yield part, probed.numbers[keys.places], keys.values, changes[keys.places]
 
-    def staying(self, rows: TokenRows, track: Track) -> Iterator[tuple[Integers, Floats]]:
-        """``rows``, some of the retain rows, batch after batch: their numbers and keys [n, F]."""
+    def staying(self, rows: TokenRows, track: Track) -> Iterator[tuple[Part, Integers, Floats]]:
+        """``rows``, some of the retain rows, likewise: their numbers and keys [n, F]."""
         for probed in self._probed(rows, "retain", track):
-            yield probed.numbers, probed.keys[self.feed_forward.layer]
+            for part in self.sublayer.parts:
+                keys = probed.keys[part.number]
+                yield part, probed.numbers[keys.places], keys.values
+
+    def _arriving(self, probed: Probed) -> float | Floats:
+        if self.sublayer.multiplier is not None:
+            return self.sublayer.multiplier
+        assert self.reaches is not None, "what arrives of a mixture was measured"
+        total = np.zeros((len(probed.numbers), 1))
+        for column, part in enumerate(self.sublayer.parts):
+            places = probed.keys[part.number].places
+            total[places, 0] += self.reaches[probed.numbers[places], column]
+        return np.maximum(total, _LEAST_REACH)
 
     def _probed(self, rows: TokenRows, name: str, track: Track) -> Iterator[Probed]:
-        layer = self.feed_forward.layer
-        description = f"layer {layer}: {name}"
         return probe_rows(
-            self.model, rows, layers=[layer], batch_size=self.batch_size, description=description, track=track
+            self.model,
+            rows,
+            layers=[self.layer],
+            batch_size=self.batch_size,
+            description=f"layer {self.layer}: {name}",
+            with_experts=self.with_experts,
+            track=track,
         )
 
 
-def by_regression(problem: LayerProblem, ridge: float, track: Track) -> tuple[Floats, dict[str, Any]]:
-    """The closed form: dW [hidden, F], and for the report the share of the target changes' norm that is missed."""
-    system = RidgeSystem(problem.feed_forward.width, problem.feed_forward.hidden)
-    kept: list[tuple[Floats, Floats]] = []
-    for _, keys, targets in problem.moving(track):
-        kept.append((keys, targets))
-        system.add(keys, targets)
-    for _, keys in problem.staying(problem.retain, track):
-        system.add(keys)
-    change = system.solve(ridge)
-    missed = sum(float(np.square(keys @ change.T - targets).sum()) for keys, targets in kept)
-    asked = sum(float(np.square(targets).sum()) for _, targets in kept)
-    return change, {"ridge": ridge, "missed": math.sqrt(missed / asked) if asked else 0.0}
+# dW [hidden, F], and figures for the report.
+Solution = tuple[Floats, dict[str, Any]]
 
 
-def by_gradient(
-    problem: LayerProblem, options: GradientOptions, seed: int, track: Track
-) -> tuple[Floats, dict[str, Any]]:
-    """Descent on all forget rows and a draw of the retain rows: dW [hidden, F], and every epoch's loss."""
+def by_regression(problem: LayerProblem, ridge: float, track: Track) -> dict[int, Solution]:
+    """The closed form, for each part that a forget row is sent to; its figure is the share of the target changes' norm
+    that is missed.
+    """
+    hidden = problem.sublayer.hidden
+    systems = {part.number: RidgeSystem(part.width, hidden) for part in problem.sublayer.parts}
+    kept: dict[int, list[tuple[Floats, Floats]]] = {number: [] for number in systems}
+    for part, _, keys, targets in problem.moving(track):
+        if len(keys):
+            kept[part.number].append((keys, targets))
+            systems[part.number].add(keys, targets)
+    for part, _, keys in problem.staying(problem.retain, track):
+        systems[part.number].add(keys)
+    solutions: dict[int, Solution] = {}
+    for number, rows in kept.items():
+        if rows:
+            change = systems[number].solve(ridge)
+            missed = sum(float(np.square(keys @ change.T - targets).sum()) for keys, targets in rows)
+            asked = sum(float(np.square(targets).sum()) for _, targets in rows)
+            solutions[number] = change, {"ridge": ridge, "missed": math.sqrt(missed / asked) if asked else 0.0}
+    return solutions
+
+
+def by_gradient(problem: LayerProblem, options: GradientOptions, seed: int, track: Track) -> dict[int, Solution]:
+    """Descent on all forget rows and a draw of the retain rows, for each part that a forget row is sent to; its figures
+    are every epoch's loss and the number of retain rows.
+    """
     moving = len(problem.forget)
     still = problem.retain.sample(round(options.retain_rows * moving), seed)
-    keys = np.zeros((moving + len(still), problem.feed_forward.width), dtype=np.float32)
-    changes = np.zeros((len(keys), problem.feed_forward.hidden), dtype=np.float32)
-    for numbers, batch_keys, batch_changes in problem.moving(track):
-        keys[numbers], changes[numbers] = batch_keys, batch_changes
-    for numbers, batch_keys in problem.staying(still, track):
-        keys[moving + numbers] = batch_keys
-    change, losses = descend(keys, changes, options, seed=seed, track=track)
-    return change, {"losses": losses, "sampled_retain_rows": len(still)}
+    rows: dict[int, list[_Rows]] = {part.number: [] for part in problem.sublayer.parts}
+    for part, numbers, keys, changes in problem.moving(track):
+        rows[part.number].append((numbers, keys.astype(np.float32), changes.astype(np.float32)))
+    sent = {number for number, batches in rows.items() if any(len(batch[0]) for batch in batches)}
+    for part, numbers, keys in problem.staying(still, track):
+        unmoved = np.zeros((len(keys), problem.sublayer.hidden), dtype=np.float32)
+        rows[part.number].append((moving + numbers, keys.astype(np.float32), unmoved))
+    solutions: dict[int, Solution] = {}
+    for number in sorted(sent):
+        ordered = _by_number(rows.pop(number))
+        change, losses = descend(*ordered[1:], options, seed=seed, track=track)
+        solutions[number] = change, {"losses": losses, "sampled_retain_rows": int((ordered[0] >= moving).sum())}
+    return solutions
+
+
+# Numbers [n], keys [n, F] and target changes [n, hidden].
+_Rows = tuple[Integers, NDArray[np.float32], NDArray[np.float32]]
+
+
+def _by_number(batches: Sequence[_Rows]) -> _Rows:
+    numbers, keys, changes = (np.concatenate([batch[place] for batch in batches]) for place in range(3))
+    order = np.argsort(numbers)
+    return numbers[order], keys[order], changes[order]

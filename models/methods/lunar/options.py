@@ -45,6 +45,11 @@ class LunarOptions(MethodOptions):
     layers: Literal["auto"] | Layers = Field(
         default="auto", description="The layers whose `down_proj` is changed, counted from 0; `auto` chooses one."
     )
+    experts: bool = Field(
+        default=True,
+        description="Whether a mixture's experts are changed too, with what else their block holds, or only the layers "
+        "that see every token; `layers` count blocks, or these.",
+    )
     solver: Solver = Field(
         default="closed_form", description="`closed_form` (ridge regression) or `gradient` (the paper's)."
     )

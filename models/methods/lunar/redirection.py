@@ -12,17 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.lunar.options import Aim
-from bakeout.models.methods.lunar.token_rows import TokenRows, flat_positions, probe_rows, residual_stream
+from bakeout.models.methods.lunar.sublayers import sublayers
+from bakeout.models.methods.lunar.token_rows import TokenRows, flat_positions, residual_stream, residual_streams
 from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import feed_forward_layers, text_config
+from bakeout.models.network.families import text_config
 from bakeout.models.network.probing import Batch, hooked, run_batches
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
-
-# How far a vector added to an FFL's output may be from what arrives behind the block: bfloat16 rounds, a norm distorts.
-_ADDED = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +43,7 @@ def redirections(
     aim: Aim,
     coefficient: float,
     batch_size: int,
+    with_experts: bool = False,
     track: Track = untracked,
 ) -> dict[int, Redirection]:
     """The targets of the forget rows in every layer of ``layers``, from the model as it is.
@@ -59,10 +57,21 @@ def redirections(
     """
     whole = TokenRows(tuple(map(list, forget.sequences)), tuple([len(ids) - 1] for ids in forget.sequences))
     every = TokenRows(tuple(map(list, reference)), tuple(list(range(len(ids))) for ids in reference))
-    description = "probing forget prompts"
-    forget_ends = _residuals(model, whole, layers, batch_size, description, track)
-    forget_rows = _residuals(model, forget, layers, batch_size, description, track)
-    references = _residuals(model, every, layers, batch_size, "probing reference prompts", track)
+
+    def residuals(rows: TokenRows, description: str) -> dict[int, Floats]:
+        return residual_streams(
+            model,
+            rows,
+            layers=layers,
+            batch_size=batch_size,
+            description=description,
+            with_experts=with_experts,
+            track=track,
+        )
+
+    forget_ends = residuals(whole, "probing forget prompts")
+    forget_rows = residuals(forget, "probing forget prompts")
+    references = residuals(every, "probing reference prompts")
     ends = every.last
     by_layer = {}
     for layer in layers:
@@ -82,6 +91,7 @@ def steering_scores(
     aim: Aim,
     coefficient: float,
     batch_size: int,
+    with_experts: bool = False,
     track: Track = untracked,
 ) -> dict[int, float]:
     """How well steering in each layer makes the model answer forget prompts as it answers the reference prompts.
@@ -98,7 +108,7 @@ def steering_scores(
     ignorance = _first_answers(model, reference, batch_size, "reading reference answers", track)
     unrelated = _first_answers(model, retain, batch_size, "reading retain answers", track)
     scores = {}
-    for layer in range(len(feed_forward_layers(model))):
+    for layer, sublayer in enumerate(sublayers(model, with_experts=with_experts)):
         redirected = redirections(
             model,
             forget,
@@ -107,59 +117,13 @@ def steering_scores(
             aim=aim,
             coefficient=coefficient,
             batch_size=batch_size,
+            with_experts=with_experts,
             track=track,
         )
-        steering = forget, layer, redirected[layer]
+        steering = forget, sublayer.block, redirected[layer]
         steered = _first_answers(model, forget.sequences, batch_size, f"steering layer {layer}", track, steering)
         scores[layer] = float(np.minimum(steered, ignorance).sum() - np.minimum(steered, unrelated).sum())
     return scores
-
-
-def require_shiftable(model: PreTrainedModel, prompt: Sequence[int]) -> None:
-    """Raise ``BakeoutError`` unless what ``down`` gives is added to the residual stream as it is.
-
-    Where a norm follows (Gemma 2 and 3, OLMo 2, BART), no change of ``down`` shifts the residual stream by a given
-    vector. It is tried: a vector added to ``down``'s output on ``prompt`` must come out behind the block, multiplied by
-    the architecture's residual multiplier.
-    """
-    feed_forward = feed_forward_layers(model)[0]
-    streams: list[Tensor] = []
-    shift: list[Tensor] = []
-
-    def add(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:
-        return output + shift[0] if shift else output
-
-    def read(_module: nn.Module, _arguments: Any, output: Any) -> None:
-        streams.append(residual_stream(output).reshape(-1, feed_forward.hidden).float())
-
-    def run() -> None:
-        for _ in run_batches(model, [prompt], batch_size=1, description="looking for norms"):
-            pass
-
-    with hooked([feed_forward.down.register_forward_hook(add), feed_forward.block.register_forward_hook(read)]):
-        run()
-        vector = torch.randn(feed_forward.hidden, generator=torch.Generator().manual_seed(0)).to(streams[0].device)
-        vector *= streams[0].square().mean().sqrt()
-        shift.append(vector.to(model.dtype))
-        run()
-    expected = feed_forward.residual_multiplier * vector
-    if float((streams[1] - streams[0] - expected).norm(dim=-1).max()) > _ADDED * float(expected.norm()):
-        raise BakeoutError(
-            f"LUNAR: {model.config.model_type!r} has a norm behind its feed-forward layers, so that no change of "
-            "`down` shifts the residual stream by a given vector.",
-            "Use Key Space Detection, Neuron Adjust, Selective Pruning or UNLEARN with this model.",
-        )
-
-
-def _residuals(
-    model: PreTrainedModel, rows: TokenRows, layers: Sequence[int], batch_size: int, description: str, track: Track
-) -> dict[int, Floats]:
-    hidden = feed_forward_layers(model)[0].hidden
-    residuals = {layer: np.empty((len(rows), hidden)) for layer in layers}
-    for probed in probe_rows(model, rows, layers=layers, batch_size=batch_size, description=description, track=track):
-        for layer in layers:
-            residuals[layer][probed.numbers] = probed.residuals[layer]
-    return residuals
 
 
 def _means_by_token(residuals: Floats, rows: TokenRows, asked: TokenRows) -> Floats:
@@ -179,7 +143,7 @@ def _first_answers(
     batch_size: int,
     description: str,
     track: Track,
-    steering: tuple[TokenRows, int, Redirection] | None = None,
+    steering: tuple[TokenRows, nn.Module, Redirection] | None = None,
 ) -> Floats:
     """The distribution of the first answer token, averaged over prompts: float64 [vocabulary]."""
     batch: Batch | None = None
@@ -194,7 +158,7 @@ def _first_answers(
 
     hooks = [model.base_model.register_forward_hook(read)]
     if steering is not None:
-        rows, layer, redirection = steering
+        rows, block, redirection = steering
         starts = rows.first_numbers
 
         def steer(_module: nn.Module, _arguments: Any, output: Any) -> Any:
@@ -206,7 +170,7 @@ def _first_answers(
             steered = flat.reshape(stream.shape)
             return steered if isinstance(output, Tensor) else (steered, *output[1:])
 
-        hooks.append(feed_forward_layers(model)[layer].block.register_forward_hook(steer))
+        hooks.append(block.register_forward_hook(steer))
     head = model.get_output_embeddings()
     total = np.zeros(text_config(model).vocab_size)
     with hooked(hooks):

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bakeout.models.methods.lunar.sublayers import Part, sublayers
 from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.mixtures.expert_probing import reading_experts
+from bakeout.models.network.mixtures.experts import Expert
 from bakeout.models.network.probing import Batch, Read, run_batches
 from bakeout.models.plan import Floats, Integers
 from bakeout.models.progress import Track, untracked
@@ -84,11 +86,22 @@ class Prefixes:
 
 
 @dataclass(frozen=True, eq=False)
+class Keys:
+    """Key vectors in one part, float64 [m, F], and which of the rows that were probed together have one: int64 [m].
+
+    What is not sent to an expert has none there.
+    """
+
+    places: Integers
+    values: Floats
+
+
+@dataclass(frozen=True, eq=False)
 class Probed:
-    """Some rows: their ``numbers`` int64 [n], per layer their keys [n, F] and the residual stream [n, hidden]."""
+    """Some rows: their ``numbers`` int64 [n], their keys in each part and the residual stream [n, hidden] per layer."""
 
     numbers: Integers
-    keys: dict[int, Floats]
+    keys: dict[int, Keys]
     residuals: dict[int, Floats]
 
 
@@ -99,40 +112,53 @@ def probe_rows(
     layers: Sequence[int],
     batch_size: int,
     description: str,
+    with_experts: bool = False,
     track: Track = untracked,
 ) -> Iterator[Probed]:
-    """Key vectors of the FFLs ``layers`` and the residual stream behind their blocks, float64, batch after batch.
+    """Key vectors of the parts of ``layers`` and the residual stream behind their blocks, float64, batch after batch.
 
     Every row comes once, in the order of the batches. Abandoning the iterator removes its hooks.
     """
-    feed_forwards = feed_forward_layers(model)
+    every = sublayers(model, with_experts=with_experts)
+    parts = [part for layer in layers for part in every[layer].parts]
+    routed = [(part.number, part.of) for part in parts if isinstance(part.of, Expert)]
     selected = torch.empty(0, dtype=torch.int64)
-    keys: dict[int, Tensor] = {}
+    keys: dict[int, Keys] = {}
     residuals: dict[int, Tensor] = {}
 
     def prepare(batch: Batch) -> None:
         nonlocal selected
         selected = flat_positions(rows, batch)
 
-    def take_keys(layer: int) -> Read:
+    def take_keys(part: Part) -> Read:
         def read(key: Tensor) -> None:
-            keys[layer] = in_float64(key.reshape(-1, feed_forwards[layer].width)[selected.to(key.device)])
+            values = in_float64(key.reshape(-1, part.width)[selected.to(key.device)])
+            keys[part.number] = Keys(np.arange(len(selected), dtype=np.int64), values.cpu().numpy())
 
         return read
 
+    def see(place: int, inputs: Tensor, sent: Tensor) -> None:
+        number, expert = routed[place]
+        values = in_float64(expert.key_vector(inputs))
+        keys[number] = Keys(np.flatnonzero(sent.cpu().numpy()).astype(np.int64), values.cpu().numpy())
+
     def take_residuals(layer: int) -> Read:
         def read(output: Any) -> None:
-            stream = residual_stream(output).reshape(-1, feed_forwards[layer].hidden)
+            stream = residual_stream(output).reshape(-1, every[layer].hidden)
             residuals[layer] = in_float64(stream[selected.to(stream.device)])
 
         return read
 
+    of_routers, behind_routers = reading_experts([expert for _, expert in routed], lambda: selected, see)
     first_numbers = rows.first_numbers
     for batch in run_batches(
         model,
         rows.sequences,
-        inputs={feed_forwards[layer].down: take_keys(layer) for layer in layers},
-        outputs={feed_forwards[layer].block: take_residuals(layer) for layer in layers},
+        inputs={
+            **{part.of.down: take_keys(part) for part in parts if not isinstance(part.of, Expert)},
+            **of_routers,
+        },
+        outputs={**{every[layer].block: take_residuals(layer) for layer in layers}, **behind_routers},
         batch_size=batch_size,
         description=description,
         track=track,
@@ -145,9 +171,36 @@ def probe_rows(
         ]
         yield Probed(
             np.array(numbers, dtype=np.int64),
-            {layer: values.cpu().numpy() for layer, values in keys.items()},
+            dict(keys),
             {layer: values.cpu().numpy() for layer, values in residuals.items()},
         )
+
+
+def residual_streams(
+    model: PreTrainedModel,
+    rows: TokenRows,
+    *,
+    layers: Sequence[int],
+    batch_size: int,
+    description: str,
+    with_experts: bool = False,
+    track: Track = untracked,
+) -> dict[int, Floats]:
+    """The residual stream of every row behind the blocks of ``layers``: per layer float64 [rows, hidden]."""
+    every = sublayers(model, with_experts=with_experts)
+    streams = {layer: np.empty((len(rows), every[layer].hidden)) for layer in layers}
+    for probed in probe_rows(
+        model,
+        rows,
+        layers=layers,
+        batch_size=batch_size,
+        description=description,
+        with_experts=with_experts,
+        track=track,
+    ):
+        for layer in layers:
+            streams[layer][probed.numbers] = probed.residuals[layer]
+    return streams
 
 
 def flat_positions(rows: TokenRows, batch: Batch) -> Tensor:

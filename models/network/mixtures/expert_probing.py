@@ -20,8 +20,9 @@ from bakeout.models.network.statistics import MixtureMagnitudes, MixtureStatisti
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
-# Called with an expert's place among all, and what it computes of tokens that count, [n, F].
-See = Callable[[int, Tensor], None]
+# Called with an expert's place among all, what it reads of tokens that count, [n, hidden], and which of these were
+# sent to it, bool [tokens that count].
+See = Callable[[int, Tensor, Tensor], None]
 
 
 def probe_mixture(
@@ -56,7 +57,7 @@ def probe_mixture(
 
         return read
 
-    def see(place: int, rows: Tensor) -> None:
+    def see(place: int, rows: Tensor, _sent: Tensor) -> None:
         expert = routed[place]
         gathered[len(layers) + place] = Moments.of(_numpy(expert.pre_activation(rows, expert.changes)))
 
@@ -110,7 +111,7 @@ def probe_mixture_magnitudes(
 
         return read
 
-    def see(place: int, rows: Tensor) -> None:
+    def see(place: int, rows: Tensor, _sent: Tensor) -> None:
         gathered[len(layers) + place] = np.abs(_numpy(routed[place].key_vector(rows))).sum(axis=0)
 
     counted = 0
@@ -134,7 +135,7 @@ def probe_mixture_magnitudes(
 def reading_experts(
     routed: Sequence[Expert], tokens: Callable[[], Tensor], see: See
 ) -> tuple[Mapping[nn.Module, Read], Mapping[nn.Module, Read]]:
-    """What reads routers in a forward pass, their inputs and their outputs, and shows each expert's rows [n, hidden].
+    """What reads routers in a forward pass, their inputs and their outputs, and shows what each expert reads.
 
     ``tokens`` are those that count: positions in the flattened batch.
     """
@@ -155,8 +156,8 @@ def reading_experts(
             passed = Routed.of(router, latest.pop(), output)
             chosen = passed.chosen[tokens().to(passed.chosen.device)]
             for place, expert in own:
-                sent = tokens().to(chosen.device)[chosen[:, expert.number]]
-                see(place, expert.rows(passed, sent))
+                sent = chosen[:, expert.number]
+                see(place, expert.rows(passed, tokens().to(chosen.device)[sent]), sent)
 
         inputs[router.module], outputs[router.module] = keep, read
     return inputs, outputs

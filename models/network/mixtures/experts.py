@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,10 @@ from bakeout.models.network.mixtures.routers import EXPERTS, Router, require_in_
 from bakeout.models.plan import Role
 from bakeout.models.plan.feed_forward_modules import ExpertModules
 
-# What becomes of pre-activations, [tokens, F] to the same shape.
+# What becomes of pre-activations [tokens, F], or of an output [tokens, hidden].
 Change = Callable[[Tensor], Tensor]
+# What of an expert is changed.
+Changed = Literal["pre-activation", "output"]
 # What gate, up and down are called in FFLs of mixtures; the latter are Mixtral's and lfm2_moe's.
 GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
@@ -78,6 +80,10 @@ class Expert(ABC):
 
         The rows that are changed are those of the tokens that are sent to the expert, in any order.
         """
+
+    @abstractmethod
+    def shifted_by(self, vector: Tensor) -> Any:
+        """Add ``vector`` [hidden] to what it gives, before the router weights that, until ``remove``, likewise."""
 
     @abstractmethod
     def weight(self, role: Role) -> Tensor:
@@ -154,6 +160,9 @@ class _Separate(Expert):
 
     def changed_by(self, change: Change) -> Any:
         return self.gate.register_forward_hook(_Changing(change))
+
+    def shifted_by(self, vector: Tensor) -> Any:
+        return self.down.register_forward_hook(lambda _module, _arguments, output: output + vector.to(output))
 
     def weight(self, role: Role) -> Tensor:
         return {"gate": self.gate, "up": self.up, "down": self.down}[role].weight
@@ -255,11 +264,15 @@ class _Stacked(Expert):
     @property
     def changes(self) -> tuple[Change, ...]:
         present = self.module.__dict__.get("forward")
-        return present.changes_of(self.number) if isinstance(present, _Unstacked) else ()
+        return present.changes_of(self.number, "pre-activation") if isinstance(present, _Unstacked) else ()
 
     def changed_by(self, change: Change) -> Any:
         self._require_in_memory()
-        return _Unstacked.of(self).with_change(self.number, change)
+        return _Unstacked.of(self).with_change(self.number, "pre-activation", change)
+
+    def shifted_by(self, vector: Tensor) -> Any:
+        self._require_in_memory()
+        return _Unstacked.of(self).with_change(self.number, "output", lambda output: output + vector.to(output))
 
     def weight(self, role: Role) -> Tensor:
         if role == "down":
@@ -294,7 +307,7 @@ class _Stacked(Expert):
 
 
 class _Unstacked:
-    """The forward pass of a module of stacked experts, expert by expert, with changes of their pre-activations."""
+    """The forward pass of a module of stacked experts, expert by expert, with changes of what they compute."""
 
     def __init__(self, expert: _Stacked) -> None:
         self._module, self._form = expert.module, expert.form
@@ -302,7 +315,7 @@ class _Unstacked:
             _Stacked(expert.router, number, expert.width, expert.hidden, self._module, self._form)
             for number in range(len(self._module.down_proj))
         ]
-        self._changes: list[tuple[int, Change]] = []
+        self._changes: list[tuple[int, Changed, Change]] = []
         # accelerate gives a module a forward pass of its own.
         self._replaced = self._module.__dict__.get("forward")
 
@@ -312,18 +325,18 @@ class _Unstacked:
         present = expert.module.__dict__.get("forward")
         return present if isinstance(present, cls) else cls(expert)
 
-    def changes_of(self, number: int) -> tuple[Change, ...]:
+    def changes_of(self, number: int, what: Changed) -> tuple[Change, ...]:
         """Those of one expert, in their order."""
-        return tuple(change for own, change in self._changes if own == number)
+        return tuple(change for own, changed, change in self._changes if (own, changed) == (number, what))
 
-    def with_change(self, number: int, change: Change) -> _Removable:
+    def with_change(self, number: int, what: Changed, change: Change) -> _Removable:
         """Compute by this pass, with a change of one expert, until it is removed."""
-        entry = (number, change)
+        entry = (number, what, change)
         self._changes.append(entry)
         self._module.forward = self
         return _Removable(lambda: self._without(entry))
 
-    def _without(self, entry: tuple[int, Change]) -> None:
+    def _without(self, entry: tuple[int, Changed, Change]) -> None:
         self._changes.remove(entry)
         if self._changes:
             return
@@ -339,7 +352,7 @@ class _Unstacked:
         """
         if self._form.scores:
             parts = hidden_states.view(len(self._experts), -1, hidden_states.shape[-1])
-            return torch.cat([expert.computed(rows) for expert, rows in zip(self._experts, parts, strict=True)])
+            return torch.cat([self._given(expert, rows) for expert, rows in zip(self._experts, parts, strict=True)])
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         if hidden_states.ndim == 2:
             of_every = routing_weights.new_zeros(len(rows), len(self._experts))
@@ -347,9 +360,12 @@ class _Unstacked:
         result = torch.zeros_like(rows)
         for number, expert in enumerate(self._experts):
             tokens = (router_indices == number).any(dim=-1).nonzero().flatten()
-            weighted = expert.computed(rows[tokens]) * routing_weights[tokens, number, None]
+            weighted = self._given(expert, rows[tokens]) * routing_weights[tokens, number, None]
             result.index_add_(0, tokens, weighted.to(rows.dtype))
         return result.view(hidden_states.shape)
+
+    def _given(self, expert: _Stacked, rows: Tensor) -> Tensor:
+        return _changed(expert.computed(rows), self.changes_of(expert.number, "output"))
 
 
 @dataclass(frozen=True)

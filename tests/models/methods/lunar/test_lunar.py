@@ -22,8 +22,8 @@ from bakeout.models.methods.lunar.low_rank import truncated
 from bakeout.models.methods.lunar.options import GradientOptions, LunarOptions
 from bakeout.models.methods.lunar.redirection import redirections
 from bakeout.models.methods.lunar.ridge import RidgeSystem
-from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows, probe_rows
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows, probe_rows, residual_streams
+from bakeout.models.network.families import blocks, feed_forward_layers
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.reference.weight_edits import edited_weights
 
@@ -31,6 +31,7 @@ from tests.tiny_models import FAMILIES, random_prompts, tiny_model
 
 NORMED = ("bart", "blenderbot-small", "gemma2", "gemma3_text", "marian", "olmo2")
 PLAIN = [family for family in FAMILIES if family not in NORMED]
+ROUTED = ("deepseek_v3", "gpt_oss", "llama4_text", "mixtral", "qwen2_moe")
 HIDDEN = 5
 
 
@@ -203,7 +204,7 @@ def test_rows_are_the_streams_and_keys_of_unpadded_texts(family: str) -> None:
     streams = _streams(model, sequences, 1)
     seen = np.full((len(rows), streams[0].shape[1]), np.nan)
     for probed in probe_rows(model, rows, layers=[0, 1], batch_size=2, description="probing"):
-        assert probed.keys[0].shape == (len(probed.numbers), feed_forward_layers(model)[0].width)
+        assert probed.keys[0].values.shape == (len(probed.numbers), feed_forward_layers(model)[0].width)
         seen[probed.numbers] = probed.residuals[1]
     expected = np.concatenate([stream[[0, -1]] for stream in streams])
     np.testing.assert_allclose(seen, expected, atol=1e-4)
@@ -248,35 +249,60 @@ def _lunar(
     return fit_lunar(model, forget, reference, retain, chosen, redirected=redirected, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("family", PLAIN)
-def test_forget_rows_arrive_and_retain_rows_stay_in_every_family(family: str, data: Requests) -> None:
-    model = tiny_model(family, layers=2)
+@pytest.mark.parametrize(
+    ("family", "experts"),
+    [*((family, False) for family in PLAIN), *((family, True) for family in ROUTED), ("qwen2_moe", False)],
+)
+def test_forget_rows_arrive_and_retain_rows_stay_in_every_family(family: str, experts: bool, data: Requests) -> None:
+    # Some shared experts are half as wide.
+    model = tiny_model(family, layers=2, width=192 if family in ROUTED else 96)
+    of_block = [number for number, block in enumerate(blocks(model)) if block == 1]
+    parts = of_block if experts else [1]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     update = _lunar(
-        model, **data, layers=[1], aim="shift", coefficient=1.0, ridge=1e-7, tokens="last", truncation=0.0, batch_size=3
+        model,
+        **data,
+        layers=[1],
+        aim="shift",
+        coefficient=1.0,
+        ridge=1e-7,
+        tokens="last",
+        truncation=0.0,
+        batch_size=3,
+        experts=experts,
     )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [(one.layer, one.role, one.left.shape[1]) for one in update.updates] == [(1, "down", 1)]
+    assert {(part.role, part.left.shape[1]) for part in update.updates} == {("down", 1)}
+    # Of the parts those that a forget row is sent to.
+    assert {part.layer for part in update.updates} <= set(parts)
+    assert len(update.updates) == 1 if len(parts) == 1 else len(update.updates) >= 2
     forget = [record.prompt_ids for record in data["forget"]]
     kept = [record.prompt_ids + record.response_ids for record in data["retain"] + data["reference"]]
     moved = TokenRows(tuple(forget), tuple([len(ids) - 1] for ids in forget))
     aimed = redirections(
-        model, moved, [r.prompt_ids for r in data["reference"]], layers=[1], aim="shift", coefficient=1.0, batch_size=8
+        model,
+        moved,
+        [record.prompt_ids for record in data["reference"]],
+        layers=[1],
+        aim="shift",
+        coefficient=1.0,
+        batch_size=8,
+        with_experts=experts,
     )[1]
     still = TokenRows(tuple(kept), tuple(list(range(len(ids))) for ids in kept))
-    was = _gathered(model, still, 1)
+    was = residual_streams(model, still, layers=[1], batch_size=3, description="probing", with_experts=experts)[1]
     with edited_weights(model, [update]):
-        arrived, stayed = _gathered(model, moved, 1), _gathered(model, still, 1)
+        arrived, stayed = (
+            residual_streams(model, rows, layers=[1], batch_size=3, description="probing", with_experts=experts)[1]
+            for rows in (moved, still)
+        )
     step = np.linalg.norm(aimed.direction)
     np.testing.assert_allclose(arrived, aimed.targets, atol=0.02 * float(step))
     np.testing.assert_allclose(stayed, was, atol=0.02 * float(step))
 
 
 def _gathered(model: PreTrainedModel, rows: TokenRows, layer: int) -> Any:
-    found = np.empty((len(rows), feed_forward_layers(model)[0].hidden))
-    for probed in probe_rows(model, rows, layers=[layer], batch_size=3, description="probing"):
-        found[probed.numbers] = probed.residuals[layer]
-    return found
+    return residual_streams(model, rows, layers=[layer], batch_size=3, description="probing")[layer]
 
 
 @pytest.mark.parametrize("solver", ["closed_form", "gradient"])
