@@ -314,7 +314,7 @@ def test_an_answer_ends_with_the_models_context(family: str, tmp_path: Path, cap
     prompts = [[5 + place % 200 for place in range(length)] for length in (500, 509, 512)]
     model = tiny_model(family, layers=1)
     (tmp_path / "scratch").mkdir()
-    runner = Runner(as_onnx(checkpoint, tmp_path / "scratch"))
+    runner = Runner(as_onnx(checkpoint, tmp_path / "scratch", "auto"))
     runner.end_tokens = frozenset()
     answers = runner.generate(prompts, 20)
     # Of the context's last place, the next token is computed still.

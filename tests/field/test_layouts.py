@@ -199,7 +199,7 @@ def everything(model: str | Path, plan: Plan, directory: Path) -> list[Callable[
     return [
         lambda: fit(load_recipe(write_recipe(directory, Path(model)))),
         lambda: find_checkpoint(model),
-        lambda: as_onnx(Path(model), directory),
+        lambda: as_onnx(Path(model), directory, "auto"),
         lambda: dry_run(model, plan, BakeOptions()),
         lambda: bake(model, plan, directory / "baked"),
     ]

@@ -70,7 +70,7 @@ def test_what_is_not_read_is_refused_by_name_by_everything(
     users: list[Callable[[], Any]] = [
         lambda: find_checkpoint(model),
         lambda: Runner(model),
-        lambda: as_onnx(model, tmp_path),
+        lambda: as_onnx(model, tmp_path, "auto"),
         lambda: dry_run(model, tiny_plan, BakeOptions()),
         lambda: bake(model, tiny_plan, tmp_path / "baked"),
     ]

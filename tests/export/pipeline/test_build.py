@@ -17,6 +17,7 @@ from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.verification.verify import verify
 from bakeout.models.errors import BakeoutError
+from bakeout.models.progress import Item
 
 from tests.directory_tree import tree
 from tests.recipe_files import KEY_SPACE_DETECTION, write_recipe
@@ -77,7 +78,7 @@ def test_an_exporter_that_cannot_is_refused_before_anything_is_fitted(tmp_path: 
     )
     steps = []
 
-    def track(iterable: Iterable[Any], description: str, _: int) -> Iterable[Any]:
+    def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
         steps.append(description)
         return iterable
 

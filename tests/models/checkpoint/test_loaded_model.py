@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_the_same_weights_are_saved_with_the_same_digest(llama_checkpoint: Path,
 
 
 def test_what_transformers_does_not_save_is_refused(llama_checkpoint: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(llama_checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(llama_checkpoint)
     model.config.name_or_path = ""
     model.generation_config.top_p = 0.6
     tokenizer = AutoTokenizer.from_pretrained(llama_checkpoint)

@@ -217,7 +217,7 @@ def test_blocks_that_give_lists_are_read() -> None:
 
 def test_blocks_are_numbered_in_their_own_list() -> None:
     """A list around the decoder, and one within each block, hold no blocks."""
-    model = _unknown(tiny_model("llama", layers=3))
+    model: Any = _unknown(tiny_model("llama", layers=3))
     embeddings = model.model.embed_tokens
     for layer in model.model.layers:
         layer.mlp = _Listed(layer.mlp)
