@@ -110,18 +110,17 @@ def _rows(layer: FeedForwardLayer, role: Role, where: str) -> slice:
     assert layer.up_output is not None, "a fused linear has two halves"
     halves = {"gate": layer.pre_activation, "up": layer.up_output}
     steps = {_step(half) for half in halves.values()}
-    if steps == {2}:
-        starts = {name: _offset(half, layer.width) for name, half in halves.items()}
-        if sorted(map(str, starts.values())) != ["0", "1"]:
-            raise GraphError(f"{where}: its place in the fused linear is not constant.")
+    starts = {name: _offset(half, layer.width) for name, half in halves.items()}
+    if steps == {2} and set(starts.values()) == {0, 1}:
         return slice(starts[role], None, 2)
-    own = _offset(halves.pop(role), layer.width)
-    (other,) = (_offset(half, layer.width) for half in halves.values())
     # Exporters compute where the second half begins; that the first begins at 0 is a constant.
-    if own == 0 or other == 0:
-        start = 0 if own == 0 else layer.width
+    if steps == {1} and 0 in starts.values() and set(starts.values()) - {0} in ({None}, {layer.width}):
+        start = 0 if starts[role] == 0 else layer.width
         return slice(start, start + layer.width)
-    raise GraphError(f"{where}: its place in the fused linear is not constant.")
+    raise GraphError(
+        f"{where}: it is no half of the fused linear, or begins at a place that is computed.",
+        "Export the model with halves that begin at constant places, or with separate linears.",
+    )
 
 
 def _offset(half: ir.Value, width: int) -> int | None:
@@ -131,7 +130,9 @@ def _offset(half: ir.Value, width: int) -> int | None:
         return None
     if node.op_type == "Split":
         return list(node.outputs).index(half) * width
-    return _integer(node.inputs[1]) if node.op_type == "Slice" else None
+    start = _integer(node.inputs[1]) if node.op_type == "Slice" else None
+    # Negative ones count from the end.
+    return None if start is None else start % (2 * width)
 
 
 def _step(half: ir.Value) -> int | None:
