@@ -79,21 +79,28 @@ def is_mixture(fitting: Fitting, *, experts: bool) -> bool:
     return routed
 
 
-def mixture(fitting: Fitting, names: Sequence[str], scope: Scope) -> MixtureStatistics:
+def mixture(fitting: Fitting, names: Sequence[str], scope: Scope, *, with_experts: bool) -> MixtureStatistics:
     """``probe_mixture`` on the probe records of ``names``."""
     records = fitting.probe(names)
 
     def compute() -> list[Array]:
         found = probe_mixture(
-            fitting.model, records, scope=scope, batch_size=fitting.batch_size, track=fitting.track_of(names)
+            fitting.model,
+            records,
+            scope=scope,
+            with_experts=with_experts,
+            batch_size=fitting.batch_size,
+            track=fitting.track_of(names),
         )
         # Layers of several widths, one after the other, and how many tokens were probed.
         rows = [np.stack([np.full_like(of.mean, of.count), of.mean, of.m2]) for of in found.layers]
         return [np.concatenate([*rows, np.full((3, 1), float(found.tokens))], axis=1)]
 
-    (array,) = _arrays(fitting, [{"moments of a mixture's pre-activations": scope}], _texts(records), compute)
+    (array,) = _arrays(
+        fitting, [_asked("moments of a mixture's pre-activations", scope, with_experts)], _texts(records), compute
+    )
     values = np.array(array)
-    ends = np.cumsum(all_widths(fitting.model))
+    ends = np.cumsum(all_widths(fitting.model, with_experts=with_experts))
     return MixtureStatistics(
         int(values[0, -1]),
         tuple(Moments(int(own[0, 0]), own[1], own[2]) for own in np.split(values[:, :-1], ends[:-1], axis=1)),
@@ -115,19 +122,28 @@ def key_magnitudes(fitting: Fitting, names: Sequence[str], scope: Scope) -> KeyM
     return KeyMagnitudes(int(tokens.flat[0]), total)
 
 
-def mixture_magnitudes(fitting: Fitting, names: Sequence[str], scope: Scope) -> MixtureMagnitudes:
+def mixture_magnitudes(
+    fitting: Fitting, names: Sequence[str], scope: Scope, *, with_experts: bool
+) -> MixtureMagnitudes:
     """``probe_mixture_magnitudes`` on the probe records of ``names``."""
     records = fitting.probe(names)
 
     def compute() -> list[Array]:
         found = probe_mixture_magnitudes(
-            fitting.model, records, scope=scope, batch_size=fitting.batch_size, track=fitting.track_of(names)
+            fitting.model,
+            records,
+            scope=scope,
+            with_experts=with_experts,
+            batch_size=fitting.batch_size,
+            track=fitting.track_of(names),
         )
         return [np.concatenate([*found.layers, [float(found.tokens)]])]
 
-    (array,) = _arrays(fitting, [{"magnitudes of a mixture's keys": scope}], _texts(records), compute)
+    (array,) = _arrays(
+        fitting, [_asked("magnitudes of a mixture's keys", scope, with_experts)], _texts(records), compute
+    )
     values = np.array(array)
-    ends = np.cumsum(all_widths(fitting.model))
+    ends = np.cumsum(all_widths(fitting.model, with_experts=with_experts))
     return MixtureMagnitudes(int(values[-1]), tuple(np.split(values[:-1], ends[:-1])))
 
 
@@ -140,6 +156,10 @@ def exact_answers(fitting: Fitting, name: str, records: Sequence[Record]) -> NDA
         return [exactly_answered(fitting.model, records, end=end, batch_size=fitting.batch_size, track=track)]
 
     return np.array(_arrays(fitting, [{"exact answers": sorted(end)}], _texts(records), compute)[0])
+
+
+def _asked(what: str, scope: Scope, with_experts: bool) -> dict[str, Any]:
+    return {what: scope} if with_experts else {what: scope, "experts": False}
 
 
 def _texts(records: Sequence[Record]) -> list[list[int]]:

@@ -210,9 +210,10 @@ def require_experts(model: PreTrainedModel) -> tuple[Expert, ...]:
     )
 
 
-def all_widths(model: PreTrainedModel) -> list[int]:
-    """F of each FFL, the experts among them."""
-    return [layer.width for layer in feed_forwards_if_any(model)] + [expert.width for expert in experts(model)]
+def all_widths(model: PreTrainedModel, *, with_experts: bool = True) -> list[int]:
+    """F of each FFL, the experts among them, unless ``with_experts`` is false."""
+    routed = experts(model) if with_experts else ()
+    return [layer.width for layer in feed_forwards_if_any(model)] + [expert.width for expert in routed]
 
 
 def blocks(model: PreTrainedModel) -> list[int]:

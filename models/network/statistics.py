@@ -118,15 +118,12 @@ class NeuronStatistics:
 class MixtureStatistics:
     """As ``NeuronStatistics``, of a mixture of experts: FFLs of any widths, and experts that see tokens of their own.
 
-    ``tokens``: how many were probed. ``layers``: the moments of each FFL, [F]; experts are the last ones.
+    ``tokens``: how many were probed. ``layers``: the moments of each FFL, [F]; experts are the last ones, if they were
+    probed.
     """
 
     tokens: int
     layers: tuple[Moments, ...]
-
-    def of_first(self, count: int) -> MixtureStatistics:
-        """Those of the first FFLs alone."""
-        return MixtureStatistics(self.tokens, self.layers[:count])
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,14 +152,10 @@ class KeyMagnitudes:
 
 @dataclass(frozen=True, eq=False)
 class MixtureMagnitudes:
-    """As ``KeyMagnitudes``, of a mixture of experts: the sums of each FFL, [F], experts' last."""
+    """As ``KeyMagnitudes``, of a mixture of experts: the sums of each FFL, [F], experts' last if they were probed."""
 
     tokens: int
     layers: tuple[Floats, ...]
-
-    def of_first(self, count: int) -> MixtureMagnitudes:
-        """Those of the first FFLs alone."""
-        return MixtureMagnitudes(self.tokens, self.layers[:count])
 
 
 def shape_of(widths: Sequence[int]) -> str:

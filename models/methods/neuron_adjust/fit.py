@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.methods.search_space import Settings, tuned
-from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.network.statistics import MixtureStatistics, Moments, NeuronStatistics, shape_of
 from bakeout.models.plan import AdjustedLayer, Floats, NeuronAdjust
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjustReport
@@ -127,11 +128,10 @@ def _dead_scores(moments: Moments) -> Floats:
 def _probed(options: NeuronAdjustOptions, fitting: Fitting) -> tuple[Statistics, Statistics]:
     """The statistics of the data to forget, and of the data to keep."""
     names = options.names(fitting.data)
-    probe = probed.mixture if probed.is_mixture(fitting, experts=options.experts) else probed.neurons
+    probe: Callable[[Fitting, Sequence[str], Scope], Statistics] = probed.neurons
+    if probed.is_mixture(fitting, experts=options.experts):
+        probe = partial(probed.mixture, with_experts=options.experts)
     forget, retain = (probe(fitting, names[role], options.tokens) for role in ("forget", "retain"))
-    if isinstance(forget, MixtureStatistics) and isinstance(retain, MixtureStatistics) and not options.experts:
-        seeing = len(feed_forward_layers(fitting.model))
-        forget, retain = forget.of_first(seeing), retain.of_first(seeing)
     return forget, retain
 
 

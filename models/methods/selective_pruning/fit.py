@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import numpy as np
 
+from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
-from bakeout.models.network.families import feed_forward_layers
 from bakeout.models.network.statistics import KeyMagnitudes, MixtureMagnitudes, shape_of
 from bakeout.models.plan import ZeroColumns, ZeroedColumns
 from bakeout.models.plan.kinds.zero_columns import ZeroColumnsReport
@@ -23,12 +26,10 @@ SILENT = 1e-8
 def fit(options: SelectivePruningOptions, fitting: Fitting) -> ZeroColumns:
     """Probe the data to forget and to keep, and fit."""
     names = options.names(fitting.data)
-    is_mixture = probed.is_mixture(fitting, experts=options.experts)
-    probe = probed.mixture_magnitudes if is_mixture else probed.key_magnitudes
+    probe: Callable[[Fitting, Sequence[str], Scope], Magnitudes] = probed.key_magnitudes
+    if probed.is_mixture(fitting, experts=options.experts):
+        probe = partial(probed.mixture_magnitudes, with_experts=options.experts)
     forget, retain = (probe(fitting, names[role], options.tokens) for role in ("forget", "retain"))
-    if isinstance(forget, MixtureMagnitudes) and isinstance(retain, MixtureMagnitudes) and not options.experts:
-        seeing = len(feed_forward_layers(fitting.model))
-        forget, retain = forget.of_first(seeing), retain.of_first(seeing)
     return fit_selective_pruning(forget, retain, ratio=options.ratio)
 
 

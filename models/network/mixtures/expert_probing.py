@@ -30,19 +30,21 @@ def probe_mixture(
     records: Sequence[Record],
     *,
     scope: Scope = "answer",
+    with_experts: bool = True,
     batch_size: int = 8,
     track: Track = untracked,
 ) -> MixtureStatistics:
     """The moments of every neuron's pre-activation, experts' of the tokens sent to them (Neuron Adjust's probe).
 
-    The scope, the padding and the errors are those of ``probe_neurons``.
+    Without ``with_experts``, those of the FFLs that see every token alone. The scope, the padding and the errors are
+    those of ``probe_neurons``.
     """
-    routed = experts(model)
+    routed = experts(model) if with_experts else ()
     layers = feed_forwards_if_any(model) if routed else feed_forward_layers(model)
     sequences, first_counted = counted_tokens(records, scope)
     tokens = torch.empty(0, dtype=torch.int64)
     gathered: list[Moments] = []
-    nothing = [Moments.none((width,)) for width in all_widths(model)]
+    nothing = [Moments.none((width,)) for width in all_widths(model, with_experts=with_experts)]
 
     def prepare(batch: Batch) -> None:
         nonlocal tokens, gathered
@@ -85,6 +87,7 @@ def probe_mixture_magnitudes(
     records: Sequence[Record],
     *,
     scope: Scope = "answer",
+    with_experts: bool = True,
     batch_size: int = 8,
     track: Track = untracked,
 ) -> MixtureMagnitudes:
@@ -92,17 +95,17 @@ def probe_mixture_magnitudes(
 
     A token that is not sent to an expert adds nothing to its neurons. The rest is as of ``probe_mixture``.
     """
-    routed = experts(model)
+    routed = experts(model) if with_experts else ()
     layers = feed_forwards_if_any(model) if routed else feed_forward_layers(model)
     sequences, first_counted = counted_tokens(records, scope)
     tokens = torch.empty(0, dtype=torch.int64)
     gathered: list[Floats] = []
-    total = [np.zeros(width) for width in all_widths(model)]
+    total = [np.zeros(width) for width in all_widths(model, with_experts=with_experts)]
 
     def prepare(batch: Batch) -> None:
         nonlocal tokens, gathered
         tokens = batch.tokens_from([first_counted[row] for row in batch.rows])
-        gathered = [np.zeros(width) for width in all_widths(model)]
+        gathered = [np.zeros(width) for width in all_widths(model, with_experts=with_experts)]
 
     def gather(number: int) -> Read:
         def read(key: Tensor) -> None:
