@@ -16,8 +16,7 @@ from types import ModuleType
 import click
 import mixture_adjust
 import mixture_detection
-import weights_lunar
-import weights_unlearn
+import mixture_weights
 from bench import Bench
 from mixture_detection import answered_correctly
 
@@ -26,8 +25,7 @@ from bakeout.models.skills.generator import SKILLS
 PARTS: dict[str, ModuleType] = {
     "detection": mixture_detection,
     "adjust": mixture_adjust,
-    "lunar": weights_lunar,
-    "unlearn": weights_unlearn,
+    "weights": mixture_weights,
 }
 
 

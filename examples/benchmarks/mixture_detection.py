@@ -35,7 +35,7 @@ KINDS: tuple[Keys, ...] = ("router_logits", "router_input", "key_vector")
 AUTOMATIC = "auto"
 # Skills to forget, their queries of each split, and the queries of every other skill that they are told from.
 FORGOTTEN = [skill for skill in SKILLS if skill != "unknown"]
-QUERIES = {"probing": 800, "selection": 500, "calibration": 800}
+QUERIES = {"probing": 1400, "selection": 1000, "calibration": 1400}
 TOLD_FROM = dict.fromkeys(SKILLS, 150) | {"facts": 300, "unknown": 300}
 # Answers of each skill that are decoded to their end, and the tokens of the longest.
 DECODED, LONGEST = 20, 16
