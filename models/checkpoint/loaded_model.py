@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def holds_weights_of(directory: Path, model: PreTrainedModel) -> bool:
 
     Tensors are read one at a time, up to the first that differs. Raises ``BakeoutError`` for damaged files.
     """
-    weights: dict[str, Tensor] = model.state_dict()
+    weights = _as_stored(model)
     same: set[int] = set()
     for file in weight_files(directory):
         with safe_open(file, framework="pt") as stored:
@@ -118,6 +119,17 @@ def _require_plain(model: Any) -> None:
             "Weights of the model in memory are offloaded, and cannot be compared with a checkpoint's.",
             "Give the checkpoint's name alone, with `device_map`.",
         )
+
+
+def _as_stored(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights by the names, and in the form, in which they are stored: transformers 5 renames and stacks some."""
+    weights: dict[str, Tensor] = model.state_dict()
+    try:
+        loading: Any = import_module("transformers.core_model_loading")
+    except ModuleNotFoundError:
+        return weights
+    stored: dict[str, Tensor] = loading.revert_weight_conversion(model, weights)
+    return stored
 
 
 def _names(key: str, prefix: str) -> Iterable[str]:

@@ -14,15 +14,14 @@ from bakeout.models.checkpoint.checkpoint_files import weights_digest
 from bakeout.models.checkpoint.loaded_model import as_checkpoint, holds_weights_of, local_checkpoint
 from bakeout.models.errors import BakeoutError
 
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, MIXTURES
+
+QUICK = ("llama", "gpt2", "gemma", "bloom", "gpt_neox", "mixtral")
 
 
 @pytest.mark.parametrize(
     "family",
-    [
-        pytest.param(family, marks=[] if family in ("llama", "gpt2", "gemma", "bloom") else pytest.mark.slow)
-        for family in FAMILIES
-    ],
+    [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in (*FAMILIES, *MIXTURES)],
 )
 def test_every_weight_counts(checkpoint_of: Callable[[str], Path], family: str) -> None:
     directory = checkpoint_of(family)
