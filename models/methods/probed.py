@@ -68,15 +68,16 @@ def neurons(fitting: Fitting, names: Sequence[str], scope: Scope) -> NeuronStati
     return NeuronStatistics(Moments(int(count.flat[0]), mean, m2))
 
 
-def is_mixture(fitting: Fitting, *, experts: bool) -> bool:
-    """Whether the probes of a mixture are those to take. ``experts``: whether its experts are to be changed.
+def is_layer_by_layer(fitting: Fitting, *, experts: bool) -> bool:
+    """Whether the probes of a mixture are those to take: of mixtures, and of dense models of several widths.
 
-    Raises ``BakeoutError`` where they are and cannot be read: transformers 5 has stacks of its own.
+    ``experts``: whether experts are to be changed. Raises ``BakeoutError`` where they are and cannot be read:
+    transformers 5 has stacks of its own.
     """
     routed = bool(routers(fitting.model))
     if routed and experts:
         require_experts(fitting.model)
-    return routed
+    return routed or len(set(all_widths(fitting.model))) > 1
 
 
 def mixture(fitting: Fitting, names: Sequence[str], scope: Scope, *, with_experts: bool) -> MixtureStatistics:

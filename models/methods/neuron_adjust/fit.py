@@ -129,7 +129,7 @@ def _probed(options: NeuronAdjustOptions, fitting: Fitting) -> tuple[Statistics,
     """The statistics of the data to forget, and of the data to keep."""
     names = options.names(fitting.data)
     probe: Callable[[Fitting, Sequence[str], Scope], Statistics] = probed.neurons
-    if probed.is_mixture(fitting, experts=options.experts):
+    if probed.is_layer_by_layer(fitting, experts=options.experts):
         probe = partial(probed.mixture, with_experts=options.experts)
     forget, retain = (probe(fitting, names[role], options.tokens) for role in ("forget", "retain"))
     return forget, retain

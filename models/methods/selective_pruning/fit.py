@@ -27,7 +27,7 @@ def fit(options: SelectivePruningOptions, fitting: Fitting) -> ZeroColumns:
     """Probe the data to forget and to keep, and fit."""
     names = options.names(fitting.data)
     probe: Callable[[Fitting, Sequence[str], Scope], Magnitudes] = probed.key_magnitudes
-    if probed.is_mixture(fitting, experts=options.experts):
+    if probed.is_layer_by_layer(fitting, experts=options.experts):
         probe = partial(probed.mixture_magnitudes, with_experts=options.experts)
     forget, retain = (probe(fitting, names[role], options.tokens) for role in ("forget", "retain"))
     return fit_selective_pruning(forget, retain, ratio=options.ratio)

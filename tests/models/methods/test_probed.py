@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.checkpoint_files import load_model
@@ -18,6 +19,7 @@ from bakeout.models.methods.neuron_adjust.fit import fit as fit_neuron_adjust
 from bakeout.models.methods.neuron_adjust.options import NeuronAdjustOptions
 from bakeout.models.methods.selective_pruning.fit import fit as fit_selective_pruning
 from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
+from bakeout.models.plan import NeuronAdjust
 
 from tests.conftest import CheckpointOf
 from tests.tiny_models import byte_tokenizer, random_prompts, tiny_model
@@ -60,3 +62,17 @@ def test_experts_that_are_left_alone_are_not_read(
     assert fitted.structure().keys() == expected.structure().keys()
     for name, values in expected.arrays().items():
         np.testing.assert_allclose(fitted.arrays()[name], values)
+
+
+@pytest.mark.parametrize(("fit", "options"), FITS)
+def test_layers_of_several_widths_are_fitted(fit: Callable[..., Any], options: Any) -> None:
+    model = tiny_model("llama", layers=2)
+    model.config.model_type = "unheard_of"
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj, mlp.down_proj = nn.Linear(32, 200), nn.Linear(32, 200), nn.Linear(200, 32)
+    fitted = fit(options(forget=["forget"], ratio=0.5), _fitting(model))
+    assert fitted.report.neurons == 148
+    assert [layer.layer for layer in fitted.layers] == [0, 1]
+    for layer, width in zip(fitted.layers, (96, 200), strict=True):
+        numbers = layer.neurons if isinstance(fitted, NeuronAdjust) else layer.columns
+        assert numbers.min() >= 0 and width - 20 < numbers.max() < width
