@@ -14,6 +14,7 @@ from bakeout.export.cli.placement import placement_options
 
 if TYPE_CHECKING:
     from bakeout.export.verification.check_assumptions import Checked
+    from bakeout.models.plan import ModelIdentity
     from bakeout.models.reference.assumptions import DriftRow, NeuronShape
 
 # How many neurons a table shows.
@@ -79,7 +80,7 @@ def _print(checked: Sequence[Checked]) -> None:
             worst = sorted(neurons, key=lambda neuron: -max(neuron.forget_gap, neuron.retain_gap))[:_WORST]
             emit_table(
                 ["neuron", "gap, forget", "gap, retain", "overlap", "shifted, forget", "shifted, retain"],
-                [_neuron_cells(neuron) for neuron in worst],
+                [_neuron_cells(neuron, intervention.model) for neuron in worst],
                 title=f"{name}: of {len(neurons)} neurons, those farthest from Gaussian",
             )
         emit_table(
@@ -93,10 +94,10 @@ def _print(checked: Sequence[Checked]) -> None:
             show("No warnings.")
 
 
-def _neuron_cells(neuron: NeuronShape) -> list[str]:
+def _neuron_cells(neuron: NeuronShape, model: ModelIdentity) -> list[str]:
     figures = (neuron.forget_gap, neuron.retain_gap, neuron.overlap)
     shares = (neuron.shifted_forget, neuron.shifted_retain)
-    name = f"layer {neuron.layer}, {neuron.neuron}"
+    name = f"{model.name_of(neuron.layer)}, {neuron.neuron}"
     return [name, *(f"{figure:.2f}" for figure in figures), *(f"{share:.0%}" for share in shares)]
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from bakeout.export.report import plots
 from bakeout.export.report.figures_file import Depth, Figure, Frontier, Inside, Languages
-from bakeout.models.plan import Adjustment
+from bakeout.models.plan import Adjustment, ModelIdentity
 
 # How many of the most changed neurons are drawn.
 _NEURONS = 6
@@ -76,7 +76,7 @@ def sections(figures: Sequence[Figure]) -> list[Section]:
     return [section for section in sections if section.plots]
 
 
-def neurons(adjust: Adjustment, identifier: str) -> Plot:
+def neurons(adjust: Adjustment, model: ModelIdentity, identifier: str) -> Plot:
     """The neurons whose Gaussians lie farthest apart, in their pooled deviation (the paper's Figure 3)."""
     shifts = [
         (float(shift), layer, index)
@@ -88,17 +88,19 @@ def neurons(adjust: Adjustment, identifier: str) -> Plot:
     ]
     chosen = sorted(shifts, key=lambda entry: (-entry[0], entry[1:]))[:_NEURONS]
     rows = []
+    named = []
     for shift, layer, index in chosen:
         adjusted = adjust.layers[layer]
         values = (adjusted.forget_mean, adjusted.forget_deviation, adjusted.retain_mean, adjusted.retain_deviation)
-        neuron = f"layer {adjusted.layer}, neuron {adjusted.neurons[index]}"
+        neuron = f"{model.name_of(adjusted.layer)}, neuron {adjusted.neurons[index]}"
+        named.append((neuron, layer, index))
         rows.append((neuron, *(f"{value[index]:.4g}" for value in values), f"{shift:.2f}"))
     return Plot(
         "The most changed neurons",
         "The Gaussians of the pre-activations that Neuron Adjust compares: a value more likely under the forget set's "
         "is moved to the retain set's and mirrored there. Drawn are the neurons where the two lie farthest apart.",
         "the plan in the artifact",
-        Markup(plots.neurons(adjust, [(layer, index) for _, layer, index in chosen], identifier)),
+        Markup(plots.neurons(adjust, named, identifier)),
         ("neuron", "forget mean", "deviation", "retain mean", "deviation", "apart, in deviations"),
         tuple(rows),
     )

@@ -103,7 +103,7 @@ def _artifact(directory: Path, number: int) -> dict[str, Any]:
         "forgotten": list(plan.forgets),
         "certificate": read_certificate(directory),
         "plots": [
-            neurons(adjustment, f"a{number}n{index}")
+            neurons(adjustment, plan.model, f"a{number}n{index}")
             for index, intervention in enumerate(plan.interventions)
             if (adjustment := intervention.adjustment) is not None
         ],

@@ -135,17 +135,19 @@ def languages(figure: Languages, identifier: str) -> str:
         return _svg(canvas, identifier)
 
 
-def neurons(adjust: Adjustment, chosen: Sequence[tuple[int, int]], identifier: str) -> str:
-    """The two Gaussians of neurons, named by their layer's and their own index in the plan (the paper's Figure 3)."""
+def neurons(adjust: Adjustment, chosen: Sequence[tuple[str, int, int]], identifier: str) -> str:
+    """The two Gaussians of neurons (the paper's Figure 3): each one's name, and its layer's and its own index in the
+    plan.
+    """
     with rc_context(_STYLE):
         rows = (len(chosen) + 1) // 2
         canvas = Figure(figsize=(_WIDTH, 0.5 + 1.5 * rows), layout="constrained")
-        for number, (layer, index) in enumerate(chosen, start=1):
-            one = adjust.layers[layer]
+        for number, (neuron, layer, index) in enumerate(chosen, start=1):
+            adjusted = adjust.layers[layer]
             axes = canvas.add_subplot(rows, 2, number)
             curves = {
-                "forget": (one.forget_mean[index], one.forget_deviation[index]),
-                "retain": (one.retain_mean[index], one.retain_deviation[index]),
+                "forget": (adjusted.forget_mean[index], adjusted.forget_deviation[index]),
+                "retain": (adjusted.retain_mean[index], adjusted.retain_deviation[index]),
             }
             reach = [mean + sign * 3.2 * deviation for mean, deviation in curves.values() for sign in (-1, 1)]
             x = np.linspace(min(reach), max(reach), 81)
@@ -153,7 +155,7 @@ def neurons(adjust: Adjustment, chosen: Sequence[tuple[int, int]], identifier: s
                 density = np.exp(-(((x - mean) / deviation) ** 2) / 2) / deviation
                 axes.plot(x, density, color=colour, linestyle=dash, label=name, linewidth=1.6)
                 axes.fill_between(x, density, color=colour, alpha=0.12, linewidth=0)
-            axes.set_title(f"layer {one.layer}, neuron {one.neurons[index]}", fontsize=10)
+            axes.set_title(neuron, fontsize=10)
             axes.set_yticks([])
             axes.xaxis.set_major_locator(MaxNLocator(4))
             if number == 1:

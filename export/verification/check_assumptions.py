@@ -15,7 +15,7 @@ from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, recorded_options
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Intervention
+from bakeout.models.plan import Intervention, ModelIdentity
 from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
 from bakeout.models.reference.assumptions import Drift, Shapes
@@ -27,10 +27,14 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Checked:
-    """One intervention: its place in the plan, its selected neurons (Neuron Adjust), and how it drifts."""
+    """One intervention: its place in the plan, its selected neurons (Neuron Adjust), and how it drifts.
+
+    ``model``: the plan's, which names layers.
+    """
 
     index: int
     kind: str
+    model: ModelIdentity
     shapes: Shapes | None
     drift: Drift
 
@@ -120,7 +124,7 @@ def check_assumptions(
                     batch_size=_BATCH,
                     track=track,
                 )
-                checked.append(Checked(index, intervention.kind, shapes, drift))
+                checked.append(Checked(index, intervention.kind, plan.model, shapes, drift))
         earlier.append(intervention)
         apply_weight_edit(model, intervention)
     return checked

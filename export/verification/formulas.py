@@ -74,7 +74,7 @@ def check_formulas(
                 )
                 layer = next(adjusted for adjusted in adjustment.layers if adjusted.layer == receipt.layer)
                 if fault := _fault_of_adjustment(adjustment.coin, layer, before, after, tolerance, tally):
-                    return False, f"layer {layer.layer}: {fault}"
+                    return False, f"{plan.model.name_of(layer.layer)}: {fault}"
         for index, intervention in enumerate(plan.interventions):
             if (check := intervention.check) is not None:
                 fault = _fault_of_decision(

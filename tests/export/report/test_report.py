@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
 from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
+from bakeout.export.report.drawings import neurons
 from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.figures_file import figures_json, read_figures
 from bakeout.export.report.page import report, write_report
@@ -25,8 +27,10 @@ from bakeout.models.checkpoint.checkpoint_files import load_model, weights_diges
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
+from bakeout.models.plan.model_identity import Routing
 from bakeout.models.plan.plan_file import save_plan
 
+from tests.plan_examples import MODEL, adjusted_layer, neuron_adjust
 from tests.report_files import EVALUATION, FIGURES, write_evaluation, write_figures
 from tests.weight_plans import low_rank_update, plan_of, zero_columns
 
@@ -273,3 +277,10 @@ def test_an_evaluation_is_read_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(evaluation.as_json()), encoding="utf-8")
     assert read_evaluation(path) == evaluation
+
+
+def test_a_neuron_of_an_expert_is_called_by_its_router_and_its_number() -> None:
+    model = replace(MODEL, routing=Routing((4, 4), 2, width=16))
+    adjust = neuron_adjust(layers=(adjusted_layer(layer=2), adjusted_layer(layer=9)))
+    named = {row[0] for row in neurons(adjust, model, "a").rows}
+    assert named == {f"{place}, neuron {number}" for place in ("layer 2", "router 1, expert 1") for number in (1, 5)}
