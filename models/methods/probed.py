@@ -63,8 +63,8 @@ def neurons(fitting: Fitting, names: Sequence[str], scope: Scope) -> NeuronStati
         ).moments
         return [np.stack([np.full_like(moments.mean, moments.count), moments.mean, moments.m2])]
 
-    (found,) = _arrays(fitting, [{"moments of pre-activations": scope}], _texts(records), compute)
-    count, mean, m2 = np.array(found)
+    (array,) = _arrays(fitting, [{"moments of pre-activations": scope}], _texts(records), compute)
+    count, mean, m2 = np.array(array)
     return NeuronStatistics(Moments(int(count.flat[0]), mean, m2))
 
 
@@ -85,7 +85,7 @@ def mixture(fitting: Fitting, names: Sequence[str], scope: Scope, *, with_expert
     records = fitting.probe(names)
 
     def compute() -> list[Array]:
-        found = probe_mixture(
+        statistics = probe_mixture(
             fitting.model,
             records,
             scope=scope,
@@ -94,8 +94,8 @@ def mixture(fitting: Fitting, names: Sequence[str], scope: Scope, *, with_expert
             track=fitting.track_of(names),
         )
         # Layers of several widths, one after the other, and how many tokens were probed.
-        rows = [np.stack([np.full_like(of.mean, of.count), of.mean, of.m2]) for of in found.layers]
-        return [np.concatenate([*rows, np.full((3, 1), float(found.tokens))], axis=1)]
+        rows = [np.stack([np.full_like(of.mean, of.count), of.mean, of.m2]) for of in statistics.layers]
+        return [np.concatenate([*rows, np.full((3, 1), float(statistics.tokens))], axis=1)]
 
     (array,) = _arrays(
         fitting, [_asked("moments of a mixture's pre-activations", scope, with_experts)], _texts(records), compute
@@ -118,8 +118,8 @@ def key_magnitudes(fitting: Fitting, names: Sequence[str], scope: Scope) -> KeyM
         )
         return [np.stack([np.full_like(magnitudes.total, magnitudes.tokens), magnitudes.total])]
 
-    (found,) = _arrays(fitting, [{"magnitudes of keys": scope}], _texts(records), compute)
-    tokens, total = np.array(found)
+    (array,) = _arrays(fitting, [{"magnitudes of keys": scope}], _texts(records), compute)
+    tokens, total = np.array(array)
     return KeyMagnitudes(int(tokens.flat[0]), total)
 
 
@@ -130,7 +130,7 @@ def mixture_magnitudes(
     records = fitting.probe(names)
 
     def compute() -> list[Array]:
-        found = probe_mixture_magnitudes(
+        magnitudes = probe_mixture_magnitudes(
             fitting.model,
             records,
             scope=scope,
@@ -138,7 +138,7 @@ def mixture_magnitudes(
             batch_size=fitting.batch_size,
             track=fitting.track_of(names),
         )
-        return [np.concatenate([*found.layers, [float(found.tokens)]])]
+        return [np.concatenate([*magnitudes.layers, [float(magnitudes.tokens)]])]
 
     (array,) = _arrays(
         fitting, [_asked("magnitudes of a mixture's keys", scope, with_experts)], _texts(records), compute

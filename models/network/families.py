@@ -196,8 +196,8 @@ def experts(model: PreTrainedModel) -> tuple[Expert, ...]:
     None where a mixture's are of a form that is not read, or of several widths.
     """
     by_router = [experts_of(model, router) for router in routers(model)]
-    found = tuple(expert for own in by_router for expert in own)
-    return found if all(by_router) and len({expert.width for expert in found}) == 1 else ()
+    every = tuple(expert for own in by_router for expert in own)
+    return every if all(by_router) and len({expert.width for expert in every}) == 1 else ()
 
 
 def require_experts(model: PreTrainedModel) -> tuple[Expert, ...]:

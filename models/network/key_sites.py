@@ -36,10 +36,10 @@ def key_sites(model: PreTrainedModel, keys: Keys = "key_vector") -> tuple[KeySit
         return tuple(
             KeySite(layer.down, layer.width, layer.block_number, _as_it_is) for layer in feed_forwards_if_any(model)
         )
-    found = [(router, block_number(block_path(router.path))) for router in routers(model)]
+    routed = [(router, block_number(block_path(router.path))) for router in routers(model)]
     if keys == "router_input":
-        return tuple(KeySite(router.module, router.hidden, block, _as_it_is) for router, block in found)
-    return tuple(KeySite(router.module, router.experts, block, router.logits) for router, block in found)
+        return tuple(KeySite(router.module, router.hidden, block, _as_it_is) for router, block in routed)
+    return tuple(KeySite(router.module, router.experts, block, router.logits) for router, block in routed)
 
 
 def _as_it_is(value: Tensor) -> Tensor:
