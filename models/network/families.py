@@ -216,7 +216,7 @@ def all_widths(model: PreTrainedModel, *, with_experts: bool = True) -> list[int
     return [layer.width for layer in feed_forwards_if_any(model)] + [expert.width for expert in routed]
 
 
-def blocks(model: PreTrainedModel) -> list[int]:
+def block_numbers(model: PreTrainedModel) -> list[int]:
     """The block of each FFL, the experts among them."""
     of_layers = [layer.block_number for layer in feed_forwards_if_any(model)]
     return of_layers + [block_number(block_path(expert.router.path)) for expert in experts(model)]

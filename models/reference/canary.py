@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device
-from bakeout.models.network.families import blocks, feed_forwards_if_any
+from bakeout.models.network.families import block_numbers, feed_forwards_if_any
 from bakeout.models.network.key_sites import KeySite, key_sites
 from bakeout.models.plan import CANARY_NEURONS, Canary, Floats, Integers, Intervention
 from bakeout.models.plan.canary_check import unmeasured
@@ -143,13 +143,13 @@ def _last_block_before(model: PreTrainedModel, intervention: Intervention) -> in
     """
     watches, deepest = intervention.watches, intervention.parts[-1].layer
     if watches == "pre_activation" or watches == "key_vector":
-        return blocks(model)[deepest]
+        return block_numbers(model)[deepest]
     return key_sites(model, watches)[deepest].block - 1
 
 
 def _blocks(model: PreTrainedModel) -> Blocks:
     router = _deepest_router(model)
-    return blocks(model), (router or key_sites(model)[-1]).block
+    return block_numbers(model), (router or key_sites(model)[-1]).block
 
 
 def _deepest_router(model: PreTrainedModel) -> KeySite | None:
@@ -200,7 +200,7 @@ def canary_values(
     seen = dict.fromkeys(range(len(interventions)), values_of_edits) | hooks.seen
     length = input_ids.shape[1]
     last = slice(length - 1, None, length)
-    of_layers = blocks(model)
+    of_layers = block_numbers(model)
     coins = [
         (min(of_layers[part.layer] for part in entry.parts), place)
         for place, entry in enumerate(interventions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from bakeout.models.network.devices import in_float64
 from bakeout.models.network.families import FeedForward, experts, feed_forwards_if_any, identity
 from bakeout.models.network.key_sites import KeySite, key_sites
-from bakeout.models.network.mixtures.experts import Expert, Routed
+from bakeout.models.network.mixtures.experts import Expert, Removable, Routed
 from bakeout.models.plan import (
     AdjustedLayer,
     Coin,
@@ -34,13 +34,6 @@ from bakeout.models.plan import (
 
 # Called with a layer and what an intervention watches there: [N, n] in the model's dtype, all tokens in their order.
 See = Callable[[int, Tensor], None]
-
-
-class Removable(Protocol):
-    """What is in force until it is removed."""
-
-    def remove(self) -> None:
-        """End it."""
 
 
 class Hooks:

@@ -236,8 +236,8 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     preferred = min(as_good, key=lambda candidate: _PREFERENCE.index(candidate.structure.region)).structure.region
     alike = [candidate for candidate in as_good if candidate.structure.region == preferred]
     if FITTERS[preferred].needs_retained:
-        return min(alike, key=lambda one: (-one.least_distance, one.place, one.structure.size))
-    return min(alike, key=lambda one: (one.place, one.feared_error, one.structure.size))
+        return min(alike, key=lambda candidate: (-candidate.least_distance, candidate.place, candidate.structure.size))
+    return min(alike, key=lambda candidate: (candidate.place, candidate.feared_error, candidate.structure.size))
 
 
 class _Search:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bakeout.models.network.blocks import block_path
 from bakeout.models.network.families import (
     FeedForward,
-    blocks,
+    block_numbers,
     feed_forward_layers,
     feed_forwards_if_any,
     require_experts,
@@ -67,7 +67,7 @@ def sublayers(model: PreTrainedModel, *, with_experts: bool) -> tuple[Sublayer, 
         )
     every: list[FeedForward | Expert] = [*feed_forwards_if_any(model), *require_experts(model)]
     of_block: dict[int, list[Part]] = {}
-    for number, (block, layer) in enumerate(zip(blocks(model), every, strict=True)):
+    for number, (block, layer) in enumerate(zip(block_numbers(model), every, strict=True)):
         of_block.setdefault(block, []).append(Part(number, layer.width, layer))
     return tuple(
         Sublayer(_block(model, parts[0]), parts[0].of.hidden, tuple(parts), None)

@@ -20,7 +20,7 @@ from bakeout.models.methods.search_space import tuned
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions, without
 from bakeout.models.network.devices import input_device
-from bakeout.models.network.families import blocks
+from bakeout.models.network.families import block_numbers
 from bakeout.models.network.generation import named_ends
 from bakeout.models.plan import Floats, LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
@@ -201,7 +201,7 @@ def _by_layer(model: PreTrainedModel, options: UnlearnOptions | LearnOptions) ->
     if all(linear.expert is None for linear in linears):
         of_layer = {linear.layer: linear.layer for linear in linears}
     else:
-        of_layer = dict(enumerate(blocks(model)))
+        of_layer = dict(enumerate(block_numbers(model)))
     together: dict[int, list[LinearLayer]] = {}
     for linear in sorted(linears, key=lambda linear: (of_layer[linear.layer], linear.layer)):
         together.setdefault(of_layer[linear.layer], []).append(linear)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,13 @@ Change = Callable[[Tensor], Tensor]
 Changed = Literal["pre-activation", "output"]
 # What gate, up and down are called in FFLs of mixtures; the latter are Mixtral's and lfm2_moe's.
 GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+
+
+class Removable(Protocol):
+    """What is in force until it is removed."""
+
+    def remove(self) -> None:
+        """End it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +82,14 @@ class Expert(ABC):
         """What changes its pre-activations now, in this order."""
 
     @abstractmethod
-    def changed_by(self, change: Change) -> Any:
+    def changed_by(self, change: Change) -> Removable:
         """Change its pre-activations from now on, after earlier changes, until what is returned is told to ``remove``.
 
         The rows that are changed are those of the tokens that are sent to the expert, in any order.
         """
 
     @abstractmethod
-    def shifted_by(self, vector: Tensor) -> Any:
+    def shifted_by(self, vector: Tensor) -> Removable:
         """Add ``vector`` [hidden] to what it gives, before the router weights that, until ``remove``, likewise."""
 
     @abstractmethod
@@ -158,10 +165,10 @@ class _Separate(Expert):
     def changes(self) -> tuple[Change, ...]:
         return tuple(hook.change for hook in self.gate._forward_hooks.values() if isinstance(hook, _Changing))
 
-    def changed_by(self, change: Change) -> Any:
+    def changed_by(self, change: Change) -> Removable:
         return self.gate.register_forward_hook(_Changing(change))
 
-    def shifted_by(self, vector: Tensor) -> Any:
+    def shifted_by(self, vector: Tensor) -> Removable:
         return self.down.register_forward_hook(lambda _module, _arguments, output: output + vector.to(output))
 
     def weight(self, role: Role) -> Tensor:
@@ -266,11 +273,11 @@ class _Stacked(Expert):
         present = self.module.__dict__.get("forward")
         return present.changes_of(self.number, "pre-activation") if isinstance(present, _Unstacked) else ()
 
-    def changed_by(self, change: Change) -> Any:
+    def changed_by(self, change: Change) -> Removable:
         self._require_in_memory()
         return _Unstacked.of(self).with_change(self.number, "pre-activation", change)
 
-    def shifted_by(self, vector: Tensor) -> Any:
+    def shifted_by(self, vector: Tensor) -> Removable:
         self._require_in_memory()
         return _Unstacked.of(self).with_change(self.number, "output", lambda output: output + vector.to(output))
 
@@ -329,12 +336,12 @@ class _Unstacked:
         """Those of one expert, in their order."""
         return tuple(change for own, changed, change in self._changes if (own, changed) == (number, what))
 
-    def with_change(self, number: int, what: Changed, change: Change) -> _Removable:
+    def with_change(self, number: int, what: Changed, change: Change) -> _UntilRemoved:
         """Compute by this pass, with a change of one expert, until it is removed."""
         entry = (number, what, change)
         self._changes.append(entry)
         self._module.forward = self
-        return _Removable(lambda: self._without(entry))
+        return _UntilRemoved(lambda: self._without(entry))
 
     def _without(self, entry: tuple[int, Changed, Change]) -> None:
         self._changes.remove(entry)
@@ -369,7 +376,11 @@ class _Unstacked:
 
 
 @dataclass(frozen=True)
-class _Removable:
-    """What ends a change, as hooks are removed."""
+class _UntilRemoved:
+    """A change of an expert in a stack, which ``end`` ends."""
 
-    remove: Callable[[], None]
+    end: Callable[[], None]
+
+    def remove(self) -> None:
+        """End it."""
+        self.end()

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.checkpoint.architectures import FAMILIES, modules_of
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.families import blocks, feed_forward_layers, identity
+from bakeout.models.network.families import block_numbers, feed_forward_layers, identity
 from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import ModelIdentity
 
@@ -228,7 +228,7 @@ def test_blocks_are_numbered_in_their_own_list() -> None:
         f"model.members.0.layers.{block}.mlp.members.0.down_proj" for block in range(3)
     ]
     assert [layer.block for layer in layers] == list(model.model.members[0].layers)
-    assert blocks(model) == [site.block for site in key_sites(model)] == [0, 1, 2]
+    assert block_numbers(model) == [site.block for site in key_sites(model)] == [0, 1, 2]
 
 
 class _Listed(nn.Module):

@@ -23,7 +23,7 @@ from bakeout.models.methods.lunar.options import GradientOptions, LunarOptions
 from bakeout.models.methods.lunar.redirection import redirections
 from bakeout.models.methods.lunar.ridge import RidgeSystem
 from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows, probe_rows, residual_streams
-from bakeout.models.network.families import blocks, feed_forward_layers
+from bakeout.models.network.families import block_numbers, feed_forward_layers
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.reference.weight_edits import edited_weights
 
@@ -256,7 +256,7 @@ def _lunar(
 def test_forget_rows_arrive_and_retain_rows_stay_in_every_family(family: str, experts: bool, data: Requests) -> None:
     # Some shared experts are half as wide.
     model = tiny_model(family, layers=2, width=192 if family in ROUTED else 96)
-    of_block = [number for number, block in enumerate(blocks(model)) if block == 1]
+    of_block = [number for number, block in enumerate(block_numbers(model)) if block == 1]
     parts = of_block if experts else [1]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     update = _lunar(

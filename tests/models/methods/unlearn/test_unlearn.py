@@ -19,7 +19,7 @@ from bakeout.models.methods.lora_modules import linear_layers
 from bakeout.models.methods.unlearn.fit import fit_unlearn
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions
-from bakeout.models.network.families import blocks, feed_forwards_if_any
+from bakeout.models.network.families import block_numbers, feed_forwards_if_any
 from bakeout.models.plan import Intervention, LowRankUpdate
 from bakeout.models.progress import untracked
 from bakeout.models.reference.weight_edits import edited_weights
@@ -224,7 +224,7 @@ def test_experts_are_changed_with_what_else_their_block_holds(family: str) -> No
     assert any(update.layer >= seeing for update in forgotten.updates)
     # One loss a block, by the name of the first FFL that it holds.
     losses = forgotten.report.details["tasks"]["task"]["losses"]
-    numbers = blocks(mixture)
+    numbers = block_numbers(mixture)
     assert [numbers[int(layer)] for layer in losses] == [0, 1]
 
 
