@@ -42,7 +42,7 @@ def edit_weights(model: ir.Model, plan: Plan) -> list[Receipt]:
     of it. Raises as ``apply_plan``.
     """
     _require_fit(model, plan)
-    weights = WeightEditsPass(plan.interventions)
+    weights = WeightEditsPass(plan.interventions, plan.model)
     if weights.changes:
         weights(model)
     return weights.receipts

@@ -28,7 +28,7 @@ from bakeout.models.checkpoint.weight_arithmetic import (
     one_blas_thread,
     planned_changes,
 )
-from bakeout.models.plan import Intervention
+from bakeout.models.plan import Intervention, ModelIdentity
 from bakeout.models.plan.receipt import Receipt
 
 
@@ -58,17 +58,18 @@ class _Edit:
 class WeightEditsPass(ir.passes.InPlacePass):
     """Make all the weight edits of a plan, in its order, to a decoder graph that no other intervention is in yet.
 
-    ``receipts``, once the pass has run: one for every weight of every edit (``weight_arithmetic``), its ``node``
-    and ``tensor`` the linear and the initialiser. ``observed`` in their ``detail`` is the value that the canary
-    compares: the pre-activation of the last layer that sees every token, or the last router's logits where that comes
-    after it.
+    ``names``: the plan's model, by which errors call experts. ``receipts``, once the pass has run: one for every weight
+    of every edit (``weight_arithmetic``), its ``node`` and ``tensor`` the linear and the initialiser. ``observed`` in
+    their ``detail`` is the value that the canary compares: the pre-activation of the last layer that sees every token,
+    or the last router's logits where that comes after it.
 
     Raises ``BakeoutError``, before anything is changed, where a weight is absent, of another shape, quantised, or also
     read by something else; and while it runs where a change rounds away (the graph is then to be discarded).
     """
 
-    def __init__(self, interventions: Iterable[Intervention]) -> None:
+    def __init__(self, interventions: Iterable[Intervention], names: ModelIdentity | None = None) -> None:
         super().__init__()
+        self._names = names
         self.changes = planned_changes(interventions)
         self.receipts: list[Receipt] = []
 
@@ -78,7 +79,8 @@ class WeightEditsPass(ir.passes.InPlacePass):
         anatomy = read_anatomy(model)
         edits: dict[ir.Value, list[_Edit]] = {}
         for planned in self.changes:
-            location = locate_weight(anatomy.feed_forward(planned.change.layer), planned.change.role)
+            name = self._names.name_of(planned.change.layer) if self._names else None
+            location = locate_weight(anatomy.feed_forward(planned.change.layer), planned.change.role, name)
             planned.require_shape(location.shape)
             edits.setdefault(location.initialiser, []).append(_Edit(planned, location))
         _require_ranges_of_their_own(model, edits)

@@ -40,13 +40,14 @@ class WeightLocation:
         return weight if self.rows is None else weight[self.rows]
 
 
-def locate_weight(layer: FeedForwardLayer, role: Role) -> WeightLocation:
+def locate_weight(layer: FeedForwardLayer, role: Role, name: str | None = None) -> WeightLocation:
     """Find the weight of ``role`` in ``layer``. Shapes and types are looked at, never the weight.
 
-    Raises ``GraphError`` where there is none (``up`` of an ungated FFL), where it is quantised or of another type that
-    cannot be edited, where it is computed from more than one initialiser, and where something else reads it too.
+    ``name``: what errors call the layer, by its number if nothing else. Raises ``GraphError`` where there is none
+    (``up`` of an ungated FFL), where it is quantised or of another type that cannot be edited, where it is computed
+    from more than one initialiser, and where something else reads it too.
     """
-    where = f"Layer {layer.index}, {role}"
+    where = f"{(name or f'layer {layer.index}').capitalize()}, {role}"
     node = {"gate": layer.gate, "up": layer.up, "down": layer.down}[role]
     if node is None:
         raise GraphError(

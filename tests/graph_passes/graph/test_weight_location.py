@@ -58,3 +58,5 @@ def test_other_parts_of_a_fused_linear_are_refused(gate: Part, up: Part) -> None
     for role in ("gate", "up"):
         with pytest.raises(GraphError, match=f"Layer 0, {role}: it is no half of the fused linear"):
             locate_weight(layer, role)
+        with pytest.raises(GraphError, match=f"Router 1, expert 3, {role}: it is no half of the fused linear"):
+            locate_weight(layer, role, "router 1, expert 3")
