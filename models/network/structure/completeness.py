@@ -27,7 +27,7 @@ def blocks_with_missed(model: PreTrainedModel, located: Sequence[Located]) -> li
         for number, block in model.get_submodule(path).named_children():
             for name, module in block.named_modules(prefix=f"{path}.{number}", remove_duplicate=False):
                 is_down = name.removeprefix(f"{path}.{number}.") in names
-                if (is_down and name not in downs) or (type(module) in classes and name not in holders):
+                if (is_down and name not in downs) or (module.__class__ in classes and name not in holders):
                     missed.append(f"{path}.{number}")
                     break
     return missed
