@@ -78,7 +78,8 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         raise PlanError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except (SafetensorError, ValueError) as error:
         raise PlanError(f"{path}: not a whole safetensors file ({error}).", "Copy or fit the plan again.") from None
-    except KeyError:
+    except (KeyError, TypeError):
+        # A header's metadata may be null.
         raise PlanError(f"{path}: a safetensors file, but not a plan.", "Make one with `bakeout fit`.") from None
     try:
         schema = described["schema"]

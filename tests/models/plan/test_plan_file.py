@@ -60,6 +60,10 @@ def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(save({"weight": np.zeros(3)}))
     with pytest.raises(PlanError, match="not a plan"):
         load_plan(path)
+    header = b'{"__metadata__": null}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(PlanError, match="not a plan"):
+        load_plan(path)
 
 
 def _no_model(described: dict[str, Any], arrays: dict[str, Any]) -> None:
