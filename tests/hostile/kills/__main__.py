@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+
+# Before torch is imported: what its threads hold is held for ever in a fork.
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
 from tests.hostile.kills.kills import Bench, kills
 
