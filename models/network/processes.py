@@ -7,7 +7,8 @@ a plan does not depend on the number of processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ import torch.distributed as distributed
 from bakeout.models.errors import BakeoutError
 
 _Item = TypeVar("_Item")
+
+# Seconds until a signal is heard.
+_HEARD = 0.1
 
 # The group of the processes that have joined; none in a process of its own.
 _joined: list[Any] = []
@@ -33,7 +37,7 @@ def joined() -> Iterator[int]:
         return
     try:
         # What is shared has left the devices.
-        distributed.init_process_group("gloo")
+        _while_signals_are_heard(lambda: distributed.init_process_group("gloo"))
     except (ValueError, RuntimeError) as error:
         raise BakeoutError(
             f"The other processes cannot be reached ({str(error).splitlines()[0]}).",
@@ -45,6 +49,27 @@ def joined() -> Iterator[int]:
     finally:
         _joined.clear()
         distributed.destroy_process_group()
+
+
+def _while_signals_are_heard(call: Callable[[], None]) -> None:
+    """Run ``call`` in a thread of its own: torch waits for processes that never come, for half an hour, and hears none.
+
+    The thread is left behind where a signal ends the waiting.
+    """
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_HEARD)
+    if raised:
+        raise raised[0]
 
 
 def are_several() -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +52,25 @@ def test_what_several_processes_cannot_share_is_refused(llama_checkpoint: Path, 
     assert ran.returncode != 0
     assert "several processes would write at once. Fit in one process." in ran.stderr
     assert not plan.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(
+    llama_checkpoint: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    recipe = str(write_recipe(tmp_path, llama_checkpoint, [NEURON_ADJUST]))
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1])}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bakeout", "fit", recipe, "-o", str(tmp_path / "plan.safetensors")],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", **place},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        store.settimeout(120)
+        # A store that never answers.
+        with store.accept()[0]:
+            process.send_signal(number)
+            told = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + number
+    assert "interrupted" in told
