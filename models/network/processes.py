@@ -106,8 +106,10 @@ def _gathered(value: Any) -> list[Any]:
     try:
         distributed.all_gather_object(values, value)
     except RuntimeError as error:
+        # Gloo puts a place in its source before what happened, and advice behind it.
+        first, _, _ = (str(error).strip() or "?").splitlines()[0].partition(". ")
         raise BakeoutError(
-            f"Another process has ended ({(str(error).strip().splitlines() or ['?'])[0]}).",
+            f"Another process has ended ({first.rpartition('] ')[2]}).",
             "Start them again: what was probed until then is kept, unless it is turned off.",
         ) from None
     return values

@@ -129,29 +129,34 @@ def _serve(
 
 
 def _launch(ranks: int) -> int:
-    """Fork as torchrun starts processes: the rank, in each. This one waits, and ends the others when one has failed."""
+    """Fork as torchrun starts processes: the rank, in each. This one waits, and ends the others when one has failed.
+
+    It ends as the lowest rank that failed: the first one, whose own signal ended it, may end after those that miss it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ.update(WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    running = set()
+    running: dict[int, int] = {}
     for rank in range(ranks):
         process = os.fork()
         if process == 0:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
             return rank
-        running.add(process)
+        running[process] = rank
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    failed = 0
+    statuses: dict[int, int] = {}
     while running:
         process, waited = os.wait()
-        running.remove(process)
+        rank = running.pop(process)
         status = os.waitstatus_to_exitcode(waited)
-        if status != 0 and failed == 0:
-            failed = status
+        if status != 0 and not statuses:
             for other in running:
                 os.kill(other, signal.SIGTERM)
+        if status != 0:
+            statuses[rank] = status
+    failed = statuses[min(statuses)] if statuses else 0
     if failed == -signal.SIGKILL:
         os.kill(os.getpid(), signal.SIGKILL)
     os._exit(failed)
