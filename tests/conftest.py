@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from bakeout.models.plan import Plan
 
@@ -21,6 +22,9 @@ from tests.once import made_once
 from tests.tiny_models import tiny_checkpoint
 
 CheckpointOf = Callable[[str], Path]
+
+# pytest has imported torch already, for a warning that it ignores. A fork of a process with threads may wait for ever.
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # Examples are the same on every run, and a busy machine is no failure.
 hypothesis.settings.register_profile(
