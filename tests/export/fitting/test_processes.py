@@ -59,10 +59,12 @@ def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(
     llama_checkpoint: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     recipe = str(write_recipe(tmp_path, llama_checkpoint, [NEURON_ADJUST]))
+    # Where the tests run in the background of a script, or by nohup, they inherit ignored signals.
+    heard = f"import signal; signal.signal({int(number)}, signal.SIG_DFL)\nfrom bakeout.__main__ import main\nmain()"
     with socket.create_server(("127.0.0.1", 0)) as store:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1])}
         process = subprocess.Popen(
-            [sys.executable, "-m", "bakeout", "fit", recipe, "-o", str(tmp_path / "plan.safetensors")],
+            [sys.executable, "-c", heard, "fit", recipe, "-o", str(tmp_path / "plan.safetensors")],
             env={**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", **place},
             stderr=subprocess.PIPE,
             text=True,
