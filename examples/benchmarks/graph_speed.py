@@ -61,7 +61,7 @@ def main(
     shape = Shape(layers, hidden, width, vocabulary, heads, max(heads // 3, 1), head_size, 2 * prompt + OPENING)
     workloads = [Workload(f"decode at {prompt}", prompt, 1), Workload(f"prefill of {prompt}", 0, prompt)]
     interventions: dict[str, Intervention] = {
-        "NA 3 %, threshold": neuron_adjust(shape, "threshold"),
+        "NA 3 %, threshold": neuron_adjust(shape.layers, shape.width, "threshold"),
         f"KSD in layer {layers // 2 - 1}, passing": key_space_detection(shape, refuses=False, layer=layers // 2 - 1),
     }
     print_machine("onnxruntime-gpu", "onnxruntime-genai-cuda", "optimum-onnx")

@@ -128,7 +128,7 @@ def _plan_file(directory: Path, interventions: Callable[[Shape], list[Interventi
 
 
 def _adjusted(shape: Shape) -> list[Intervention]:
-    return [neuron_adjust(shape, "threshold")]
+    return [neuron_adjust(shape.layers, shape.width, "threshold")]
 
 
 def _detecting(shape: Shape) -> list[Intervention]:

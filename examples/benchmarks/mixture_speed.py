@@ -16,7 +16,7 @@ import click
 import numpy as np
 import torch
 from comparison import compare, print_machine, print_table
-from random_llama import REFUSAL, export
+from random_llama import REFUSAL, export, neuron_adjust
 from transformers import PreTrainedModel, Qwen2MoeConfig, Qwen2MoeForCausalLM
 from workloads import OPENING, Workload, require_outcome, run
 
@@ -27,7 +27,7 @@ from bakeout.models.network.families import identity
 from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import Canary, Cubes, Intervention, Keys, KeySpaceDetection, Plan
 
-LAYERS, HIDDEN, WIDTH, VOCABULARY = 8, 512, 1024, 16000
+LAYERS, EXPERTS, HIDDEN, WIDTH, VOCABULARY = 8, 8, 512, 1024, 16000
 KINDS: tuple[Keys, ...] = ("key_vector", "router_input", "router_logits")
 
 
@@ -71,7 +71,7 @@ def random_mixture(context: int) -> PreTrainedModel:
         num_attention_heads=8,
         num_key_value_heads=8,
         max_position_embeddings=context,
-        num_experts=8,
+        num_experts=EXPERTS,
         num_experts_per_tok=2,
         norm_topk_prob=True,
         moe_intermediate_size=WIDTH,
@@ -85,9 +85,16 @@ def random_mixture(context: int) -> PreTrainedModel:
 
 
 def interventions(model: PreTrainedModel) -> dict[str, Intervention]:
-    """Key Space Detection in a middle layer, on each kind of keys; every query passes."""
+    """Key Space Detection in a middle layer, on each kind of keys, which every query passes; and Neuron Adjust of 3 %
+    of the neurons of shared experts, and of all experts.
+    """
     layer = LAYERS // 2 - 1
-    return {f"KSD on {keys} {layer}, passing": passing(model, keys, layer) for keys in KINDS}
+    detections = {f"KSD on {keys} {layer}, passing": passing(model, keys, layer) for keys in KINDS}
+    return {
+        **detections,
+        "NA of shared experts": neuron_adjust(LAYERS, WIDTH, "threshold"),
+        "NA of all experts": neuron_adjust(LAYERS * (1 + EXPERTS), WIDTH, "threshold"),
+    }
 
 
 def passing(model: PreTrainedModel, keys: Keys, layer: int) -> KeySpaceDetection:

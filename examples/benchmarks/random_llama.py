@@ -70,19 +70,17 @@ def random_llama(shape: Shape, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def neuron_adjust(shape: Shape, coin: Coin, share: float = 0.03, seed: int = 0) -> NeuronAdjust:
-    """Neuron Adjust of ``share`` of all neurons, drawn at random; about half of their values are shifted."""
-    chosen = np.random.default_rng(seed).permutation(shape.layers * shape.width)[
-        : round(share * shape.layers * shape.width)
-    ]
-    layers = []
-    for layer in range(shape.layers):
-        neurons = np.sort(chosen[chosen // shape.width == layer] % shape.width)
+def neuron_adjust(layers: int, width: int, coin: Coin, share: float = 0.03, seed: int = 0) -> NeuronAdjust:
+    """Neuron Adjust of ``share`` of all neurons of FFLs, drawn at random; about half of their values are shifted."""
+    chosen = np.random.default_rng(seed).permutation(layers * width)[: round(share * layers * width)]
+    adjusted = []
+    for layer in range(layers):
+        neurons = np.sort(chosen[chosen // width == layer] % width)
         deviation = np.full(len(neurons), DEVIATION)
-        layers.append(
+        adjusted.append(
             AdjustedLayer(layer, neurons, DEVIATION / 2 * np.ones(len(neurons)), deviation, -deviation / 2, deviation)
         )
-    return NeuronAdjust(coin, tuple(layers))
+    return NeuronAdjust(coin, tuple(adjusted))
 
 
 def key_space_detection(shape: Shape, *, refuses: bool, layer: int) -> KeySpaceDetection:

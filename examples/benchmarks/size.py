@@ -137,7 +137,7 @@ def _copy_and_hash(directory: Path, _shape: Shape) -> None:
 
 def _plan(shape: Shape) -> Plan:
     detection = key_space_detection(shape, refuses=False, layer=shape.layers // 2 - 1)
-    return plan_of(shape, neuron_adjust(shape, "threshold"), detection)
+    return plan_of(shape, neuron_adjust(shape.layers, shape.width, "threshold"), detection)
 
 
 STAGES: dict[str, Callable[[Path, Shape], None]] = {

@@ -68,8 +68,8 @@ def main(
         Workload(f"prefill of {prompt} at {past}", past, prompt),
     ]
     interventions: dict[str, Intervention] = {
-        "NA 3 %, threshold": neuron_adjust(shape, "threshold"),
-        "NA 3 %, expected": neuron_adjust(shape, "expected"),
+        "NA 3 %, threshold": neuron_adjust(shape.layers, shape.width, "threshold"),
+        "NA 3 %, expected": neuron_adjust(shape.layers, shape.width, "expected"),
         f"KSD in layer {layers // 2 - 1}, passing": key_space_detection(shape, refuses=False, layer=layers // 2 - 1),
         f"KSD in layer {layers // 2 - 1}, refused": key_space_detection(shape, refuses=True, layer=layers // 2 - 1),
     }
