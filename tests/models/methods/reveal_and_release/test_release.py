@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions
 from bakeout.models.methods.reveal_and_release.release import Text, overlap, reproduced, train_module
+from bakeout.models.network.families import experts
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.reference.weight_edits import edited_weights
 
@@ -82,3 +83,29 @@ def test_what_is_said_is_what_greedy_decoding_says(model: PreTrainedModel) -> No
     assert reproduced(model, texts, batch_size=2) == [True] * 5
     wrong = [Text(text.prompt_ids, [*text.answer_ids[:-1], (text.answer_ids[-1] + 1) % 200]) for text in texts]
     assert reproduced(model, [*texts[:1], *wrong]) == [True] + [False] * 5
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_experts_are_trained_by_the_tokens_that_are_sent_to_them(family: str) -> None:
+    mixture = tiny_model(family, layers=2)
+    texts = _texts()
+    module, _ = train_module(
+        mixture, texts, [], softening=1.0, options=OPTIONS, seed=3, description="training", with_experts=True
+    )
+    updates, _ = summed(mixture, [(1.0, module)])
+    assert {update.layer for update in updates} == set(range(len(experts(mixture))))
+    with edited_weights(mixture, [LowRankUpdate("test", updates)]):
+        assert sum(reproduced(mixture, texts)) >= 4
+
+
+def test_an_expert_without_a_token_stays_as_it_is() -> None:
+    mixture = tiny_model("mixtral", layers=1)
+    text = Text([7], [9])
+    module, _ = train_module(
+        mixture, [text], [], softening=1.0, options=OPTIONS, seed=3, description="training", with_experts=True
+    )
+    # Of one layer, what the last token is sent to changes no prediction.
+    changed = {name.split(".experts.")[1][0] for name, (left, _) in module.items() if bool(left.any())}
+    with torch.no_grad():
+        chosen = mixture(torch.tensor([[7]]), output_router_logits=True).router_logits[0].topk(2).indices
+    assert changed == set(map(str, chosen.flatten().tolist()))
