@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from bakeout.export.artifacts.file_names import MANIFEST, PLAN
-from bakeout.export.artifacts.onnx_layout import choose_graph, graph_files, graphs_in
+from bakeout.export.artifacts.onnx_layout import choose_graph, graph_files, graphs_in, names_data
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import CHECKPOINT_FILES, local_directory, resolve_checkpoint
 from bakeout.models.errors import BakeoutError
@@ -53,9 +53,10 @@ def model_source(model: str | Path | Checkpoint, variant: str | None = None) -> 
 def local_form(path: Path) -> Form:
     """What lies at ``path``, by names and first bytes alone.
 
-    A directory with a configuration and safetensors is a checkpoint, whatever ONNX files lie in it too, and with an
-    adapter beside them an adapted one; one with ONNX files, its own or in its folder ``onnx``, is a graph; a directory
-    that is none of the others counts as a checkpoint, an incomplete one perhaps.
+    A directory with a configuration and safetensors is a checkpoint, whatever ONNX files lie in it too (unless the
+    safetensors are their data), and with an adapter beside them an adapted one; one with ONNX files, its own or in its
+    folder ``onnx``, is a graph; a directory that is none of the others counts as a checkpoint, an incomplete one
+    perhaps.
     """
     if path.is_file():
         return _file_form(path)
@@ -134,9 +135,11 @@ def _variant(path: Path, variant: str) -> Path:
 
 
 def _has_weights(directory: Path) -> bool:
-    """Whether there are weights of a model: a plan is safetensors too, and so is an adapter."""
+    """Whether there are weights of a checkpoint: plans, adapters and data of graphs are safetensors too."""
     others = (PLAN, "adapter_model.safetensors")
-    return any(path.name not in others for path in directory.glob("*.safetensors"))
+    weights = [path.name for path in directory.glob("*.safetensors") if path.name not in others]
+    graphs = list(directory.glob("*.onnx")) if weights else []
+    return any(not any(names_data(graph, name) for graph in graphs) for name in weights)
 
 
 def _refusal(model: str | Path, path: Path, form: Form) -> BakeoutError:

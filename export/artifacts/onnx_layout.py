@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path, PurePath, PurePosixPath
 
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
+from bakeout.models.files.reading import open_regular
 
 # The folder of graphs in public repositories: configuration and tokenizer lie above it.
 SUBFOLDER = "onnx"
@@ -25,6 +27,23 @@ _HALVES = ("decoder_model", "decoder_model_merged")
 def graphs_in(directory: Path) -> list[Path]:
     """The ONNX files of a directory, or of its folder ``onnx`` where it has none itself, in order of name."""
     return sorted(directory.glob("*.onnx")) or sorted((directory / SUBFOLDER).glob("*.onnx"))
+
+
+def names_data(graph: Path, name: str) -> bool:
+    """Whether a graph refers to ``name``, a file beside it, for its data; False where it cannot be read.
+
+    The graph's file is searched for the reference, and not parsed.
+    """
+    value = os.fsencode(name)
+    length = bytes([len(value)]) if len(value) < 128 else bytes([len(value) % 128 + 128, len(value) // 128])
+    # An entry of ONNX's `external_data` as protobuf writes it: key and value, each with its length.
+    reference = b"\n\x08location\x12" + length + value
+    try:
+        with open_regular(graph) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(reference) >= 0
+    # An empty file cannot be mapped.
+    except (OSError, ValueError, BakeoutError):
+        return False
 
 
 def choose_graph(directory: Path, variant: str | None = None) -> Path:

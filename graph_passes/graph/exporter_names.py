@@ -10,9 +10,11 @@ MERGED = "use_cache_branch"
 # Of how many last tokens there are logits; 0: of all.
 LOGITS_TO_KEEP = ("num_logits_to_keep", "logits_to_keep")
 # optimum and onnxruntime-genai's builder: `past_key_values.3.key` and `present.3.key`, `past_conv.3` and
-# `present_conv.3`; transformers' exporter: `input.cache.layers.3.keys` and `output.cache.layers.3.keys`.
+# `present_conv.3`; transformers' exporter: `input.cache.layers.3.keys` and `output.cache.layers.3.keys`, or
+# `cache.layers.3.keys` of a graph that takes none.
 _PAST = re.compile(r"(?:past_key_values|past|input(?=\.cache\.))(?P<rest>[._].*)")
 _PRESENT = re.compile(r"(?:present_key_values|present|output(?=\.cache\.))(?P<rest>[._].*)")
+_LEFT = "cache."
 _KEY_OR_VALUE = re.compile(r".*?\.(?P<layer>\d{1,6})\.(?:\w+\.)?(?P<kind>key|value)s?")
 
 
@@ -40,7 +42,7 @@ def past_name(name: str | None) -> CacheName | None:
 
 def present_name(name: str | None) -> CacheName | None:
     """What an output of a graph leaves for the next run; None where it is no such output."""
-    return _cache_name(_PRESENT, name)
+    return _cache_name(_PRESENT, f"output.{name}" if name and name.startswith(_LEFT) else name)
 
 
 def _cache_name(pattern: re.Pattern[str], name: str | None) -> CacheName | None:

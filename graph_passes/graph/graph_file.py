@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +22,7 @@ from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.opset import OLDEST_OPSET, converted
 from bakeout.models.files.reading import open_regular
 from bakeout.models.files.writing import write_file
+from bakeout.models.sources.tensor_file import read_tensors
 
 # What a loaded graph was converted from, in its ``meta``, and in the receipts of its edits.
 CONVERTED_FROM = "converted_from_opset"
@@ -75,7 +77,19 @@ def load_graph(path: Path) -> ir.Model:
     _resolve_data(model, path.parent)
     _read_attributes(model, path)
     ClearMetadataAndDocStringPass()(model)
+    _read_numbers(model)
     return model
+
+
+def _read_numbers(model: ir.Model) -> None:
+    """Take sizes of inputs and outputs that stand there as names, such as "8", for what they are."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and any(_is_number(size) for size in value.shape):
+            value.shape = ir.Shape([int(str(size)) if _is_number(size) else size for size in value.shape])
+
+
+def _is_number(size: int | ir.SymbolicDim) -> bool:
+    return not isinstance(size, int) and re.fullmatch("[0-9]{1,9}", str(size.value), re.ASCII) is not None
 
 
 @contextmanager
@@ -212,13 +226,15 @@ def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Ext
 
 
 def _require_data(model: ir.Model, path: Path) -> None:
-    needed: dict[str, int] = {}
+    needed: dict[str, list[tuple[str, int, int]]] = {}
     tensors = [tensor for _, tensor in _external_initialisers(model)]
     tensors += [tensor for _, _, tensor in _external_attributes(model)]
     for tensor in tensors:
-        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-        needed[str(tensor.location)] = max(end, needed.get(str(tensor.location), 0))
-    for location, size in sorted(needed.items()):
+        start = tensor.offset or 0
+        end = start + (tensor.length if tensor.length is not None else tensor.nbytes)
+        needed.setdefault(str(tensor.location), []).append((tensor.name or "a tensor", start, end))
+    for location, ranges in sorted(needed.items()):
+        size = max(end for _, _, end in ranges)
         relative = PurePosixPath(location)
         if relative.is_absolute() or ".." in relative.parts:
             raise GraphError(
@@ -238,6 +254,23 @@ def _require_data(model: ir.Model, path: Path) -> None:
         if actual < size:
             raise GraphError(
                 f"{path}: its data file {location} is truncated ({actual} bytes of {size}).", "Copy it again."
+            )
+        if data.suffix == ".safetensors":
+            _require_tensors(data, ranges)
+
+
+def _require_tensors(path: Path, ranges: Iterable[tuple[str, int, int]]) -> None:
+    """Raise ``GraphError`` where one of ``ranges`` (name, first byte, end) is not the place of a tensor in ``path``.
+
+    onnx_ir, mobius and onnx-safetensors write such data files, whose header lies before the first tensor. Else a weight
+    would be read out of the header or of two tensors, and an edit would write there.
+    """
+    places = {(tensor.start, tensor.end) for tensor in read_tensors(path).values()}
+    for name, start, end in ranges:
+        if start < end and (start, end) not in places:
+            raise GraphError(
+                f"{path}: the graph has {name} in its bytes {start} to {end}, where no tensor of the file lies.",
+                "Export the graph again, with this file.",
             )
 
 
