@@ -7,7 +7,7 @@ edited there. One in a data file is read, edited and dropped again, the graph fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,8 @@ from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
 from bakeout.graph_passes.graph.dependence import nodes_behind
 from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors
-from bakeout.graph_passes.graph.weight_location import WeightLocation, locate_weight
+from bakeout.graph_passes.graph.weights.attention import AttentionLayer, attention_layers
+from bakeout.graph_passes.graph.weights.weight_location import WeightLocation, locate_weight
 from bakeout.models.checkpoint.weight_arithmetic import (
     PlannedChange,
     change_weight,
@@ -28,7 +29,7 @@ from bakeout.models.checkpoint.weight_arithmetic import (
     one_blas_thread,
     planned_changes,
 )
-from bakeout.models.plan import Intervention, ModelIdentity
+from bakeout.models.plan import Intervention, ModelIdentity, WeightChange, is_of_attention
 from bakeout.models.plan.receipt import Receipt
 
 
@@ -72,6 +73,7 @@ class WeightEditsPass(ir.passes.InPlacePass):
         self._names = names
         self.changes = planned_changes(interventions)
         self.receipts: list[Receipt] = []
+        self._attention: Sequence[AttentionLayer] | None = None
 
     @one_blas_thread()
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -79,8 +81,7 @@ class WeightEditsPass(ir.passes.InPlacePass):
         anatomy = read_anatomy(model)
         edits: dict[ir.Value, list[_Edit]] = {}
         for planned in self.changes:
-            name = self._names.name_of(planned.change.layer) if self._names else None
-            location = locate_weight(anatomy.feed_forward(planned.change.layer), planned.change.role, name)
+            location = self._locate(model.graph, anatomy, planned.change)
             planned.require_shape(location.shape)
             edits.setdefault(location.initialiser, []).append(_Edit(planned, location))
         _require_ranges_of_their_own(model, edits)
@@ -89,6 +90,18 @@ class WeightEditsPass(ir.passes.InPlacePass):
             receipt for initialiser, own in edits.items() for receipt in _edit_initialiser(initialiser, own, observed)
         ]
         return ir.passes.PassResult(model, modified=bool(edits))
+
+    def _locate(self, graph: ir.Graph, anatomy: Anatomy, change: WeightChange) -> WeightLocation:
+        if not is_of_attention(change.role):
+            name = self._names.name_of(change.layer) if self._names else None
+            return locate_weight(anatomy.feed_forward(change.layer), change.role, name)
+        if self._attention is None:
+            self._attention = attention_layers(graph, anatomy)
+        if change.layer >= len(self._attention):
+            raise GraphError(
+                f"The plan edits attention of block {change.layer}, and the graph has {len(self._attention)}."
+            )
+        return self._attention[change.layer].locate(change.role)
 
 
 def _deepest(graph: ir.Graph, anatomy: Anatomy) -> ir.Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bakeout.models.methods.registry import methods
-from bakeout.models.plan import Description, Intervention, ModelIdentity
+from bakeout.models.plan import Description, Intervention, ModelIdentity, is_of_attention
 from bakeout.models.plan.kinds.description import Decode
 
 
@@ -16,5 +16,11 @@ def described(intervention: Intervention, model: ModelIdentity, decode: Decode |
     """
     description = intervention.describe(decode)
     method = methods().get(description.json.get("method", ""))
-    named = tuple(replace(part, place=model.name_of(part.layer, intervention.watches)) for part in description.parts)
+    named = tuple(
+        part
+        # Of attention, by the block.
+        if part.role is not None and is_of_attention(part.role)
+        else replace(part, place=model.name_of(part.layer, intervention.watches))
+        for part in description.parts
+    )
     return replace(description, parts=named, title=method.title if method else description.title)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import FeedForwardModules, Layout, ModelIdentity, Role, StoredWeight
+from bakeout.models.plan import (
+    FeedForwardModules,
+    Layout,
+    ModelIdentity,
+    StoredWeight,
+    WeightChange,
+    is_of_attention,
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,11 @@ def modules_of(model: ModelIdentity) -> Sequence[FeedForwardModules]:
     return [family.modules(layer) for layer in range(model.layers)]
 
 
-def stored_weight(model: ModelIdentity, layer: int, role: Role) -> StoredWeight:
-    """Where a checkpoint stores a weight of an FFL. Raises ``BakeoutError`` where that is not known."""
+def stored_weight(model: ModelIdentity, change: WeightChange) -> StoredWeight:
+    """Where a checkpoint stores the weight that ``change`` is of. Raises ``BakeoutError`` where that is not known."""
+    layer, role = change.layer, change.role
+    if is_of_attention(role):
+        return stored_module(model, str(change.module))
     expert = model.expert_of(layer)
     if expert is None:
         return modules_of(model)[layer].weight(role, model.width_of(layer))
@@ -109,3 +119,8 @@ def stored_weight(model: ModelIdentity, layer: int, role: Role) -> StoredWeight:
             "Fit the plan again, or bake it into a graph.",
         )
     return model.routing.modules.weight(*expert, role, model.width_of(layer))
+
+
+def stored_module(model: ModelIdentity, module: str) -> StoredWeight:
+    """Where a checkpoint stores the weight of the linear layer ``module``: as it stores those of FFLs."""
+    return StoredWeight(f"{module}.weight", None, any(layer.transposed for layer in modules_of(model)))

@@ -87,8 +87,7 @@ def find_edits(checkpoint: Path, plan: Plan) -> tuple[TensorEdit, ...]:
     tensors = _tensors(checkpoint)
     changes: dict[str, list[tuple[StoredWeight, PlannedChange]]] = {}
     for planned in planned_changes(plan.interventions):
-        layer = planned.change.layer
-        stored = stored_weight(plan.model, layer, planned.change.role)
+        stored = stored_weight(plan.model, planned.change)
         tensor = _tensor(stored.name, tensors, checkpoint)
         _require_fit(tensor, stored, planned, plan)
         changes.setdefault(tensor.name, []).append((stored, planned))

@@ -1,6 +1,12 @@
 """The plan: interventions as inert arrays, its file, and the receipts of its edits. NumPy and safetensors alone."""
 
 from bakeout.models.plan.arrays import Floats, Floats32, Integers, PlanError
+from bakeout.models.plan.attention_modules import (
+    AttentionRole,
+    WeightRole,
+    attention_weight,
+    is_of_attention,
+)
 from bakeout.models.plan.feed_forward_modules import FeedForwardModules, Layout, Role, StoredWeight
 from bakeout.models.plan.kinds.adjustment import AdjustedLayer, Adjustment, Coin
 from bakeout.models.plan.kinds.check import LONGEST_REFUSAL, Check, Positions
@@ -26,6 +32,7 @@ __all__ = [
     "LONGEST_REFUSAL",
     "AdjustedLayer",
     "Adjustment",
+    "AttentionRole",
     "Canary",
     "Check",
     "Coin",
@@ -57,10 +64,13 @@ __all__ = [
     "StoredWeight",
     "WeightChange",
     "WeightEdit",
+    "WeightRole",
     "WeightUpdate",
     "ZeroColumns",
     "ZeroedColumns",
+    "attention_weight",
     "counted",
     "find_kind",
+    "is_of_attention",
     "register_kind",
 ]

@@ -142,6 +142,12 @@ class ModelIdentity(Figures):
         if layer >= available:
             raise PlanError(f"The plan names layer {layer} of a model with {available}.")
 
+    def require_block(self, block: int) -> None:
+        """Raise ``PlanError`` where the model has no block of this number: a block has an FFL, or a router, or both."""
+        most = self.layers + (0 if self.routing is None else len(self.routing.experts))
+        if block >= most:
+            raise PlanError(f"The plan names block {block} of a model with {most} at most.")
+
 
 def _told(widths: Sequence[int]) -> str:
     return " or ".join(map(str, sorted(set(widths))))

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64
 from bakeout.models.network.families import FeedForward, experts, feed_forwards_if_any, identity
-from bakeout.models.plan import Intervention, Role, WeightChange
+from bakeout.models.plan import Intervention, PlanError, Role, WeightChange, is_of_attention
 
 
 def weight_of(feed_forward: FeedForward, role: Role) -> Tensor:
@@ -43,13 +43,38 @@ def weight_of(feed_forward: FeedForward, role: Role) -> Tensor:
     return _weight(feed_forward.up)
 
 
-def planned_weights(model: PreTrainedModel, named: Iterable[tuple[int, Role]]) -> list[Tensor]:
-    """Weights of FFLs by the numbers that plans give these: experts follow the layers that see every token."""
+def planned_weights(model: PreTrainedModel, changes: Iterable[WeightChange]) -> list[Tensor]:
+    """The weights that ``changes`` are of.
+
+    FFLs have the numbers that plans give them: experts follow the layers that see every token. Raises ``PlanError``
+    where the model has no such linear layer, or a change does not fit it.
+    """
     layers, routed = feed_forwards_if_any(model), experts(model)
-    return [
-        weight_of(layers[layer], role) if layer < len(layers) else routed[layer - len(layers)].weight(role)
-        for layer, role in named
-    ]
+
+    def weight(change: WeightChange) -> Tensor:
+        if is_of_attention(change.role):
+            return _weight_of_module(model, str(change.module), change)
+        if change.layer < len(layers):
+            return weight_of(layers[change.layer], change.role)
+        return routed[change.layer - len(layers)].weight(change.role)
+
+    return list(map(weight, changes))
+
+
+def _weight_of_module(model: PreTrainedModel, path: str, change: WeightChange) -> Tensor:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise PlanError(f"The model has no module {path}.", "Name the model that the plan is of.") from None
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise PlanError(f"{path} is a {type(module).__name__}, not a plain linear layer.", "Name a plain model.")
+    weight = _weight(module)
+    if not change.fits(tuple(weight.shape)):
+        raise PlanError(
+            f"The change of {path} does not fit its weight, of shape {tuple(weight.shape)}.",
+            "Name the model that the plan is of.",
+        )
+    return weight
 
 
 def apply_weight_edit(model: PreTrainedModel, edit: Intervention, *, stored_as: torch.dtype | None = None) -> None:
@@ -61,7 +86,7 @@ def apply_weight_edit(model: PreTrainedModel, edit: Intervention, *, stored_as: 
     """
     edit.require_fit(identity(model, ""))
     changes = edit.weight_changes()
-    weights = planned_weights(model, ((change.layer, change.role) for change in changes))
+    weights = planned_weights(model, changes)
     with torch.no_grad():
         for change, weight in zip(changes, weights, strict=True):
             weight.copy_(_changed(weight, change, stored_as or weight.dtype))
@@ -78,8 +103,8 @@ def edited_weights(
     edits = [intervention for intervention in interventions if intervention.edits_weights]
     for edit in edits:
         edit.require_fit(identity(model, ""))
-    touched = sorted({(change.layer, change.role) for edit in edits for change in edit.weight_changes()})
-    views = [weight.detach() for weight in planned_weights(model, touched)]
+    touched = {(change.layer, change.role): change for edit in edits for change in edit.weight_changes()}
+    views = [weight.detach() for weight in planned_weights(model, touched.values())]
     kept = [view.clone() for view in views]
     try:
         for edit in edits:

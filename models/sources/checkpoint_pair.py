@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bakeout.models.checkpoint.architectures import modules_of, stored_module
 from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.checkpoint.checkpoint_writer import INDEX, checkpoint_files, weight_in
 from bakeout.models.checkpoint.weight_arithmetic import EDITABLE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import require_no_devices
-from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, StoredWeight, WeightUpdate
+from bakeout.models.plan import (
+    Floats,
+    Floats32,
+    LowRankUpdate,
+    ModelIdentity,
+    Role,
+    StoredWeight,
+    WeightRole,
+    WeightUpdate,
+    attention_weight,
+    is_of_attention,
+)
 from bakeout.models.progress import Track, untracked
-from bakeout.models.sources.source import changed_modules, none_matched, not_carried, read_report
+from bakeout.models.sources.source import none_matched, not_carried, read_report
 from bakeout.models.sources.tensor_file import FileTensor, read_tensors
 
 METHOD = "checkpoint difference"
@@ -23,6 +36,26 @@ _ROLES: tuple[Role, ...] = ("down", "gate", "up")
 _HEAD = "lm_head.weight"
 # What of a configuration says nothing of what the model computes.
 _NAMES_ONLY = frozenset(("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"))
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight that can differ, and where it is stored; ``module`` as of ``WeightUpdate``."""
+
+    layer: int
+    role: WeightRole
+    stored: StoredWeight
+    module: str | None = None
+
+    def fits(self, shape: tuple[int, ...], model: ModelIdentity) -> bool:
+        """Whether it can have this shape."""
+        if not is_of_attention(self.role):
+            return shape == model.weight_shape(self.role, self.layer)
+        return len(shape) == 2
+
+    def update(self, left: Floats32, right: Floats32) -> WeightUpdate:
+        """An update of it."""
+        return WeightUpdate(self.layer, self.role, left, right, self.module)
 
 
 def read_checkpoint_pair(
@@ -39,8 +72,8 @@ def read_checkpoint_pair(
 
     Per weight, the singular value decomposition of the difference, cut at the smallest rank that holds the share
     ``energy`` of its squared norm; the residual is in the report. ``exact``: the whole difference, such that the edited
-    checkpoint is baked bit for bit. Two tensors are in memory at a time. Raises ``BakeoutError`` where anything but FFL
-    weights differs.
+    checkpoint is baked bit for bit. Two tensors are in memory at a time. Raises ``BakeoutError`` where anything but
+    weights of FFLs and attention differs.
     """
     if not 0 < energy <= 1:
         raise BakeoutError(f"`energy` is {energy}, not a share between 0 and 1.", "Give one such as 0.9999.")
@@ -49,12 +82,7 @@ def read_checkpoint_pair(
     require_no_devices(edited)
     _require_same_configuration(edited, read_config(base), read_config(edited))
     before, after = _tensors(base), _tensors(edited)
-    modules = changed_modules(edited, model)
-    places: dict[str, list[tuple[int, Role, StoredWeight]]] = {}
-    for layer, own_modules in enumerate(modules):
-        for role in _ROLES if own_modules.layout != "ungated" else _ROLES[:2]:
-            stored = own_modules.weight(role, model.width_of(layer))
-            places.setdefault(stored.name, []).append((layer, role, stored))
+    places = _places(model)
     _require_same_names(edited, before, after, bool(read_config(base).get("tie_word_embeddings", False)))
     updates: list[WeightUpdate] = []
     read: list[dict[str, Any]] = []
@@ -64,32 +92,54 @@ def read_checkpoint_pair(
         _require_same_shape(edited, one, other)
         if _are_equal(one, other):
             continue
-        own = places.get(name) or places.get(f"{modules[0].gate.split('.', 1)[0]}.{name}")
-        if own is None or one.dtype not in EDITABLE:
-            remedy = "Edit feed-forward layers alone" + (
+        own = _weights_in(name, places, model)
+        if not own or one.dtype not in EDITABLE:
+            remedy = "Edit feed-forward layers and attention alone" + (
                 "." if one.dtype == other.dtype else f", and save {one.dtype}."
             )
             raise not_carried(edited, f"{name} differs from the base model's", remedy)
         old, new = one.values(), other.values()
-        for layer, role, stored in own:
-            start, end = weight_in(old, stored), weight_in(new, stored)
-            if start.shape != model.weight_shape(role, layer):
+        for weight in own:
+            start, end = weight_in(old, weight.stored), weight_in(new, weight.stored)
+            if not weight.fits(start.shape, model):
                 raise BakeoutError(f"{edited}: {name} has the shape {one.shape}.", "Name the model it was made from.")
             difference = end - start
             if not difference.any():
                 continue
             if exact:
-                update, figures = _whole(layer, role, difference), {"rank": min(difference.shape), "residual": 0.0}
+                update, figures = _whole(weight, difference), {"rank": min(difference.shape), "residual": 0.0}
                 _require_exact(edited, name, update, start, end, one.dtype)
             else:
-                update, figures = _truncated(layer, role, difference * scale, energy)
+                update, figures = _truncated(weight, difference * scale, energy)
             updates.append(update)
-            read.append({"tensor": name, "role": role, **figures})
+            read.append({"tensor": name, "role": weight.role, **figures})
     if not updates:
         raise none_matched(edited, "the weights of its base model")
     updates.sort(key=lambda update: (update.layer, update.role))
     files = [path for path in checkpoint_files(edited) if path.name != INDEX]
     return LowRankUpdate(METHOD, tuple(updates), read_report("checkpoint pair", files, scale, read))
+
+
+def _places(model: ModelIdentity) -> dict[str, list[_Weight]]:
+    """The weights of FFLs by the names of the tensors that they are in."""
+    places: dict[str, list[_Weight]] = {}
+    for layer, modules in enumerate(modules_of(model)):
+        for role in _ROLES if modules.layout != "ungated" else _ROLES[:2]:
+            stored = modules.weight(role, model.width_of(layer))
+            places.setdefault(stored.name, []).append(_Weight(layer, role, stored))
+    return places
+
+
+def _weights_in(name: str, places: Mapping[str, list[_Weight]], model: ModelIdentity) -> list[_Weight]:
+    """The weights that the tensor ``name`` is, which may lack the first part of what the model calls it."""
+    first = next((known.split(".", 1)[0] for known in places), None)
+    full = name if first is None or name.startswith(f"{first}.") else f"{first}.{name}"
+    if full in places:
+        return places[full]
+    module = full.removesuffix(".weight")
+    if module == full or (place := attention_weight(module)) is None:
+        return []
+    return [_Weight(*place, stored_module(model, module), module)]
 
 
 def _tensors(checkpoint: Path) -> Mapping[str, FileTensor]:
@@ -154,14 +204,12 @@ def _are_equal(one: FileTensor, other: FileTensor) -> bool:
     return bool(np.array_equal(one.values(), other.values()))
 
 
-def _truncated(layer: int, role: Role, difference: Floats, energy: float) -> tuple[WeightUpdate, dict[str, Any]]:
+def _truncated(weight: _Weight, difference: Floats, energy: float) -> tuple[WeightUpdate, dict[str, Any]]:
     left, sizes, right = np.linalg.svd(difference, full_matrices=False)
     held = np.cumsum(sizes**2) / np.sum(sizes**2)
     rank = min(int(np.searchsorted(held, energy - 1e-15)) + 1, len(sizes))
     root = np.sqrt(sizes[:rank])
-    update = WeightUpdate(
-        layer,
-        role,
+    update = weight.update(
         np.ascontiguousarray(left[:, :rank] * root, np.float32),
         np.ascontiguousarray(root[:, None] * right[:rank], np.float32),
     )
@@ -169,13 +217,13 @@ def _truncated(layer: int, role: Role, difference: Floats, energy: float) -> tup
     return update, {"rank": rank, "residual": float(f"{residual:.3g}")}
 
 
-def _whole(layer: int, role: Role, difference: Floats) -> WeightUpdate:
+def _whole(weight: _Weight, difference: Floats) -> WeightUpdate:
     """The difference times the identity: a product in which nothing rounds."""
     single = np.ascontiguousarray(difference, np.float32)
     rows, columns = single.shape
     if columns <= rows:
-        return WeightUpdate(layer, role, single, np.eye(columns, dtype=np.float32))
-    return WeightUpdate(layer, role, np.eye(rows, dtype=np.float32), single)
+        return weight.update(single, np.eye(columns, dtype=np.float32))
+    return weight.update(np.eye(rows, dtype=np.float32), single)
 
 
 def _require_exact(edited: Path, name: str, update: WeightUpdate, before: Floats, after: Floats, dtype: str) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import parse_json, read_regular
-from bakeout.models.plan import Floats, LowRankUpdate, ModelIdentity, Role, WeightUpdate
-from bakeout.models.sources.source import changed_modules, none_matched, not_carried, read_report
+from bakeout.models.plan import Floats, Floats32, LowRankUpdate, ModelIdentity, Role, WeightUpdate, attention_weight
+from bakeout.models.sources.source import none_matched, not_carried, read_report
 from bakeout.models.sources.tensor_file import FileTensor, read_tensors
 
 CONFIG = "adapter_config.json"
@@ -57,7 +58,7 @@ def read_peft_adapter(path: Path, model: ModelIdentity, scale: float = 1.0) -> L
     """The adapter in the directory ``path`` as an update of ``model``, ``scale`` times as large.
 
     A module's update is B A times alpha / r, or alpha / sqrt(r) with rsLoRA, by the rank and alpha patterns. Raises
-    ``BakeoutError``, naming it, for any setting or tensor that no low-rank update of FFL weights carries.
+    ``BakeoutError``, naming it, for any setting or tensor that no low-rank update of FFLs and attention carries.
     """
     config = _config(path / CONFIG)
     _require_plain_lora(path, config)
@@ -67,12 +68,13 @@ def read_peft_adapter(path: Path, model: ModelIdentity, scale: float = 1.0) -> L
         )
     modules = _modules(path, read_tensors(path / WEIGHTS))
     _require_all_targets(path, config, modules)
-    layers = enumerate(changed_modules(path, model))
+    layers = enumerate(modules_of(model))
     places = {module: (layer, roles) for layer, own in layers for module, roles in own.roles().items()}
     updates: list[WeightUpdate] = []
     read: list[dict[str, Any]] = []
     for name, factors in sorted(modules.items()):
-        layer, roles = _place(path, name, places)
+        in_attention = attention_weight(name)
+        place = None if in_attention else _place(path, name, places)
         down, up = factors.down.values(), factors.up.values()
         rank, scaling = _scaling(path, name, config)
         if down.ndim != 2 or up.ndim != 2 or not len(down) == up.shape[1] == rank:
@@ -85,7 +87,11 @@ def read_peft_adapter(path: Path, model: ModelIdentity, scale: float = 1.0) -> L
         if is_zero:
             # As peft starts: a module that was never trained adds nothing.
             continue
-        updates += _updates(path, name, layer, roles, up * (scaling * scale), down, model)
+        left, right = _rounded(up * (scaling * scale)), _rounded(down)
+        if in_attention:
+            updates.append(WeightUpdate(*in_attention, left, right, name))
+        if place:
+            updates += _updates(path, name, place, left, right, model)
     if not updates:
         raise none_matched(path, "no LoRA module that is not zero")
     updates.sort(key=lambda update: (update.layer, update.role))
@@ -149,10 +155,19 @@ def _place(path: Path, name: str, places: Mapping[str, _Place]) -> _Place:
         return places[name]
     known = {_NUMBER.sub(".N.", module) for module in places}
     if _NUMBER.sub(".N.", name) not in known:
-        raise not_carried(path, f"it changes {name}", f"Plans change {', '.join(sorted(known))}: train those alone.")
+        raise not_carried(path, f"it changes {name}", f"Plans change {_told(known)}: train those alone.")
     raise BakeoutError(
         f"{path} changes {name}, and the base model has no such layer.", "Name the adapter's base model."
     )
+
+
+def _told(known: Iterable[str]) -> str:
+    return ", ".join((*sorted(known), "the linear layers of attention"))
+
+
+def _rounded(factor: Floats) -> Floats32:
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(factor, np.float32)
 
 
 def _scaling(path: Path, name: str, config: Mapping[str, Any]) -> tuple[int, float]:
@@ -179,9 +194,10 @@ def _by_pattern(path: Path, name: str, config: Mapping[str, Any], table: str, de
 
 
 def _updates(
-    path: Path, name: str, layer: int, roles: tuple[Role, ...], left: Floats, right: Floats, model: ModelIdentity
+    path: Path, name: str, place: _Place, left: Floats32, right: Floats32, model: ModelIdentity
 ) -> list[WeightUpdate]:
-    """One update a weight: a fused linear's rows are those of several."""
+    """One update a weight of an FFL: a fused linear's rows are those of several."""
+    layer, roles = place
     if len(left) != sum(model.weight_shape(role, layer)[0] for role in roles):
         raise BakeoutError(
             f"{path}: {name} has {len(left)} outputs, which the base model does not have.",
@@ -190,9 +206,7 @@ def _updates(
     updates = []
     for role, rows in zip(roles, np.split(left, len(roles)), strict=True):
         if rows.any():
-            with np.errstate(over="ignore"):
-                factors = rows.astype(np.float32), right.astype(np.float32)
-            update = WeightUpdate(layer, role, *map(np.ascontiguousarray, factors))
+            update = WeightUpdate(layer, role, rows, right)
             if not update.fits(model.weight_shape(role, layer)):
                 raise BakeoutError(
                     f"{path}: {name} has {right.shape[1]} inputs, which the base model does not have.",

@@ -1,4 +1,4 @@
-"""What all sources share: the layers that they change, the receipt of what was read, the errors of the rest."""
+"""What all sources share: the receipt of what was read, and the errors of the rest."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
-from bakeout.models.plan import FeedForwardModules, ModelIdentity
 from bakeout.models.plan.kinds.report import RetainReport
-
-
-def changed_modules(path: Path, model: ModelIdentity) -> Sequence[FeedForwardModules]:
-    """The linear layers of every FFL that a source may change. Raises ``BakeoutError`` where there is none."""
-    if modules := modules_of(model):
-        return modules
-    raise BakeoutError(
-        f"{path} belongs to a base model in which no feed-forward layer sees every token: it has experts alone, whose "
-        "weights are not imported.",
-        "Bake a fitted plan: Selective Pruning, for example, edits experts.",
-    )
 
 
 def read_report(form: str, files: Sequence[Path], scale: float, read: Sequence[dict[str, Any]]) -> RetainReport:

@@ -18,7 +18,7 @@ from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import data_files, graph_bytes, load_graph, save_graph
-from bakeout.graph_passes.graph.weight_location import locate_weight
+from bakeout.graph_passes.graph.weights.weight_location import locate_weight
 from bakeout.graph_passes.weight_edits import EditedTensor, WeightEditsPass, write_edited_tensors
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.checkpoint.placement import Placement

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bakeout.models.plan.feed_forward_modules import Role
+from bakeout.models.plan.attention_modules import WeightRole
 
 # Token ids to the text that they stand for.
 Decode = Callable[[Sequence[int]], str]
@@ -23,7 +23,7 @@ class Part:
     layer: int
     count: int
     text: str
-    role: Role | None = None
+    role: WeightRole | None = None
     place: str | None = None
 
     @property

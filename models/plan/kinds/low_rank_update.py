@@ -1,4 +1,4 @@
-"""Low-rank matrices added to weights of FFLs: the kind in which LUNAR, UNLEARN, LEARN and Reveal-and-Release end."""
+"""Low-rank matrices added to weights: the kind in which LUNAR, UNLEARN, LEARN, Reveal-and-Release and imports end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from bakeout.models.plan.arrays import Array, Floats, Floats32, Integers, PlanError, require_finite, require_layer
+from bakeout.models.plan.attention_modules import WeightRole, attention_weight
 from bakeout.models.plan.feed_forward_modules import Role
 from bakeout.models.plan.kinds.intervention import Take
 from bakeout.models.plan.kinds.report import RetainReport
@@ -21,15 +22,18 @@ class WeightUpdate(WeightChange):
     """What is added to one weight W [out, in] (``y = W x``): ``left`` [out, rank] @ ``right`` [rank, in], float32."""
 
     layer: int
-    role: Role
+    role: WeightRole
     left: Floats32
     right: Floats32
+    module: str | None = None
 
     def __post_init__(self) -> None:
         where = f"Low-rank update, layer {self.layer}, {self.role}"
         require_layer(self.layer, where)
-        if self.role not in get_args(Role):
+        if self.module is None and self.role not in get_args(Role):
             raise PlanError(f"{where}: no weight of an FFL is called so.")
+        if self.module is not None and attention_weight(self.module) != (self.layer, self.role):
+            raise PlanError(f"{where}: {self.module} is no such linear layer of attention.")
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
             raise PlanError(f"{where}: factors of shapes {self.left.shape} and {self.right.shape} have no product.")
         if 0 in self.left.shape or 0 in self.right.shape:
@@ -64,17 +68,18 @@ class WeightUpdate(WeightChange):
 
 @dataclass(frozen=True, eq=False)
 class LowRankUpdate(WeightEdit):
-    """Weights of FFLs changed by low-rank matrices, as LUNAR, UNLEARN, LEARN and Reveal-and-Release end in.
+    """Weights changed by low-rank matrices, as LUNAR, UNLEARN, LEARN, Reveal-and-Release and imports end in.
 
-    ``method`` names the one that fitted it. ``updates``: ascending by layer, then by role, each weight once.
+    ``method`` names the one that fitted it. ``updates``: ascending by layer, then by role, each weight once. Imports
+    change weights of attention too, which schema 1 does not hold.
     The figures of a report are the method's own, and in its ``details``.
     """
 
     kind = "low_rank_update"
+    schema = 2
     title = "Low-rank update"
     unit = "rank"
     count_key = "rank"
-    explanation = "A low-rank matrix is added to each of these weights of the feed-forward layers."
     report_type = RetainReport
     method: str
     updates: tuple[WeightUpdate, ...]
@@ -87,9 +92,21 @@ class LowRankUpdate(WeightEdit):
         if not weights or weights != sorted(set(weights)):
             raise PlanError("Low-rank update: the weights are not in ascending order, each once, or there is none.")
 
+    @property
+    def schema_written(self) -> int:
+        """1 without weights of attention."""
+        return 1 if all(update.module is None for update in self.updates) else 2
+
+    @property
+    def explanation(self) -> str:
+        """Of which layers the weights are."""
+        layers = {"the feed-forward layers" if update.module is None else "attention" for update in self.updates}
+        return f"A low-rank matrix is added to each of these weights of {' and '.join(sorted(layers))}."
+
     def settings(self) -> dict[str, Any]:
         """The method and the weights."""
-        return {"method": self.method, "weights": [[update.layer, update.role] for update in self.updates]}
+        weights = [[update.layer, update.role, *([update.module] if update.module else [])] for update in self.updates]
+        return {"method": self.method, "weights": weights}
 
     def arrays(self) -> dict[str, Array]:
         """Two factors a weight."""
@@ -108,8 +125,9 @@ class LowRankUpdate(WeightEdit):
                 role,
                 take(f"{layer}.{role}.left", np.float32),
                 take(f"{layer}.{role}.right", np.float32),
+                *module,
             )
-            for layer, role in settings["weights"]
+            for layer, role, *module in settings["weights"]
         )
         return cls(settings["method"], tuple(updates), report)
 

@@ -7,18 +7,21 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from bakeout.models.plan.arrays import Array, Floats, Floats32, Integers
-from bakeout.models.plan.feed_forward_modules import Role
+from bakeout.models.plan.attention_modules import WeightRole
 
 
 class WeightChange(ABC):
-    """A change of one weight W [out, in] (``y = W x``) of layer ``layer``.
+    """A change of one weight W [out, in] (``y = W x``) of layer ``layer``, in attention of the block of that number.
+
+    ``module``: what the model calls the linear layer, for a weight of attention.
 
     What is asked for is computed in float64, added to W in float64, and rounded to the type that W is stored in.
     ``exact``: what is asked for can be stored in every type, so that nothing of it can round away.
     """
 
     layer: int
-    role: Role
+    role: WeightRole
+    module: str | None = None
     exact: ClassVar[bool] = False
 
     @property

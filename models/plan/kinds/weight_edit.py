@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from bakeout.models.plan.arrays import PlanError
+from bakeout.models.plan.attention_modules import is_of_attention
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.intervention import Blocks, CoinPlace, Intervention
 from bakeout.models.plan.kinds.weight_change import WeightChange
@@ -15,7 +16,7 @@ from bakeout.models.plan.model_identity import ModelIdentity
 class WeightEdit(Intervention):
     """An intervention that changes weights, and leaves the graph as it is.
 
-    ``explanation`` tells people how it works; ``count_key`` is what `--json` calls the count of a weight.
+    ``count_key`` is what `--json` calls the count of a weight.
 
     The canary is the pre-activations of the first ``CANARY_NEURONS`` neurons of the last layer that sees every token,
     or in a mixture of experts the logits of the last router where that lies deeper, at the last token, before anything
@@ -23,12 +24,16 @@ class WeightEdit(Intervention):
     """
 
     edits_weights = True
-    explanation: ClassVar[str]
     count_key: ClassVar[str] = "count"
 
     @abstractmethod
     def weight_changes(self) -> tuple[WeightChange, ...]:
         """What becomes of each weight, ascending by layer, then by role; no weight twice."""
+
+    @property
+    @abstractmethod
+    def explanation(self) -> str:
+        """How it works, for people."""
 
     @property
     def name(self) -> str:
@@ -52,6 +57,10 @@ class WeightEdit(Intervention):
     def require_fit(self, model: ModelIdentity) -> None:
         """Raise ``PlanError`` unless ``model`` has all weights, of the shapes that they are changed in."""
         for change in self.weight_changes():
+            if is_of_attention(change.role):
+                # How wide attention is, the weight itself tells.
+                model.require_block(change.layer)
+                continue
             model.require_layer(change.layer)
             if not change.fits(shape := model.weight_shape(change.role, change.layer)):
                 raise PlanError(

@@ -55,8 +55,14 @@ def baked_logits(plan: Plan, checkpoint: Path, directory: Path) -> torch.Tensor:
         ("phi3", {"target_modules": ["gate_up_proj"]}),
         # Its head is its embedding.
         ("gemma", {"target_modules": ["up_proj"]}),
+        # By default, peft trains attention.
+        ("llama", {"target_modules": None}),
+        ("gpt2", {"target_modules": None, "fan_in_fan_out": True}),
+        ("phi3", {"target_modules": "all-linear"}),
+        ("gpt_neox", {"target_modules": ["query_key_value", "attention.dense"]}),
+        ("mixtral", {"target_modules": ["q_proj", "o_proj"]}),
     ],
-    ids=["plain", "patterns", "transposed", "fused", "tied"],
+    ids=["plain", "patterns", "transposed", "fused", "tied", "attention", "conv1d", "all", "interleaved", "mixture"],
 )
 def test_peft_computes_the_same(
     checkpoint_of: CheckpointOf, tmp_path: Path, family: str, settings: dict[str, Any]
@@ -74,7 +80,6 @@ def test_peft_computes_the_same(
     ("settings", "told"),
     [
         ({"use_dora": True}, "DoRA"),
-        ({"target_modules": ["q_proj", "down_proj"]}, "self_attn.q_proj"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "biases"),
         ({"lora_bias": True}, "lora_bias"),
@@ -173,17 +178,33 @@ def test_a_pair_in_another_type(llama_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_what_differs_elsewhere_is_named(llama_checkpoint: Path, tmp_path: Path) -> None:
-    edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=1, names=("down_proj.weight", "q_proj.weight"))
-    with pytest.raises(BakeoutError, match=r"layers.0.self_attn.q_proj.weight differs"):
+    names = ("down_proj.weight", "q_proj.weight", "embed_tokens.weight")
+    edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=1, names=names)
+    with pytest.raises(BakeoutError, match=r"embed_tokens.weight differs"):
         import_plan(tmp_path / "edited", str(llama_checkpoint))
 
 
-def test_of_a_mixture_without_dense_layers_nothing_is_imported(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "mixtral"])
+def test_a_pair_that_differs_in_attention(checkpoint_of: CheckpointOf, tmp_path: Path, family: str) -> None:
+    checkpoint = checkpoint_of(family)
+    names = ("q_proj.weight", "o_proj.weight", "c_attn.weight", "attn.c_proj.weight", "qkv_proj.weight")
+    expected = edited_checkpoint(checkpoint, tmp_path / "edited", rank=2, names=names)
+    plan = import_plan(tmp_path / "edited", str(checkpoint))
+    assert {row["role"] for row in read_of(plan)["read"]} in ({"q", "o"}, {"qkv", "o"})
+    assert (baked_logits(plan, checkpoint, tmp_path / "baked") - expected).abs().max() < 1e-3
+    exact = import_plan(tmp_path / "edited", str(checkpoint), exact=True)
+    baked = load_model(bake(str(checkpoint), exact, tmp_path / "exact", CHECKPOINT).directory).state_dict()
+    assert all(
+        torch.equal(baked[name], weight) for name, weight in load_model(tmp_path / "edited").state_dict().items()
+    )
+
+
+def test_experts_are_not_imported(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
     checkpoint = checkpoint_of("mixtral")
-    edited_checkpoint(checkpoint, tmp_path / "edited", rank=2, names=("q_proj.weight",))
-    peft_adapter(checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
+    edited_checkpoint(checkpoint, tmp_path / "edited", rank=2, names=("experts.0.w2.weight",))
+    peft_adapter(checkpoint, tmp_path / "adapter", target_modules=["q_proj", "w2"])
     for source in (tmp_path / "edited", tmp_path / "adapter"):
-        with pytest.raises(BakeoutError, match="experts alone"):
+        with pytest.raises(BakeoutError, match=r"experts.0.w2.* attention"):
             import_plan(source, str(checkpoint))
 
 

@@ -7,7 +7,7 @@ import pytest
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
-from bakeout.graph_passes.graph.weight_location import locate_weight
+from bakeout.graph_passes.graph.weights.weight_location import locate_weight
 
 from tests.graph_passes.graph.test_anatomy import small_graph
 

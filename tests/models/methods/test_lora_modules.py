@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from bakeout.models.methods.lora_modules import Module, adapted, summed
 from bakeout.models.network.families import all_widths, feed_forward_layers
 from bakeout.models.plan import LowRankUpdate
-from bakeout.models.reference.weight_edits import edited_weights, weight_of
+from bakeout.models.reference.weight_edits import edited_weights, planned_weights
 
 from tests.tiny_models import tiny_model
 
@@ -97,7 +97,6 @@ def test_sums_are_exact_and_no_larger_than_they_must_be(shares: list[float], ran
     parts = [(share, _random_module(model, rank, index)) for index, share in enumerate(shares)]
     updates, residual = summed(model, parts)
     assert residual < 1e-6
-    (layer,) = feed_forward_layers(model)
     assert [(update.layer, update.role) for update in updates] == [(0, "down"), (0, "gate"), (0, "up")]
     for update in updates:
         name = f"model.layers.0.mlp.{update.role}_proj"
@@ -105,7 +104,7 @@ def test_sums_are_exact_and_no_larger_than_they_must_be(shares: list[float], ran
         assert isinstance(whole, torch.Tensor)
         product = torch.from_numpy(update.left).double() @ torch.from_numpy(update.right).double()
         torch.testing.assert_close(product, whole, rtol=1e-4, atol=1e-6)
-        assert update.left.shape[1] <= min(rank * len(shares), *weight_of(layer, update.role).shape)
+        assert update.left.shape[1] <= min(rank * len(shares), *planned_weights(model, [update])[0].shape)
 
 
 def test_a_module_and_its_negative_leave_nothing() -> None:

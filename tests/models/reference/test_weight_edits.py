@@ -13,7 +13,7 @@ from bakeout.models.plan import AdjustedLayer, LowRankUpdate, NeuronAdjust, Plan
 from bakeout.models.plan.canary_check import compare_canary
 from bakeout.models.reference.canary import measure_canary
 from bakeout.models.reference.reference_model import Reference
-from bakeout.models.reference.weight_edits import apply_weight_edit, edited_weights, weight_of
+from bakeout.models.reference.weight_edits import apply_weight_edit, edited_weights, planned_weights, weight_of
 
 from tests.tiny_models import FAMILIES, tiny_model, tiny_width
 from tests.weight_plans import PROMPTS, low_rank_update, plan_of, zero_columns
@@ -58,15 +58,13 @@ def test_edits_are_made_in_place_and_taken_back(family: str, dtype: str) -> None
     update, zeroed = low_rank_update(model), zero_columns(2)
     layers = feed_forward_layers(model)
     expected = [
-        (weight_of(layers[one.layer], one.role).double() + torch.from_numpy(one.left).double() @ _double(one.right))
-        .float()
-        .to(model.dtype)
-        for one in update.updates
+        (weight.double() + torch.from_numpy(one.left).double() @ _double(one.right)).float().to(model.dtype)
+        for one, weight in zip(update.updates, planned_weights(model, update.updates), strict=True)
     ]
     with edited_weights(model, [update, zeroed]):
         for one, weight in zip(update.updates, expected, strict=True):
             if (one.layer, one.role) != (2, "down"):
-                assert torch.equal(weight_of(layers[one.layer], one.role), weight)
+                assert torch.equal(planned_weights(model, [one])[0], weight)
         assert (weight_of(layers[2], "down")[:, [1, 5, 8, 90]] == 0).all()
         assert (weight_of(layers[2], "down")[:, [0, 2]] != 0).any()
     assert _same(model, before)

@@ -1,4 +1,4 @@
-"""Where in a decoder graph the weights of its feed-forward layers lie: initialisers, and how W lies in them."""
+"""Where in a decoder graph the weights of its linears lie: initialisers, and how W lies in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.feed_forward import FeedForwardLayer
-from bakeout.graph_passes.graph.linear import as_linear, as_stacked_linear
+from bakeout.graph_passes.graph.linear import Linear, as_linear, as_stacked_linear
 from bakeout.models.plan import Role
 
 # The permutations that swap a weight's two axes, alone or in a stack.
@@ -62,6 +62,13 @@ def locate_weight(layer: FeedForwardLayer, role: Role, name: str | None = None) 
         rows = _rows(layer, role, where)
     outputs = linear.outputs if rows is None else layer.width
     return WeightLocation(node, initialiser, transposed, rows, (outputs, linear.inputs), layer.slot)
+
+
+def locate_in_linear(linear: Linear, where: str, rows: slice | None = None) -> WeightLocation:
+    """The weight of a linear, or those ``rows`` of it. ``where``: what errors call it. Raises as ``locate_weight``."""
+    initialiser, transposed = _initialiser(linear.node, where)
+    outputs = linear.outputs if rows is None else rows.stop - rows.start
+    return WeightLocation(linear.node, initialiser, transposed, rows, (outputs, linear.inputs))
 
 
 def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:

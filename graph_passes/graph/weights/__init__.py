@@ -1,0 +1,1 @@
+"""Weights of a decoder graph by their layers and roles."""
