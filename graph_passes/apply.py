@@ -58,6 +58,7 @@ def apply_plan(
     monitor: bool = False,
     adapter_slots: bool = False,
     webgpu: bool = False,
+    latch_layer: int | None = None,
     edited: Sequence[Receipt] | None = None,
 ) -> list[Receipt]:
     """Edit a decoder graph in place so that it carries a plan, and return the receipts in the plan's order.
@@ -66,7 +67,9 @@ def apply_plan(
     Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``;
     ``webgpu`` keeps to what that computes, and needs ``inline`` and no early exit.
     ``adapter_slots`` declares the constants of the graph's edits as inputs with defaults (``adapter_slots``).
-    ``edited``: the result of ``edit_weights``, if it was called before (and the graph quantised since).
+    ``latch_layer``: the number of the cache that carries a refusal on, for graphs that hand it to each other; by
+    default it is chosen. ``edited``: the result of ``edit_weights``, if it was called before (and the graph
+    quantised since).
 
     Raises ``PlanError`` where the plan was fitted on a model of another shape, and ``GraphError`` where the graph
     cannot be read or an edit does not match all that the plan names; the graph is then to be discarded.
@@ -75,7 +78,7 @@ def apply_plan(
     # Weights first, where they lie as in the plain graph.
     receipts = edit_weights(model, plan) if edited is None else list(edited)
     slots = sorted(plan_constants(plan, read_anatomy(model).dtype)) if adapter_slots else []
-    for edit in _passes(plan, _Options(inline, early_exit, monitor)):
+    for edit in _passes(plan, _Options(inline, early_exit, monitor, latch_layer)):
         edit(model)
         # At once: constants that happen to be equal are shared by later passes, inputs never.
         declare_slots(model, slots)
@@ -109,6 +112,7 @@ class _Options:
     inline: bool
     early_exit: bool
     monitor: bool
+    latch_layer: int | None
 
 
 _Pass = NeuronAdjustPass | ResidualEditsPass | KeySpaceDetectionPass
@@ -128,7 +132,13 @@ def _residual_edits(placed: _Placed, options: _Options) -> Iterator[_Pass]:
 
 def _key_space_detection(placed: _Placed, options: _Options) -> Iterator[_Pass]:
     for index, intervention in placed:
-        yield KeySpaceDetectionPass(intervention, index, early_exit=options.early_exit, monitor=options.monitor)
+        yield KeySpaceDetectionPass(
+            intervention,
+            index,
+            early_exit=options.early_exit,
+            monitor=options.monitor,
+            latch_layer=options.latch_layer,
+        )
 
 
 # The passes of the kinds that edit graphs, in the order in which they run: Key Space Detection, which splits the graph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -114,6 +114,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     except PlanError as error:
         raise _malformed(path, error.cause) from None
     return manifest
+
+
+def receipts_for(graph: Path, receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Of the receipts of an artifact those of ``graph``: of the graphs of a pair each has its own."""
+    return [receipt for receipt in receipts if receipt.detail.get("graph", graph.name) == graph.name]
 
 
 def receipts_of(manifest: Mapping[str, Any]) -> tuple[Receipt, ...]:

@@ -20,6 +20,8 @@ _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken")
 _PLAIN, _SUFFIXES = "fp32", {"fp32": "", "q8": "_quantized"}
 _VARIANTS = (_PLAIN, "fp16", "int8", "uint8", "q8", "q4", "q4f16", "bnb4", "q2", "q2f16", "q1", "q1f16")
 _STEMS = ("model", "decoder_with_past_model")
+# transformers.exporters' pair: one graph reads the prompt, and the other goes on from the cache that it leaves.
+PREFILL, DECODE = "prefill.onnx", "decode.onnx"
 # optimum's older exports: the first computes no cache's continuation, and the second holds both under an `If`.
 _HALVES = ("decoder_model", "decoder_model_merged")
 
@@ -49,6 +51,7 @@ def names_data(graph: Path, name: str) -> bool:
 def choose_graph(directory: Path, variant: str | None = None) -> Path:
     """The decoder among the graphs of ``directory``: what ``genai_config.json`` names, ``model.onnx``, or the only one.
 
+    A pair is known by its second graph, ``decode.onnx`` (``graphs_of``).
     ``variant``: the one of this name, ``q4`` for ``model_q4.onnx``; ``fp32`` is ``model.onnx``. Raises ``BakeoutError``
     where there is none, or several and nothing tells which.
     """
@@ -61,6 +64,8 @@ def choose_graph(directory: Path, variant: str | None = None) -> Path:
     whole = [graph for graph in graphs if graph.stem not in _HALVES]
     if GRAPH in by_name:
         return by_name[GRAPH]
+    if by_name.keys() == {PREFILL, DECODE}:
+        return by_name[DECODE]
     if len(graphs) == 1:
         return graphs[0]
     if len(whole) == 1:
@@ -69,6 +74,12 @@ def choose_graph(directory: Path, variant: str | None = None) -> Path:
         f"{directory} does not hold one ONNX graph (found: {', '.join(by_name) or 'none'}).",
         "Name the file itself, or its `variant` (q4 for model_q4.onnx).",
     )
+
+
+def graphs_of(graph: Path) -> tuple[Path, ...]:
+    """The graphs that run as one decoder, in their order: ``graph`` alone, or ``prefill.onnx`` and ``decode.onnx``."""
+    first = graph.with_name(PREFILL)
+    return (first, graph) if graph.name == DECODE and first.is_file() else (graph,)
 
 
 def graph_files(variant: str | None = None) -> list[str]:

@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from bakeout.export.artifacts.file_names import CARD, PLAN
-from bakeout.export.artifacts.manifest import write_manifest
+from bakeout.export.artifacts.manifest import receipts_for, write_manifest
 from bakeout.export.artifacts.model_source import find_graph
+from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.export.baking.bake_checkpoint import CheckpointBase, checkpoint_base, write_edited_checkpoint
 from bakeout.export.baking.bake_graph import GraphBase, graph_base, write_baked_graph
 from bakeout.export.baking.model_card import model_card
@@ -151,7 +152,8 @@ def canary_outcome(directory: Path, plan: Plan, edited: Edited, *, run: bool = T
     graph = find_graph(directory)
     # What is baked in can overflow where the base model does not.
     require_finite(graph, plan.canary.input_ids.tolist())
-    require_canary(graph, plan, edited.receipts)
+    for each in graphs_of(graph):
+        require_canary(each, plan, receipts_for(each, edited.receipts))
     return "passed"
 
 

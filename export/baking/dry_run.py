@@ -13,7 +13,7 @@ from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.artifacts.titles import described
 from bakeout.export.baking.bake import completed
 from bakeout.export.baking.bake_checkpoint import checkpoint_base
-from bakeout.export.baking.bake_graph import edit_graph, graph_or_checkpoint
+from bakeout.export.baking.bake_graph import edited_graphs, graph_or_checkpoint
 from bakeout.export.baking.quantise import require_quantisable
 from bakeout.export.baking.runtimes import require_served
 from bakeout.export.recipes.bake_options import BakeOptions
@@ -77,12 +77,15 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
 
 
 def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
-    graph = load_graph(path)
-    receipts = edit_graph(graph, plan, options)
     companions = companion_files(home_of(path))
-    require_served(options.runtimes, graph, {companion.name for companion in companions})
-    content = len(graph_bytes(graph))
-    weights = sum(room_on_disk(file) for file in data_files(graph).values())
+    receipts: list[Receipt] = []
+    content = weights = largest = 0
+    for graph, own in edited_graphs(path, plan, options):
+        require_served(options.runtimes, graph, {companion.name for companion in companions})
+        receipts += own
+        content += len(graph_bytes(graph))
+        weights += sum(room_on_disk(file) for file in data_files(graph).values())
+        largest = max([largest, *(tensor.nbytes for tensor in data_tensors(graph) if tensor.awaits_writing)])
     disk = content + weights + sum(room_on_disk(companion) for companion in companions) + len(plan_bytes(plan))
     if options.quantize:
         require_quantisable(load_graph(path))
@@ -91,7 +94,6 @@ def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
             for receipt in receipts
         ]
         return DryRun(plan, tuple(kept), disk + 2 * content + weights, _PROCESS + 3 * content + 2 * weights, False)
-    largest = max((tensor.nbytes for tensor in data_tensors(graph) if tensor.awaits_writing), default=0)
     return DryRun(
         plan,
         tuple(receipts),

@@ -15,9 +15,9 @@ from typing import Any
 import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import GRAPH
-from bakeout.export.artifacts.onnx_layout import public_graph, variant_of
+from bakeout.export.artifacts.onnx_layout import DECODE, PREFILL, public_graph, variant_of
 from bakeout.export.baking.genai_config import GENAI_CONFIG, has_cache
-from bakeout.export.recipes.bake_options import RuntimeName
+from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
 from bakeout.graph_passes.graph.graph_file import data_files, name_data_files
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
@@ -31,27 +31,31 @@ class Runtime:
     """What a runtime needs.
 
     ``functions``: it runs model-local functions; ``branches``: it runs an ``If`` on the device; ``contributed``: it
-    runs ONNX Runtime's own operators, as the graphs of onnxruntime-genai's builder have; ``cache``: it cannot do
+    runs ONNX Runtime's own operators, as the graphs of onnxruntime-genai's builder have; ``pairs``: the program that
+    calls it chooses the graph of each run, one for prompts and another for what follows; ``cache``: it cannot do
     without past keys and values; ``files``: what it reads beside the graph, each one file or another.
     """
 
     functions: bool = True
     branches: bool = True
     contributed: bool = True
+    pairs: bool = True
     cache: bool = False
     files: tuple[tuple[str, ...], ...] = ()
 
 
 RUNTIMES: Mapping[RuntimeName, Runtime] = {
     "onnxruntime": Runtime(),
-    "optimum": Runtime(files=(("config.json",),)),
+    "optimum": Runtime(pairs=False, files=(("config.json",),)),
     # Its configuration is written where the model's is there.
-    "genai": Runtime(cache=True, files=((GENAI_CONFIG, "config.json"),)),
+    "genai": Runtime(pairs=False, cache=True, files=((GENAI_CONFIG, "config.json"),)),
     "node": Runtime(),
     "web": Runtime(),
     # onnxruntime-web's provider, whose graph capture takes neither branches nor 64-bit integers.
     "webgpu": Runtime(functions=False, branches=False),
-    "transformers.js": Runtime(cache=True, files=(("config.json",), ("tokenizer.json",), ("tokenizer_config.json",))),
+    "transformers.js": Runtime(
+        pairs=False, cache=True, files=(("config.json",), ("tokenizer.json",), ("tokenizer_config.json",))
+    ),
     "openvino": Runtime(functions=False, contributed=False),
     "reference": Runtime(functions=False, contributed=False),
 }
@@ -70,6 +74,17 @@ def take_branches(names: Iterable[RuntimeName]) -> bool:
 def place_of_graph(names: Sequence[RuntimeName], variant: str) -> str:
     """Where the graph lies in an artifact for these runtimes: for transformers.js as in its public repositories."""
     return public_graph(variant) if "transformers.js" in names else GRAPH
+
+
+def require_pairs_served(options: BakeOptions) -> None:
+    """Raise ``BakeoutError`` where a pair of graphs, one for prompts, is not what the options ask for."""
+    if others := [name for name in options.runtimes if not RUNTIMES[name].pairs]:
+        raise BakeoutError(
+            f"{others[0]} runs one graph, and this model is two: {PREFILL} and {DECODE}.",
+            "Export it as one graph, or leave out this runtime.",
+        )
+    if options.adapter_slots:
+        raise BakeoutError("Adapters are for one graph, and this model is two.", "Leave out `adapter_slots`.")
 
 
 def name_data_for(names: Sequence[RuntimeName], graph: ir.Model, place: str) -> None:

@@ -75,7 +75,8 @@ def cache_entries(
 
 
 def _empty_shape(value: Any, path: Path, told: ToldSizes, *, holds_tokens: bool) -> tuple[int, ...]:
-    _, *sizes = value.shape
+    # transformers' exporter gives sizes as names, such as "8".
+    _, *sizes = [int(size) if isinstance(size, str) and size.isdecimal() else size for size in value.shape]
     if holds_tokens and len(sizes) == 3:
         sizes[1] = told.window + _SLACK if told.window is not None and sizes[1] == "past_sliding_length" else 0
         if not isinstance(sizes[2], int) and told.head is not None:

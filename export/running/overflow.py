@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph, name_data_files_as_stored
 from bakeout.graph_passes.graph.precision import stored_precision
@@ -18,6 +19,7 @@ def require_finite(graph_file: Path, prompts: Sequence[Sequence[int]]) -> None:
 
     A float32 graph is not run: only one whose weights are float16, or quantised, may compute in float16.
     """
+    graph_file = graphs_of(graph_file)[0]
     graph = load_graph(graph_file)
     if not prompts or stored_precision(graph) == "float32":
         return

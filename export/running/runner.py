@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from bakeout.export.artifacts.model_source import find_graph
-from bakeout.export.artifacts.onnx_layout import home_of
+from bakeout.export.artifacts.onnx_layout import graphs_of, home_of
 from bakeout.export.running.adapter_file import read_adapter
 from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, told_sizes
 from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
 from bakeout.export.running.session import CANNOT_RUN, cannot_run, open_session
-from bakeout.graph_passes.graph.exporter_names import LOGITS_TO_KEEP, MERGED
+from bakeout.graph_passes.graph.exporter_names import LOGITS_TO_KEEP, MERGED, past_name, present_name
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
 from bakeout.models.data.limits import Limits
 from bakeout.models.data.padding import left_padded
@@ -62,11 +62,12 @@ class Runner:
 
     Inputs ``input_ids``, ``attention_mask``, ``position_ids`` where the graph takes them (``token_type_ids``,
     ``cache_position`` and ``num_logits_to_keep`` likewise), and past keys and values where it has a cache; outputs
-    ``logits`` and the present ones. CUDA is used where ONNX Runtime has it; ``provider`` names the execution provider
-    that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in place of the file's content: an edited
-    copy, whose data files are those beside ``path``, or in the folder ``data``; ``chat_template`` chooses the template
-    of chats. ``mapped`` is for few runs of large graphs: weights stay in their files, and nothing is computed of them
-    beforehand, such as float32 ones for a processor that lacks float16.
+    ``logits`` and the present ones. Of a pair, ``decode.onnx`` beside ``prefill.onnx``, the first graph reads a text,
+    and the second goes on from the cache that it leaves. CUDA is used where ONNX Runtime has it; ``provider`` names the
+    execution provider that runs. ``threads`` bounds ONNX Runtime's threads; ``graph`` is run in place of the file's
+    content: an edited copy, whose data files are those beside ``path``, or in the folder ``data``; ``chat_template``
+    chooses the template of chats. ``mapped`` is for few runs of large graphs: weights stay in their files, and nothing
+    is computed of them beforehand, such as float32 ones for a processor that lacks float16.
 
     >>> runner = bakeout.Runner("unlearned")
     >>> runner.answer("Now, fish and house in German?")
@@ -105,8 +106,13 @@ class Runner:
         fed = {name: value for name, value in inputs.items() if name not in past}
         _require_known(fed, self.path)
         self._fed = {name: TYPES[value.type] for name, value in fed.items()}
-        self._ranks = {name: len(value.shape) for name, value in fed.items()}
-        self._others = [name for name in outputs if name not in {entry.present for entry in self._cache}]
+        self._shapes = {name: value.shape for name, value in fed.items()}
+        present = {entry.present for entry in self._cache}
+        # What the first graph of a pair leaves, which takes no past.
+        self._left = [name for name in outputs if name not in present and present_name(name) is not None]
+        self._others = [name for name in outputs if name not in {*present, *self._left}]
+        first = self.path if graph is not None else graphs_of(self.path)[0]
+        self._prefill = None if first == self.path else Runner(first, threads=threads, mapped=mapped)
         if "logits" not in outputs:
             raise BakeoutError(f"{self.path} gives no logits.", "Export the model with its language-model head.")
         # Without position_ids a graph may count padding as positions, or take it to lie on the right; without a mask it
@@ -127,6 +133,11 @@ class Runner:
         return tokenizer if self._chat_template is None else self._chat_template.applied_to(tokenizer)
 
     @property
+    def takes_one_token(self) -> bool:
+        """Whether the graph takes a text token by token alone."""
+        return bool(self._shapes["input_ids"][1:] == [1])
+
+    @property
     def has_cache(self) -> bool:
         """Whether the graph takes past keys and values; else every step computes the whole text again."""
         return bool(self._cache)
@@ -142,8 +153,16 @@ class Runner:
         """Run the graph once.
 
         ``input_ids``: int64 [batch, new]; ``attention_mask``: int64 [batch, past + new], 0 for padding; ``cache``: of
-        the step before, or None at the start of a text.
+        the step before, or None at the start of a text. Raises ``BakeoutError`` for padding that the graph cannot be
+        told of, and where it fails.
         """
+        if self._prefill is not None and cache is None:
+            return self._begun(self._prefill.step(input_ids, attention_mask))
+        if "attention_mask" not in self._fed and not attention_mask.all():
+            raise BakeoutError(
+                f"{self.path} takes no attention mask, and would read padding as text.",
+                "Run texts of one length together, or one by one.",
+            )
         # Rows that have ended run on with their batch, beyond the context too.
         positions = np.maximum(attention_mask.cumsum(axis=1) - 1, 0)[:, -input_ids.shape[1] :]
         if self.limits.context is not None:
@@ -160,7 +179,7 @@ class Runner:
         }
         binding = self.session.io_binding()
         for name, dtype in self._fed.items():
-            value = fed[name] if fed[name].ndim else fed[name].reshape([1] * self._ranks[name])
+            value = fed[name] if fed[name].ndim else fed[name].reshape([1] * len(self._shapes[name]))
             binding.bind_cpu_input(name, np.ascontiguousarray(value, dtype).reshape(value.shape))
         # NumPy's memory, which must outlive the run.
         cache = cache or {entry.past: self._empty(entry, len(input_ids)) for entry in self._cache}
@@ -169,6 +188,8 @@ class Runner:
             binding.bind_output(entry.present, self._device)
         for name, constant in self._constants.items():
             binding.bind_ortvalue_input(name, constant)
+        for name in self._left:
+            binding.bind_output(name, self._device)
         for name in self._others:
             binding.bind_output(name, "cpu")
         try:
@@ -177,9 +198,20 @@ class Runner:
         except (*CANNOT_RUN, RuntimeError) as error:
             raise cannot_run(self.path, error) from None
         values = binding.get_outputs()
-        others = {name: value.numpy() for name, value in zip(self._others, values[len(self._cache) :], strict=True)}
-        present = {entry.past: value for entry, value in zip(self._cache, values, strict=False)}
-        return Step(others.pop("logits").astype(np.float32, copy=False), present, others)
+        kept = [*(entry.past for entry in self._cache), *self._left]
+        others = {name: value.numpy() for name, value in zip(self._others, values[len(kept) :], strict=True)}
+        left = dict(zip(kept, values, strict=False))
+        return Step(others.pop("logits").astype(np.float32, copy=False), left, others)
+
+    def _begun(self, read: Step) -> Step:
+        """The first step of a text, which the first graph of a pair has ``read``, with the second's cache."""
+        left = {present_name(name): value for name, value in read.cache.items()}
+        if missing := [entry.past for entry in self._cache if past_name(entry.past) not in left]:
+            raise BakeoutError(
+                f"{self.path} goes on from {missing[0]}, which the graph beside it does not leave.",
+                "Export both again.",
+            )
+        return replace(read, cache={entry.past: left[past_name(entry.past)] for entry in self._cache})
 
     def generate(
         self,

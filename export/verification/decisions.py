@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bakeout.export.artifacts.manifest import receipts_for
+from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.graph_canary import measure_graph
@@ -40,8 +42,9 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
     if plan.canary.refused is None:
         return True, "skipped: the canary of this plan is not synthesised, and no refusal is exercised"
     # One by one, as the decisions are asked for: the check's own layers are computed before any early exit.
-    measured, precision = measure_graph(graph_file, plan, receipts, batch_size=1)
-    margins = _margins(graph_file, check.positions, plan.canary.input_ids)
+    reader = graphs_of(graph_file)[0]
+    measured, precision = measure_graph(reader, plan, receipts_for(reader, receipts), batch_size=1)
+    margins = _margins(reader, check.positions, plan.canary.input_ids)
     at_end = np.stack([of_sequence[-1] for of_sequence in margins])
     off = float(np.abs(check.nearness_of_each(at_end) - check.nearness_of_each(measured[place])).max())
     if not off <= _ROUNDING[precision]:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bakeout.export.artifacts.manifest import receipts_for
+from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.graph_canary import by_neuron
@@ -57,10 +59,12 @@ def check_formulas(
     the number of shifted values is the sum of the probabilities, within four standard errors. Key Space
     Detection: the prompts whose own key vector lies in a region, and no others, are refused, to the refusal's end.
     """
-    model = load_graph(graph_file)
+    reader = graphs_of(graph_file)[0]
+    receipts = receipts_for(reader, receipts)
+    model = load_graph(reader)
     tolerance = 1e-3 if stored_precision(model) == "float32" else 1e-2
     ObservePass([name for receipt in receipts for name in _observed(receipt, plan)])(model)
-    looking, shipped = Runner(graph_file, graph=graph_bytes(model)), Runner(graph_file)
+    looking, shipped = Runner(reader, graph=graph_bytes(model)), Runner(graph_file)
     tally = Tally()
     for prompt in track(prompts, "comparing the interventions with their formulas", len(prompts)):
         ids = np.array([prompt], dtype=np.int64)

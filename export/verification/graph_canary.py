@@ -51,12 +51,23 @@ def measure_graph(
     runner = Runner(graph_file, graph=graph_bytes(model), mapped=True)
     ids = plan.canary.input_ids
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    steps = [(rows, runner.step(rows, np.ones_like(rows)).others) for rows in batches]
+    steps = [_observed_step(runner, rows) for rows in batches]
     measured = tuple(
         np.concatenate([_measured(plan, index, receipts, rows, seen) for rows, seen in steps])
         for index in range(len(plan.interventions))
     )
     return measured, stored_precision(model)
+
+
+def _observed_step(runner: Runner, rows: Integers) -> tuple[Integers, Mapping[str, NDArray[Any]]]:
+    """Tokens int64 [rows, tokens] that end as ``rows``, and what was observed of them."""
+    if not runner.takes_one_token:
+        return rows, runner.step(rows, np.ones_like(rows)).others
+    cache = None
+    for end in range(1, rows.shape[1] + 1):
+        step = runner.step(rows[:, end - 1 : end], np.ones_like(rows[:, :end]), cache)
+        cache = step.cache
+    return rows[:, -1:], step.others
 
 
 def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -> tuple[CanaryMatch, ...]:

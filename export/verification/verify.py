@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from bakeout.export.artifacts.file_checks import compare_files, irregular_entries
 from bakeout.export.artifacts.file_names import MANIFEST, PLAN
-from bakeout.export.artifacts.manifest import read_manifest, receipts_of
+from bakeout.export.artifacts.manifest import read_manifest, receipts_for, receipts_of
 from bakeout.export.artifacts.model_source import find_checkpoint, find_graph, local_form
+from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.errors import BakeoutError
@@ -88,9 +89,10 @@ def verify(
         return done
     try:
         plan = load_plan(directory / PLAN)
+        wrong = plan.contradiction or next(filter(None, (_not_owed(plan, own) for own in artifact.edits())), "")
     except BakeoutError as error:
         return [*done, Check("plan", False, str(error)), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
-    if wrong := plan.contradiction or _not_owed(plan, artifact.receipts):
+    if wrong:
         return [*done, Check("plan", False, wrong), *(_skipped(n) for n in ("canary", "parity") if n in asked)]
     if "canary" in asked:
         done.append(_canary_check(artifact, plan))
@@ -209,6 +211,10 @@ class _Artifact(ABC):
         self.files = manifest["files"]
         self.receipts = receipts_of(manifest)
 
+    def edits(self) -> list[Sequence[Receipt]]:
+        """The receipts of each file that the whole plan was baked into."""
+        return [self.receipts]
+
     @abstractmethod
     def form_is_sound(self) -> tuple[bool, str]:
         """The check ``form``."""
@@ -241,6 +247,9 @@ class _Graph(_Artifact):
         """The graph that every command runs. Raises ``BakeoutError`` where the directory does not hold one."""
         return find_graph(self.directory)
 
+    def edits(self) -> list[Sequence[Receipt]]:
+        return [receipts_for(graph, self.receipts) for graph in graphs_of(self.graph)]
+
     def form_is_sound(self) -> tuple[bool, str]:
         import onnx
         from google.protobuf.message import DecodeError
@@ -248,7 +257,8 @@ class _Graph(_Artifact):
         try:
             if others := self._other_graphs():
                 return False, f"runtimes may run another graph than {self.graph.name}: {', '.join(others)}"
-            onnx.checker.check_model(str(self.graph))
+            for graph in graphs_of(self.graph):
+                onnx.checker.check_model(str(graph))
         except BakeoutError as error:
             return False, str(error)
         except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
@@ -256,19 +266,21 @@ class _Graph(_Artifact):
         return True, "the ONNX checker accepts it"
 
     def _other_graphs(self) -> list[str]:
-        """ONNX files beside the artifact's one graph, which is among the manifest's files."""
+        """ONNX files beside the artifact's graph, or its pair, which are among the manifest's files."""
         listed = {self.directory / name for name in self.files if name.endswith(".onnx")}
-        if listed == {self.graph}:
+        graphs = graphs_of(self.graph)
+        if listed == {*graphs}:
             return []
         from bakeout.graph_passes.graph.graph_file import data_files, load_graph
 
-        data = {self.graph.parent / name for name in data_files(load_graph(self.graph))}
-        return sorted(path.relative_to(self.directory).as_posix() for path in listed - data - {self.graph})
+        data = {graph.parent / name for graph in graphs for name in data_files(load_graph(graph))}
+        return sorted(path.relative_to(self.directory).as_posix() for path in listed - data - {*graphs})
 
     def match_canary(self, plan: Plan) -> tuple[CanaryMatch, ...]:
         from bakeout.export.verification.graph_canary import match_canary
 
-        return match_canary(self.graph, plan, self.receipts)
+        by_graph = [match_canary(graph, plan, receipts_for(graph, self.receipts)) for graph in graphs_of(self.graph)]
+        return tuple(match for matches in by_graph for match in matches)
 
     def decides(self, plan: Plan) -> tuple[bool, str]:
         from bakeout.export.verification.decisions import check_decisions

@@ -77,18 +77,26 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
     is skipped where nothing is; without, the graph is free of branches. ``monitor`` adds the outputs ``refused``
     (bool [B], at the last real token) and ``margin`` (float32 [B, regions], likewise).
 
+    ``latch_layer``: the number of the cache that is to carry the latch, where another graph has chosen it.
     ``index`` is the intervention's place in the plan, ``receipts`` one per layer, once the pass has run. Raises
     ``GraphError`` where the graph has no KV cache, no room for the latch, or not the layers that the plan names.
     """
 
     def __init__(
-        self, intervention: KeySpaceDetection, index: int, *, early_exit: bool = True, monitor: bool = False
+        self,
+        intervention: KeySpaceDetection,
+        index: int,
+        *,
+        early_exit: bool = True,
+        monitor: bool = False,
+        latch_layer: int | None = None,
     ) -> None:
         super().__init__()
         self.intervention = intervention
         self.index = index
         self.early_exit = early_exit
         self.monitor = monitor
+        self.latch_layer = latch_layer
         self.receipts: list[Receipt] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -96,7 +104,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         before = graph_digest(model)
         _share_subexpressions(model)
         anatomy = read_anatomy(model)
-        cache = choose_value_cache(anatomy)
+        cache = choose_value_cache(anatomy, self.latch_layer)
         self._require_fit(anatomy)
         graph = model.graph
         behind = self._behind(graph, anatomy)

@@ -20,8 +20,8 @@ _MOST = 2**16
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def choose_value_cache(anatomy: Anatomy) -> ValueCache:
-    """The value cache that is to carry the latch.
+def choose_value_cache(anatomy: Anatomy, layer: int | None = None) -> ValueCache:
+    """The value cache that is to carry the latch: with ``layer`` the one of this number.
 
     Raises ``GraphError``, with the reason for each kind of cache, where the graph has none that can.
     """
@@ -33,6 +33,8 @@ def choose_value_cache(anatomy: Anatomy) -> ValueCache:
     chosen: CacheWriter | None = None
     reasons: dict[str, int] = {}
     for cache in reversed(anatomy.caches):
+        if layer is not None and cache.layer != layer:
+            continue
         writer = find_writer(cache)
         reason = _reason_against(cache, writer)
         if reason is not None or writer is None:
