@@ -25,36 +25,26 @@ FUNCTION = "NeuronAdjust"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 # The constants in the order of the function's inputs.
-_CONSTANTS = (
-    "retain_mean",
-    "retain_precision",
-    "forget_mean",
-    "forget_precision",
-    "log_variance_ratio",
-    "retain_deviation",
-)
+_CONSTANTS = ("boundary", "slope", "bend", "gain", "offset")
 # Only the selected neurons are gathered, computed in float32, and scattered back.
 _GATHER = {
     ir.DataType.FLOAT: "v = Gather <axis = -1> (pre_activation, neurons)",
     ir.DataType.FLOAT16: "selected = Gather <axis = -1> (pre_activation, neurons)  v = Cast <to = 1> (selected)",
     ir.DataType.BFLOAT16: "selected = Gather <axis = -1> (pre_activation, neurons)  v = Cast <to = 1> (selected)",
 }
-# The log-odds q = log p_f(v) - log p_r(v) are above 0 where z_r^2 - z_f^2 is above log(s_f^2 / s_r^2); in z form, since
-# multiplied out they would overflow and cancel.
+# The log-odds are q = log p_f(v) - log p_r(v) = x (slope - bend x), where x is the distance from a root. Divided by x^2
+# they have the same sign, and take two nodes instead of four: on so few values a node costs no more than its launch.
 _IS_FORGET = """
-    from_retain = Sub(v, retain_mean)    z_retain = Mul(from_retain, retain_precision)
-    from_forget = Sub(v, forget_mean)    z_forget = Mul(from_forget, forget_precision)
-    difference = Sub(z_retain, z_forget)
-    sum = Add(z_retain, z_forget)
-    product = Mul(difference, sum)
-    forget_is_likelier = Greater(product, log_variance_ratio)
-    mirrored = Mul(retain_deviation, z_forget)
-    transported = Sub(retain_mean, mirrored)
+    x = Sub(v, boundary)
+    steepness = Div(slope, x)
+    forget_is_likelier = Greater(steepness, bend)
+    mirrored = Mul(v, gain)
+    transported = Add(mirrored, offset)
 """
 _ODDS = """
-    twice_q = Sub(product, log_variance_ratio)
-    half = Constant <value_float = 0.5> ()
-    q = Mul(twice_q, half)
+    curved = Mul(x, bend)
+    secant = Sub(slope, curved)
+    q = Mul(x, secant)
     a = Sigmoid(q)
 """
 _COINS: dict[Coin, str] = {
@@ -102,9 +92,10 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
 
     Per touched layer one node ``NeuronAdjust`` of the model-local domain ``bakeout`` (its overload is the coin) reads
     the pre-activation, and all that read the pre-activation read the node instead. Its other inputs are initialisers,
-    ``neurons`` int64 [n] and float32 [n]: mean and precision (1 / deviation) of both Gaussians, the log of the
-    ratio of the variances, and the retain deviation. Only the named neurons change; a value whose log-odds are NaN
-    stays as it is. ``inline`` writes standard operators alone.
+    ``neurons`` int64 [n] and float32 [n]: ``boundary``, ``slope`` and ``bend`` of the log-odds, which are
+    x (slope - bend x) at a distance x from the boundary; ``gain`` and ``offset`` of the value that v is mirrored to.
+    Only the named neurons change; a value whose log-odds are NaN stays as it is. ``inline`` writes standard operators
+    alone.
 
     ``index`` is the intervention's place in the plan, ``receipts`` one per layer, once the pass has run. Raises
     ``GraphError`` where the graph lacks a layer or neuron, or a constant leaves the range of float32.
@@ -227,8 +218,7 @@ class NeuronAdjustPass(ir.passes.InPlacePass):
                 {_GATHER[dtype]}
                 {_IS_FORGET}
                 {_COINS[coin]}
-                shape = Shape(v)
-                positions = Expand(neurons, shape)
+                positions = Where(forget_is_likelier, neurons, neurons)
                 {_SCATTER[dtype]}
             }}
         """
@@ -250,23 +240,49 @@ def adjustment_constants(intervention: NeuronAdjust, index: int, dtype: ir.DataT
 
 def _constants(adjusted: AdjustedLayer) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
     """One layer's neurons and float32 constants. Raises ``GraphError`` where one leaves the range of float32."""
-    with np.errstate(over="ignore", under="ignore"):
-        exact = {
-            "retain_mean": adjusted.retain_mean,
-            "retain_precision": 1 / adjusted.retain_deviation,
-            "forget_mean": adjusted.forget_mean,
-            "forget_precision": 1 / adjusted.forget_deviation,
-            "log_variance_ratio": 2 * (np.log(adjusted.forget_deviation) - np.log(adjusted.retain_deviation)),
-            "retain_deviation": adjusted.retain_deviation,
-        }
-        single = {name: values.astype(np.float32) for name, values in exact.items()}
-    for name, values in single.items():
-        if not np.all(np.isfinite(values)) or (name.endswith("precision") and not np.all(values > 0)):
-            raise GraphError(
-                f"Neuron Adjust, layer {adjusted.layer}: {name} leaves the range of float32.",
-                "Fit the plan on data in which the selected neurons vary.",
-            )
-    return {"neurons": adjusted.neurons.astype(np.int64), **single}
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        constants = {name: values.astype(np.float32) for name, values in _exact_constants(adjusted).items()}
+        smallest = np.finfo(np.float32).tiny
+        for name in ("forget_deviation", "retain_deviation"):
+            precision = (getattr(adjusted, name) ** -2.0).astype(np.float32)
+            if not np.all(np.isfinite(precision) & (precision >= smallest)):
+                raise _out_of_range(adjusted.layer, name)
+    for name, values in constants.items():
+        if not np.all(np.isfinite(values)):
+            raise _out_of_range(adjusted.layer, name)
+    return {"neurons": adjusted.neurons.astype(np.int64), **constants}
+
+
+def _exact_constants(adjusted: AdjustedLayer) -> dict[str, NDArray[np.float64]]:
+    """The constants in float64.
+
+    The log-odds are a parabola, or a line where the deviations are equal. At a distance y from the forget mean they are
+    -bend y^2 + linear y + height, and ``boundary`` is the root that is the nearer to the forget mean; their derivative
+    there is the root of the discriminant, which no choice of Gaussians makes negative.
+    """
+    forget, retain = adjusted.forget_deviation, adjusted.retain_deviation
+    distance = adjusted.forget_mean - adjusted.retain_mean
+    log_ratio = np.log(forget) - np.log(retain)
+    linear = distance / retain**2
+    height = (distance / retain) ** 2 / 2 - log_ratio
+    discriminant = distance**2 + 2 * (forget - retain) * (forget + retain) * log_ratio
+    slope = np.copysign(np.sqrt(discriminant) / (forget * retain), linear)
+    # Equal Gaussians: the log-odds are 0 everywhere.
+    from_forget = np.divide(-2 * height, linear + slope, out=np.zeros_like(slope), where=slope != 0)
+    return {
+        "boundary": adjusted.forget_mean + from_forget,
+        "slope": slope,
+        "bend": (forget**-2.0 - retain**-2.0) / 2,
+        "gain": -retain / forget,
+        "offset": adjusted.retain_mean + retain / forget * adjusted.forget_mean,
+    }
+
+
+def _out_of_range(layer: int, name: str) -> GraphError:
+    return GraphError(
+        f"Neuron Adjust, layer {layer}: {name} leaves the range of float32.",
+        "Fit the plan on data in which the selected neurons vary.",
+    )
 
 
 def _is_neuron_adjust(function: ir.Function) -> bool:

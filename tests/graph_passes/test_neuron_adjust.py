@@ -137,6 +137,33 @@ def test_deterministic_coins_are_the_textbooks(coin: Coin, layer: AdjustedLayer,
     assert_textbook(coin, layer, x[:, NEURONS].astype(np.float64), after[:, NEURONS])
 
 
+def test_means_that_are_many_deviations_from_0_blur_no_decision() -> None:
+    layer = adjusted_layer(
+        forget_mean=np.array([1000.0, -1000, 300, 5000]),
+        forget_deviation=np.array([0.5, 0.5, 0.02, 3]),
+        retain_mean=np.array([1001.0, -1003, 300.01, 5000]),
+        retain_deviation=np.array([0.5, 1.5, 0.01, 1]),
+    )
+    x = np.zeros((4000, WIDTH), np.float32)
+    x[:, NEURONS] = layer.forget_mean + layer.forget_deviation * np.linspace(-6, 6, 4000)[:, None]
+    (after,) = baked(residual_stack(WIDTH), adjust("threshold", layer))(x)
+    v = x[:, NEURONS].astype(np.float64)
+    # What one unit in the last place of v is to the log-odds, twice.
+    step = np.abs(log_odds(layer, np.nextafter(x[:, NEURONS], np.float32(np.inf))) - log_odds(layer, v))
+    clear = np.abs(log_odds(layer, v)) > 2 * step
+    assert clear.mean() > 0.99
+    assert np.array_equal((after[:, NEURONS] != x[:, NEURONS])[clear], (log_odds(layer, v) > 0)[clear])
+
+
+def test_equal_gaussians_leave_every_value() -> None:
+    mean, deviation = np.array([0, 0.5, -2, 1e3]), np.array([1, 0.3, 2, 5])
+    layer = AdjustedLayer(0, NEURONS, mean, deviation, mean, deviation)
+    x = np.random.default_rng(0).normal(size=(64, WIDTH)).astype(np.float32)
+    x[0, NEURONS] = mean
+    (after,) = baked(residual_stack(WIDTH), adjust("threshold", layer))(x)
+    np.testing.assert_array_equal(after, x)
+
+
 @pytest.mark.parametrize("coin", ["threshold", "expected"])
 def test_float16_graphs_compute_in_float32(coin: Coin) -> None:
     layer = adjusted_layer()
@@ -287,8 +314,11 @@ def test_constants_are_initialisers_with_telling_names() -> None:
         if prefix in name and value.const_value is not None
     }
     assert held[f"{prefix}.neurons"].tolist() == NEURONS.tolist()
-    np.testing.assert_array_equal(held[f"{prefix}.retain_mean"], layer.retain_mean.astype(np.float32))
-    np.testing.assert_array_equal(held[f"{prefix}.forget_precision"], (1 / layer.forget_deviation).astype(np.float32))
+    np.testing.assert_array_equal(
+        held[f"{prefix}.gain"], (-layer.retain_deviation / layer.forget_deviation).astype(np.float32)
+    )
+    boundary = held[f"{prefix}.boundary"].astype(np.float64)
+    assert np.abs(log_odds(layer, boundary)).max() < 1e-5
     assert all(array.dtype == np.float32 for name, array in held.items() if not name.endswith("neurons"))
 
 
@@ -309,8 +339,8 @@ def test_a_receipt_for_every_layer() -> None:
     [
         (adjusted_layer(1), "layer 1, but the graph has 1 feed-forward layers"),
         (adjusted_layer(neurons=np.array([0, 1, 2, WIDTH])), "neuron 12 of 12 in layer 0"),
-        (adjusted_layer(retain_deviation=np.array([1, 1, 1e-42, 1])), "retain_precision leaves the range of float32"),
-        (adjusted_layer(forget_mean=np.array([1, 1, 1, 1e40])), "forget_mean leaves the range of float32"),
+        (adjusted_layer(retain_deviation=np.array([1, 1, 1e-42, 1])), "retain_deviation leaves the range of float32"),
+        (adjusted_layer(forget_mean=np.array([1, 1, 1, 1e40])), "boundary leaves the range of float32"),
     ],
 )
 def test_what_does_not_fit_is_told_before_the_graph_changes(layer: AdjustedLayer, cause: str) -> None:
