@@ -10,3 +10,8 @@ RECIPE = "recipe.yaml"
 SIGNATURE = "model.sig"
 CERTIFICATE = "certificate.json"
 ERASURE_RECORD, ERASURE_PAGE = "erasure.json", "erasure.md"
+TOFU, TOFU_SUMMARY = "TOFU_EVAL.json", "TOFU_SUMMARY.json"
+# What certifying and recording write into an artifact: no figure depends on it.
+ADDED = frozenset((CARD, CERTIFICATE, ERASURE_RECORD, ERASURE_PAGE, TOFU, TOFU_SUMMARY))
+# A policy's adapter for ONNX Runtime.
+ADAPTER = "policy.onnx_adapter"

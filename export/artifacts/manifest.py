@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from bakeout.export.artifacts.file_names import MANIFEST, SIGNATURE
+from bakeout.export.artifacts.file_names import ADDED, MANIFEST, SIGNATURE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.reading import parse_json, read_regular
@@ -48,6 +49,7 @@ class _Entries(Figures):
     """What a manifest holds beside ``files``. Artifacts of earlier versions lack some of it."""
 
     receipts: tuple[Receipt, ...]
+    adapter: Mapping[str, str] | None = None
     base: ModelIdentity | None = None
     base_figures: tuple[BaseFigures, ...] | None = None
     data: Mapping[str, Mapping[str, str]] | None = None
@@ -124,6 +126,20 @@ def receipts_for(graph: Path, receipts: Iterable[Receipt]) -> list[Receipt]:
 def receipts_of(manifest: Mapping[str, Any]) -> tuple[Receipt, ...]:
     """The receipts in a manifest that was read."""
     return _entries(manifest).receipts
+
+
+def adapter_of(manifest: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """Whose adapter a policy is, ``form`` (``onnx`` or ``peft``), and over which ``artifact``; None for an artifact."""
+    told = _entries(manifest).adapter
+    if told is not None and told.get("form") not in ("onnx", "peft"):
+        raise BakeoutError(f"The manifest is of an adapter of the form {told.get('form')!r}.", "Export it again.")
+    return told
+
+
+def content_digest(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of what was baked or exported: of the digests of all files but those added since."""
+    files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name not in ADDED}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def base_figures_of(manifest: Mapping[str, Any]) -> tuple[BaseFigures, ...]:

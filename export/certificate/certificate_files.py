@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifacts.additions import add_files
-from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD
+from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, TOFU, TOFU_SUMMARY
 from bakeout.export.certificate.card_section import with_section
 from bakeout.export.certificate.figures import Certificate
 from bakeout.export.certificate.sections.tofu import summary
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
-
-TOFU, TOFU_SUMMARY = "TOFU_EVAL.json", "TOFU_SUMMARY.json"
-# What certifying and recording write into an artifact: no figure depends on it.
-WRITTEN = {CARD, CERTIFICATE, ERASURE_RECORD, ERASURE_PAGE, TOFU, TOFU_SUMMARY}
 
 
 def write_certificate(directory: Path, certificate: Certificate) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from bakeout.export.adapters.policy import check_policy, require_over
 from bakeout.export.artifacts.additions import require_unchanged
-from bakeout.export.artifacts.file_names import PLAN
-from bakeout.export.artifacts.model_source import find_graph, local_form
+from bakeout.export.artifacts.file_names import ADDED, PLAN
+from bakeout.export.artifacts.manifest import adapter_of, content_digest
 from bakeout.export.certificate.base_model import base_digest, require_base
-from bakeout.export.certificate.certificate_files import WRITTEN, write_certificate
+from bakeout.export.certificate.certificate_files import write_certificate
 from bakeout.export.certificate.figures import Certificate
 from bakeout.export.certificate.given_data import GivenData, NamedSources
 from bakeout.export.certificate.measuring import Measuring
@@ -43,6 +44,7 @@ def certify(
     forget: NamedSources,
     retain: NamedSources,
     *,
+    over: Path | None = None,
     strangers: NamedSources = (),
     fitted: NamedSources = (),
     real_authors: Path | None = None,
@@ -58,6 +60,8 @@ def certify(
 ) -> Certificate:
     """Run the protocol on an artifact and its base model, and write the certificate into the artifact.
 
+    ``directory`` can be a policy too: one for ONNX Runtime is run as an adapter of the artifact ``over`` which it was
+    exported, and one for peft is baked into the base model, once it is found to be what its plan becomes.
     ``forget``, ``retain``: rows with prompts and responses, fresh ones; ``strangers``: prompts that nobody names,
     beside Bakeout's everyday questions; ``fitted``: rows that the plan was fitted on, for what it gives away of them.
     ``real_authors``, ``world_facts``: TOFU's; ``tofu_reference``: the TOFU_EVAL.json of a model that never saw what is
@@ -71,11 +75,14 @@ def certify(
     where that is not what its manifest lists, for what cannot be read or run, and for another base model than the
     plan's.
     """
-    manifest = require_unchanged(directory, WRITTEN)
+    manifest = require_unchanged(directory, ADDED)
+    over = require_over(manifest, over)
+    if adapter_of(manifest) is not None and not (held := check_policy(directory, manifest))[0]:
+        raise BakeoutError(f"{directory}: {held[1]}.", "Export the policy again.")
     require_writable(directory)
     data = GivenData.of(forget, retain, strangers, fitted, grades, real_authors, world_facts)
     reference = None if tofu_reference is None else _reference(tofu_reference)
-    with Models(directory, base) as models:
+    with Models(directory, base, over) as models:
         data = data.hidden_as(models.plan, salt)
         require_base(models.base, models.plan)
         described = _described(models, manifest, protocol, data)
@@ -114,20 +121,20 @@ def _reference(path: Path) -> Mapping[str, Any]:
 
 
 def _described(models: Models, manifest: Mapping[str, Any], protocol: Protocol, data: GivenData) -> dict[str, Any]:
-    files = {name: digest["sha256"] for name, digest in manifest["files"].items() if name not in WRITTEN}
-    runner = None if local_form(models.directory) == "checkpoint" else Runner(find_graph(models.directory))
-    provider = "CPUExecutionProvider" if runner is None else runner.provider
+    graph = models.graph
+    provider = "CPUExecutionProvider" if graph is None else Runner(graph).provider
     import onnxruntime
 
     return {
         "protocol": protocol.as_json(),
         "artifact": {
-            "files": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+            "files": content_digest(manifest),
             "plan": manifest["files"][PLAN]["sha256"],
             "base": models.plan.model.digest,
             "precision": models.own,
             "forgets": list(models.plan.forgets),
             "methods": [intervention.title for intervention in models.plan.interventions],
+            **({"adapter": dict(told)} if (told := adapter_of(manifest)) else {}),
         },
         "data": data.described(),
         "runtime": {

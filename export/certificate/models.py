@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from bakeout.export.artifacts.file_names import GRAPH, PLAN
-from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.file_names import ADAPTER, GRAPH, PLAN
+from bakeout.export.artifacts.manifest import adapter_of, read_manifest
 from bakeout.export.artifacts.model_source import find_graph, local_form, model_source
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.artifacts.onnx_layout import home_of
@@ -39,14 +39,20 @@ _STORED: dict[str, Precision | str] = {"float32": "fp32", "float16": "fp16", "qu
 
 
 class Models:
-    """An artifact and its base model. Use it as a context manager: what it makes vanishes with it."""
+    """An artifact and its base model. Use it as a context manager: what it makes vanishes with it.
 
-    def __init__(self, directory: Path, base: str | Path) -> None:
-        self.directory = directory
+    ``directory`` can be a policy: for ONNX Runtime ``over`` an artifact, without for peft.
+    """
+
+    def __init__(self, directory: Path, base: str | Path, over: Path | None = None) -> None:
         self.base = model_source(base)
         self.plan: Plan = load_plan(directory / PLAN)
-        self.refusals = Refusals.of_artifacts([directory])
-        self._template = recorded_template([directory])
+        is_policy = adapter_of(read_manifest(directory)) is not None
+        self._adapter = directory / ADAPTER if over else None
+        # What runs: None where it is made of the base model.
+        self._runs = over if is_policy else directory
+        self.refusals = Refusals.of_plan(self.plan, self.tokenizer)
+        self._template = recorded_template([self._runs] if self._runs else [])
         self._scratch = ExitStack()
         self._precision: Precision | str | None = None
         self._made: dict[Which, Path] = {}
@@ -64,20 +70,27 @@ class Models:
 
         ``quantised`` where baking did not quantise it, but its graph was so before.
         """
-        if local_form(self.directory) == "checkpoint":
+        if self._runs is None or self.graph is None:
             return "fp32"
-        chosen: Precision | None = read_manifest(self.directory).get("options", {}).get("quantize")
-        return chosen or _stored(find_graph(self.directory))
+        chosen: Precision | None = read_manifest(self._runs).get("options", {}).get("quantize")
+        return chosen or _stored(self.graph)
+
+    @cached_property
+    def graph(self) -> Path | None:
+        """The artifact's graph; None where it has none of its own."""
+        if self._runs is None or local_form(self._runs) == "checkpoint":
+            return None
+        return find_graph(self._runs)
 
     @cached_property
     def exporter(self) -> ExporterName:
         """What exported the artifact, and exports its base model and other precisions; ``auto`` where nothing did."""
-        return recorded_exporter([self.directory])
+        return recorded_exporter([self._runs] if self._runs else [])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The artifact's."""
-        return load_tokenizer(self.directory)
+        return load_tokenizer(self._runs or (self.base if isinstance(self.base, Path) else self.base.directory))
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -96,7 +109,10 @@ class Models:
         if self._open is None or self._open[0] != which:
             self._open = None
             template = self._template if which == "base" else None
-            self._open = (which, Runner(self._made[which], chat_template=template))
+            runner = Runner(self._made[which], chat_template=template)
+            if which == "artifact" and precision == self.own:
+                runner.use_adapter(self._adapter)
+            self._open = (which, runner)
         return self._open[1]
 
     def _close(self) -> None:
@@ -105,8 +121,8 @@ class Models:
         self._scratch.close()
 
     def _artifact_in(self, scratch: Path, precision: Precision | str) -> Path:
-        if precision == self.own:
-            return as_onnx(self.directory, scratch, self.exporter)
+        if self._runs is not None and precision == self.own:
+            return as_onnx(self._runs, scratch, self.exporter)
         options = self._options(precision)
         model = self.base if isinstance(self.base, Path) else self.base.directory
         # How far a coarser graph is from the plan's canary is no reason not to measure it.

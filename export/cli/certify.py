@@ -20,6 +20,7 @@ _DATA: dict[str, Any] = {"type": PATH, "multiple": True}
 @click.option("--base", required=True, help="The base model: its checkpoint's directory or hub id, or an ONNX one.")
 @click.option("--forget", required=True, help="JSONL of fresh prompts and responses to forget; repeatable.", **_DATA)
 @click.option("--retain", required=True, help="JSONL of fresh prompts and responses to keep; repeatable.", **_DATA)
+@click.option("--over", type=PATH, help="With a policy for ONNX Runtime: the artifact that it is an adapter of.")
 @click.option("--strangers", help="JSONL of prompts that the recipe names nowhere; repeatable.", **_DATA)
 @click.option("--fitted", help="JSONL of rows that the plan was fitted on; repeatable.", **_DATA)
 @click.option("--real-authors", type=PATH, help="TOFU's real authors, for its Model Utility.")
@@ -37,6 +38,7 @@ def certify(
     base: str,
     forget: tuple[Path, ...],
     retain: tuple[Path, ...],
+    over: Path | None,
     strangers: tuple[Path, ...],
     fitted: tuple[Path, ...],
     real_authors: Path | None,
@@ -67,6 +69,7 @@ def certify(
             base,
             forget,
             retain,
+            over=over,
             strangers=strangers,
             fitted=fitted,
             real_authors=real_authors,

@@ -292,6 +292,7 @@ def certify(
     forget: Mapping[str, RowsLike] | Sequence[PathLike],
     retain: Mapping[str, RowsLike] | Sequence[PathLike],
     *,
+    over: PathLike | None = None,
     strangers: Mapping[str, RowsLike] | Sequence[PathLike] = (),
     fitted: Mapping[str, RowsLike] | Sequence[PathLike] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -306,6 +307,8 @@ def certify(
     ``forget``, ``retain``: fresh rows with prompts and responses, as of ``evaluate``, and so is ``grade``;
     ``strangers``: prompts that the recipe names nowhere; ``fitted``: rows that the plan was fitted on. ``quick``: fewer
     of all. ``journal``: a file of steps, from which a cut run goes on. ``salt``: of an artifact that hides its names.
+    ``artifact`` can be a policy (`bakeout export-adapter --policy`), for ONNX Runtime with the artifact that it is
+    ``over``.
 
     >>> certificate = bakeout.certify("unlearned", "model", [math], [german], quick=True)  # doctest: +SKIP
     >>> [figure.name for figure in certificate.figures if figure.section == "leak"][:3]  # doctest: +SKIP
@@ -326,6 +329,7 @@ def certify(
             source,
             given[0],
             given[1],
+            over=None if over is None else Path(over),
             strangers=given[2],
             fitted=given[3],
             grades=graders_of(grade, names),

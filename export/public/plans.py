@@ -75,12 +75,15 @@ def combine(plans: Sequence[Plan | PathLike], base: str | os.PathLike[str], *, t
 
 
 @naming_extras
-def export_adapter(plan: Plan | PathLike, output: PathLike, *, artifact: PathLike | None = None) -> Path:
+def export_adapter(
+    plan: Plan | PathLike, output: PathLike, *, artifact: PathLike | None = None, policy: bool = False
+) -> Path:
     """Write a plan as an adapter, and return where it is.
 
     Without ``artifact``: a PEFT LoRA adapter, a directory, of a plan's low-rank updates. With the directory of an
     artifact that was baked with ``BakeOptions(adapter_slots=True)``: an ``.onnx_adapter`` file for it, which ONNX
-    Runtime activates in a run; the plan must differ from the artifact's in constants alone.
+    Runtime activates in a run; the plan must differ from the artifact's in constants alone. ``policy``: a directory of
+    either with its plan and a manifest, which ``sign``, ``verify`` and ``certify`` take as they take artifacts.
 
     >>> imported = bakeout.import_plan(adapter, checkpoint)
     >>> bakeout.export_adapter(imported, "lora").name
@@ -88,7 +91,11 @@ def export_adapter(plan: Plan | PathLike, output: PathLike, *, artifact: PathLik
 
     Raises ``BakeoutError`` where ``output`` exists, and for what the adapter cannot carry.
     """
-    if artifact is None:
+    if policy:
+        from bakeout.export.adapters.policy import export_policy
+
+        export_policy(loaded_plan(plan), Path(output), artifact=None if artifact is None else Path(artifact))
+    elif artifact is None:
         from bakeout.export.adapters.peft_adapter import export_peft_adapter
 
         export_peft_adapter(loaded_plan(plan), Path(output))

@@ -8,6 +8,23 @@ from typing import Any
 
 from bakeout.models.errors import BakeoutError
 
+_NAME = "Name what `bakeout export-adapter --to onnx` wrote."
+
+
+def adapter_constants(path: Path) -> Mapping[str, Any]:
+    """The constants in an adapter, each an ``OrtValue``, by their names. Raises ``BakeoutError`` for what is none."""
+    import onnxruntime
+
+    if not path.is_file():
+        raise BakeoutError(f"{path} is not there.", _NAME)
+    try:
+        constants: Mapping[str, Any] = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
+    # ONNX Runtime has no error of its own for it.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        raise BakeoutError(f"{path} is no adapter of ONNX Runtime ({reason}).", _NAME) from None
+    return constants
+
 
 def read_adapter(path: Path, session: Any) -> Mapping[str, Any]:
     """The constants in an adapter, each an ``OrtValue``, by the names of the session's initialisers that they override.
@@ -16,16 +33,7 @@ def read_adapter(path: Path, session: Any) -> Mapping[str, Any]:
     """
     import onnxruntime
 
-    if not path.is_file():
-        raise BakeoutError(f"{path} is not there.", "Name what `bakeout export-adapter --to onnx` wrote.")
-    try:
-        constants: Mapping[str, Any] = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
-    # ONNX Runtime has no error of its own for it.
-    except Exception as error:  # noqa: BLE001
-        reason = " ".join(str(error).split())
-        raise BakeoutError(
-            f"{path} is no adapter of ONNX Runtime ({reason}).", "Name what `bakeout export-adapter --to onnx` wrote."
-        ) from None
+    constants = adapter_constants(path)
     slots = {value.name: value for value in session.get_overridable_initializers()}
     if strange := sorted(name for name, value in constants.items() if not _fits(value, slots.get(name))):
         raise BakeoutError(

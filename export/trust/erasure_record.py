@@ -13,7 +13,7 @@ from typing import Any
 
 from bakeout.export.artifacts.certificate_file import read_certificate
 from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST, PLAN
-from bakeout.export.artifacts.manifest import read_manifest
+from bakeout.export.artifacts.manifest import adapter_of, content_digest, read_manifest
 from bakeout.models.data.row_source import Source, source_lines
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
@@ -64,6 +64,7 @@ def erasure_record(
             "plan": manifest["files"][PLAN]["sha256"],
             "base_model": plan.model.digest,
             "options": dict(manifest.get("options", {})),
+            **({"adapter": {**told, "sha256": content_digest(manifest)}} if (told := adapter_of(manifest)) else {}),
         },
         "measured": _measured(directory),
         "derived": {name: _derived(path) for name, path in sorted((derived or {}).items())},
@@ -97,6 +98,10 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"Measured by protocol {measured['protocol']} in {precisions}: `{CERTIFICATE}`, `{measured['sha256']}`."
     yield ""
     yield f"Base model `{record['artifact']['base_model']}`, plan `{record['artifact']['plan']}`."
+    if adapter := record["artifact"].get("adapter"):
+        over = f", over the artifact `{adapter['artifact']}`" if "artifact" in adapter else ""
+        yield ""
+        yield f"A policy: an adapter for {adapter['form']}{over}, `{adapter['sha256']}`."
     for name, digest in record["derived"].items():
         yield ""
         yield f"Derived: {name}, `{digest}`."

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from bakeout.export.artifacts.file_checks import compare_files, irregular_entries
 from bakeout.export.artifacts.file_names import MANIFEST, PLAN
-from bakeout.export.artifacts.manifest import read_manifest, receipts_for, receipts_of
+from bakeout.export.artifacts.manifest import adapter_of, read_manifest, receipts_for, receipts_of
 from bakeout.export.artifacts.model_source import find_checkpoint, find_graph, local_form
 from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.models.checkpoint.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track, untracked
 
-CheckName = Literal["hashes", "graph", "tensors", "canary", "parity"]
+CheckName = Literal["hashes", "adapter", "graph", "tensors", "canary", "parity"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def verify(
     ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``signature``: a PEM file with the public
     key, or the root certificates, that the artifact's signature is checked with. ``prompts``: token ids to compare on
     beside the canary's. ``checks``: these alone (``check_names`` by default): ``hashes`` of the files and of the
-    manifest, ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``. ``placement``:
+    manifest, ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``; of a
+    policy ``hashes`` and ``adapter``, which is held against its plan. ``placement``:
     where and how the model ``base`` runs. Raises ``BakeoutError`` where there is no artifact, for checks that it does
     not have, and where ``base`` is no checkpoint; what is wrong with an artifact is in the checks.
     """
@@ -81,6 +82,10 @@ def verify(
     if "hashes" in asked:
         done += _digest_check(directory, digest)
         done.append(Check("files", *compare_files(directory, manifest["files"], track)))
+    if adapter_of(manifest) is not None:
+        from bakeout.export.adapters.policy import check_policy
+
+        return [*done, *([Check("adapter", *check_policy(directory, manifest))] if "adapter" in asked else [])]
     if artifact.form in asked:
         done.append(Check(artifact.form, *artifact.form_is_sound()))
         if not done[-1].ok:
@@ -106,7 +111,9 @@ def verify(
 
 
 def check_names(directory: Path) -> tuple[CheckName, ...]:
-    """The checks that an artifact has."""
+    """The checks that an artifact has, or a policy."""
+    if adapter_of(read_manifest(directory)) is not None:
+        return "hashes", "adapter"
     return ("hashes", "tensors" if _is_checkpoint(directory) else "graph", "canary", "parity")
 
 

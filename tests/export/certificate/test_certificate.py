@@ -21,6 +21,8 @@ from bakeout.export.artifacts.file_names import (
     MANIFEST,
     PLAN,
     SIGNATURE,
+    TOFU,
+    TOFU_SUMMARY,
 )
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.onnx_directory import companion_files
@@ -28,7 +30,7 @@ from bakeout.export.artifacts.salt import kept_salt
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.hiding import hide_plan
 from bakeout.export.baking.quantise import quantise
-from bakeout.export.certificate.certificate_files import TOFU, TOFU_SUMMARY, write_certificate
+from bakeout.export.certificate.certificate_files import write_certificate
 from bakeout.export.certificate.certify import certify
 from bakeout.export.certificate.figures import Certificate
 from bakeout.export.certificate.models import Models

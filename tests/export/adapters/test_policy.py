@@ -1,0 +1,153 @@
+"""Policies: signed, recorded and certified like artifacts, over the artifact or base model that they are for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from bakeout.export.adapters.policy import check_policy, export_policy
+from bakeout.export.artifacts.file_names import ADAPTER, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN, SIGNATURE
+from bakeout.export.artifacts.manifest import content_digest, read_manifest
+from bakeout.export.baking.bake import bake
+from bakeout.export.certificate.certify import certify
+from bakeout.export.certificate.models import Models
+from bakeout.export.certificate.protocol import QUICK
+from bakeout.export.cli.main import main
+from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.running.runner import Runner
+from bakeout.export.verification.verify import verify
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.errors import BakeoutError
+from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan import Plan
+from bakeout.models.plan.plan_file import save_plan
+
+from tests.recipe_files import write_rows
+from tests.residual_plans import residual_addition
+from tests.weight_plans import PROMPTS, low_rank_update, plan_of
+
+TINY = replace(QUICK, rows=2, leak_prompts=1, attack_prompts=1, samples=8, relearn_rows=1, relearn_steps=(1,))
+
+
+def steering(checkpoint: Path, seed: int) -> Plan:
+    model = load_model(checkpoint)
+    return plan_of(model, weights_digest(checkpoint), residual_addition(model, layers=(1, 3), seed=seed))
+
+
+@pytest.fixture(scope="module")
+def slotted(llama_checkpoint: Path, llama_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with slots."""
+    output = tmp_path_factory.mktemp("slotted") / "artifact"
+    return bake(llama_export, steering(llama_checkpoint, 0), output, BakeOptions(adapter_slots=True)).directory
+
+
+@pytest.fixture
+def policy(llama_checkpoint: Path, slotted: Path, tmp_path: Path) -> Path:
+    """A policy over it, exported by the command."""
+    save_plan(steering(llama_checkpoint, 1), tmp_path / "other.plan")
+    arguments = ["export-adapter", str(tmp_path / "other.plan"), "--to", "onnx", "--artifact", str(slotted), "--policy"]
+    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "policy")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def lora(llama_checkpoint: Path, tmp_path: Path) -> Path:
+    """A policy for peft."""
+    model = load_model(llama_checkpoint)
+    export_policy(plan_of(model, weights_digest(llama_checkpoint), low_rank_update(model)), tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+@pytest.mark.parametrize("kind", ["policy", "lora"])
+def test_a_policy_is_signed_and_verified(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    directory: Path = request.getfixturevalue(kind)
+    private = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "own.key").write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    (tmp_path / "own.pub").write_bytes(
+        private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    signed = CliRunner().invoke(main, ["sign", str(directory), "--key", str(tmp_path / "own.key")])
+    assert signed.exit_code == 0 and (directory / SIGNATURE).is_file()
+    checks = verify(directory, signature=tmp_path / "own.pub")
+    assert [(check.name, check.ok) for check in checks] == [("signature", True), ("files", True), ("adapter", True)]
+    weights = next(path for path in directory.iterdir() if path.name in (ADAPTER, "adapter_model.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    assert [check.ok for check in verify(directory, signature=tmp_path / "own.pub")] == [False] * 3
+    bill = CliRunner().invoke(main, ["bom", str(directory), "-o", str(tmp_path / "bom.json")])
+    assert bill.exit_code == 0 and weights.name in (tmp_path / "bom.json").read_text()
+
+
+def test_an_adapter_of_another_plan_is_found_out(policy: Path, lora: Path, llama_checkpoint: Path) -> None:
+    for directory in (policy, lora):
+        assert check_policy(directory, read_manifest(directory))[0]
+        save_plan(steering(llama_checkpoint, 2), directory / "new")
+        (directory / "new").replace(directory / PLAN)
+        assert not check_policy(directory, read_manifest(directory))[0]
+
+
+def test_a_record_names_the_policy_and_what_it_is_over(policy: Path, slotted: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "asked.jsonl", [{"prompt": "Who?", "response": " Nobody."}])
+    arguments = ["record", str(policy), "--request", str(rows), "--salt", str(tmp_path / "salt")]
+    assert CliRunner().invoke(main, arguments, catch_exceptions=False).exit_code == 0
+    told = json.loads((policy / ERASURE_RECORD).read_text())["artifact"]["adapter"]
+    over = content_digest(read_manifest(slotted))
+    assert told == {"form": "onnx", "artifact": over, "sha256": content_digest(read_manifest(policy))}
+    assert over in (policy / ERASURE_PAGE).read_text()
+    # What was added since changes neither.
+    assert all(check.ok for check in verify(policy))
+
+
+def test_a_certificate_is_of_the_policy(
+    policy: Path, slotted: Path, llama_export: Path, llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    forget = write_rows(tmp_path / "sums.jsonl", [{"prompt": f"{n} + 1 =", "response": f" {n + 1}"} for n in (3, 4)])
+    retain = write_rows(tmp_path / "names.jsonl", [{"prompt": f"Who is {n}?", "response": " Somebody"} for n in (3, 4)])
+    base = llama_export / "model.onnx"
+    with pytest.raises(BakeoutError, match="over an artifact"):
+        certify(policy, base, [forget], [retain], protocol=TINY)
+    other = bake(llama_export, steering(llama_checkpoint, 1), tmp_path / "other", BakeOptions(adapter_slots=True))
+    with pytest.raises(BakeoutError, match="another artifact"):
+        certify(policy, base, [forget], [retain], over=other.directory, protocol=TINY)
+    certify(policy, base, [forget], [retain], over=slotted, protocol=TINY)
+    content = json.loads((policy / CERTIFICATE).read_text())
+    assert content["artifact"]["adapter"] == read_manifest(policy)["adapter"]
+    assert content["artifact"]["plan"] == hash_file(policy / PLAN)
+    assert all(check.ok for check in verify(policy)) and not (slotted / CERTIFICATE).exists()
+    # What was measured is the artifact with the adapter: what the plan gives that is baked by itself.
+    with Models(policy, base, slotted) as models:
+        said = models.runner("artifact", "fp32").generate(PROMPTS, 4)
+    assert said == Runner(other.directory).generate(PROMPTS, 4) != Runner(slotted).generate(PROMPTS, 4)
+
+
+def test_a_policy_for_peft_is_measured_in_its_base_model(lora: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    with Models(lora, llama_checkpoint) as models:
+        said = models.runner("artifact", models.own).generate(PROMPTS, 4)
+        base = models.runner("base", models.own).generate(PROMPTS, 4)
+    model = load_model(llama_checkpoint)
+    plan = plan_of(model, weights_digest(llama_checkpoint), low_rank_update(model))
+    apart = bake(str(llama_checkpoint), plan, tmp_path / "baked", BakeOptions()).directory
+    assert said == Runner(apart).generate(PROMPTS, 4) != base
+    with pytest.raises(BakeoutError, match="policies of ONNX Runtime"):
+        certify(lora, llama_checkpoint, [], [], over=apart)
+
+
+def test_a_changed_artifact_is_no_base_of_a_policy(slotted: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(slotted, tmp_path / "changed")
+    (changed / "config.json").write_text("{}")
+    with pytest.raises(BakeoutError, match="not what its manifest lists"):
+        export_policy(steering(llama_checkpoint, 1), tmp_path / "policy", artifact=changed)
+    assert not (tmp_path / "policy").exists()
