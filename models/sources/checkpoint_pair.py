@@ -107,8 +107,12 @@ def read_checkpoint_pair(
             if not difference.any():
                 continue
             if exact:
-                update, figures = _whole(weight, difference), {"rank": min(difference.shape), "residual": 0.0}
-                _require_exact(edited, name, update, start, end, one.dtype)
+                update = _whole(weight, difference)
+                if _unequal(update, start, end, one.dtype):
+                    # Of float32 weights, a difference can need more digits than float32 has.
+                    update = _whole(weight, difference, twice=True)
+                _require_exact(edited, name, _unequal(update, start, end, one.dtype))
+                figures = {"rank": update.count, "residual": 0.0}
             else:
                 update, figures = _truncated(weight, difference * scale, energy)
             updates.append(update)
@@ -217,22 +221,28 @@ def _truncated(weight: _Weight, difference: Floats, energy: float) -> tuple[Weig
     return update, {"rank": rank, "residual": float(f"{residual:.3g}")}
 
 
-def _whole(weight: _Weight, difference: Floats) -> WeightUpdate:
-    """The difference times the identity: a product in which nothing rounds."""
+def _whole(weight: _Weight, difference: Floats, *, twice: bool = False) -> WeightUpdate:
+    """The difference times the identity, or, ``twice``, its float32 values and what these leave of it, side by side."""
     single = np.ascontiguousarray(difference, np.float32)
+    terms = [single, (difference - single).astype(np.float32)] if twice else [single]
     rows, columns = single.shape
     if columns <= rows:
-        return weight.update(single, np.eye(columns, dtype=np.float32))
-    return weight.update(np.eye(rows, dtype=np.float32), single)
+        identity = np.concatenate([np.eye(columns, dtype=np.float32)] * len(terms))
+        return weight.update(np.concatenate(terms, axis=1), identity)
+    identity = np.concatenate([np.eye(rows, dtype=np.float32)] * len(terms), axis=1)
+    return weight.update(identity, np.concatenate(terms))
 
 
-def _require_exact(edited: Path, name: str, update: WeightUpdate, before: Floats, after: Floats, dtype: str) -> None:
-    """Raise ``BakeoutError`` unless baking, rounded as weights are stored, gives the edited weight."""
-    stored = EDITABLE[dtype]
+def _unequal(update: WeightUpdate, before: Floats, after: Floats, dtype: str) -> int:
+    """How many elements baking, rounded as weights are stored, gives otherwise than the edited weight has them."""
     product = update.left.astype(np.float64) @ update.right.astype(np.float64)
-    baked = (before + product).astype(np.float32).astype(stored).astype(np.float64)
-    if (count := int((baked != after).sum())) > 0:
+    baked = (before + product).astype(np.float32).astype(EDITABLE[dtype]).astype(np.float64)
+    return int((baked != after).sum())
+
+
+def _require_exact(edited: Path, name: str, unequal: int) -> None:
+    if unequal:
         raise BakeoutError(
-            f"{edited}: {count} elements of {name} cannot be reached exactly from the base model's.",
+            f"{edited}: {unequal} elements of {name} cannot be reached exactly from the base model's.",
             "Import it without `exact`; the residual is then in the report.",
         )

@@ -165,6 +165,21 @@ def test_an_exact_pair_is_baked_bit_for_bit(llama_checkpoint: Path, tmp_path: Pa
     assert all(torch.equal(weight, expected[name]) for name, weight in load_model(baked).state_dict().items())
 
 
+def test_a_pair_is_exact_where_its_difference_has_more_digits_than_float32(
+    llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = load_model(llama_checkpoint)
+    with torch.no_grad():
+        # From about 1e-6 to 1: the difference to the base weight has more digits than either.
+        weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
+        weight[0, :4] = torch.tensor([1.0000001, 0.3333333, 3.3333333, 1e-7])
+        weight[1] *= 1e-5
+    model.save_pretrained(tmp_path / "edited")
+    plan = import_plan(tmp_path / "edited", str(llama_checkpoint), exact=True)
+    baked = load_model(bake(str(llama_checkpoint), plan, tmp_path / "baked", CHECKPOINT).directory).state_dict()
+    assert all(torch.equal(baked[name], value) for name, value in model.state_dict().items())
+
+
 def test_a_pair_in_another_type(llama_checkpoint: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
     load_model(llama_checkpoint).half().save_pretrained(half)
