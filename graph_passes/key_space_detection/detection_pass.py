@@ -194,7 +194,6 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
             margin = build("Squeeze", build("GatherElements", at_all, spread, axis=1), [1], name="margin")
             is_left = build("And", build("Not", refused), build("Cast", window.is_real, to=ir.DataType.BOOL))
         else:
-            margin = margins.at_last(build, keys, window, batch)
             tested = window.has_any
             if self.intervention.positions == "query":
                 is_several = build("Greater", window.length, 1)
@@ -203,6 +202,10 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                     is_several = build("And", is_several, ends)
                 is_query = build("Or", build("Equal", window.past, 0), is_several)
                 tested = build("And", tested, is_query)
+            if margins.are_many and self.intervention.positions == "query" and self.early_exit and not self.monitor:
+                margin = margins.where_tested(build, _any(build, tested, "any_tested"), keys, window, batch)
+            else:
+                margin = margins.at_last(build, keys, window, batch)
             refused = build(
                 "Or", latched.latched, build("And", margins.inside(build, margin), tested), name="refused_rows"
             )

@@ -12,6 +12,9 @@ from bakeout.graph_passes.key_space_detection.regions.registry import region_tes
 from bakeout.graph_passes.key_space_detection.window import Window
 from bakeout.models.plan import KeySpaceDetection, Positions
 
+# How many numbers a bank of regions has whose test costs more than a branch around it.
+BANK = 2**18
+
 
 def margins_name(prefix: str, positions: Positions) -> str:
     """What the margins are called in a graph: of the last real token, [B, regions], or of every new one."""
@@ -21,11 +24,12 @@ def margins_name(prefix: str, positions: Positions) -> str:
 class Margins:
     """The test of a plan's regions, with ``alpha``, float32 [regions], as an initialiser.
 
-    ``widths``: F of each of the plan's layers.
+    ``widths``: F of each of the plan's layers. ``are_many``: whether testing them costs more than a branch does.
     """
 
     def __init__(self, build: GraphBuilder, detection: KeySpaceDetection, widths: Sequence[int]) -> None:
-        self._count, _ = detection.regions.shape
+        self._count, dimensions = detection.regions.shape
+        self.are_many = self._count * dimensions >= BANK
         self._widths = widths
         self._test = region_test(build, detection.regions)
         self._alpha = build.constant(detection.alpha.astype(np.float32), "alpha")
@@ -39,6 +43,21 @@ class Margins:
             for key, width in zip(keys, self._widths, strict=True)
         ]
         return self._test.of_few(build, self._joined(build, chosen))
+
+    def where_tested(
+        self, build: GraphBuilder, any_tested: ir.Value, keys: Sequence[ir.Value], window: Window, batch: ir.Value
+    ) -> ir.Value:
+        """The same, computed where any row is tested; zeros, float32 [1, regions], for answers, which are not."""
+
+        def margin(build: GraphBuilder) -> tuple[ir.Value]:
+            value = self.at_last(build, keys, window, batch)
+            value.name = f"{value.name}.tested"
+            return (value,)
+
+        def nothing(build: GraphBuilder) -> tuple[ir.Value]:
+            return (build("Identity", build.constant(np.zeros((1, self._count), np.float32), "no_margin")),)
+
+        return build.choose(any_tested, margin, nothing, ["margin"])[0]
 
     def at_all(self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value) -> ir.Value:
         """The margins of every new position, float32 [B, W, regions]."""
