@@ -64,7 +64,7 @@ def require_outcome(unbaked: Runner, runner: Runner, intervention: Intervention,
     logits = runner.step(ids, mask, past(runner, workload.past)).logits
     if isinstance(intervention, NeuronAdjust):
         happened = bool(np.abs(logits - base).max() > 1e-3)
-    elif isinstance(intervention, KeySpaceDetection) and intervention.skills == ("nothing",):
+    elif isinstance(intervention, KeySpaceDetection) and set(intervention.skills) == {"nothing"}:
         happened = bool(np.array_equal(logits, base))
     else:
         happened = int(logits[0, -1].argmax()) in REFUSAL and bool(logits[0, -1].max() == 0)
