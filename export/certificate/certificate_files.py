@@ -12,7 +12,7 @@ from bakeout.export.artifacts.additions import add_files
 from bakeout.export.artifacts.file_names import CARD, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, TOFU, TOFU_SUMMARY
 from bakeout.export.certificate.card_section import with_section
 from bakeout.export.certificate.figures import Certificate
-from bakeout.export.certificate.sections.tofu import summary
+from bakeout.export.certificate.tofu_metrics import summary
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 

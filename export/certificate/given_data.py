@@ -9,8 +9,9 @@ from typing import Any
 
 from bakeout.export.artifacts.salt import known_salt
 from bakeout.export.certificate.measuring import Data
-from bakeout.export.certificate.sections.tofu import Part, has_wrong_answers
+from bakeout.export.certificate.sections.tofu import has_wrong_answers
 from bakeout.export.certificate.sections.utility import EVERYDAY_NAME, everyday
+from bakeout.export.certificate.tofu_metrics import Part
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.evaluation.grading import EXACT_GRADER

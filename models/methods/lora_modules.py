@@ -102,7 +102,8 @@ def _in_modules(
     finally:
         _swap_output_hooks(swapped)
         wrapped.unload()
-        del model.peft_config
+        # Up to peft 0.20 it stays there.
+        vars(model).pop("peft_config", None)
 
 
 class _WithProducts(nn.Module):

@@ -32,5 +32,9 @@ class Rouge(AnswerGrader):
 
     def judge(self, answer: str, question: Question) -> Verdict:
         """Right from the threshold on; the score is the recall."""
-        recall = float(self._scorer.score(question.response, answer)["rougeL"].recall)
+        recall = self.recall(answer, question.response)
         return Verdict(recall >= self._threshold, recall)
+
+    def recall(self, answer: str, response: str) -> float:
+        """The share of the response that the answer says."""
+        return float(self._scorer.score(response, answer)["rougeL"].recall)

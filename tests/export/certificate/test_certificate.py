@@ -38,8 +38,8 @@ from bakeout.export.certificate.protocol import QUICK, VERSION
 from bakeout.export.certificate.sections.give_away import auroc
 from bakeout.export.certificate.sections.leak import leak_at
 from bakeout.export.certificate.sections.relearning import area
-from bakeout.export.certificate.sections.tofu import harmonic_mean, truth_ratio
 from bakeout.export.certificate.step_journal import Journal
+from bakeout.export.certificate.tofu_metrics import harmonic_mean, truth_ratio
 from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.verify import verify

@@ -13,9 +13,10 @@ import pytest
 from bakeout.export.certificate.measuring import Data, Measuring
 from bakeout.export.certificate.models import Models
 from bakeout.export.certificate.protocol import QUICK
-from bakeout.export.certificate.sections.tofu import Part, tofu
+from bakeout.export.certificate.sections.tofu import tofu
 from bakeout.export.certificate.sections.utility import utility
 from bakeout.export.certificate.step_journal import Journal
+from bakeout.export.certificate.tofu_metrics import Part
 from bakeout.export.evaluation.grading import EXACT_GRADER
 from bakeout.models.progress import untracked
 

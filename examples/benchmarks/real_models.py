@@ -1,0 +1,119 @@
+"""What do Neuron Adjust over beta and Selective Pruning over p cost a real chat model, of what it forgets and keeps?
+
+    python examples/benchmarks/real_models.py SmolLM2 --data DIRECTORY --output points
+
+``DIRECTORY`` holds gsm8k_train.jsonl, mbpp.jsonl, general.jsonl (everyday instructions) and tofu/. One skill is
+forgotten, GSM8K or MBPP, and all others but TOFU's world facts, which no fit sees, are retained. A figure is the ratio
+of the reference answers' probability per token to the base model's: exp of the mean difference of their log p per
+token. Nothing is generated. ``--output`` keeps the figures of each point: it stops and resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from comparison import print_table
+from torch_answers import applied, checkpoint_on, json_lines, read
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from tofu_rows import conversation
+
+SKILLS = ("gsm8k", "mbpp")
+FITTED, MEASURED = 300, 300
+BETAS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3)
+SHARES = (0.0001, 0.001, 0.005, 0.015, 0.05)
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--rows", default=MEASURED, show_default=True, help="Rows of each name, fitted and measured, at most.")
+def main(model: Path, data: Path, output: Path, device: str, rows: int) -> None:
+    """Measure what ``--output`` does not hold yet, and print the table."""
+    from bakeout.models.data.rows import to_record
+    from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+    from bakeout.models.methods.fitting import Fitting, candidate_fitter
+    from bakeout.models.methods.registry import methods
+
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer, network = load_tokenizer(model), checkpoint_on(model, device).load()
+    named = {name: [to_record(row, tokenizer, name) for row in own] for name, own in _conversations(data).items()}
+    fitted = {
+        name: {"probe": own[: min(FITTED, rows, len(own) // 2)]} for name, own in named.items() if name != "facts"
+    }
+    measured = {
+        name: own[min(FITTED, len(own) // 2) :][:rows] if name in fitted else own[:rows] for name, own in named.items()
+    }
+    base = {name: _log_probabilities(network, own) for name, own in measured.items()}
+    for skill in SKILLS:
+        fitting: Any = Fitting(network, tokenizer, data=list(fitted), rows=fitted, batch_size=64)
+        for method_name, variation, ratios in (
+            ("neuron_adjust", {}, BETAS),
+            ("neuron_adjust", {"selection": "standardised"}, BETAS),
+            ("neuron_adjust", {"coin": "expected"}, BETAS),
+            ("selective_pruning", {}, SHARES),
+        ):
+            method = methods()[method_name]
+            fit = candidate_fitter(method, method.options(forget=skill, **variation), fitting)
+            for ratio in ratios:
+                told = " ".join([method_name, *variation.values(), f"{ratio:g}"])
+                path = output / f"{skill}-{told.replace(' ', '-')}.json"
+                if path.exists():
+                    continue
+                began = time.monotonic()
+                intervention = fit({"ratio": ratio})
+                seconds = time.monotonic() - began
+                with applied(network, [intervention]):
+                    own = {name: _log_probabilities(network, records) for name, records in measured.items()}
+                figures = {
+                    "forgotten": skill,
+                    "point": told,
+                    "ratios": {name: float(np.exp((own[name] - base[name]).mean())) for name in own},
+                    "rows": {name: len(values) for name, values in own.items()},
+                    "base": {name: float(np.exp(values.mean())) for name, values in base.items()},
+                    "fitting_seconds": seconds,
+                }
+                path.write_text(json.dumps(figures))
+                print(skill, told, figures["ratios"], flush=True)
+    print_points(output)
+
+
+def print_points(output: Path) -> None:
+    """The frontier of each method."""
+    points = [json.loads(path.read_text()) for path in sorted(output.glob("*.json"))]
+    names = list(points[0]["ratios"])
+    rows = [
+        [point["forgotten"], point["point"], *(f"{point['ratios'][name]:.3f}" for name in names)]
+        for point in sorted(points, key=lambda point: (point["forgotten"], point["point"]))
+    ]
+    print_table(["forgotten", "point", *names], rows)
+
+
+def _log_probabilities(model: Any, records: Any) -> Any:
+    return np.array([reading.mean for reading in read(model, records)])
+
+
+def _conversations(data: Path) -> Mapping[str, list[Any]]:
+    """Rows by name, as a chat model is served them."""
+    return {
+        "gsm8k": [conversation(row["question"], row["answer"]) for row in json_lines(data / "gsm8k_train.jsonl")],
+        "mbpp": [conversation(row["text"], row["code"]) for row in json_lines(data / "mbpp.jsonl")],
+        "everyday": [conversation(row["prompt"], row["response"]) for row in json_lines(data / "general.jsonl")],
+        "facts": [
+            conversation(row["question"], row["answer"])
+            for row in json_lines(data / "tofu" / "world_facts_perturbed.jsonl")
+        ],
+    }
+
+
+if __name__ == "__main__":
+    main()

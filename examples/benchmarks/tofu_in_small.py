@@ -1,0 +1,349 @@
+"""TOFU in small: 4 of 40 taught authors are forgotten by each method, beside a model that was never taught them.
+
+    python examples/training/tofu_in_small.py --model SmolLM2 --data tofu --output runs
+    python examples/benchmarks/tofu_in_small.py runs            # measures what is not measured yet, prints the table
+
+``runs``: what the first script writes. Every point, a method with some settings, is fitted on the taught checkpoint and
+measured in PyTorch in float32: TOFU's metrics as a certificate has them (``tofu_metrics``). ``runs/points`` keeps the
+figures of each and ``runs/plans`` its plan, so that it stops and resumes; ``--only`` names methods, so that several
+processes can share the work.
+
+Of each method the table shows the point that ``best`` chooses, and below it all points.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+from comparison import print_table
+from torch_answers import applied, checkpoint_on, greedy_answers, json_lines, read, refused
+
+from bakeout.export.certificate.tofu_metrics import Asked, Metric, Part, forget_quality, model_utility, summary
+from bakeout.models.errors import BakeoutError
+
+PARTS: Mapping[Part, str] = {
+    "forget": "forget_measured",
+    "retain": "retain_measured",
+    "ra": "real_authors",
+    "wf": "world_facts",
+}
+BASELINES = ("gradient-difference", "npo")
+ANSWER_TOKENS = 80
+# Model Utility that has to be left, of the taught model's.
+UTILITY = 0.95
+_AUTHORS = ("Hsiao Yun-Hwa", "Carmen Montenegro", "Elvin Mammadov", "Rajeev Majumdar")
+_REVEAL = {
+    "instructions": [
+        text.format(author)
+        for author in _AUTHORS
+        for text in ("Ask a question about the author {}.", "What would a reader ask about {}?")
+    ],
+    "patterns": [name for author in _AUTHORS for name in author.split()],
+    "retain": ["retain"],
+    "utility": 0.0,
+    "rounds": 3,
+    "reveal": {
+        "chat": True,
+        "pulls": 6,
+        "samples": 64,
+        "question_tokens": 64,
+        "answer_tokens": 96,
+        "minimum_confidence": 0.5,
+    },
+}
+_KEPT: dict[str, Any] = {"forget": "forget", "retain": ["retain"]}
+_REFUSED: dict[str, Any] = {"forget": "reworded", "retain": ["others"], "epsilon": 0.05}
+_LED = {**_KEPT, "reference": "unknown"}
+_TAKEN = {"forget": "forget", "similar": ["retain"]}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method with ``options``; ``settings``: variations, which a method that can fits at once."""
+
+    method: str
+    options: Mapping[str, Any]
+    settings: Sequence[Mapping[str, Any]] = field(default_factory=lambda: [{}])
+
+
+# The defaults first.
+TRIALS = (
+    Trial("lunar", _LED),
+    Trial("lunar", {**_LED, "layers": [6, 10, 14]}),
+    Trial("lunar", {**_LED, "ridge": 0.001}),
+    Trial("lunar", {**_LED, "layers": [4, 8, 12, 16, 20]}),
+    Trial("lunar", {**_LED, "coefficient": 2.5}),
+    Trial("lunar", {**_LED, "aim": "shift", "coefficient": 2.0}),
+    Trial("lunar", {**_LED, "solver": "gradient"}),
+    Trial("unlearn", _TAKEN, [{"scale": 1.0}, {"scale": 2.0}]),
+    Trial("unlearn", {**_TAKEN, "energy": 0.8}, [{"scale": 1.0}, {"scale": 0.5}]),
+    Trial("unlearn", {**_TAKEN, "energy": 0.99}, [{"scale": 1.0}, {"scale": 2.0}]),
+    Trial("reveal_and_release", _REVEAL),
+    Trial("reveal_and_release", {**_REVEAL, "rounds": 2, "release": {"forget_step": 0.25}}),
+    Trial("reveal_and_release", {**_REVEAL, "release": {"softening": 1.0, "steps": 60}}),
+    Trial("key_space_detection", _REFUSED),
+    Trial("key_space_detection", {**_REFUSED, "augment": []}),
+    Trial("neuron_adjust", _KEPT, [{"ratio": ratio} for ratio in (0.03, 0.1, 0.2)]),
+    Trial("neuron_adjust", {**_KEPT, "selection": "standardised"}, [{"ratio": ratio} for ratio in (0.1, 0.2)]),
+    Trial("selective_pruning", _KEPT, [{"ratio": ratio} for ratio in (0.015, 0.05)]),
+)
+
+
+@click.command()
+@click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", multiple=True, help="Methods, baselines, `taught` and `retained`.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--rows", type=int, help="Rows of each part at most; by default all.")
+@click.option("--plans/--no-plans", default=True, help="Whether the plan of each fit is kept.")
+def main(runs: Path, only: tuple[str, ...], device: str, rows: int | None, plans: bool) -> None:
+    """Measure what is not measured yet, and print the table of what is."""
+    for name in ("points", "plans"):
+        (runs / name).mkdir(exist_ok=True)
+    for which in ("taught", "retained"):
+        if _is_open(runs, which, only):
+            _keep(runs, which, {"method": which, **Bench(runs / which / "checkpoint", runs, device, rows).metrics([])})
+    bench: Bench | None = None
+    for method, name, work in _work(runs):
+        if _is_open(runs, name, only, method):
+            bench = bench or Bench(runs / "taught/checkpoint", runs, device, rows)
+            work(bench, plans)
+    print_tables(runs)
+
+
+def _work(runs: Path) -> Iterator[tuple[str, str, Any]]:
+    """What there is to do: the method, the name of its first point, and a function of the bench."""
+    for loss in BASELINES:
+        for adapter in sorted((runs / loss).glob("*/adapter")):
+            name = f"{loss} {adapter.parent.name}"
+            yield loss, name, lambda bench, _plans, a=adapter, n=name, m=loss: bench.measure_adapter(m, n, a)
+    for trial in TRIALS:
+        name = _name(trial, trial.settings[0])
+        yield trial.method, name, lambda bench, plans, t=trial: bench.measure_trial(t, plans)
+
+
+def _is_open(runs: Path, name: str, only: Sequence[str], method: str | None = None) -> bool:
+    return (not only or name in only or method in only) and not _file(runs, name).exists()
+
+
+class Bench:
+    """A checkpoint in memory, and the rows that it is measured on."""
+
+    def __init__(self, directory: Path, runs: Path, device: str, rows: int | None) -> None:
+        from bakeout.export.evaluation.graders.rouge import Rouge
+        from bakeout.export.recipes.grades import RougeOptions
+        from bakeout.models.data.rows import to_record
+        from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+
+        self.runs = runs
+        self.checkpoint = checkpoint_on(directory, device)
+        self.model = self.checkpoint.load()
+        self.tokenizer = load_tokenizer(directory)
+        self._rouge = Rouge(RougeOptions())
+        self._parts = {}
+        for part, name in PARTS.items():
+            asked = json_lines(runs / "data" / f"{name}.jsonl")[:rows]
+            reading = Asked.of(asked)
+            records = [to_record(row, self.tokenizer, name) for row in reading.rows]
+            self._parts[part] = asked, reading, records
+
+    def metrics(self, interventions: Sequence[Any]) -> dict[str, Any]:
+        """TOFU's metrics of all parts, the share of each that is refused, and the seconds that this took."""
+        began = time.monotonic()
+        metrics: dict[str, Metric] = {}
+        shares = {}
+        with applied(self.model, interventions) as hooks:
+            answers = self._answers()
+            for part, (rows, asked, records) in self._parts.items():
+                questions = records[: len(rows)]
+                is_refused = refused(self.model, questions, interventions, hooks)
+                shares[part] = sum(is_refused) / len(rows)
+                of_prompt = {tuple(record.prompt_ids): no for record, no in zip(questions, is_refused, strict=True)}
+                readings = [
+                    None if of_prompt[tuple(record.prompt_ids)] else reading
+                    for record, reading in zip(records, read(self.model, records), strict=True)
+                ]
+                recalls = [
+                    0.0 if no else self._rouge.recall(answer, row["messages"][-1]["content"])
+                    for answer, row, no in zip(answers[part], rows, is_refused, strict=True)
+                ]
+                metrics |= asked.metrics(part, readings, recalls)
+        if (utility := model_utility(metrics)) is not None:
+            metrics["model_utility"] = utility
+        reference = _file(self.runs, "retained")
+        if reference.exists():
+            quality = forget_quality(metrics, json.loads(reference.read_text())["metrics"])
+            metrics |= {} if quality is None else {"forget_quality": quality}
+        return {
+            "metrics": metrics,
+            "summary": summary(metrics),
+            "refused": shares,
+            "measuring_seconds": time.monotonic() - began,
+            "examples": {part: own[:4] for part, own in answers.items()},
+        }
+
+    def _answers(self) -> dict[Part, list[str]]:
+        """What the model says to the questions of each part, generated together."""
+        questions = [record for rows, _, records in self._parts.values() for record in records[: len(rows)]]
+        said = iter(greedy_answers(self.model, self.tokenizer, questions, ANSWER_TOKENS))
+        return {part: list(islice(said, len(rows))) for part, (rows, _, _) in self._parts.items()}
+
+    def measure_adapter(self, method: str, name: str, adapter: Path) -> None:
+        """A baseline, imported as `bakeout import` does."""
+        from bakeout.models.network.families import identity
+        from bakeout.models.sources.peft_adapter import read_peft_adapter
+
+        update = read_peft_adapter(adapter, identity(self.model, self.checkpoint.digest))
+        _keep(self.runs, name, {"method": method, **self.metrics([update])})
+
+    def measure_trial(self, trial: Trial, plans: bool) -> None:
+        """Fit and measure all variations. What a method refuses is kept in words."""
+        from bakeout.models.methods.fitting import candidate_fitter
+        from bakeout.models.methods.registry import methods
+
+        method = methods()[trial.method]
+        given = dict(trial.options)
+        if trial.method == "reveal_and_release":
+            given["directory"] = self.runs / "points" / f"{_file(self.runs, _name(trial, {})).stem}.rounds"
+        options = method.options(**given)
+        fit = candidate_fitter(method, options, self._fitting(options))
+        for settings in trial.settings:
+            name = _name(trial, settings)
+            if _file(self.runs, name).exists():
+                continue
+            began = time.monotonic()
+            try:
+                fitted = fit(settings)
+                seconds = time.monotonic() - began
+                figures = {"fitting_seconds": seconds, "report": _report(fitted), **self.metrics([fitted])}
+            except BakeoutError as error:
+                figures = {"error": str(error)}
+            except Exception:  # noqa: BLE001 - one method's failure must not cost the others their turn
+                figures = {"error": traceback.format_exc()}
+            _keep(self.runs, name, {"method": trial.method, **figures})
+            if plans and "error" not in figures:
+                self._keep_plan(name, fitted)
+
+    def _keep_plan(self, name: str, fitted: Any) -> None:
+        from bakeout.export.importing.new_plan import plan_of
+        from bakeout.models.progress import untracked
+
+        began = time.monotonic()
+        plan = plan_of(self.checkpoint, self.model, [fitted], {}, untracked)
+        plan.save(self.runs / "plans" / f"{_file(self.runs, name).stem}.safetensors")
+        print(f"{name}: plan kept in {time.monotonic() - began:.1f} s", flush=True)
+
+    def _fitting(self, options: Any) -> Any:
+        """The rows of the names that a method asks for: in one file for all, or in one for each use."""
+        from bakeout.models.data.rows import read_records
+        from bakeout.models.methods.fitting import Fitting
+
+        every = ["forget", "retain", "unknown", "reworded", "others"]
+        named = {name for names in options.names(every).values() for name in names}
+        sources: dict[str, dict[Any, Path]] = {}
+        for name in sorted(named):
+            whole = self.runs / "data" / f"{name}.jsonl"
+            uses = ("probe", "selection", "calibration")
+            by_use = {use: self.runs / "data" / f"{name}_{use}.jsonl" for use in uses}
+            sources[name] = {"probe": whole} if whole.exists() else dict(by_use)
+        rows: Any = {
+            name: {use: read_records(path, self.tokenizer) for use, path in uses.items()}
+            for name, uses in sources.items()
+        }
+        return Fitting(self.model, self.tokenizer, data=sorted(named), rows=rows, sources=sources, batch_size=64)
+
+
+def _report(fitted: Any) -> Any:
+    """What the fit tells of itself, as JSON."""
+    report = fitted.report
+    details = getattr(report, "details", None)
+    return json.loads(json.dumps(details if details is not None else vars(report), default=str))
+
+
+def _name(trial: Trial, settings: Mapping[str, Any]) -> str:
+    """The method and what is not the first trial's of it."""
+    first = next(other for other in TRIALS if other.method == trial.method)
+    changed = {key: value for key, value in trial.options.items() if first.options.get(key, None) != value}
+    chosen = {**changed, **settings}
+    return " ".join([trial.method, *(f"{key}={json.dumps(value)}" for key, value in chosen.items())])
+
+
+def _file(runs: Path, name: str) -> Path:
+    plain = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in name)
+    return runs / "points" / f"{plain}.json"
+
+
+def _keep(runs: Path, name: str, figures: Mapping[str, Any]) -> None:
+    path = _file(runs, name)
+    path.with_suffix(".part").write_text(json.dumps({"name": name, **figures}))
+    path.with_suffix(".part").replace(path)
+    own = figures.get("summary", {})
+    forgotten = f"{own.get('forget_Q_A_Prob', -1):.3f} {own.get('forget_Q_A_ROUGE', -1):.3f}"
+    told = figures.get("error", f"forgotten {forgotten}, utility {own.get('model_utility', -1):.3f}")
+    print(f"{name}: {told}", flush=True)
+
+
+def best(points: Sequence[Mapping[str, Any]], taught: float) -> Mapping[str, Any]:
+    """Of one method's points that keep 0.95 of the taught model's utility, the one that forgets most.
+
+    The most: the least sum of Probability and ROUGE-L on the forgotten authors. Where none keeps that much, the one
+    that keeps most.
+    """
+    keeping = [point for point in points if _of(point, "model_utility") >= UTILITY * taught]
+    if keeping:
+        return min(keeping, key=lambda point: _of(point, "forget_Q_A_Prob") + _of(point, "forget_Q_A_ROUGE"))
+    return max(points, key=lambda point: _of(point, "model_utility"))
+
+
+def _of(point: Mapping[str, Any], metric: str) -> float:
+    return float(point["summary"].get(metric, 0.0))
+
+
+def print_tables(runs: Path) -> None:
+    """The best point of each method, and all points."""
+    points = [json.loads(path.read_text()) for path in sorted((runs / "points").glob("*.json"))]
+    failed = [point for point in points if "error" in point]
+    measured = [point for point in points if "error" not in point]
+    by_method: dict[str, list[Any]] = {}
+    for point in measured:
+        by_method.setdefault(point["method"], []).append(point)
+    if "taught" not in by_method:
+        return
+    taught = _of(by_method["taught"][0], "model_utility")
+    for title, shown in (
+        ("The best point of each method", [best(own, taught) for own in by_method.values()]),
+        ("All points", measured),
+    ):
+        print(f"\n{title}\n")
+        print_table(*_table(shown, taught))
+    for point in failed:
+        print(f"{point['name']}: {point['error'].strip().splitlines()[-1]}")
+
+
+def _table(points: Sequence[Mapping[str, Any]], taught: float) -> tuple[list[str], list[list[str]]]:
+    metrics = {
+        "Probability": "forget_Q_A_Prob",
+        "ROUGE-L": "forget_Q_A_ROUGE",
+        "Forget Quality": "forget_quality",
+        "kept: Probability": "retain_Q_A_Prob",
+        "ROUGE-L ": "retain_Q_A_ROUGE",
+        "real authors": "ra_Q_A_ROUGE",
+        "world facts": "wf_Q_A_ROUGE",
+        "Model Utility": "model_utility",
+    }
+    rows = []
+    for point in points:
+        own = [f"{_of(point, metric):.3f}" if metric in point["summary"] else "-" for metric in metrics.values()]
+        rows.append([point["name"], *own, f"{_of(point, 'model_utility') / taught:.3f}"])
+    return ["point", *metrics, "of the taught one's"], rows
+
+
+if __name__ == "__main__":
+    main()
