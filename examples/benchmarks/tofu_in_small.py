@@ -107,7 +107,7 @@ def main(runs: Path, only: tuple[str, ...], device: str, rows: int | None, plans
     """Measure what is not measured yet, and print the table of what is."""
     for name in ("points", "plans"):
         (runs / name).mkdir(exist_ok=True)
-    for which in ("taught", "retained"):
+    for which in ("retained", "taught"):
         if _is_open(runs, which, only):
             _keep(runs, which, {"method": which, **Bench(runs / which / "checkpoint", runs, device, rows).metrics([])})
     bench: Bench | None = None
@@ -341,7 +341,7 @@ def _table(points: Sequence[Mapping[str, Any]], taught: float) -> tuple[list[str
     rows = []
     for point in points:
         own = [f"{_of(point, metric):.3f}" if metric in point["summary"] else "-" for metric in metrics.values()]
-        rows.append([point["name"], *own, f"{_of(point, 'model_utility') / taught:.3f}"])
+        rows.append([point["name"], *own, f"{_of(point, 'model_utility') / taught:.3f}" if taught else "-"])
     return ["point", *metrics, "of the taught one's"], rows
 
 

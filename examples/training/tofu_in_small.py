@@ -37,7 +37,7 @@ from bakeout.models.data.rows import to_record
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules=["gate_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM")
 ADAPTER = "adapter_model.safetensors"
 TAUGHT, BASELINES = ("taught", "retained"), ("gradient-difference", "npo")
-TEACHING_RATE, TEACHING_BATCH, FORGETTING_BATCH = 2e-3, 32, 8
+TEACHING_BATCH, FORGETTING_BATCH = 32, 8
 # NPO's inverse temperature, as in its paper.
 BETA = 0.1
 IGNORED = -100
@@ -64,6 +64,7 @@ class Run:
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @click.option("--only", type=click.Choice([*TAUGHT, *BASELINES]), multiple=True)
 @click.option("--epochs", default=30, show_default=True, help="Passes over what is taught.")
+@click.option("--teaching-rate", default=2e-3, show_default=True, help="The learning rate of what is taught.")
 @click.option("--forgetting-epochs", multiple=True, default=[5, 10], show_default=True, help="The baselines' passes.")
 @click.option(
     "--learning-rate", multiple=True, default=[1e-4, 3e-4, 1e-3], show_default=True, help="The baselines', each."
@@ -76,6 +77,7 @@ def main(
     output: Path,
     only: tuple[str, ...],
     epochs: int,
+    teaching_rate: float,
     forgetting_epochs: tuple[int, ...],
     learning_rate: tuple[float, ...],
     device: str,
@@ -87,8 +89,8 @@ def main(
     taught = [*rows["retain"], *rows["forget"], *rows["unknown"]]
     never_taught = [*rows["retain"], *rows["unknown"]]
     runs = {
-        "taught": Run("taught", base, [], taught, epochs, TEACHING_RATE, TEACHING_BATCH),
-        "retained": Run("retained", base, [], never_taught, epochs, TEACHING_RATE, TEACHING_BATCH),
+        "taught": Run("taught", base, [], taught, epochs, teaching_rate, TEACHING_BATCH),
+        "retained": Run("retained", base, [], never_taught, epochs, teaching_rate, TEACHING_BATCH),
     }
     for loss in BASELINES:
         for passes in forgetting_epochs:
