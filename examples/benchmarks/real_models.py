@@ -47,7 +47,7 @@ def main(model: Path, data: Path, output: Path, device: str, rows: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     tokenizer, network = load_tokenizer(model), checkpoint_on(model, device).load()
     named = {name: [to_record(row, tokenizer, name) for row in own] for name, own in _conversations(data).items()}
-    fitted = {
+    fitted: dict[str, Any] = {
         name: {"probe": own[: min(FITTED, rows, len(own) // 2)]} for name, own in named.items() if name != "facts"
     }
     measured = {
@@ -63,7 +63,8 @@ def main(model: Path, data: Path, output: Path, device: str, rows: int) -> None:
             ("selective_pruning", {}, SHARES),
         ):
             method = methods()[method_name]
-            fit = candidate_fitter(method, method.options(forget=skill, **variation), fitting)
+            options = method.options.model_validate({"forget": skill, **variation})
+            fit = candidate_fitter(method, options, fitting)
             for ratio in ratios:
                 told = " ".join([method_name, *variation.values(), f"{ratio:g}"])
                 path = output / f"{skill}-{told.replace(' ', '-')}.json"

@@ -109,7 +109,8 @@ def train(name: str, run: Run, output: Path, device: str, seed: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(run.start)
-    network = AutoModelForCausalLM.from_pretrained(run.start, dtype=torch.float32).to(device)
+    network: Any = AutoModelForCausalLM.from_pretrained(run.start, dtype=torch.float32)
+    network.to(device)
     model: Any = get_peft_model(network, LORA)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=run.learning_rate)
@@ -163,7 +164,7 @@ def save_merged(start: Path, adapter: Mapping[str, Tensor], tokenizer: PreTraine
             continue
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         left = adapter[key.replace(".lora_A.", ".lora_B.")].cpu().double()
-        weight = model.get_submodule(name).weight
+        weight = model.get_parameter(f"{name}.weight")
         weight.data.copy_(weight.data.double() + scale * (left @ right.cpu().double()))
     model.half().save_pretrained(output.with_suffix(".part"))
     tokenizer.save_pretrained(output.with_suffix(".part"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -74,7 +75,10 @@ def write_rows(source: Path, target: Path) -> dict[str, list[Row]]:
     target.mkdir(parents=True, exist_ok=True)
     for name, own in rows.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in own)
-        (target / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        # Whole at once: another process may be reading it.
+        part = target / f"{name}.{os.getpid()}"
+        part.write_text(text, encoding="utf-8")
+        part.replace(target / f"{name}.jsonl")
     return rows
 
 

@@ -138,9 +138,11 @@ def _require_computing(model: PreTrainedModel, directory: Path) -> None:
     """Raise ``BakeoutError`` where the architecture loads with a configuration, and cannot compute with it."""
     import torch
 
+    # Where weights are offloaded, accelerate moves what the model reads.
+    device = torch.device("cpu") if model.device.type == "meta" else model.device
     try:
         with torch.no_grad():
-            model(torch.zeros((1, 1), dtype=torch.long))
+            model(torch.zeros((1, 1), dtype=torch.long, device=device))
     except Exception as error:
         raise BakeoutError(
             f"{directory} is loaded, and does not compute ({type(error).__name__}: {_first_line(error)}).",

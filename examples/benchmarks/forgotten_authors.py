@@ -1,7 +1,7 @@
 """TOFU in small: 4 of 40 taught authors are forgotten by each method, beside a model that was never taught them.
 
     python examples/training/tofu_in_small.py --model SmolLM2 --data tofu --output runs
-    python examples/benchmarks/tofu_in_small.py runs            # measures what is not measured yet, prints the table
+    python examples/benchmarks/forgotten_authors.py runs         # measures what is not measured yet, prints the table
 
 ``runs``: what the first script writes. Every point, a method with some settings, is fitted on the taught checkpoint and
 measured in PyTorch in float32: TOFU's metrics as a certificate has them (``tofu_metrics``). ``runs/points`` keeps the
@@ -62,7 +62,7 @@ _REVEAL = {
 _KEPT: dict[str, Any] = {"forget": "forget", "retain": ["retain"]}
 _REFUSED: dict[str, Any] = {"forget": "reworded", "retain": ["others"], "epsilon": 0.05}
 _LED = {**_KEPT, "reference": "unknown"}
-_TAKEN = {"forget": "forget", "similar": ["retain"]}
+_TAKEN = {"forget": "forget", "similar": ["others"]}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,6 @@ TRIALS = (
     Trial("lunar", {**_LED, "solver": "gradient"}),
     Trial("unlearn", _TAKEN, [{"scale": 1.0}, {"scale": 2.0}]),
     Trial("unlearn", {**_TAKEN, "energy": 0.8}, [{"scale": 1.0}, {"scale": 0.5}]),
-    Trial("unlearn", {**_TAKEN, "energy": 0.99}, [{"scale": 1.0}, {"scale": 2.0}]),
     Trial("reveal_and_release", _REVEAL),
     Trial("reveal_and_release", {**_REVEAL, "rounds": 2, "release": {"forget_step": 0.25}}),
     Trial("reveal_and_release", {**_REVEAL, "release": {"softening": 1.0, "steps": 60}}),
@@ -177,10 +176,6 @@ class Bench:
                 metrics |= asked.metrics(part, readings, recalls)
         if (utility := model_utility(metrics)) is not None:
             metrics["model_utility"] = utility
-        reference = _file(self.runs, "retained")
-        if reference.exists():
-            quality = forget_quality(metrics, json.loads(reference.read_text())["metrics"])
-            metrics |= {} if quality is None else {"forget_quality": quality}
         return {
             "metrics": metrics,
             "summary": summary(metrics),
@@ -317,6 +312,10 @@ def print_tables(runs: Path) -> None:
     if "taught" not in by_method:
         return
     taught = _of(by_method["taught"][0], "model_utility")
+    for reference in by_method.get("retained", []):
+        for point in measured:
+            if (quality := forget_quality(point["metrics"], reference["metrics"])) is not None:
+                point["summary"]["forget_quality"] = quality["agg_value"]
     for title, shown in (
         ("The best point of each method", [best(own, taught) for own in by_method.values()]),
         ("All points", measured),
