@@ -67,3 +67,11 @@ def test_generation_settings_that_transformers_does_not_save_stay_as_they_are(ch
     (tmp_path / "exported").mkdir()
     export_checkpoint(loose, tmp_path / "exported", exporter="dynamo")
     assert json.loads((tmp_path / "exported" / "generation_config.json").read_text()) == settings
+
+
+@pytest.mark.slow
+def test_what_torch_onnx_cannot_trace_is_traced_by_torch_export(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("mpt", tmp_path / "checkpoint", layers=2)
+    (tmp_path / "exported").mkdir()
+    export_checkpoint(checkpoint, tmp_path / "exported", exporter="dynamo")
+    assert holds(compared(tmp_path / "exported", load_model(checkpoint), "last"), "last")
