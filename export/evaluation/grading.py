@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.export.evaluation.answering.answer_file import AnswerFile, answer_key
 from bakeout.export.evaluation.answering.pace import paced
 from bakeout.export.evaluation.answering.questions import Chosen, choose_rows, read_questions
@@ -262,8 +263,8 @@ def _answers(
 
 
 def graph_files_digest(graph: Path) -> str:
-    """What a model's answers depend on: SHA-256 of the graph and its data files."""
-    files = [graph, *data_files(load_graph(graph)).values()]
+    """What a model's answers depend on: SHA-256 of the graph, or those of its pair, and their data files."""
+    files = [file for each in graphs_of(graph) for file in (each, *data_files(load_graph(each)).values())]
     return "+".join(hash_files(files))
 
 

@@ -76,12 +76,13 @@ def cache_entries(
 
 def _empty_shape(value: Any, path: Path, told: ToldSizes, *, holds_tokens: bool) -> tuple[int, ...]:
     # transformers' exporter gives sizes as names, such as "8".
-    _, *sizes = [int(size) if isinstance(size, str) and size.isdecimal() else size for size in value.shape]
+    sizes = [int(size) if isinstance(size, str) and size.isdecimal() else size for size in value.shape][1:]
     if holds_tokens and len(sizes) == 3:
         sizes[1] = told.window + _SLACK if told.window is not None and sizes[1] == "past_sliding_length" else 0
         if not isinstance(sizes[2], int) and told.head is not None:
             sizes[2] = told.head
-    if (holds_tokens and len(sizes) != 3) or not all(isinstance(size, int) for size in sizes):
+    is_known = bool(value.shape) and all(isinstance(size, int) for size in sizes)
+    if not is_known or (holds_tokens and len(sizes) != 3):
         raise BakeoutError(
             f"{path}: the cache {value.name} has shape {value.shape}, not [batch, heads, past, head size] with "
             "known heads and head size.",
