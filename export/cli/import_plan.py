@@ -25,6 +25,7 @@ from bakeout.export.cli.plan_lines import show_plan
 @click.option(
     "--project", is_flag=True, help="Project the directions out of the residual stream, instead of adding them."
 )
+@click.option("--fold", is_flag=True, help="With --project: as changes of the weights that write, where that is exact.")
 @click.option("--keep-norm", is_flag=True, help="Of a control vector: keep the norm of the residual stream.")
 @click.option(
     "--layer", "layers", type=int, multiple=True, help="Of one direction: the blocks behind which it acts. Repeatable."
@@ -38,6 +39,7 @@ def import_plan(
     energy: float | None,
     exact: bool,
     project: bool,
+    fold: bool,
     keep_norm: bool,
     layers: tuple[int, ...],
     machine: bool,
@@ -60,6 +62,7 @@ def import_plan(
             energy=energy,
             exact=exact,
             project=project,
+            fold=fold,
             keep_norm=keep_norm,
             layers=layers or None,
             track=track,

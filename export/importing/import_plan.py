@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bakeout.export.importing.new_plan import base_checkpoint, loaded_base, plan_of
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Intervention, ModelIdentity, Plan
+from bakeout.models.plan import Intervention, ModelIdentity, Plan, ResidualProjection
 from bakeout.models.progress import Track, untracked
 
 _FORMS = "a PEFT adapter, a checkpoint, a control vector (.gguf, .safetensors), or a direction (.safetensors)"
@@ -21,6 +21,7 @@ def import_plan(
     energy: float | None = None,
     exact: bool = False,
     project: bool = False,
+    fold: bool = False,
     keep_norm: bool = False,
     layers: Sequence[int] | None = None,
     track: Track = untracked,
@@ -30,7 +31,8 @@ def import_plan(
     ``source``: the directory of a PEFT LoRA adapter, or of an edited checkpoint of ``base``; or a file of directions: a
     control vector, or with ``project`` a direction to project out. ``scale``: how many times what it does, negative
     too. ``energy`` and ``exact``: of edited checkpoints (``read_checkpoint_pair``). ``keep_norm`` and ``layers``: of
-    directions. What was read is in the report of the intervention.
+    directions; ``fold``: the projection as updates of the weights that write into the residual stream
+    (``importing.fold``), if that is exact. What was read is in the report of the intervention.
 
     Raises ``BakeoutError`` for options of other sources, for what does not belong to ``base``, where nothing would be
     edited, and for everything that the source names and a plan does not carry.
@@ -40,6 +42,7 @@ def import_plan(
         "energy": energy is not None,
         "exact": exact,
         "project": project,
+        "fold": fold,
         "keep_norm": keep_norm,
         "layers": layers is not None,
     }
@@ -63,6 +66,10 @@ def import_plan(
             layers=layers,
             track=track,
         )
+        if fold and isinstance(intervention, ResidualProjection):
+            from bakeout.export.importing.fold import folded
+
+            intervention = folded(model, intervention)
         return plan_of(checkpoint, model, [intervention], {"imported_from": form}, track)
 
 
@@ -81,7 +88,7 @@ def _form(source: Path, project: bool) -> tuple[str, frozenset[str]]:
     if source.suffix not in (".gguf", ".safetensors"):
         raise BakeoutError(f"{source} is no source that is read (pickled files never are).", f"Name {_FORMS}.")
     if project:
-        return "a direction", frozenset(("project", "layers"))
+        return "a direction", frozenset(("project", "fold", "layers"))
     return "a control vector", frozenset(("scale", "keep_norm", "layers"))
 
 

@@ -23,6 +23,7 @@ def import_plan(
     energy: float | None = None,
     exact: bool = False,
     project: bool = False,
+    fold: bool = False,
     keep_norm: bool = False,
     layers: Sequence[int] | None = None,
     track: Track = logged,
@@ -32,7 +33,8 @@ def import_plan(
     ``source``: the directory of a PEFT LoRA adapter, or of an edited checkpoint of ``base``; or the file of a control
     vector, or with ``project`` of a direction to project out of the residual stream. ``scale``: how many times the
     edit, negative for its reverse. Of an edited checkpoint, each weight's difference is cut at the rank that holds the
-    share ``energy`` (by default 0.9999) of its squared norm, or kept whole with ``exact``. ``keep_norm``: a control
+    share ``energy`` (by default 0.9999) of its squared norm, or kept whole with ``exact``. ``fold``: the projection as
+    changes of the weights that write into the residual stream, where that is exact. ``keep_norm``: a control
     vector leaves the norm of the residual stream. ``layers``: the blocks behind which a single direction acts.
 
     >>> imported = bakeout.import_plan(adapter, checkpoint)
@@ -50,6 +52,7 @@ def import_plan(
         energy=energy,
         exact=exact,
         project=project,
+        fold=fold,
         keep_norm=keep_norm,
         layers=layers,
         track=track,

@@ -16,6 +16,7 @@ import torch
 from bakeout.export.baking.bake import bake
 from bakeout.export.importing.import_plan import import_plan
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
@@ -280,6 +281,42 @@ def test_a_control_vector(llama_checkpoint: Path, tmp_path: Path) -> None:
     for handle in handles:
         handle.remove()
     assert (measured - expected).abs().max() < 1e-4 < (expected - logits_of(llama_checkpoint)).abs().max()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_projection_folded_into_weights(checkpoint_of: CheckpointOf, tmp_path: Path, family: str) -> None:
+    checkpoint = checkpoint_of(family)
+    direction = np.random.default_rng(0).normal(size=32).astype(np.float32)
+    path = save(tmp_path / "refusal.safetensors", direction=direction)
+    plan = import_plan(path, str(checkpoint), project=True, fold=True, layers=[1, 2, 3])
+    assert [(part.layer, part.role) for part in plan.interventions[0].parts] == [
+        (layer, role) for layer in (1, 2, 3) for role in ("down", "o")
+    ]
+    # By plain PyTorch: what attention and feed-forward layers give, projected.
+    unit = torch.from_numpy(direction / np.linalg.norm(direction))
+    model = load_model(checkpoint)
+    for layer in feed_forward_layers(model)[1:]:
+        for module in (layer.block.get_submodule("self_attn.o_proj"), layer.down):
+            module.register_forward_hook(lambda _module, _inputs, output: output - (output @ unit)[..., None] * unit)
+    with torch.no_grad():
+        expected = model(IDS).logits
+    baked = baked_logits(plan, checkpoint, tmp_path / "baked")
+    assert (baked - expected).abs().max() < 1e-4 < 0.1 < (expected - logits_of(checkpoint)).abs().max()
+    graph = bake(str(checkpoint), plan, tmp_path / "graph", BakeOptions()).directory
+    computed = torch.from_numpy(np.stack(Runner(graph).logits(IDS.tolist())))
+    assert (computed - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "opt"])
+def test_a_projection_that_no_weights_carry_exactly_is_not_folded(
+    checkpoint_of: CheckpointOf, tmp_path: Path, family: str
+) -> None:
+    checkpoint = checkpoint_of(family)
+    path = save(tmp_path / "refusal.safetensors", direction=np.arange(1, 33, dtype=np.float32))
+    with pytest.raises(BakeoutError, match="No fold of the projection into weights is exact"):
+        import_plan(path, str(checkpoint), project=True, fold=True)
+    with pytest.raises(BakeoutError, match="`fold` does nothing"):
+        import_plan(path, str(checkpoint), layers=[1], fold=True)
 
 
 def test_a_direction(llama_checkpoint: Path, tmp_path: Path) -> None:
