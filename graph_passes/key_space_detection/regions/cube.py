@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
-from bakeout.graph_passes.key_space_detection.regions.region_test import RegionTest
+from bakeout.graph_passes.key_space_detection.regions.region_test import RegionTest, Rows, in_parts
 from bakeout.models.plan.kinds.regions.cube import Cubes
 
 
@@ -19,9 +19,14 @@ class CubeTest(RegionTest):
         self._precision = build.constant((1 / cubes.deviation).astype(np.float32), "precision")
 
     def of_few(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
-        """All cubes at once."""
-        from_centre = build("Sub", build("Unsqueeze", keys, [1]), self._centre)
-        farthest = build("ReduceMax", build("Abs", build("Mul", from_centre, self._precision)), [2])
+        """All cubes at once, or in parts."""
+        key = build("Unsqueeze", keys, [1])
+
+        def deviations(rows: Rows) -> ir.Value:
+            from_centre = build("Sub", key, rows(self._centre))
+            return build("ReduceMax", build("Abs", build("Mul", from_centre, rows(self._precision))), [2])
+
+        farthest = in_parts(build, self._count, deviations)
         # Squeezed by a node of its own: OpenVINO fuses what follows a reduction that squeezes, and subtracts wrongly.
         return build("Squeeze", farthest, [2], name="margin")
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
-from bakeout.graph_passes.key_space_detection.regions.region_test import RegionTest
+from bakeout.graph_passes.key_space_detection.regions.region_test import RegionTest, in_parts
 from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 
 
@@ -23,9 +23,10 @@ class HalfSpaceTest(RegionTest):
         self._bias = build.constant((-half_spaces.bias).astype(np.float32), "bias")
 
     def of_few(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
-        """All half-spaces at once."""
-        products = build("Mul", build("Unsqueeze", keys, [1]), self._weight)
-        return build("Add", build("Squeeze", build("ReduceSum", products, [2]), [2]), self._bias, name="margin")
+        """All half-spaces at once, or in parts."""
+        key = build("Unsqueeze", keys, [1])
+        sums = in_parts(build, self._count, lambda rows: build("ReduceSum", build("Mul", key, rows(self._weight)), [2]))
+        return build("Add", build("Squeeze", sums, [2]), self._bias, name="margin")
 
     def of_many(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
         """One half-space after the other: all would be half-spaces times the keys."""

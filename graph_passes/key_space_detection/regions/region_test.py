@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import onnx_ir as ir
 
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
+
+# So many regions at once of a bank: what their test writes for one token then stays in a processor's cache.
+TOGETHER = 64
+
+Rows = Callable[[ir.Value], ir.Value]
 
 
 class RegionTest(ABC):
@@ -19,3 +25,17 @@ class RegionTest(ABC):
     @abstractmethod
     def of_many(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
         """The margins of all tokens, in memory of about the keys' size: float32 [N, regions] from float32 [N, D]."""
+
+
+def in_parts(build: GraphBuilder, count: int, test: Callable[[Rows], ir.Value]) -> ir.Value:
+    """The margins that ``test`` computes of ``count`` regions, [B, regions], a part of a large bank after the other.
+
+    ``test`` asks for the rows of its constants that are tested together.
+    """
+    if count <= 2 * TOGETHER:
+        return test(lambda constant: constant)
+
+    def rows(first: int) -> Rows:
+        return lambda constant: build("Slice", constant, [first], [min(first + TOGETHER, count)], [0])
+
+    return build("Concat", *(test(rows(first)) for first in range(0, count, TOGETHER)), axis=1)

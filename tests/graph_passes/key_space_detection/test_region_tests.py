@@ -13,8 +13,10 @@ import onnxruntime
 import pytest
 
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
+from bakeout.graph_passes.key_space_detection.regions.region_test import TOGETHER
 from bakeout.graph_passes.key_space_detection.regions.registry import region_test
-from bakeout.models.plan import Floats, Regions
+from bakeout.models.plan import Cubes, Floats, Regions
+from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 
 from tests.fitted_regions import SHAPES, fitted_regions
 
@@ -35,10 +37,11 @@ def _written(path: Path, regions: Regions, *, many: bool) -> Path:
     build = GraphBuilder(graph, "test")
     test = region_test(build, regions)
     margins = test.of_many(build, keys) if many else test.of_few(build, keys)
-    distance = build("Sub", margins, build.constant(np.full(2, 2, np.float32), "alpha"))
+    count, _ = regions.shape
+    distance = build("Sub", margins, build.constant(np.full(count, 2, np.float32), "alpha"))
     zero = build.constant(np.array(0, np.float32), "zero")
     inside = build("LessOrEqual", build("ReduceMin", distance, [-1]), zero, name="inside")
-    margins.type, margins.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 2])
+    margins.type, margins.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", count])
     inside.type, inside.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape(["n", 1])
     graph.extend(build.nodes)
     graph.outputs.extend([margins, inside])
@@ -65,3 +68,17 @@ def test_margins_are_the_plans(name: str, many: bool, far: bool, tmp_path: Path)
         np.testing.assert_allclose(margins, expected, rtol=1e-4, atol=1e-4)
         decisive = np.abs(expected - 2).min(axis=1) > 1e-3
         assert (inside[decisive, 0] == (expected[decisive] <= 2).any(axis=1)).all()
+
+
+@pytest.mark.parametrize("shape", [Cubes, HalfSpaces])
+def test_a_bank_is_tested_in_parts(shape: type[Cubes | HalfSpaces], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    drawn = generator.normal(size=(3 * TOGETHER + 5, WIDTH))
+    spread = generator.uniform(0.5, 2, drawn.shape)
+    regions: Regions = Cubes(drawn, spread) if shape is Cubes else HalfSpaces(drawn, spread[:, 0])
+    keys = generator.normal(size=(3, WIDTH)).astype(np.float32)
+    session = onnxruntime.InferenceSession(
+        _written(tmp_path / "margins.onnx", regions, many=False), providers=["CPUExecutionProvider"]
+    )
+    margins, _ = session.run(None, {"keys": keys})
+    np.testing.assert_allclose(margins, regions.margins(keys.astype(np.float64)), rtol=1e-4, atol=1e-4)
