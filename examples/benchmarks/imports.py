@@ -140,17 +140,21 @@ def merged(model: Path, work: Path, prompts: Prompts) -> tuple[Path, Answers]:
 
 def repeng_vector(model: Path, work: Path, prompts: Prompts) -> tuple[Path, Answers]:
     """A control vector that repeng trained, in a GGUF file."""
+    if not hasattr(np, "float_"):
+        # NumPy 2 dropped it, and annotations of repeng 0.4 name it.
+        setattr(np, "float_", np.float64)  # noqa: B010
     repeng, loaded = importlib.import_module("repeng"), load_model(model)
     tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(model)
-    layers = list(range(10, 20))
-    control = repeng.ControlModel(loaded, layers)
+    tokenizer.pad_token = tokenizer.eos_token
+    # Those of which repeng writes a direction: all but the first.
+    control = repeng.ControlModel(loaded, list(range(1, loaded.config.num_hidden_layers)))
     entries = [
         repeng.DatasetEntry(positive=f"I am very happy. {text}", negative=f"I am very sad. {text}")
         for text in SENTENCES
     ]
     vector = repeng.ControlVector.train(control, tokenizer, entries, batch_size=4)
     vector.export_gguf(str(work / "vector.gguf"))
-    control.set_control(vector, 1.5)
+    control.set_control(vector, 0.4)
     return work / "vector.gguf", answers(control, prompts)
 
 
@@ -172,6 +176,18 @@ def projected(model: Path, work: Path, prompts: Prompts) -> tuple[Path, Answers]
         return work / "direction.safetensors", answers(loaded, prompts)
 
 
+def folded(model: Path, work: Path, prompts: Prompts) -> tuple[Path, Answers]:
+    """The same direction out of what attention and feed-forward layers give, by hooks of plain PyTorch."""
+    direction = mean_directions(model)[-10]
+    save_file({"direction": direction}, work / "direction.safetensors")
+    unit = torch.from_numpy(direction / np.linalg.norm(direction))
+    loaded = load_model(model)
+    for name, module in loaded.named_modules():
+        if name.endswith(("o_proj", "down_proj")):
+            module.register_forward_hook(lambda _module, _inputs, output: output - (output @ unit)[..., None] * unit)
+    return work / "direction.safetensors", answers(loaded, prompts)
+
+
 SOURCES = {
     "peft": Source("LoRA adapter, default targets (attention)", "peft", peft_default),
     "peft-all": Source("rsLoRA adapter, all linear layers, patterns", "peft", peft_all),
@@ -181,9 +197,10 @@ SOURCES = {
     "rmu": Source("pair: RMU", "transformers", misdirection, {"exact": True}),
     "abliterated": Source("pair: a direction out of weights, as heretic writes", "transformers", abliterated),
     "mergekit": Source("pair: linear merge with a trained model", "mergekit", merged),
-    "repeng": Source("control vector, GGUF", "repeng", repeng_vector, {"scale": 1.5}),
+    "repeng": Source("control vector, GGUF", "repeng", repeng_vector, {"scale": 0.4}),
     "vector": Source("control vector, safetensors", "plain hooks", saved_vector, {"scale": 0.5}),
     "projection": Source("direction projected out", "plain hooks", projected, {"project": True}),
+    "fold": Source("direction projected out, folded", "plain hooks", folded, {"project": True, "fold": True}),
 }
 
 
