@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from bakeout.models.data.tokenizers.spaces import require_spaces_kept
 from bakeout.models.data.tokenizers.token_lengths import require_short_tokens
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import is_installed
@@ -68,6 +69,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         # Settings of odd types show when they are used.
         tokenizer.decode(tokenizer.encode("a"), skip_special_tokens=True)
+        require_spaces_kept(tokenizer, directory)
         return tokenizer
     except BakeoutError:
         raise
