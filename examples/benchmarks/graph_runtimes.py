@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -96,7 +97,10 @@ def _output(command: Sequence[str | Path], fed: str, cwd: Path | None = None) ->
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, input=fed, capture_output=True, text=True, cwd=cwd, env=alone)
     if done.returncode:
-        raise RuntimeError(next(line for line in reversed(done.stderr.splitlines()) if line.strip()))
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise RuntimeError(
+            next((line for line in reversed(lines) if "rror:" in line), lines[-1] if lines else "nothing told")
+        )
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
@@ -115,6 +119,8 @@ def make_graph(graph: str, precision: str, checkpoint: Path, directory: Path, py
         # It has an int4 of its own.
         form, quantised = (precision, None) if precision == "int4" else (stored, quantised)
         pythons.run(sys.executable if "0.13" in graph else pythons.genai18, "builder", checkpoint, directory, form)
+        # It leaves out what optimum reads.
+        shutil.copy(checkpoint / "config.json", directory)
     return quantised
 
 
@@ -262,30 +268,34 @@ def cell(runtime: str, directory: Path, prompts: list[list[int]], expected: Answ
     return (EXACT if alike == len(prompts) else "fails"), f"{alike} of {len(prompts)} alike"
 
 
+def measured(graph: str, precision: str, checkpoint: Path, work: Path, pythons: Pythons) -> dict[str, Cell]:
+    """A row of the table. Raises ``NotRunError`` or another error where there is no artifact."""
+    quantised = make_graph(graph, precision, checkpoint, work / "graph", pythons)
+    model, plan = plan_for(checkpoint, precision)
+    options = BakeOptions(inline=True, quantize=quantised)
+    baked = bake(work / "graph", plan, work / "baked", options, canary=False)
+    runner = Runner(baked.directory, threads=1)
+    prompts = asked_of(runner)
+    expected = runner.generate(prompts, LONGEST, batch_size=1)
+    row = {"onnxruntime": first_column(model, plan, work / "graph", baked, precision)}
+    for runtime in [name for name in RUNTIMES if name not in row]:
+        row[runtime] = cell(runtime, baked.directory, prompts, expected, pythons)
+    return row
+
+
 def row_of(graph: str, precision: str, checkpoint: Path, output: Path, pythons: Pythons) -> dict[str, Cell]:
     """A row of the table, measured unless it is there already."""
     saved = output / f"{graph} {precision}.json"
     if saved.exists():
         kept: dict[str, Cell] = json.loads(saved.read_text())
         return kept
-    work = output / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        quantised = make_graph(graph, precision, checkpoint, work / "graph", pythons)
-        model, plan = plan_for(checkpoint, precision)
-        options = BakeOptions(inline=True, quantize=quantised)
-        baked = bake(work / "graph", plan, work / "baked", options, canary=False)
-    except NotRunError as error:
-        return dict.fromkeys(RUNTIMES, (NOT_RUN, str(error)))
-    except (BakeoutError, RuntimeError) as error:
-        row = dict.fromkeys(RUNTIMES, ("refused", str(error)))
-    else:
-        runner = Runner(baked.directory, threads=1)
-        prompts = asked_of(runner)
-        expected = runner.generate(prompts, LONGEST, batch_size=1)
-        row = {"onnxruntime": first_column(model, plan, work / "graph", baked, precision)}
-        for runtime in [name for name in RUNTIMES if name not in row]:
-            row[runtime] = cell(runtime, baked.directory, prompts, expected, pythons)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            row = measured(graph, precision, checkpoint, Path(scratch), pythons)
+        except NotRunError as error:
+            return dict.fromkeys(RUNTIMES, (NOT_RUN, str(error)))
+        except (BakeoutError, RuntimeError) as error:
+            row = dict.fromkeys(RUNTIMES, ("refused", str(error)))
     saved.write_text(json.dumps(row, indent=1))
     print(f"{graph} {precision}: {row}", flush=True)
     return row

@@ -9,6 +9,7 @@ Needs nothing of Bakeout. ``graph_runtimes.py`` calls it.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -32,12 +33,10 @@ def pair(checkpoint: Path, directory: Path, precision: str) -> None:
 
 def builder(checkpoint: Path, directory: Path, precision: str) -> None:
     """onnxruntime-genai's builder; its fp16 is for CUDA, and is run on the CPU."""
-    from onnxruntime_genai.models import builder as genai_builder
-
     provider = "cuda" if precision == "fp16" else "cpu"
-    genai_builder.create_model(
-        None, str(checkpoint), str(directory), precision, provider, str(directory / "cache"), int4_accuracy_level="1"
-    )
+    options = ["-i", checkpoint, "-o", directory, "-p", precision, "-e", provider, "-c", directory / "cache"]
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *map(str, options)]
+    subprocess.run([*command, "--extra_options", "int4_accuracy_level=1"], check=True, stdout=subprocess.DEVNULL)
     path = directory / "genai_config.json"
     config = json.loads(path.read_text())
     config["model"]["decoder"]["session_options"]["provider_options"] = []

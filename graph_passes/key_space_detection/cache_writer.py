@@ -20,18 +20,26 @@ from bakeout.graph_passes.key_space_detection.window import Window
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """Where an attention operator of ``com.microsoft`` has its past keys and values among its inputs.
+    """Where an attention operator has its past keys and values among its inputs, and its ``domain``.
 
     Its new values are input 2, or the end of input 0; its present keys and values are the outputs 1 and 2.
     """
 
     past_key: int
     past_value: int
+    domain: str = "com.microsoft"
     new_values = 2
     present_value = 2
 
 
-ATTENTION = {"GroupQueryAttention": AttentionInputs(3, 4), "MultiHeadAttention": AttentionInputs(6, 7)}
+ATTENTION = {
+    "GroupQueryAttention": AttentionInputs(3, 4),
+    "MultiHeadAttention": AttentionInputs(6, 7),
+    # ONNX's own, since opset 23.
+    "Attention": AttentionInputs(4, 5, domain=""),
+}
+# The cosines by which GroupQueryAttention rotates.
+_COSINES = 7
 # The scale by which GroupQueryAttention divides new values, where it quantises the cache.
 VALUE_SCALE = 13
 
@@ -63,9 +71,22 @@ class CacheWriter:
         shape = self.cache.past_value.shape
         if shape is not None and len(shape) == 4 and isinstance(shape[3], int):
             return shape[3]
+        if (rotated := self._rotated) is not None:
+            return rotated
         heads = self.node.attributes.get_int("num_heads", 0)
         linears = [linear for reader, _ in self.node.outputs[0].uses() if (linear := as_linear(reader)) is not None]
         return linears[0].inputs // heads if heads > 0 and linears else None
+
+    @property
+    def _rotated(self) -> int | None:
+        """How many values of a head GroupQueryAttention rotates, where that is all: its cosines are for half."""
+        if self.node.op_type != "GroupQueryAttention" or len(self.node.inputs) <= _COSINES:
+            return None
+        cosines, is_all = self.node.inputs[_COSINES], self.node.attributes.get_int("rotary_embedding_dim", 0) == 0
+        if cosines is None or cosines.shape is None or len(cosines.shape) != 2 or not is_all:
+            return None
+        half = cosines.shape[1]
+        return 2 * half if isinstance(half, int) else None
 
     @property
     def is_local(self) -> bool:
@@ -92,7 +113,8 @@ def find_writer(cache: KeyValues) -> CacheWriter | None:
             len(node.inputs) == 2 and node.inputs[0] is cache.past_value and node.attributes["axis"].as_int() in (2, -2)
         )
         return CacheWriter(cache, node) if joins else None
-    if node.domain != "com.microsoft" or node.op_type not in ATTENTION or not _reads(node, cache):
+    known = ATTENTION.get(node.op_type)
+    if known is None or node.domain != known.domain or not _reads(node, cache):
         return None
     if node.op_type != "GroupQueryAttention":
         return CacheWriter(cache, node)
@@ -119,7 +141,13 @@ def zeros(build: GraphBuilder, past: ir.Value, slots: ir.Value) -> ir.Value:
 def _reads(node: ir.Node, cache: KeyValues) -> bool:
     reads, inputs = ATTENTION[node.op_type], list(node.inputs)
     # MultiHeadAttention packs queries, keys and values head by head.
-    has_values = inputs[reads.new_values] is not None or node.op_type == "GroupQueryAttention"
+    if len(inputs) <= reads.past_value or len(node.outputs) <= reads.present_value:
+        return False
+    values = inputs[reads.new_values]
+    has_values = values is not None or node.op_type == "GroupQueryAttention"
+    if node.op_type == "Attention" and node.attributes.get_int("kv_num_heads", 0) == 0:
+        # Its keys and values come head by head.
+        return False
     return (
         has_values
         and inputs[reads.past_key] is cache.past_key

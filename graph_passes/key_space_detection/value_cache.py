@@ -83,6 +83,12 @@ class ValueCache:
         inputs = [changed if index == position else value for index, value in enumerate(node.inputs)]
         if node.op_type == "Concat":
             return ((cache.present_value, build("Concat", *_given(inputs), axis=node.attributes["axis"].as_int())),)
+        if node.op_type == "Attention":
+            # ONNX Runtime wants all its outputs used where it has a past.
+            before = build("Slice", cache.present_value, [0], build.dimension(cache.past_value, 2), [2])
+            by_head = build("Reshape", changed, [0, 0, self.heads, self.head_size])
+            new = build("Transpose", by_head, perm=[0, 2, 1, 3])
+            return ((cache.present_value, build("Concat", before, new, axis=2)),)
         # The first one's cache becomes a copy of its own. Keys and values must be one node's, and share memory or not
         # together; what it computes of the attention is not used.
         second = build.copy(node, inputs)
