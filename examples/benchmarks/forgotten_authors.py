@@ -124,7 +124,8 @@ def _work(runs: Path) -> Iterator[tuple[str, str, Any]]:
             name = f"{loss} {adapter.parent.name}"
             yield loss, name, lambda bench, _plans, a=adapter, n=name, m=loss: bench.measure_adapter(m, n, a)
     for trial in TRIALS:
-        name = _name(trial, trial.settings[0])
+        names = [_name(trial, setting) for setting in trial.settings]
+        name = next((name for name in names if not _file(runs, name).exists()), names[0])
         yield trial.method, name, lambda bench, plans, t=trial: bench.measure_trial(t, plans)
 
 

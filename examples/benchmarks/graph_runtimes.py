@@ -263,7 +263,7 @@ def cell(runtime: str, directory: Path, prompts: list[list[int]], expected: Answ
         return NOT_RUN, str(error)
     # Runtimes have errors of many classes.
     except Exception as error:  # noqa: BLE001
-        return "refused", f"{runtime}: {(str(error).strip().splitlines() or [type(error).__name__])[-1][:200]}"
+        return "fails", f"{runtime}: {(str(error).strip().splitlines() or [type(error).__name__])[-1][:200]}"
     alike = sum(own == other for own, other in zip(answers, expected, strict=True))
     return (EXACT if alike == len(prompts) else "fails"), f"{alike} of {len(prompts)} alike"
 
@@ -294,8 +294,10 @@ def row_of(graph: str, precision: str, checkpoint: Path, output: Path, pythons: 
             row = measured(graph, precision, checkpoint, Path(scratch), pythons)
         except NotRunError as error:
             return dict.fromkeys(RUNTIMES, (NOT_RUN, str(error)))
-        except (BakeoutError, RuntimeError) as error:
+        except BakeoutError as error:
             row = dict.fromkeys(RUNTIMES, ("refused", str(error)))
+        except RuntimeError as error:
+            return dict.fromkeys(RUNTIMES, ("fails", str(error)))
     saved.write_text(json.dumps(row, indent=1))
     print(f"{graph} {precision}: {row}", flush=True)
     return row

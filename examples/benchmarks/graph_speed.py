@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import click
 from builder_graph import PRECISIONS, build
-from comparison import Action, Comparison, compare, print_machine, print_table
+from comparison import Comparison, compare_loaded, print_machine, print_table
 from random_llama import Shape, bake, key_space_detection, neuron_adjust, random_llama
 from transformers import AutoTokenizer
-from workloads import OPENING, Workload, require_outcome, run
+from workloads import OPENING, Workload, loaded, require_outcome
 
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.running.runner import Runner
 from bakeout.models.plan import Intervention
 from bakeout.models.skills import checkpoint_directory
 
-Compare = Callable[[Action, Action], Comparison]
+Compare = Callable[[Path, Path, Workload], Comparison]
 OPTIMUM = "optimum fp32"
 BUILDERS = {f"genai builder {precision}": precision for precision in PRECISIONS}
 
@@ -35,7 +34,8 @@ BUILDERS = {f"genai builder {precision}": precision for precision in PRECISIONS}
 @click.option("--width", default=3072, show_default=True, help="F, the width of an FFL.")
 @click.option("--vocabulary", default=16000, show_default=True)
 @click.option("--prompt", default=128, show_default=True, help="Tokens of a prefill.")
-@click.option("--pairs", default=50, show_default=True, help="Interleaved pairs per ratio.")
+@click.option("--loads", default=8, show_default=True, help="How often the sessions of a ratio are loaded.")
+@click.option("--pairs", default=10, show_default=True, help="Interleaved pairs a load.")
 @click.option("--threads", type=int, help="Threads; by default ONNX Runtime chooses.")
 @click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall", show_default=True)
 @click.option("--only", type=click.Choice(["baked", "exporters"]), help="One of the two tables alone.")
@@ -46,6 +46,7 @@ def main(
     width: int,
     vocabulary: int,
     prompt: int,
+    loads: int,
     pairs: int,
     threads: int | None,
     clock: str,
@@ -54,7 +55,8 @@ def main(
 ) -> None:
     """Measure and print two tables: baked against unbaked graphs, and the builder's graphs against optimum's.
 
-    On a machine that is busy otherwise: --threads 1 --clock processor.
+    On a machine that is busy otherwise: --threads 1 --clock processor. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 lets
+    large pages hold the weights, which narrows the intervals.
     """
     head_size = 64
     heads = hidden // head_size
@@ -65,64 +67,57 @@ def main(
         f"KSD in layer {layers // 2 - 1}, passing": key_space_detection(shape, refuses=False, layer=layers // 2 - 1),
     }
     print_machine("onnxruntime-gpu", "onnxruntime-genai-cuda", "optimum-onnx")
-    print(f"{shape}, {pairs} pairs, {clock} time\n", flush=True)
-    compared = partial(compare, pairs=pairs, clock=clock)
+    print(f"{shape}, {loads} loads of {pairs} pairs, {clock} time\n", flush=True)
+
+    def compared(baseline: Path, variant: Path, workload: Workload) -> Comparison:
+        sessions = (loaded(graph, workload, threads) for graph in (baseline, variant))
+        return compare_loaded(*sessions, loads=loads, pairs=pairs, clock=clock)
+
     with tempfile.TemporaryDirectory() as temporary:
         root = (cache or Path(temporary)) / "-".join(map(str, (layers, hidden, width, vocabulary, prompt)))
         graphs = _graphs(shape, root)
-        runners = {name: _Runners(graph, shape, interventions, threads) for name, graph in graphs.items()}
         if only != "exporters":
             print_table(
                 ["graph", "run", "intervention", "unbaked, ms", "baked, ms", "ratio (95 % interval)"],
-                _baked_rows(runners, interventions, workloads, compared),
+                _baked_rows(graphs, shape, interventions, workloads, compared),
             )
             print()
         if only != "baked":
             print_table(
                 ["graph", "run", "intervention", "optimum fp32, ms", "this graph, ms", "ratio (95 % interval)"],
-                _exporter_rows(runners, interventions, workloads, compared),
+                _exporter_rows(graphs, shape, interventions, workloads, compared),
             )
 
 
-class _Runners:
-    """Sessions of one exporter's graph: ``unbaked``, and ``baked`` by intervention."""
-
-    def __init__(
-        self, directory: Path, shape: Shape, interventions: Mapping[str, Intervention], threads: int | None
-    ) -> None:
-        self.unbaked = Runner(directory, threads=threads)
-        self.baked = {
-            name: Runner(bake(directory, shape, intervention), threads=threads)
-            for name, intervention in interventions.items()
-        }
-
-
 def _baked_rows(
-    runners: Mapping[str, _Runners],
+    graphs: Mapping[str, Path],
+    shape: Shape,
     interventions: Mapping[str, Intervention],
     workloads: Sequence[Workload],
     compared: Compare,
 ) -> Iterator[list[str]]:
-    for graph, of_graph in runners.items():
-        for workload in workloads:
-            for name, runner in of_graph.baked.items():
-                require_outcome(of_graph.unbaked, runner, interventions[name], workload)
-                yield _row(graph, workload, name, compared(run(of_graph.unbaked, workload), run(runner, workload)))
+    for graph, directory in graphs.items():
+        for name, intervention in interventions.items():
+            path = bake(directory, shape, intervention)
+            for workload in workloads:
+                require_outcome(Runner(directory), Runner(path), intervention, workload)
+                yield _row(graph, workload, name, compared(directory, path, workload))
 
 
 def _exporter_rows(
-    runners: Mapping[str, _Runners],
+    graphs: Mapping[str, Path],
+    shape: Shape,
     interventions: Mapping[str, Intervention],
     workloads: Sequence[Workload],
     compared: Compare,
 ) -> Iterator[list[str]]:
-    optimum = runners[OPTIMUM]
+    optimum = graphs[OPTIMUM]
     for graph in BUILDERS:
         for workload in workloads:
-            pairs = {"none": (optimum.unbaked, runners[graph].unbaked)}
-            pairs |= {name: (optimum.baked[name], runners[graph].baked[name]) for name in interventions}
-            for name, (theirs, own) in pairs.items():
-                yield _row(graph, workload, name, compared(run(theirs, workload), run(own, workload)))
+            yield _row(graph, workload, "none", compared(optimum, graphs[graph], workload))
+            for name, intervention in interventions.items():
+                theirs, own = (bake(directory, shape, intervention) for directory in (optimum, graphs[graph]))
+                yield _row(graph, workload, name, compared(theirs, own, workload))
 
 
 def _row(graph: str, workload: Workload, name: str, measured: Comparison) -> list[str]:

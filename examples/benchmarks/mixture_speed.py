@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from comparison import compare, print_machine, print_table
+from comparison import compare_loaded, print_machine, print_table
 from random_llama import REFUSAL, export, neuron_adjust
 from transformers import PreTrainedModel, Qwen2MoeConfig, Qwen2MoeForCausalLM
-from workloads import OPENING, Workload, require_outcome, run
+from workloads import OPENING, Workload, loaded, require_outcome
 
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.apply import apply_plan
@@ -33,24 +33,28 @@ KINDS: tuple[Keys, ...] = ("key_vector", "router_input", "router_logits")
 
 @click.command()
 @click.option("--prompt", default=128, show_default=True, help="Tokens of a prefill.")
-@click.option("--pairs", default=50, show_default=True, help="Interleaved pairs per ratio.")
+@click.option("--loads", default=8, show_default=True, help="How often the sessions of a ratio are loaded.")
+@click.option("--pairs", default=15, show_default=True, help="Interleaved pairs a load.")
 @click.option("--threads", type=int, help="Threads; by default ONNX Runtime chooses.")
 @click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall", show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), help="Where the graph is kept for the next time.")
-def main(prompt: int, pairs: int, threads: int | None, clock: str, cache: Path | None) -> None:
+def main(prompt: int, loads: int, pairs: int, threads: int | None, clock: str, cache: Path | None) -> None:
     """Measure and print a table. On a machine that is busy otherwise: --threads 1 --clock processor."""
     print_machine("onnxruntime-gpu", "optimum-onnx")
     model = random_mixture(2 * prompt + OPENING)
-    print(f"{model.num_parameters() / 1e6:.0f} M parameters, {pairs} pairs, {clock} time\n", flush=True)
+    print(
+        f"{model.num_parameters() / 1e6:.0f} M parameters, {loads} loads of {pairs} pairs, {clock} time\n", flush=True
+    )
     workloads = [Workload(f"decode at {prompt}", prompt, 1), Workload(f"prefill of {prompt}", 0, prompt)]
 
     def rows(directory: Path) -> Iterator[list[str]]:
         unbaked = Runner(directory, threads=threads)
         for name, intervention in interventions(model).items():
-            baked = Runner(bake(directory, model, intervention), threads=threads)
+            path = bake(directory, model, intervention)
             for workload in workloads:
-                require_outcome(unbaked, baked, intervention, workload)
-                measured = compare(run(unbaked, workload), run(baked, workload), pairs=pairs, clock=clock)
+                require_outcome(unbaked, Runner(path, threads=threads), intervention, workload)
+                sessions = (loaded(graph, workload, threads) for graph in (directory, path))
+                measured = compare_loaded(*sessions, loads=loads, pairs=pairs, clock=clock)
                 times = f"{measured.baseline:.1f}", f"{measured.variant:.1f}"
                 yield [workload.name, name, *times, measured.interval]
 

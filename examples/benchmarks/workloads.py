@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -55,6 +57,11 @@ def run(runner: Runner, workload: Workload) -> Action:
     cache = past(runner, workload.past)
     ids, mask = tokens(workload.new), np.ones((1, workload.past + workload.new), np.int64)
     return lambda: runner.step(ids, mask, cache)
+
+
+def loaded(path: Path, workload: Workload, threads: int | None) -> Callable[[], Action]:
+    """The workload of a session that is loaded when it is called for."""
+    return lambda: run(Runner(path, threads=threads), workload)
 
 
 def require_outcome(unbaked: Runner, runner: Runner, intervention: Intervention, workload: Workload) -> None:

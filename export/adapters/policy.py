@@ -25,6 +25,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 from bakeout.models.files.writing import new_directory, scratch_directory
 from bakeout.models.plan import Plan
+from bakeout.models.plan.hiding import is_hidden
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
 from bakeout.models.sources.peft_adapter import CONFIG, WEIGHTS
 
@@ -38,6 +39,11 @@ def export_policy(plan: Plan, output: Path, *, artifact: Path | None = None, bas
     ``export_onnx_adapter`` and ``export_peft_adapter``, and where the artifact's files are not those of its manifest.
     """
     over = {} if artifact is None else {"artifact": content_digest(require_unchanged(artifact, ADDED))}
+    if artifact is not None and is_hidden(load_plan(artifact / PLAN)) and not is_hidden(plan):
+        raise BakeoutError(
+            "The artifact hides what is forgotten, and the policy's plan would tell it.",
+            "Give the plan.safetensors of an artifact that was baked of that plan with `hide`.",
+        )
     with new_directory(output) as directory:
         if artifact is None:
             exported = export_peft_adapter(plan, directory / "peft", base=base)
@@ -83,6 +89,9 @@ def check_policy(directory: Path, manifest: Mapping[str, Any]) -> tuple[bool, st
     """Whether a policy's adapter is the one that its plan becomes, and what can be said of that."""
     told = adapter_of(manifest)
     assert told is not None, "policies alone are checked"
+    others = manifest["files"].keys() - ADDED - {PLAN, *((CONFIG, WEIGHTS) if told["form"] == "peft" else (ADAPTER,))}
+    if others:
+        return False, f"a policy is an adapter and its plan, and the manifest names {min(others)}"
     try:
         plan = load_plan(directory / PLAN)
         is_same = (_is_peft_of if told["form"] == "peft" else _is_onnx_of)(directory, plan)
@@ -106,6 +115,5 @@ def _is_peft_of(directory: Path, plan: Plan) -> bool:
     base = read_json(directory / CONFIG).get("base_model_name_or_path")
     with scratch_directory() as scratch:
         export_peft_adapter(plan, scratch / "peft", base=base)
-        return all(
-            (directory / name).read_bytes() == (scratch / "peft" / name).read_bytes() for name in (CONFIG, WEIGHTS)
-        )
+        files = [(directory / name, scratch / "peft" / name) for name in (CONFIG, WEIGHTS)]
+        return all(own.is_file() and own.read_bytes() == expected.read_bytes() for own, expected in files)

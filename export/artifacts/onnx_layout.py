@@ -79,7 +79,7 @@ def choose_graph(directory: Path, variant: str | None = None) -> Path:
 def graphs_of(graph: Path) -> tuple[Path, ...]:
     """The graphs that run as one decoder, in their order: ``graph`` alone, or ``prefill.onnx`` and ``decode.onnx``."""
     first = graph.with_name(PREFILL)
-    return (first, graph) if graph.name == DECODE and first.is_file() else (graph,)
+    return (first, graph) if graph.name == DECODE and first.is_file() and graph.is_file() else (graph,)
 
 
 def graph_files(variant: str | None = None) -> list[str]:

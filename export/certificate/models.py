@@ -15,7 +15,7 @@ from bakeout.export.artifacts.file_names import ADAPTER, GRAPH, PLAN
 from bakeout.export.artifacts.manifest import adapter_of, read_manifest
 from bakeout.export.artifacts.model_source import find_graph, local_form, model_source
 from bakeout.export.artifacts.onnx_directory import companion_files
-from bakeout.export.artifacts.onnx_layout import home_of
+from bakeout.export.artifacts.onnx_layout import graphs_of, home_of
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.certificate.protocol import Precision
@@ -137,6 +137,8 @@ class Models:
             graph = self.base
         if options.quantize is None:
             return graph
+        if len(graphs_of(graph)) > 1:
+            raise BakeoutError("The base model is two graphs, which are not quantised.", "`base`: its checkpoint.")
         made = scratch / precision
         made.mkdir()
         quantise(load_graph(graph), made, options.quantize)

@@ -16,14 +16,16 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.network.families import feed_forward_layers
+from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.plan import Floats32, LowRankUpdate, ResidualProjection, WeightUpdate, attention_weight
 from bakeout.models.reference.weight_edits import edited_weights
 
 METHOD = "folded projection"
 _TOKENS = 48
-# The share of what a block writes that may still lie along the direction: what float32 rounds.
+# The share of what a block writes for a token that may still lie along the direction: what float32 rounds, beside the
+# rounding of the sum with what the block read.
 _ROUNDED = 1e-4
+_OF_SUMS = 16 * float(np.finfo(np.float32).eps)
 
 
 def folded(model: PreTrainedModel, projection: ResidualProjection) -> LowRankUpdate:
@@ -81,7 +83,9 @@ def _require_exact(model: PreTrainedModel, projection: ResidualProjection) -> No
     def behind(layer: int, direction: Tensor) -> Any:
         def hook(_module: Any, _arguments: Any, output: Any) -> None:
             written = (output[0] if isinstance(output, tuple) else output).double() - read[layer]
-            shares[layer] = float((written @ direction).abs().max() / written.norm(dim=-1).max())
+            along = ((written @ direction).abs() - _OF_SUMS * read[layer].norm(dim=-1)).clamp(min=0)
+            # Token by token: what one writes may be thousands of times what the others do.
+            shares[layer] = float((along / written.norm(dim=-1).clamp(min=1e-30)).max())
 
         return hook
 
@@ -92,14 +96,15 @@ def _require_exact(model: PreTrainedModel, projection: ResidualProjection) -> No
         handles.append(block.register_forward_hook(behind(placed.layer, direction)))
     try:
         vocabulary = len(model.get_input_embeddings().get_parameter("weight"))
-        model(torch.linspace(0, vocabulary - 1, _TOKENS).long()[None], use_cache=False)
+        count = min(_TOKENS, model_limits(model).context or _TOKENS)
+        model(torch.linspace(0, vocabulary - 1, count).long()[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
     worst = max(shares, key=lambda layer: shares[layer])
-    if shares[worst] > _ROUNDED:
+    if not shares[worst] <= _ROUNDED:
         raise BakeoutError(
-            f"No fold of the projection into weights is exact: {shares[worst]:.1%} of what block {worst} writes would "
-            "still lie along the direction, by a bias, a norm behind the written output, or experts.",
+            f"No fold of the projection into weights is exact: a share of {shares[worst]:.2g} of what block {worst} "
+            "writes for a token would still lie along the direction, by a bias, a norm behind it, or experts.",
             "Bake the projection itself, without `fold`.",
         )

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bakeout.export.importing.new_plan import base_checkpoint, loaded_base, plan_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Intervention, ModelIdentity, Plan, ResidualProjection
 from bakeout.models.progress import Track, untracked
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _FORMS = "a PEFT adapter, a checkpoint, a control vector (.gguf, .safetensors), or a direction (.safetensors)"
+# What names blocks: behind them it acts.
+_OF_BLOCKS = ("a direction", "a control vector")
 
 
 def import_plan(
@@ -54,6 +60,8 @@ def import_plan(
         raise BakeoutError(f"`scale` is {scale}.", "Give a finite number other than 0.")
     checkpoint = base_checkpoint(base)
     with loaded_base(checkpoint) as (model, identity):
+        if form in _OF_BLOCKS:
+            _require_every_block(model)
         intervention = _read(
             form,
             source,
@@ -73,6 +81,19 @@ def import_plan(
         return plan_of(checkpoint, model, [intervention], {"imported_from": form}, track)
 
 
+def _require_every_block(model: PreTrainedModel) -> None:
+    """Raise ``BakeoutError`` unless the FFLs, behind which directions act, count as the blocks that sources name."""
+    from bakeout.models.network.families import feed_forward_layers
+
+    blocks = [layer.block_number for layer in feed_forward_layers(model)]
+    if blocks != list(range(len(blocks))):
+        raise BakeoutError(
+            f"Directions are named by block, and of this model only the blocks {', '.join(map(str, blocks))} have a "
+            "feed-forward layer that sees every token.",
+            "Import directions of dense models.",
+        )
+
+
 def _form(source: Path, project: bool) -> tuple[str, frozenset[str]]:
     """What ``source`` is, and the options that say something about it. Names alone are looked at."""
     from bakeout.models.sources.peft_adapter import is_peft_adapter
@@ -88,8 +109,8 @@ def _form(source: Path, project: bool) -> tuple[str, frozenset[str]]:
     if source.suffix not in (".gguf", ".safetensors"):
         raise BakeoutError(f"{source} is no source that is read (pickled files never are).", f"Name {_FORMS}.")
     if project:
-        return "a direction", frozenset(("project", "fold", "layers"))
-    return "a control vector", frozenset(("scale", "keep_norm", "layers"))
+        return _OF_BLOCKS[0], frozenset(("project", "fold", "layers"))
+    return _OF_BLOCKS[1], frozenset(("scale", "keep_norm", "layers"))
 
 
 def _read(
@@ -113,6 +134,6 @@ def _read(
         return read_peft_adapter(source, model, scale)
     if form == "an edited checkpoint":
         return read_checkpoint_pair(base, source, model, scale, energy=energy, exact=exact, track=track)
-    if form == "a direction":
+    if form == _OF_BLOCKS[0]:
         return read_projection(source, model, layers=layers)
     return read_addition(source, model, scale, layers=layers, keep_norm=keep_norm)

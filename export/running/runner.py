@@ -118,6 +118,8 @@ class Runner:
         # Without position_ids a graph may count padding as positions, or take it to lie on the right; without a mask it
         # reads it.
         self._pads = {"position_ids", "attention_mask"} <= self._fed.keys()
+        if self._prefill is not None:
+            self._pads &= self._prefill._pads
         width = outputs["logits"].shape[-1]
         self._vocabulary = width if isinstance(width, int) else 1 << 18
         # As the files beside the graph give them: it may hold fewer positions than its inputs take.

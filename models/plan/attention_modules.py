@@ -49,3 +49,9 @@ def attention_weight(module: str) -> tuple[int, AttentionRole] | None:
     if name not in _ROLES or len(path) in (0, module.count(".")) or not path[-1].isdecimal():
         return None
     return int(path[-1]), _ROLES[name]
+
+
+def list_of_blocks(module: str) -> str:
+    """The list that a module's block is in: of ``model.layers.3.mlp.up_proj``, ``model.layers``."""
+    parts = module.split(".")
+    return ".".join(parts[: next((place for place, part in enumerate(parts) if part.isdecimal()), 0)])

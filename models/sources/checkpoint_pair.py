@@ -27,6 +27,7 @@ from bakeout.models.plan import (
     attention_weight,
     is_of_attention,
 )
+from bakeout.models.plan.attention_modules import list_of_blocks
 from bakeout.models.progress import Track, untracked
 from bakeout.models.sources.source import none_matched, not_carried, read_report
 from bakeout.models.sources.tensor_file import FileTensor, read_tensors
@@ -142,6 +143,9 @@ def _weights_in(name: str, places: Mapping[str, list[_Weight]], model: ModelIden
         return places[full]
     module = full.removesuffix(".weight")
     if module == full or (place := attention_weight(module)) is None:
+        return []
+    lists = {list_of_blocks(known) for known in places}
+    if lists and list_of_blocks(module) not in lists:
         return []
     return [_Weight(*place, stored_module(model, module), module)]
 

@@ -15,6 +15,7 @@ from bakeout.models.checkpoint.architectures import modules_of
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.plan import Floats, Floats32, LowRankUpdate, ModelIdentity, Role, WeightUpdate, attention_weight
+from bakeout.models.plan.attention_modules import list_of_blocks
 from bakeout.models.sources.source import none_matched, not_carried, read_report
 from bakeout.models.sources.tensor_file import FileTensor, read_tensors
 
@@ -70,10 +71,13 @@ def read_peft_adapter(path: Path, model: ModelIdentity, scale: float = 1.0) -> L
     _require_all_targets(path, config, modules)
     layers = enumerate(modules_of(model))
     places = {module: (layer, roles) for layer, own in layers for module, roles in own.roles().items()}
+    lists = {list_of_blocks(module) for module in places}
     updates: list[WeightUpdate] = []
     read: list[dict[str, Any]] = []
     for name, factors in sorted(modules.items()):
         in_attention = attention_weight(name)
+        if in_attention and lists and list_of_blocks(name) not in lists:
+            raise not_carried(path, f"it changes {name}, which is not of the text decoder", "Train the decoder alone.")
         place = None if in_attention else _place(path, name, places)
         down, up = factors.down.values(), factors.up.values()
         rank, scaling = _scaling(path, name, config)

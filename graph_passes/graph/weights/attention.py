@@ -61,7 +61,10 @@ class AttentionLayer:
 
 
 def attention_layers(graph: ir.Graph, anatomy: Anatomy) -> tuple[AttentionLayer, ...]:
-    """The attention of every block, in order. Raises ``GraphError`` where there are not as many as blocks."""
+    """The attention of every block, in order. Raises ``GraphError`` where there are not as many as blocks.
+
+    Where a block reads another's keys and values, their linears are the other's alone.
+    """
     found = tuple(_found(graph))
     layers, routers = len(anatomy.layers), len(anatomy.routers)
     if len(found) not in (max(layers, routers), layers + routers):
@@ -69,7 +72,13 @@ def attention_layers(graph: ir.Graph, anatomy: Anatomy) -> tuple[AttentionLayer,
             f"The plan edits attention, and the graph has {len(found)} for {max(layers, routers)} feed-forward layers.",
             _REMEDY,
         )
-    return tuple(AttentionLayer(index, linears, heads) for index, (linears, heads) in enumerate(found))
+    taken: set[ir.Node] = set()
+    attentions = []
+    for index, (linears, heads) in enumerate(found):
+        own = {role: linear for role, linear in linears.items() if linear.node not in taken}
+        taken |= {linear.node for linear in own.values()}
+        attentions.append(AttentionLayer(index, own, heads))
+    return tuple(attentions)
 
 
 def _found(graph: ir.Graph) -> Iterator[tuple[Mapping[AttentionRole, Linear], tuple[int, int] | None]]:

@@ -152,5 +152,7 @@ def _require_comparable(forget: Statistics, retain: Statistics) -> None:
 
 
 def _varies(mean: Floats, deviation: Floats) -> NDArray[np.bool_]:
-    """Where a deviation is more than the rounding of float32 values around the mean."""
-    return deviation > np.maximum(_RESOLUTION.eps * np.abs(mean), _RESOLUTION.tiny)
+    """Where a deviation is more than the rounding of float32 values around the mean, and 1 / deviation² one of them."""
+    least = float(_RESOLUTION.max) ** -0.5
+    varies: NDArray[np.bool_] = deviation > np.maximum(_RESOLUTION.eps * np.abs(mean), least)
+    return varies

@@ -16,6 +16,7 @@ from bakeout.export.adapters.policy import check_policy, export_policy
 from bakeout.export.artifacts.file_names import ADAPTER, CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, PLAN, SIGNATURE
 from bakeout.export.artifacts.manifest import content_digest, read_manifest
 from bakeout.export.baking.bake import bake
+from bakeout.export.baking.hiding import hide_plan
 from bakeout.export.certificate.certify import certify
 from bakeout.export.certificate.models import Models
 from bakeout.export.certificate.protocol import QUICK
@@ -97,6 +98,30 @@ def test_an_adapter_of_another_plan_is_found_out(policy: Path, lora: Path, llama
         save_plan(steering(llama_checkpoint, 2), directory / "new")
         (directory / "new").replace(directory / PLAN)
         assert not check_policy(directory, read_manifest(directory))[0]
+
+
+def test_a_model_beside_an_adapter_is_no_policy(lora: Path) -> None:
+    """Else an entry in the manifest would spare a model's graph its checks."""
+    manifest = read_manifest(lora)
+    manifest["files"]["model.onnx"] = manifest["files"][PLAN]
+    held, told = check_policy(lora, manifest)
+    assert not held and "model.onnx" in told
+
+
+def test_an_adapter_without_its_weights_is_found_out(lora: Path) -> None:
+    (lora / "adapter_model.safetensors").unlink()
+    assert [(check.name, check.ok) for check in verify(lora)] == [("files", False), ("adapter", False)]
+
+
+def test_a_policy_does_not_tell_what_its_artifact_hides(
+    llama_checkpoint: Path, llama_export: Path, tmp_path: Path
+) -> None:
+    plan = steering(llama_checkpoint, 0)
+    hidden = hide_plan(llama_export, plan, b"0" * 32)
+    artifact = bake(llama_export, hidden, tmp_path / "hidden", BakeOptions(adapter_slots=True)).directory
+    with pytest.raises(BakeoutError, match="hides what is forgotten"):
+        export_policy(plan, tmp_path / "policy", artifact=artifact)
+    export_policy(hidden, tmp_path / "policy", artifact=artifact)
 
 
 def test_a_record_names_the_policy_and_what_it_is_over(policy: Path, slotted: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bakeout.export.baking.bake import bake
 from bakeout.export.importing.import_plan import import_plan
@@ -34,6 +35,7 @@ from tests.imported_sources import (
     peft_adapter,
     save,
 )
+from tests.tiny_models import tiny_checkpoint
 
 CHECKPOINT = BakeOptions(to="safetensors")
 FEED_FORWARD = ("down_proj.weight", "up_proj.weight")
@@ -317,6 +319,29 @@ def test_a_projection_that_no_weights_carry_exactly_is_not_folded(
         import_plan(path, str(checkpoint), project=True, fold=True)
     with pytest.raises(BakeoutError, match="`fold` does nothing"):
         import_plan(path, str(checkpoint), layers=[1], fold=True)
+
+
+def test_a_fold_is_measured_within_a_short_table_of_positions(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("gpt2", tmp_path / "base", n_positions=32)
+    path = save(tmp_path / "refusal.safetensors", direction=np.arange(1, 33, dtype=np.float32))
+    with pytest.raises(BakeoutError, match=r"a share of .* for a token"):
+        import_plan(path, str(checkpoint), project=True, fold=True)
+
+
+def test_directions_of_blocks_that_do_not_count_as_feed_forward_layers(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("qwen3_moe", tmp_path / "base", mlp_only_layers=[2])
+    control_vector(tmp_path / "steering.gguf", {1: np.ones(32, np.float32)})
+    with pytest.raises(BakeoutError, match="named by block, and of this model only the blocks 2"):
+        import_plan(tmp_path / "steering.gguf", str(checkpoint))
+
+
+def test_a_vision_tower_is_not_the_text_decoder(llama_checkpoint: Path, tmp_path: Path) -> None:
+    peft_adapter(llama_checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path).items()
+    save_file({name.replace("model.layers", "model.vision_tower.layers"): value for name, value in tensors}, path)
+    with pytest.raises(BakeoutError, match=r"vision_tower\.layers\.0.*not of the text decoder"):
+        import_plan(tmp_path / "adapter", str(llama_checkpoint))
 
 
 def test_a_direction(llama_checkpoint: Path, tmp_path: Path) -> None:
