@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ def peft_adapter(checkpoint: Path, directory: Path, **settings: Any) -> Tensor:
 
     chosen = {"r": 4, "lora_alpha": 16, "target_modules": ["down_proj", "gate_proj"], "init_lora_weights": False}
     torch.manual_seed(0)
-    model = get_peft_model(load_model(checkpoint), LoraConfig(**{**chosen, **settings}))
-    model.save_pretrained(str(directory))
+    with warnings.catch_warnings():
+        # peft's advice on settings that are there to be refused.
+        warnings.simplefilter("ignore")
+        model = get_peft_model(load_model(checkpoint), LoraConfig(**{**chosen, **settings}))
+        model.save_pretrained(str(directory))
     with torch.no_grad():
         logits: Tensor = model(IDS).logits
     return logits
