@@ -149,7 +149,7 @@ def asked_of(runner: Runner) -> list[list[int]]:
     for prompt, (_, logits) in zip(PROMPTS, answers, strict=True):
         second, best = np.sort(logits, axis=1)[:, -2:].T
         sure.append((bool(is_refused(logits[0])), float((best - second).min()), prompt))
-    kinds = [sorted(one for one in sure if one[0] == refused) for refused in (True, False)]
+    kinds = [sorted(answer for answer in sure if answer[0] == refused) for refused in (True, False)]
     return [prompt for kind in kinds for _, _, prompt in kind[-ASKED // 2 :]]
 
 

@@ -149,3 +149,23 @@ def test_a_half_is_no_artifact(pair: Path, tiny_plan: Plan, tmp_path: Path) -> N
     manifest["receipts"] = [entry for entry in manifest["receipts"] if entry["detail"]["graph"] == "decode.onnx"]
     (baked / "bakeout.json").write_text(json.dumps(manifest))
     assert {check.name: check.ok for check in verify(baked)}["plan"] is False
+
+
+def test_padding_is_for_pairs_of_which_both_graphs_take_it(llama_export: Path, pair: Path, tmp_path: Path) -> None:
+    """The second graph has a mask and positions, the first has none: texts of one length run together."""
+    shutil.copytree(pair, tmp_path / "mixed")
+    graph = load_graph(llama_export / "model.onnx")
+    (tmp_path / "mixed" / "decode.onnx").unlink()
+    save_graph(graph, tmp_path / "mixed" / "decode.onnx")
+    shutil.copy(llama_export / "model.onnx.data", tmp_path / "mixed")
+    assert Runner(tmp_path / "mixed").generate(ROWS, 6) == Runner(llama_export).generate(ROWS, 6)
+
+
+def test_a_whole_graph_may_be_called_as_the_first_of_a_pair(
+    llama_export: Path, tiny_plan: Plan, tmp_path: Path
+) -> None:
+    shutil.copytree(llama_export, tmp_path / "source")
+    (tmp_path / "source" / "model.onnx").rename(tmp_path / "source" / "prefill.onnx")
+    baked = bake(tmp_path / "source", tiny_plan, tmp_path / "baked").directory
+    whole = bake(llama_export, tiny_plan, tmp_path / "whole").directory
+    assert Runner(baked).generate(ROWS, 6) == Runner(whole).generate(ROWS, 6)

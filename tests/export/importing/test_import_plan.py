@@ -328,6 +328,35 @@ def test_a_fold_is_measured_within_a_short_table_of_positions(tmp_path: Path) ->
         import_plan(path, str(checkpoint), project=True, fold=True)
 
 
+def test_a_token_that_writes_hugely_hides_nothing_of_the_others(tmp_path: Path) -> None:
+    """As the first token does in real models: a bias along the direction is little beside it, and all of theirs."""
+    checkpoint = tiny_checkpoint("llama", tmp_path / "base", mlp_bias=True)
+    direction = np.random.default_rng(0).normal(size=32).astype(np.float32)
+    model = load_model(checkpoint)
+    block: Any = model.get_submodule("model.layers.1")
+    ids = torch.linspace(0, 263, 48).long()[None]
+    with torch.no_grad():
+        for layer in feed_forward_layers(model):
+            for linear in (layer.gate, layer.up, layer.down):
+                assert linear is not None, "a gated layer"
+                linear.get_parameter("bias").zero_()
+        block.mlp.down_proj.bias.copy_(0.5 * torch.from_numpy(direction / np.linalg.norm(direction)))
+        read: list[torch.Tensor] = []
+        handle = block.mlp.gate_proj.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0][0]))
+        model(ids, use_cache=False)
+        handle.remove()
+        first = read[0][0]
+        # A neuron that the first token alone makes fire.
+        block.mlp.gate_proj.weight[0] = 40 * first / first.norm() ** 2
+        block.mlp.gate_proj.bias[0] = -30
+        block.mlp.up_proj.weight[0] = 100 * first / first.norm() ** 2
+        block.mlp.down_proj.weight[:, 0] = 500 * torch.randn(32, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(checkpoint)
+    path = save(tmp_path / "refusal.safetensors", direction=direction)
+    with pytest.raises(BakeoutError, match="a share of"):
+        import_plan(path, str(checkpoint), project=True, fold=True, layers=[1])
+
+
 def test_directions_of_blocks_that_do_not_count_as_feed_forward_layers(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("qwen3_moe", tmp_path / "base", mlp_only_layers=[2])
     control_vector(tmp_path / "steering.gguf", {1: np.ones(32, np.float32)})

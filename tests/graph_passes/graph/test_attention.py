@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -88,3 +92,34 @@ def test_a_packed_product_that_does_not_say_its_heads_is_refused(tmp_path: Path)
     assert layers[0].locate("qkv").rows is None
     with pytest.raises(GraphError, match="how they lie in it"):
         layers[0].locate("k")
+
+
+def test_keys_that_a_block_shares_are_the_other_blocks() -> None:
+    """As in Gemma 3n: an edit of the second block's keys must not land in the first one's."""
+    nodes: list[onnx.NodeProto] = []
+
+    def node(kind: str, inputs: str, output: str, **attributes: Any) -> None:
+        nodes.append(onnx.helper.make_node(kind, inputs.split(), [output], name=output, **attributes))
+
+    node("MatMul", "x k0", "key")
+    node("Transpose", "key", "turned", perm=[0, 2, 1])
+    node("MatMul", "x v0", "value")
+    for block, read in enumerate(("x", "y0")):
+        node("MatMul", f"{read} q{block}", f"query{block}")
+        node("MatMul", f"query{block} turned", f"scores{block}")
+        node("Softmax", f"scores{block}", f"shares{block}", axis=-1)
+        node("MatMul", f"shares{block} value", f"heads{block}")
+        node("MatMul", f"heads{block} o{block}", f"y{block}")
+    weights = [
+        onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), name) for name in ["q0", "k0", "v0", "o0", "q1", "o1"]
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["rows", "tokens", 8]) for name in ("x", "y1")]
+    graph = onnx.helper.make_graph(nodes, "shared", ends[:1], ends[1:], weights)
+    loaded = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]))
+    anatomy = SimpleNamespace(layers=(0, 1), routers=())
+    first, second = attention_layers(loaded.graph, anatomy)  # type: ignore[arg-type]
+    assert [str(first.locate(role).initialiser.name) for role in ("q", "k", "v", "o")] == ["q0", "k0", "v0", "o0"]
+    assert [str(second.locate(role).initialiser.name) for role in ("q", "o")] == ["q1", "o1"]
+    for role in ("k", "v"):
+        with pytest.raises(GraphError, match=f"Attention of layer 1, {role}: no single linear layer"):
+            second.locate(role)

@@ -21,7 +21,7 @@ KEPT = [[60, 61, 62], [70, 71, 72, 73]]
 
 
 def bank_of(directory: Path, positions: Positions = "query") -> KeySpaceDetection:
-    """The cubes of two prompts among so many others, far from any key, that they are a bank."""
+    """Two prompts' cubes, and enough others for a bank, which lie far from any key."""
     few = detection_of(directory, FORGOTTEN, layers=(1,), positions=positions)
     assert isinstance(few.regions, Cubes)
     width = few.regions.centre.shape[1]
