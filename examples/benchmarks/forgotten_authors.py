@@ -222,7 +222,9 @@ class Bench:
             except BakeoutError as error:
                 figures = {"error": str(error)}
             except Exception:  # noqa: BLE001 - one method's failure must not cost the others their turn
-                figures = {"error": traceback.format_exc()}
+                # Not kept: the next run tries again.
+                traceback.print_exc()
+                continue
             _keep(self.runs, name, {"method": trial.method, **figures})
             if plans and "error" not in figures:
                 self._keep_plan(name, fitted)
