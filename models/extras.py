@@ -19,6 +19,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "lm_eval": "harness",
         "matplotlib": "report",
         "model_signing": "trust",
+        "onnxruntime_genai": "genai",
         "onnxscript": "fit",
         "optimum": "optimum",
         "optuna": "tune",

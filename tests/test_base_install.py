@@ -132,11 +132,15 @@ def test_what_an_extra_brings_is_named_in_one_line(
 def test_every_extra_is_named_for_what_it_brings() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     # Those that are not imported by the name that they are installed by.
-    imported = {"cyclonedx_python_lib": ("cyclonedx", "jsonschema"), "pyopenssl": ("OpenSSL",)}
+    imported = {
+        "cyclonedx_python_lib": ("cyclonedx", "jsonschema"),
+        "onnxruntime_genai_cuda": ("onnxruntime_genai",),
+        "pyopenssl": ("OpenSSL",),
+    }
     # A package is named by the last of these extras that brings it.
     brought = {
         package: extra
-        for extra in ("optimum", "gguf", "fit", "tune", "report", "harness", "parquet", "rouge", "trust")
+        for extra in ("optimum", "gguf", "fit", "tune", "report", "harness", "genai", "parquet", "rouge", "trust")
         for name in (Requirement(line).name.replace("-", "_") for line in extras[extra])
         for package in imported.get(name, (name,))
     }

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bakeout.export.artifacts.model_source import model_source, require_unbaked
 from bakeout.export.artifacts.onnx_directory import companion_files, copy_companions
-from bakeout.export.baking.genai_config import GENAI_CONFIG
 from bakeout.export.baking.tokenizer_config import choose_template, limit_tokenizer
+from bakeout.export.running.genai_config import GENAI_CONFIG
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_writer import (
     AT_ONCE,

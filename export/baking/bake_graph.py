@@ -15,7 +15,6 @@ from bakeout.export.artifacts.model_source import model_source, require_unbaked
 from bakeout.export.artifacts.onnx_directory import companion_files, copy_companions
 from bakeout.export.artifacts.onnx_layout import DECODE, PREFILL, graphs_of, home_of, variant_of
 from bakeout.export.baking.bake_checkpoint import require_weights
-from bakeout.export.baking.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.baking.runtimes import (
     describe_to,
@@ -26,6 +25,7 @@ from bakeout.export.baking.runtimes import (
 )
 from bakeout.export.baking.tokenizer_config import choose_template, limit_tokenizer
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.running.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.running.overflow import require_finite
 from bakeout.graph_passes.apply import apply_plan, edit_weights
 from bakeout.graph_passes.errors import GraphError

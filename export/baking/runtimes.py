@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.export.artifacts.onnx_layout import DECODE, PREFILL, public_graph, variant_of
-from bakeout.export.baking.genai_config import GENAI_CONFIG, has_cache
 from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
+from bakeout.export.running.genai_config import GENAI_CONFIG, has_cache
 from bakeout.graph_passes.graph.graph_file import data_files, name_data_files
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json

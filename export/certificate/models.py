@@ -19,7 +19,7 @@ from bakeout.export.artifacts.onnx_layout import graphs_of, home_of
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.quantise import quantise
 from bakeout.export.certificate.protocol import Precision
-from bakeout.export.evaluation.evaluate import as_onnx
+from bakeout.export.evaluation.opening import as_onnx
 from bakeout.export.evaluation.recorded_inputs import recorded_exporter, recorded_template
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.recipes.bake_options import BakeOptions, ExporterName

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     "--chat-template", "chats", is_flag=True, help="Put tasks' prompts through the tokenizer's chat template."
 )
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "genai"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What generates answers; genai for artifacts with genai_config.json, and all that can have one.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--csv", "table", type=PATH, help="Write all figures to this file too; it must not exist.")
 @template_options
@@ -67,6 +74,7 @@ def evaluate(
     limit: int | None,
     chats: bool,
     base: Path | None,
+    runtime: Literal["onnxruntime", "genai"],
     batch_size: int,
     table: Path | None,
     chat_template: str | None,
@@ -115,6 +123,7 @@ def evaluate(
     options = EvaluateOptions(
         rows=rows or "all",
         max_new_tokens=max_new_tokens or "auto",
+        runtime=runtime,
         batch_size=batch_size,
         temperature=temperature,
         top_p=top_p,

@@ -10,7 +10,6 @@ from typing import Any
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import base_figures_of, read_manifest
-from bakeout.export.artifacts.model_source import model_source
 from bakeout.export.evaluation.answering.questions import choose_rows
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.evaluation.grading import ALL_ROWS, EXACT_GRADER, EXACTLY, Graded, grade_each, how_judged
@@ -18,12 +17,12 @@ from bakeout.export.evaluation.harness import run_tasks
 from bakeout.export.evaluation.intervals import paired_difference, unpaired_difference
 from bakeout.export.evaluation.likelihood import Predicted, predict, text_row
 from bakeout.export.evaluation.model_names import model_names
+from bakeout.export.evaluation.opening import opened, require_runtime
 from bakeout.export.evaluation.recorded_inputs import recorded_exporter, recorded_template, tell_fitted_rows
 from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
-from bakeout.export.recipes.bake_options import ExporterName
 from bakeout.export.recipes.evaluation import EvaluateOptions
+from bakeout.export.running.genai_runner import AnyRunner, showing_logits
 from bakeout.export.running.refusals import Refusals
-from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import DataError, Source, source_digest
 from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions
 from bakeout.models.errors import BakeoutError
@@ -60,6 +59,7 @@ def evaluate(
     sources = data_names(data) if data or not (texts or tasks) else {}
     if strange := sorted(set(grades) - set(sources)):
         raise BakeoutError(f"No data are called {strange[0]!r}.", f"There are {', '.join(sources) or 'none'}.")
+    require_runtime(options, grades.values(), texts=bool(texts))
     text_sources = data_names(texts) if texts else {}
     refusals = Refusals.of_artifacts(directories)
     has_stored = base is None and chat_template is None and sources
@@ -70,7 +70,7 @@ def evaluate(
     task_rows: list[TaskRow] = []
     base_answers: dict[str, Graded] = {}
     base_texts: dict[str, Predicted] = {}
-    for model, runner in _runners(directories, base, chat_template):
+    for model, runner in _runners(directories, base, chat_template, options):
         graded = grade_each(runner, model, sources, refusals, grades=grades, options=options, track=track)
         for name, graded_rows in graded.items():
             row = graded_rows.row(model, name)
@@ -86,18 +86,22 @@ def evaluate(
                 row = replace(row, change=unpaired_change(stored[name], row))
             rows.append(row)
         for name, source in text_sources.items():
-            predicted = predict(runner, source, batch_size=batch_size, track=track, description=f"{model} on {name}")
+            shown = showing_logits(runner, "the perplexity of texts")
+            predicted = predict(shown, source, batch_size=batch_size, track=track, description=f"{model} on {name}")
             if model == BASE:
                 base_texts[name] = predicted
             text_rows.append(text_row(model, name, predicted, base_texts.get(name) if model != BASE else None))
         if tasks is not None:
-            task_rows += run_tasks(runner, model, tasks, batch_size=batch_size, track=track)
+            task_rows += run_tasks(showing_logits(runner, "a task"), model, tasks, batch_size=batch_size, track=track)
     return Evaluation(tuple(rows), tuple(text_rows), tuple(task_rows))
 
 
 def _runners(
-    directories: Sequence[Path], base: Path | None, chat_template: ChatTemplateOptions | None
-) -> Iterator[tuple[str, Runner]]:
+    directories: Sequence[Path],
+    base: Path | None,
+    chat_template: ChatTemplateOptions | None,
+    options: EvaluateOptions,
+) -> Iterator[tuple[str, AnyRunner]]:
     """Each model under its name, the base model first, one at a time in memory."""
     models = [] if base is None else [(BASE, base)]
     like_artifacts = recorded_template(directories) if base is not None and chat_template is None else None
@@ -105,7 +109,7 @@ def _runners(
     for name, model in [*models, *zip(model_names(directories), directories, strict=True)]:
         template = like_artifacts if name == BASE else chat_template
         with scratch_directory() as scratch:
-            yield name, Runner(as_onnx(model, scratch, exporter), chat_template=template or chat_template)
+            yield name, opened(model, scratch, exporter, options, template or chat_template)
 
 
 def _paired_change(base: Graded, artifact: Graded) -> Change:
@@ -184,13 +188,3 @@ def stored_figure(graded: Graded, row: Row) -> dict[str, Any]:
         "available": row.available,
     }
     return figure if graded.how == EXACTLY else {**figure, "how": graded.how}
-
-
-def as_onnx(model: Path, scratch: Path, exporter: ExporterName) -> Path:
-    """``model`` itself where it is an ONNX file or holds one, else the checkpoint, exported into ``scratch``."""
-    source = model_source(model)
-    if isinstance(source, Path):
-        return source
-    from bakeout.export.exporting.onnx_export import export_checkpoint
-
-    return export_checkpoint(source.directory, scratch, exporter=exporter)

@@ -23,8 +23,8 @@ from bakeout.export.evaluation.intervals import bootstrap
 from bakeout.export.evaluation.rows import Row, Score
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.recipes.grades import EXACT, ExactOptions
+from bakeout.export.running.genai_runner import AnyRunner, GenaiRunner, showing_logits
 from bakeout.export.running.refusals import Refusals, answer_text
-from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.graph_passes.graph.graph_file import data_files, load_graph
 from bakeout.models.data.row_source import Source
@@ -119,7 +119,9 @@ class AnswerJudge:
     and has no end is cut off.
     """
 
-    def __init__(self, questions: Sequence[Question], grader: AnswerGrader, refusals: Refusals, runner: Runner) -> None:
+    def __init__(
+        self, questions: Sequence[Question], grader: AnswerGrader, refusals: Refusals, runner: AnyRunner
+    ) -> None:
         self._questions = questions
         self._grader = grader
         self._refusals = refusals
@@ -129,7 +131,7 @@ class AnswerJudge:
         self.longest = max(responses, refusals.longest(runner.tokenizer), 1) + 1
 
     @classmethod
-    def of_exact(cls, records: Sequence[Record], refusals: Refusals, runner: Runner) -> AnswerJudge:
+    def of_exact(cls, records: Sequence[Record], refusals: Refusals, runner: AnyRunner) -> AnswerJudge:
         """Judges answers to records by exact match."""
         questions = [Question(record, {}, answer_text(runner.tokenizer, record.response_ids)) for record in records]
         return cls(questions, Exact(ExactOptions()), refusals, runner)
@@ -148,7 +150,7 @@ class AnswerJudge:
 
 
 def grade(
-    runner: Runner,
+    runner: AnyRunner,
     source: Source,
     refusals: Refusals,
     *,
@@ -160,9 +162,10 @@ def grade(
     """Answer the rows of ``source``, and judge each answer. Raises ``DataError`` for rows that cannot be judged."""
     grader = EXACT_GRADER if by is None else by
     if isinstance(grader, ReadingGrader):
+        shown = showing_logits(runner, f"the grader `{next(iter(grader.described))}`")
         chosen = _chosen(source, options, None, description)
         questions = read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
-        verdicts = grader.read(runner, questions, batch_size=options.batch_size, track=track, description=description)
+        verdicts = grader.read(shown, questions, batch_size=options.batch_size, track=track, description=description)
         judged = [_read(verdict) for verdict in verdicts]
     else:
         assert isinstance(grader, AnswerGrader)
@@ -197,6 +200,8 @@ def how_judged(grader: Grader, options: EvaluateOptions) -> dict[str, Any]:
     how: dict[str, Any] = {"grade": dict(grader.described)}
     if not isinstance(grader, AnswerGrader):
         return how
+    if options.runtime != "onnxruntime":
+        how["runtime"] = options.runtime
     if not grader.bounded or options.max_new_tokens != "auto":
         how["max_new_tokens"] = options.length(None)
     if options.temperature:
@@ -208,7 +213,7 @@ def how_judged(grader: Grader, options: EvaluateOptions) -> dict[str, Any]:
 EXACTLY = how_judged(EXACT_GRADER, ALL_ROWS)
 
 
-def _longest(runner: Runner, source: Source, refusals: Refusals, grader: AnswerGrader) -> int:
+def _longest(runner: AnyRunner, source: Source, refusals: Refusals, grader: AnswerGrader) -> int:
     questions = read_questions(source, grader, runner.tokenizer, runner.limits)
     return AnswerJudge(questions, grader, refusals, runner).longest
 
@@ -224,7 +229,7 @@ def _scores(judged: Sequence[Judged]) -> NDArray[np.float64] | None:
 
 
 def _answers(
-    runner: Runner,
+    runner: AnyRunner,
     questions: Sequence[Question],
     length: int,
     options: EvaluateOptions,
@@ -240,6 +245,8 @@ def _answers(
         file = AnswerFile(options.answers)
         model = graph_files_digest(runner.path)
         decoding: dict[str, Any] = {"max_new_tokens": length, "ends": sorted(runner.end_tokens)}
+        if isinstance(runner, GenaiRunner):
+            decoding["runtime"] = "genai"
         if sampling is not None:
             decoding |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
         for row, prompt in enumerate(prompts):
@@ -269,7 +276,7 @@ def graph_files_digest(graph: Path) -> str:
 
 
 def grade_each(
-    runner: Runner,
+    runner: AnyRunner,
     model: str,
     data: Mapping[str, Source],
     refusals: Refusals,
@@ -294,7 +301,7 @@ def grade_each(
 
 
 def measure(
-    runner: Runner,
+    runner: AnyRunner,
     model: str,
     data: Mapping[str, Source],
     refusals: Refusals,

@@ -13,11 +13,12 @@ from bakeout.export.artifacts.file_names import CARD, RECIPE
 from bakeout.export.baking.bake import canary_outcome, completed, opened_base, write_edited, write_record
 from bakeout.export.baking.model_card import Form, model_card
 from bakeout.export.evaluation.answering.questions import read_questions
-from bakeout.export.evaluation.evaluate import as_onnx, stored_figure
+from bakeout.export.evaluation.evaluate import stored_figure
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.evaluation.graders.registry import make_grader
 from bakeout.export.evaluation.grading import EXACT_GRADER, Graded, grade_each
 from bakeout.export.evaluation.harness import run_tasks
+from bakeout.export.evaluation.opening import opened, require_runtime
 from bakeout.export.evaluation.rows import BASE, Row, TaskRow
 from bakeout.export.exporting.exporters import choose_exporter
 from bakeout.export.fitting.fit import fit
@@ -26,8 +27,8 @@ from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.recipes.recipe import Recipe, load_recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs
 from bakeout.export.recipes.shared_rows import SeenRows
+from bakeout.export.running.genai_runner import showing_logits
 from bakeout.export.running.refusals import Refusals
-from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.data.limits import UNLIMITED, Limits
@@ -127,6 +128,7 @@ class _Measuring:
         tests = inputs.tests
         grades = {name: recipe.data[name].grade for name in tests}
         graders = {name: make_grader(grade) for name, grade in grades.items() if grade is not None}
+        require_runtime(recipe.evaluate, graders.values())
         tokenizer = recipe.chat_template.applied_to(load_tokenizer(inputs.checkpoint.directory))
         for name, source in tests.items():
             read_questions(source, graders.get(name, EXACT_GRADER), tokenizer, UNLIMITED)
@@ -149,11 +151,14 @@ class _Measuring:
         if not self.anything:
             return _Measured({}, ())
         with scratch_directory() as scratch:
-            runner = Runner(as_onnx(model, scratch, self.exporter), chat_template=chat_template)
+            runner = opened(model, scratch, self.exporter, self.options, chat_template)
             graded = grade_each(
                 runner, name, self.tests, refusals, grades=self.graders, options=self.options, track=track
             )
-            done = run_tasks(runner, name, tasks, batch_size=self.options.batch_size, track=track) if tasks else ()
+            done: Sequence[TaskRow] = ()
+            if tasks:
+                shown = showing_logits(runner, "a task")
+                done = run_tasks(shown, name, tasks, batch_size=self.options.batch_size, track=track)
             return _Measured(graded, tuple(done))
 
 

@@ -46,6 +46,11 @@ class EvaluateOptions(Section):
         description="Where answers are cut off. `auto`: one more than the longest response for `exact`, else "
         f"{_LENGTH}.",
     )
+    runtime: Literal["onnxruntime", "genai"] = Field(
+        "onnxruntime",
+        description="What generates answers: ONNX Runtime in a loop of ours, or onnxruntime-genai in its own, as where "
+        "it serves the artifact. It shows no logits, which `likelihood`, `choice`, texts and tasks read.",
+    )
     batch_size: PositiveInt = Field(32, description="How many answers are generated together.")
     temperature: Annotated[float, Field(ge=0)] = Field(
         0.0, description="0: the most probable token each time (greedy); else tokens are drawn."

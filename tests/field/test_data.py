@@ -11,7 +11,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from bakeout.export.baking.bake import bake
-from bakeout.export.evaluation.evaluate import as_onnx
+from bakeout.export.evaluation.opening import as_onnx
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.data_files import by_use

@@ -17,7 +17,7 @@ from bakeout.export.artifacts.model_source import find_checkpoint, find_graph, m
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.cli.main import main
-from bakeout.export.evaluation.evaluate import as_onnx
+from bakeout.export.evaluation.opening import as_onnx
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe

@@ -19,12 +19,12 @@ from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from bakeout.export.baking.bake import bake
-from bakeout.export.baking.genai_config import write_genai_config
 from bakeout.export.cli.main import main
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.running.genai_config import write_genai_config
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.plan import Plan

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optimum.onnxruntime import ORTModelForCausalLM
 
-from bakeout.export.baking.genai_config import write_genai_config
+from bakeout.export.running.genai_config import write_genai_config
 from bakeout.graph_passes.graph.graph_file import load_graph
 
 from tests.refusing_graphs import REFUSAL, bake, detection_of

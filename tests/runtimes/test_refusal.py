@@ -11,7 +11,7 @@ import pytest
 import torch
 from optimum.onnxruntime import ORTModelForCausalLM
 
-from bakeout.export.baking.genai_config import write_genai_config
+from bakeout.export.running.genai_config import write_genai_config
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.graph_passes.graph.graph_file import load_graph

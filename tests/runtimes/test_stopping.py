@@ -16,10 +16,10 @@ from optimum.onnxruntime import ORTModelForCausalLM
 from transformers import AutoTokenizer
 
 from bakeout.export.baking.bake import bake
-from bakeout.export.baking.genai_config import write_genai_config
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
 from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.running.genai_config import write_genai_config
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.refusals_said import check_refusals
 from bakeout.export.verification.verify import verify

@@ -12,7 +12,7 @@ import pytest
 from bakeout.export.artifacts.model_source import find_checkpoint, find_graph, local_form, model_source
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.dry_run import dry_run
-from bakeout.export.evaluation.evaluate import as_onnx
+from bakeout.export.evaluation.opening import as_onnx
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint import Checkpoint

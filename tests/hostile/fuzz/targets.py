@@ -18,7 +18,6 @@ from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.model_source import find_graph, model_source
 from bakeout.export.artifacts.onnx_directory import companion_files
 from bakeout.export.artifacts.onnx_layout import home_of
-from bakeout.export.baking.genai_config import copy_genai_config
 from bakeout.export.baking.model_card import model_card
 from bakeout.export.baking.stopping import let_refusal_stop
 from bakeout.export.certificate.step_journal import Journal
@@ -29,6 +28,7 @@ from bakeout.export.evaluation.task_files import require_no_code
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.page import report
+from bakeout.export.running.genai_config import copy_genai_config
 from bakeout.export.trust.signature import check_signature
 from bakeout.export.tuning.search import search
 from bakeout.export.tuning.trials import Measured

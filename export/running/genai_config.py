@@ -35,7 +35,12 @@ _CACHE = re.compile(r"(?P<before>(?:past|present)\w*\.)\d+(?P<after>\.(?:\w+\.)?
 
 
 def write_genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> None:
-    """Write ``genai_config.json`` for ``model``, the graph at ``place`` in ``directory``, from its names and shapes.
+    """Write ``genai_config.json`` for ``model``, the graph at ``place`` in ``directory``, as ``genai_config``."""
+    _write(directory, genai_config(directory, model, place))
+
+
+def genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> dict[str, Any]:
+    """The content of ``genai_config.json`` for ``model``, the graph at ``place`` in ``directory``, by names and shapes.
 
     Heads, context length and special tokens come from ``config.json`` and ``generation_config.json`` beside it. Raises
     ``BakeoutError`` where these are missing there, or where the graph has no cache that genai could feed back.
@@ -55,7 +60,7 @@ def write_genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> 
             f"{directory / place}: the number of heads is not in the cache's shape.", "Export it with optimum."
         )
     context = _first({**config, "seq_length": config.get("seq_length", _UNBOUNDED_CONTEXT)}, _CONTEXT, directory)
-    content = {
+    return {
         "model": {
             **({"bos_token_id": config["bos_token_id"]} if isinstance(config.get("bos_token_id"), int) else {}),
             "context_length": context,
@@ -89,7 +94,6 @@ def write_genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> 
             "past_present_share_buffer": False,
         },
     }
-    _write(directory, content)
 
 
 def has_cache(model: ir.Model) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bakeout.export.baking.genai_config import copy_genai_config, has_cache, write_genai_config
+from bakeout.export.running.genai_config import copy_genai_config, has_cache, write_genai_config
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.errors import BakeoutError
