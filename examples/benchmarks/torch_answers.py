@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from bakeout.export.evaluation.graders.reading import Reading
 from bakeout.models.checkpoint.checkpoint import Checkpoint
-from bakeout.models.checkpoint.placement import Placement
+from bakeout.models.checkpoint.placement import Dtype, Placement
 from bakeout.models.data.padding import left_padded, right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
@@ -30,9 +30,9 @@ BATCH = 128
 BATCH_TOKENS = 16_384
 
 
-def checkpoint_on(directory: Path, device: str) -> Checkpoint:
-    """In float32, whatever the device."""
-    return Checkpoint(directory, Placement(device, "float32"))
+def checkpoint_on(directory: Path, device: str, dtype: Dtype = "float32") -> Checkpoint:
+    """In float32, whatever the device, unless another type is asked for."""
+    return Checkpoint(directory, Placement(device, dtype))
 
 
 @contextmanager
