@@ -4,9 +4,9 @@
     python examples/benchmarks/forgotten_authors.py runs         # measures what is not measured yet, prints the table
 
 ``runs``: what the first script writes. Every point, a method with some settings, is fitted on the taught checkpoint and
-measured in PyTorch in float32: TOFU's metrics as a certificate has them (``tofu_metrics``). ``runs/points`` keeps the
-figures of each and ``runs/plans`` its plan, so that it stops and resumes; ``--only`` names methods, so that several
-processes can share the work.
+measured in PyTorch, in float32 or ``--dtype``: TOFU's metrics as a certificate has them (``tofu_metrics``).
+``runs/points`` keeps the figures of each and ``runs/plans`` its plan, so that it stops and resumes; ``--only`` names
+methods, so that several processes can share the work.
 
 Of each method the table shows the point that ``best`` chooses, and below it all points.
 """
@@ -27,6 +27,7 @@ from comparison import print_table
 from torch_answers import applied, checkpoint_on, greedy_answers, json_lines, read, refused
 
 from bakeout.export.certificate.tofu_metrics import Asked, Metric, Part, forget_quality, model_utility, summary
+from bakeout.models.checkpoint.placement import Dtype
 from bakeout.models.errors import BakeoutError
 
 PARTS: Mapping[Part, str] = {
@@ -100,19 +101,21 @@ TRIALS = (
 @click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--only", multiple=True, help="Methods, baselines, `taught` and `retained`.")
 @click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--rows", type=int, help="Rows of each part at most; by default all.")
 @click.option("--plans/--no-plans", default=True, help="Whether the plan of each fit is kept.")
-def main(runs: Path, only: tuple[str, ...], device: str, rows: int | None, plans: bool) -> None:
+def main(runs: Path, only: tuple[str, ...], device: str, dtype: Dtype, rows: int | None, plans: bool) -> None:
     """Measure what is not measured yet, and print the table of what is."""
     for name in ("points", "plans"):
         (runs / name).mkdir(exist_ok=True)
-    for which in ("retained", "taught"):
-        if _is_open(runs, which, only):
-            _keep(runs, which, {"method": which, **Bench(runs / which / "checkpoint", runs, device, rows).metrics([])})
+    for which in ("taught", "retained"):
+        checkpoint = runs / which / "checkpoint"
+        if _is_open(runs, which, only) and checkpoint.exists():
+            _keep(runs, which, {"method": which, **Bench(checkpoint, runs, device, dtype, rows).metrics([])})
     bench: Bench | None = None
     for method, name, work in _work(runs):
         if _is_open(runs, name, only, method):
-            bench = bench or Bench(runs / "taught/checkpoint", runs, device, rows)
+            bench = bench or Bench(runs / "taught/checkpoint", runs, device, dtype, rows)
             work(bench, plans)
     print_tables(runs)
 
@@ -123,7 +126,8 @@ def _work(runs: Path) -> Iterator[tuple[str, str, Any]]:
         for adapter in sorted((runs / loss).glob("*/adapter")):
             name = f"{loss} {adapter.parent.name}"
             yield loss, name, lambda bench, _plans, a=adapter, n=name, m=loss: bench.measure_adapter(m, n, a)
-    for trial in TRIALS:
+    # The first of every method before any second.
+    for trial in sorted(TRIALS, key=lambda trial: [one for one in TRIALS if one.method == trial.method].index(trial)):
         names = [_name(trial, setting) for setting in trial.settings]
         name = next((name for name in names if not _file(runs, name).exists()), names[0])
         yield trial.method, name, lambda bench, plans, t=trial: bench.measure_trial(t, plans)
@@ -136,14 +140,14 @@ def _is_open(runs: Path, name: str, only: Sequence[str], method: str | None = No
 class Bench:
     """A checkpoint in memory, and the rows that it is measured on."""
 
-    def __init__(self, directory: Path, runs: Path, device: str, rows: int | None) -> None:
+    def __init__(self, directory: Path, runs: Path, device: str, dtype: Dtype, rows: int | None) -> None:
         from bakeout.export.evaluation.graders.rouge import Rouge
         from bakeout.export.recipes.grades import RougeOptions
         from bakeout.models.data.rows import to_record
         from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
         self.runs = runs
-        self.checkpoint = checkpoint_on(directory, device)
+        self.checkpoint = checkpoint_on(directory, device, dtype)
         self.model = self.checkpoint.load()
         self.tokenizer = load_tokenizer(directory)
         self._rouge = Rouge(RougeOptions())
@@ -235,7 +239,7 @@ class Bench:
 
         began = time.monotonic()
         plan = plan_of(self.checkpoint, self.model, [fitted], {}, untracked)
-        plan.save(self.runs / "plans" / f"{_file(self.runs, name).stem}.safetensors")
+        plan.save(plan_file(self.runs, name))
         print(f"{name}: plan kept in {time.monotonic() - began:.1f} s", flush=True)
 
     def _fitting(self, options: Any) -> Any:
@@ -278,6 +282,11 @@ def _file(runs: Path, name: str) -> Path:
     return runs / "points" / f"{plain}.json"
 
 
+def plan_file(runs: Path, name: str) -> Path:
+    """Where the plan of a point lies."""
+    return runs / "plans" / f"{_file(runs, name).stem}.safetensors"
+
+
 def _keep(runs: Path, name: str, figures: Mapping[str, Any]) -> None:
     path = _file(runs, name)
     path.with_suffix(".part").write_text(json.dumps({"name": name, **figures}))
@@ -304,25 +313,36 @@ def _of(point: Mapping[str, Any], metric: str) -> float:
     return float(point["summary"].get(metric, 0.0))
 
 
+def best_points(runs: Path) -> dict[str, Mapping[str, Any]]:
+    """The best of each method's points, once the taught model is measured."""
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for point in _points(runs):
+        if "error" not in point:
+            by_method.setdefault(point["method"], []).append(point)
+    if "taught" not in by_method:
+        return {}
+    taught = _of(by_method["taught"][0], "model_utility")
+    return {method: best(own, taught) for method, own in by_method.items()}
+
+
+def _points(runs: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((runs / "points").glob("*.json"))]
+
+
 def print_tables(runs: Path) -> None:
     """The best point of each method, and all points."""
-    points = [json.loads(path.read_text()) for path in sorted((runs / "points").glob("*.json"))]
-    failed = [point for point in points if "error" in point]
-    measured = [point for point in points if "error" not in point]
-    by_method: dict[str, list[Any]] = {}
-    for point in measured:
-        by_method.setdefault(point["method"], []).append(point)
-    if "taught" not in by_method:
+    failed = [point for point in _points(runs) if "error" in point]
+    measured = {point["name"]: point for point in _points(runs) if "error" not in point}
+    if "taught" not in measured:
         return
-    taught = _of(by_method["taught"][0], "model_utility")
-    for reference in by_method.get("retained", []):
-        for point in measured:
-            if (quality := forget_quality(point["metrics"], reference["metrics"])) is not None:
+    taught = _of(measured["taught"], "model_utility")
+    if "retained" in measured:
+        reference = measured["retained"]["metrics"]
+        for point in measured.values():
+            if (quality := forget_quality(point["metrics"], reference)) is not None:
                 point["summary"]["forget_quality"] = quality["agg_value"]
-    for title, shown in (
-        ("The best point of each method", [best(own, taught) for own in by_method.values()]),
-        ("All points", measured),
-    ):
+    chosen = [measured[point["name"]] for point in best_points(runs).values()]
+    for title, shown in (("The best point of each method", chosen), ("All points", list(measured.values()))):
         print(f"\n{title}\n")
         print_table(*_table(shown, taught))
     for point in failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -16,11 +16,11 @@ from bakeout.export.artifacts.file_names import ADDED, PLAN
 from bakeout.export.artifacts.manifest import adapter_of, content_digest
 from bakeout.export.certificate.base_model import base_digest, require_base
 from bakeout.export.certificate.certificate_files import write_certificate
-from bakeout.export.certificate.figures import Certificate
+from bakeout.export.certificate.figures import Certificate, NotMeasured, Section
 from bakeout.export.certificate.given_data import GivenData, NamedSources
 from bakeout.export.certificate.measuring import Measuring
 from bakeout.export.certificate.models import Models
-from bakeout.export.certificate.protocol import FULL, Protocol
+from bakeout.export.certificate.protocol import FULL, PARTS, Part, Protocol
 from bakeout.export.certificate.sections.answers import other_precisions, own_precision
 from bakeout.export.certificate.sections.attacks import forms, mixed_questions
 from bakeout.export.certificate.sections.give_away import give_away
@@ -52,6 +52,7 @@ def certify(
     tofu_reference: Path | None = None,
     grades: Mapping[str, Grader] = MappingProxyType({}),
     protocol: Protocol = FULL,
+    parts: Collection[Part] = PARTS,
     journal: Path | None = None,
     salt: Path | None = None,
     batch_size: int = 32,
@@ -65,9 +66,11 @@ def certify(
     ``forget``, ``retain``: rows with prompts and responses, fresh ones; ``strangers``: prompts that nobody names,
     beside Bakeout's everyday questions; ``fitted``: rows that the plan was fitted on, for what it gives away of them.
     ``real_authors``, ``world_facts``: TOFU's; ``tofu_reference``: the TOFU_EVAL.json of a model that never saw what is
-    forgotten. ``grades``: graders by the data's name, exact match else. ``journal``: a file of the steps done, from
-    which a run that was cut goes on. ``salt``: the file of the salt of an artifact that hides what it forgets, by which
-    names and digests of data are salted in its certificate too.
+    forgotten. ``grades``: graders by the data's name, exact match else. ``parts``: those of the protocol to run; the
+    certificate tells the others as not measured. ``journal``: a file of the steps done, from which a run that was cut
+    goes on; certificates of several artifacts of one base model that share it measure the base model once. ``salt``:
+    the file of the salt of an artifact that hides what it forgets, by which names and digests of data are salted in its
+    certificate too.
 
     `certificate.json`, a section of the model card, and for rows of TOFU two files for open-unlearning are written, and
     the manifest anew. Removed are a signature, which no longer holds, and what belongs to another certificate: an
@@ -86,27 +89,30 @@ def certify(
         data = data.hidden_as(models.plan, salt)
         require_base(models.base, models.plan)
         described = _described(models, manifest, protocol, data)
+        steps = Journal(journal, *_names(described, models, data, max_new_tokens))
         measuring = Measuring(
-            protocol, models, data.asked, Journal(journal, _name(described, models, data, max_new_tokens)), batch_size,
-            max_new_tokens, track, data.salt is not None,
-        )  # fmt: skip
-        sections = [
-            own_precision(measuring),
-            leaks(measuring),
-            forms(measuring),
-            mixed_questions(measuring),
-            relearning(measuring),
-            utility(measuring),
-            routing(measuring),
-            give_away(measuring, data.fitted),
-            # Last, as graphs of one precision are kept at a time.
-            other_precisions(measuring),
-        ]
-        section, metrics = tofu(measuring, data.tofu, reference)
+            protocol, models, data.asked, steps, batch_size, max_new_tokens, track, data.salt is not None
+        )
+        measures: dict[Part, Callable[[Measuring], Section]] = {
+            "answers": own_precision,
+            "leak": leaks,
+            "attacks": forms,
+            "blur": mixed_questions,
+            "relearning": relearning,
+            "utility": utility,
+            "routing": routing,
+            "give-away": lambda measuring: give_away(measuring, data.fitted),
+            # Behind the others, as graphs of one precision are kept at a time.
+            "precisions": other_precisions,
+        }
+        sections = [measure(measuring) for part, measure in measures.items() if part in parts]
+        section, metrics = tofu(measuring, data.tofu, reference) if "tofu" in parts else (Section(), {})
+    left_out = [NotMeasured(part, "all of it", "it was not asked for") for part in PARTS if part not in parts]
+    sections += [section, Section((), left_out)]
     certificate = Certificate(
         {**described, "statements": list(statements(models.plan))},
-        tuple(figure for measured in (*sections, section) for figure in measured.figures),
-        tuple(missing for measured in (*sections, section) for missing in measured.not_measured),
+        tuple(figure for measured in sections for figure in measured.figures),
+        tuple(missing for measured in sections for missing in measured.not_measured),
         metrics,
     )
     write_certificate(directory, certificate)
@@ -144,8 +150,17 @@ def _described(models: Models, manifest: Mapping[str, Any], protocol: Protocol, 
     }
 
 
-def _name(described: Mapping[str, Any], models: Models, data: GivenData, max_new_tokens: int | None) -> str:
-    """All that figures depend on, as a digest."""
+def _names(
+    described: Mapping[str, Any], models: Models, data: GivenData, max_new_tokens: int | None
+) -> tuple[str, str]:
+    """All that figures depend on, as a digest; and all that those of the base model alone do."""
     graders = [dict(item.grader.described) for item in data.all]
-    content = [described, base_digest(models.base), [item.name for item in data.asked], graders, max_new_tokens]
+    asked = [base_digest(models.base), [item.name for item in data.asked], graders, max_new_tokens]
+    of_base = {key: value for key, value in described.items() if key != "artifact"}
+    # Of the artifact, what the base model is read with, and how its answers are judged.
+    with_artifact = [models.own, models.exporter, models.template, sorted(models.refusals.texts)]
+    return _digest([described, *asked]), _digest([of_base, *asked, *with_artifact])
+
+
+def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,7 +123,11 @@ class Measuring:
             )
             return Outcome.of(graded).as_json()
 
-        return Outcome.from_json(self.journal.step(f"answers {which} {precision} {data.name}", measure))
+        return Outcome.from_json(self.step(which, f"answers {which} {precision} {data.name}", measure))
+
+    def step(self, which: Which, step: str, measure: Callable[[], Any]) -> Any:
+        """A step of the journal, measured on one of the models alone."""
+        return self.journal.step(step, measure, of_base=which == "base")
 
     def _batch_size(self, precision: Precision | str) -> int:
         return 1 if precision in _SHARES_A_SCALE else self.most_at_once

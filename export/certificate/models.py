@@ -9,7 +9,7 @@ import shutil
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bakeout.export.artifacts.file_names import ADAPTER, GRAPH, PLAN
 from bakeout.export.artifacts.manifest import adapter_of, read_manifest
@@ -91,6 +91,11 @@ class Models:
     def tokenizer(self) -> Tokenizer:
         """The artifact's."""
         return load_tokenizer(self._runs or (self.base if isinstance(self.base, Path) else self.base.directory))
+
+    @property
+    def template(self) -> dict[str, Any] | None:
+        """The chat template that the base model is asked through, as JSON; None for its tokenizer's."""
+        return None if self._template is None else self._template.model_dump(mode="json")
 
     @property
     def checkpoint(self) -> Checkpoint | None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 VERSION = 1
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+Part = Literal[
+    "answers", "leak", "attacks", "blur", "relearning", "utility", "routing", "give-away", "precisions", "tofu"
+]
+PARTS: tuple[Part, ...] = get_args(Part)
 # k of Leak@k; as many answers are drawn for each prompt as the largest.
 LEAK_AT: tuple[int, ...] = (1, 8, 64)
 

@@ -19,34 +19,37 @@ Json = Any
 class Journal:
     """The steps of the measurement ``name``, a digest of all that its figures depend on.
 
+    ``base_name``: the same of what is measured on the base model alone, which certificates of several artifacts share.
     The file may hold other measurements' steps too. A line that was cut at its end counts as never written; damage
     anywhere else is a ``BakeoutError``. Without a ``path`` nothing is kept.
     """
 
-    def __init__(self, path: Path | None, name: str) -> None:
+    def __init__(self, path: Path | None, name: str, base_name: str | None = None) -> None:
         self._path = path
         self._name = name
-        self._done: dict[str, Json] = {}
+        self._base_name = base_name or name
+        self._done: dict[tuple[str, str], Json] = {}
         self._whole = 0
         if path is not None and os.path.lexists(path):
             self._whole = self._read(path)
 
-    def step(self, step: str, measure: Callable[[], Json]) -> Json:
-        """What ``step`` gave before, or what ``measure`` gives now: JSON, forced to the disk."""
-        if step not in self._done:
+    def step(self, step: str, measure: Callable[[], Json], *, of_base: bool = False) -> Json:
+        """What ``step`` gave before, or what ``measure`` gives now: JSON, forced to the disk.
+
+        ``of_base``: it is measured on the base model alone.
+        """
+        key = (self._base_name if of_base else self._name, step)
+        if key not in self._done:
             # As it will be read.
             result = json.loads(json.dumps(measure(), allow_nan=False))
-            self._append(step, result)
-            self._done[step] = result
-        return self._done[step]
+            self._append(*key, result)
+            self._done[key] = result
+        return self._done[key]
 
-    def __contains__(self, step: str) -> bool:
-        return step in self._done
-
-    def _append(self, step: str, result: Json) -> None:
+    def _append(self, name: str, step: str, result: Json) -> None:
         if self._path is None:
             return
-        entry = {"name": self._name, "step": step, "result": result}
+        entry = {"name": name, "step": step, "result": result}
         line = (json.dumps({**entry, "sha256": _checksum(entry)}, ensure_ascii=False) + "\n").encode()
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +72,8 @@ class Journal:
                 raise BakeoutError(
                     f"{path}, line {number}: not a step of a certificate.", "Name another file for `journal`."
                 )
-            if entry["name"] == self._name:
-                self._done[entry["step"]] = entry["result"]
+            if entry["name"] in (self._name, self._base_name):
+                self._done[entry["name"], entry["step"]] = entry["result"]
         return whole
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bakeout.export.certificate.protocol import FULL, PARTS, QUICK, Part
 from bakeout.export.cli.console import emit_json, emit_table, progress, show
 from bakeout.export.cli.grades import graders
 from bakeout.export.cli.options import PATH, json_output
@@ -28,6 +29,7 @@ _DATA: dict[str, Any] = {"type": PATH, "multiple": True}
 @click.option("--tofu-reference", type=PATH, help="TOFU_EVAL.json of a model that never saw what is forgotten.")
 @click.option("--grade", "grades", multiple=True, metavar="[NAME=]GRADER", help="As of `evaluate`; repeatable.")
 @click.option("--quick", is_flag=True, help="Fewer rows, prompts and steps: minutes for a small model.")
+@click.option("--only", "parts", type=click.Choice(PARTS), multiple=True, help="Parts to measure; by default all.")
 @click.option("--journal", type=PATH, help="Write every step to this file at once, and go on with those in it.")
 @click.option("--salt", type=PATH, help="Salt names and digests of data, as `bake --hide` does: the file of the salt.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Where answers are cut off.")
@@ -46,6 +48,7 @@ def certify(
     tofu_reference: Path | None,
     grades: tuple[str, ...],
     quick: bool,
+    parts: tuple[Part, ...],
     journal: Path | None,
     salt: Path | None,
     max_new_tokens: int | None,
@@ -60,7 +63,6 @@ def certify(
     measured is told.
     """
     from bakeout.export.certificate.certify import certify
-    from bakeout.export.certificate.protocol import FULL, QUICK
 
     names = [path.stem for path in (*forget, *retain)]
     with progress() as track:
@@ -77,6 +79,7 @@ def certify(
             tofu_reference=tofu_reference,
             grades=graders(grades, names),
             protocol=QUICK if quick else FULL,
+            parts=parts or PARTS,
             journal=journal,
             salt=salt,
             batch_size=batch_size,

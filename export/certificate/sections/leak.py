@@ -99,20 +99,24 @@ def _scores(measuring: Measuring, which: Which, data: Data, grader: AnswerGrader
         prompts = [question.record.prompt_ids for question in questions(runner)]
         return [is_refused(logits[-1]) for logits in runner.logits(prompts, batch_size=measuring.batch_size)]
 
-    refused: list[bool] = measuring.journal.step(f"leak {which} {data.name} refusals", refusals)
+    refused: list[bool] = measuring.step(which, f"leak {which} {data.name} refusals", refusals)
     open_prompts = [row for row, says_refusal in enumerate(refused) if not says_refusal]
     drawn: list[list[float]] = [[0.0] if says_refusal else [] for says_refusal in refused]
-    numbers = measuring.track(range(samples), f"{which}: answers drawn on {data.name}", samples)
-    for number in numbers if open_prompts else ():
+    if not open_prompts:
+        return drawn
+    at_once = max(1, measuring.batch_size // len(open_prompts))
+    firsts = range(0, samples, at_once)
+    for first in measuring.track(firsts, f"{which}: answers drawn on {data.name}", len(firsts)):
+        draws = min(at_once, samples - first)
 
-        def draw(number: int = number) -> list[Any]:
+        def draw(first: int = first, draws: int = draws) -> list[list[float]]:
             runner = measuring.models.runner(which, precision)
-            return _drawn(measuring, runner, questions(runner), grader, open_prompts, number)
+            return _drawn(measuring, runner, questions(runner), grader, open_prompts, first, draws)
 
-        for row, score in zip(
-            open_prompts, measuring.journal.step(f"leak {which} {data.name} {number}", draw), strict=True
-        ):
-            drawn[row].append(score)
+        step = f"leak {which} {data.name} {first} to {first + draws}"
+        for scores in measuring.step(which, step, draw):
+            for row, score in zip(open_prompts, scores, strict=True):
+                drawn[row].append(score)
     return drawn
 
 
@@ -122,19 +126,21 @@ def _drawn(
     asked: Sequence[Question],
     grader: AnswerGrader,
     rows: Sequence[int],
-    number: int,
-) -> list[float]:
+    first: int,
+    draws: int,
+) -> list[list[float]]:
+    """The scores of ``draws`` draws from number ``first`` on, each of all ``rows``; they share batches."""
     protocol = measuring.protocol
-    chosen = [asked[row] for row in rows]
+    chosen = [asked[row] for row in rows] * draws
     judge = AnswerJudge(chosen, grader, measuring.models.refusals, runner)
     length = measuring.options.length(judge.longest if grader.bounded else None)
-    sampling = Sampling(protocol.temperature, protocol.top_p, protocol.seed + number)
+    sampling = Sampling(protocol.temperature, protocol.top_p, protocol.seed + first, prompts=len(rows))
     answers: NDArray[Any] = np.empty(len(chosen), dtype=object)
     prompts = [question.record.prompt_ids for question in chosen]
     for row, tokens in runner.each_answer(prompts, length, sampling=sampling, batch_size=measuring.batch_size):
         answers[row] = tokens
     judged = judge.judge(list(answers))
-    return [
+    scores = [
         0.0
         if judgement.refused
         else float(judgement.right)
@@ -142,3 +148,4 @@ def _drawn(
         else min(max(judgement.score, 0.0), 1.0)
         for judgement in judged
     ]
+    return [scores[start : start + len(rows)] for start in range(0, len(scores), len(rows))]

@@ -10,6 +10,7 @@ import numpy as np
 
 from bakeout.export.certificate.figures import Figure, NotMeasured, Section
 from bakeout.export.certificate.measuring import Data, Measuring
+from bakeout.export.certificate.models import Which
 from bakeout.export.certificate.tofu_metrics import (
     Asked,
     Metric,
@@ -46,16 +47,18 @@ def tofu(
     measuring: Measuring, parts: Mapping[Part, Data], reference: Mapping[str, Any] | None
 ) -> tuple[Section, dict[str, Metric]]:
     """The metrics of every part, Model Utility where all parts are there, and Forget Quality beside ``reference``: the
-    same metrics of a model that never saw what is forgotten.
+    same metrics of a model that never saw what is forgotten. Figures have the base model's beside them.
     """
     if not parts:
         why = "the rows have no `perturbed_answer`"
         return Section((), [NotMeasured(_SECTION, "TOFU's metrics", why)]), {}
     metrics: dict[str, Metric] = {}
+    of_base: dict[str, Metric] = {}
     missing: list[NotMeasured] = []
     for part, data in parts.items():
         try:
-            metrics |= measuring.journal.step(f"tofu {part}", partial(_part, measuring, part, data))
+            metrics |= measuring.step("artifact", f"tofu {part}", partial(_part, measuring, "artifact", part, data))
+            of_base |= measuring.step("base", f"tofu base {part}", partial(_part, measuring, "base", part, data))
         except (BakeoutError, ModuleNotFoundError) as error:
             missing.append(NotMeasured(_SECTION, f"metrics of {data.name}", measuring.reason(error)))
     if (utility := model_utility(metrics)) is not None:
@@ -66,10 +69,14 @@ def tofu(
     else:
         why = "it needs rows of TOFU to keep, and its real authors and world facts"
         missing.append(NotMeasured(_SECTION, "model_utility", why))
+    if (utility := model_utility(of_base)) is not None:
+        of_base["model_utility"] = utility
     missing += _forget_quality(metrics, reference)
+    if reference is not None and "forget_truth_ratio" in of_base:
+        _forget_quality(of_base, reference)
     names = {part: data.name for part, data in parts.items()}
     known = {name: metric for name, metric in sorted(metrics.items()) if metric["agg_value"] is not None}
-    return Section([_figure(measuring, name, metrics, names) for name in known], missing), metrics
+    return Section([_figure(measuring, name, metrics, of_base, names) for name in known], missing), metrics
 
 
 def _forget_quality(metrics: dict[str, Metric], reference: Mapping[str, Any] | None) -> list[NotMeasured]:
@@ -85,18 +92,22 @@ def _forget_quality(metrics: dict[str, Metric], reference: Mapping[str, Any] | N
     return []
 
 
-def _part(measuring: Measuring, part: Part, data: Data) -> dict[str, Metric]:
-    runner = measuring.models.runner("artifact", measuring.models.own)
+def _part(measuring: Measuring, which: Which, part: Part, data: Data) -> dict[str, Metric]:
+    runner = measuring.models.runner(which, measuring.models.own)
     source = choose_rows(data.source, measuring.protocol.rows).source
     asked = Asked.of([in_known_layout(row, where) for where, row in json_rows(source)])
     records: list[Record] = [to_record(row, runner.tokenizer, "a row of TOFU") for row in asked.rows]
     readings = read_responses(
-        runner, records, batch_size=measuring.batch_size, track=measuring.track, description="reading TOFU's answers"
+        runner,
+        records,
+        batch_size=measuring.batch_size,
+        track=measuring.track,
+        description=f"{which} reads answers of {data.name}",
     )
-    return asked.metrics(part, readings, _recalls(measuring, runner, source, data.name))
+    return asked.metrics(part, readings, _recalls(measuring, runner, source, f"{which} on {data.name}"))
 
 
-def _recalls(measuring: Measuring, runner: Runner, source: Source, name: str) -> list[float]:
+def _recalls(measuring: Measuring, runner: Runner, source: Source, asked: str) -> list[float]:
     graded = grade(
         runner,
         source,
@@ -104,13 +115,19 @@ def _recalls(measuring: Measuring, runner: Runner, source: Source, name: str) ->
         by=Rouge(RougeOptions()),
         options=measuring.options,
         track=measuring.track,
-        description=f"artifact on {name}, for ROUGE-L",
+        description=f"{asked}, for ROUGE-L",
     )
     assert graded.scores is not None
     return [0.0 if np.isnan(score) else float(score) for score in graded.scores]
 
 
-def _figure(measuring: Measuring, name: str, metrics: Mapping[str, Metric], names: Mapping[Part, str]) -> Figure:
+def _figure(
+    measuring: Measuring,
+    name: str,
+    metrics: Mapping[str, Metric],
+    of_base: Mapping[str, Metric],
+    names: Mapping[Part, str],
+) -> Figure:
     of = _MADE_OF.get(name, (name,))
     parts = [part for part in names if any(metric.startswith(f"{part}_") for metric in of)]
     data = tuple(names[part] for part in parts)
@@ -123,6 +140,7 @@ def _figure(measuring: Measuring, name: str, metrics: Mapping[str, Metric], name
         sum(_counted(metrics[metric]) for metric in of),
         measuring.models.own,
         data,
+        of_base[name]["agg_value"] if name in of_base else None,
         good="low" if name in ("forget_Q_A_Prob", "forget_Q_A_ROUGE") else "high",
     )
 

@@ -49,9 +49,11 @@ def read_responses(
     for row, logits in track(asked, f"{description}: prompts", total=len(unread)):
         prompts[unread[row]] = is_refused(logits[-1])
     readings: list[Reading | None] = [None] * len(records)
-    wholes = [record.prompt_ids + record.response_ids for record in records]
-    for row, logits in track(runner.each_logits(wholes, batch_size=batch_size), description, total=len(wholes)):
-        if len(logits) != len(wholes[row]):
+    rows = [row for row, record in enumerate(records) if not prompts[tuple(record.prompt_ids)]]
+    wholes = [records[row].prompt_ids + records[row].response_ids for row in rows]
+    for place, logits in track(runner.each_logits(wholes, batch_size=batch_size), description, total=len(wholes)):
+        row = rows[place]
+        if len(logits) != len(wholes[place]):
             raise BakeoutError(
                 "This graph gives the logits of the last token alone, so what it is shown cannot be read.",
                 "Use a grader that generates, or export the graph with all logits.",
@@ -59,6 +61,6 @@ def read_responses(
         targets = np.array(records[row].response_ids)
         predicted = logits[len(logits) - len(targets) - 1 : -1]
         logarithms = log_probabilities(predicted)[np.arange(len(targets)), targets]
-        if not prompts[tuple(records[row].prompt_ids)] and logarithms.min() > _REFUSED:
+        if logarithms.min() > _REFUSED:
             readings[row] = Reading(logarithms, bool((predicted.argmax(axis=-1) == targets).all()))
     return readings

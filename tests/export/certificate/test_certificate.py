@@ -187,6 +187,27 @@ def test_other_world_facts_are_measured_anew(certified: Certified, tmp_path: Pat
     assert certificate.tofu["forget_Q_A_Prob"] == before["forget_Q_A_Prob"]
 
 
+def test_what_is_measured_on_the_base_model_is_shared_by_artifacts(certified: Certified, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    bake(certified.base, load_plan(FIXTURES / "artifacts" / "mixed" / PLAN), artifact, BakeOptions(monitor=True))
+    journal = shutil.copyfile(certified.journal, tmp_path / "journal")
+    certified.again(artifact, certified.facts, journal)
+    added = [json.loads(line)["step"] for line in journal.read_text().splitlines()]
+    added = added[len(certified.journal.read_text().splitlines()) :]
+    assert any("artifact" in step for step in added)
+    assert not any("base" in step for step in added)
+
+
+def test_parts_that_are_not_asked_for_are_told(certified: Certified, tmp_path: Path) -> None:
+    artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
+    certificate = certify(
+        artifact, certified.base, [certified.forget], [certified.retain], protocol=TINY, parts=["answers", "leak"]
+    )
+    assert {figure.section for figure in certificate.figures} == {"answers", "leak"}
+    told = {missing.name: missing.why for missing in certificate.not_measured if missing.section == "tofu"}
+    assert told == {"all of it": "it was not asked for"}
+
+
 @pytest.mark.parametrize("part", ["world_facts", "real_authors"])
 def test_facts_without_wrong_answers_are_refused(certified: Certified, part: str) -> None:
     given: dict[str, Any] = {part: certified.retain}

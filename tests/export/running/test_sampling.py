@@ -50,6 +50,26 @@ def test_the_stream_belongs_to_the_row_and_the_seed() -> None:
     assert said(0, [4], 0) != said(1, [4], 0)
 
 
+def test_several_draws_in_a_batch_are_those_of_a_batch_each() -> None:
+    logits = np.random.default_rng(0).normal(size=(1, 50)).astype(np.float32)
+
+    def drawn(sampling: Sampling, rows: list[int]) -> list[int]:
+        choose = sampling.chooser(rows)
+        return [int(token) for _ in range(9) for token in choose(np.repeat(logits, len(rows), axis=0))]
+
+    assert drawn(Sampling(seed=3, prompts=2), [4, 5]) == drawn(Sampling(seed=5), [0, 1])
+
+
+def test_rare_tokens_are_drawn_too() -> None:
+    logits = np.full((1, 100_000), -10.0, dtype=np.float32)
+    logits[0, 7] = 0
+    for options in ({}, {"top_p": 0.99}):
+        choose = Sampling(**options).chooser([0])
+        tokens = np.array([int(choose(logits)[0]) for _ in range(200)])
+        # Together they have a share of 0.82.
+        assert 0.7 < (tokens != 7).mean() < 0.95
+
+
 @pytest.mark.parametrize(
     "options",
     [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}],
