@@ -34,7 +34,7 @@ FILES = (FORGET, RETAIN, "real_authors", "world_facts")
 @click.command()
 @click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--only", multiple=True, type=click.Choice(METHODS))
-@click.option("--rows", type=int, default=80, show_default=True, help="Rows of each part at most.")
+@click.option("--rows", type=int, default=80, show_default=True, help="Rows of each kept part at most.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Where answers are cut off.")
 @click.option("--batch-size", default=128, show_default=True)
 def main(runs: Path, only: tuple[str, ...], rows: int, max_new_tokens: int, batch_size: int) -> None:
@@ -42,7 +42,8 @@ def main(runs: Path, only: tuple[str, ...], rows: int, max_new_tokens: int, batc
     directory = runs / "certificates"
     (directory / "data").mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        chosen = spread(json_lines(runs / "data" / f"{name}.jsonl"), rows)
+        measured = json_lines(runs / "data" / f"{name}.jsonl")
+        chosen = measured if name == FORGET else spread(measured, rows)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
         (directory / "data" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     chosen = directory / "points.json"
