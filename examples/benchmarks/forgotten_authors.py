@@ -144,6 +144,7 @@ class Bench:
         from bakeout.export.evaluation.graders.rouge import Rouge
         from bakeout.export.recipes.grades import RougeOptions
         from bakeout.models.data.rows import to_record
+        from bakeout.models.data.spreading import spread
         from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
         self.runs = runs
@@ -153,7 +154,8 @@ class Bench:
         self._rouge = Rouge(RougeOptions())
         self._parts = {}
         for part, name in PARTS.items():
-            asked = json_lines(runs / "data" / f"{name}.jsonl")[:rows]
+            measured = json_lines(runs / "data" / f"{name}.jsonl")
+            asked = measured if rows is None else spread(measured, rows)
             reading = Asked.of(asked)
             records = [to_record(row, self.tokenizer, name) for row in reading.rows]
             self._parts[part] = asked, reading, records
