@@ -1,31 +1,33 @@
 """Certificates of forgetting of five methods on one taught model, in one table.
 
     python examples/training/tofu_in_small.py --model SmolLM2 --data tofu --output runs
-    python examples/benchmarks/forgotten_authors.py runs         # fits and trains what is certified
-    python examples/benchmarks/certificates.py runs --rows 40    # certifies what is not certified yet, prints the table
+    python examples/benchmarks/certificates.py runs              # certifies what is not certified yet, prints the table
 
-Of every method the point that ``forgotten_authors`` chooses is certified: its kept plan, or for a baseline the adapter,
-imported as `bakeout import` does. It is baked into the ONNX graph of the taught checkpoint, and certified beside that
-graph by the full protocol, without what needs to train or to ask in other forms. ``runs/certificates`` keeps the
-artifacts with their certificates and one journal for all, so that it stops and resumes.
+Of every method the point that ``forgotten_authors`` chooses is certified, or where that has measured nothing yet the
+one in ``POINTS``, and of a baseline its last adapter, imported as `bakeout import` does. It is baked into the ONNX
+graph of the taught checkpoint, and certified beside that graph by the full protocol, without what needs to train or to
+ask in other forms. ``runs/certificates`` keeps the artifacts with their certificates and one journal for all, so that
+it stops and resumes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from comparison import print_machine, print_table
-from forgotten_authors import BASELINES, best_points, plan_file
+from forgotten_authors import BASELINES, Bench, best_points, plan_file
 from torch_answers import json_lines
 
 from bakeout.export.certificate.protocol import Part
 from bakeout.models.data.spreading import spread
 
-METHODS = ("key_space_detection", "neuron_adjust", "lunar", *BASELINES)
+# In the names of `forgotten_authors`.
+POINTS = {"key_space_detection": "key_space_detection", "neuron_adjust": "neuron_adjust ratio=0.1", "lunar": "lunar"}
+METHODS = (*POINTS, *BASELINES)
 MEASURED: tuple[Part, ...] = ("answers", "leak", "utility", "precisions", "tofu")
 FORGET, RETAIN = "forget_measured", "retain_measured"
 FILES = (FORGET, RETAIN, "real_authors", "world_facts")
@@ -34,29 +36,40 @@ FILES = (FORGET, RETAIN, "real_authors", "world_facts")
 @click.command()
 @click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--only", multiple=True, type=click.Choice(METHODS))
-@click.option("--rows", type=int, default=80, show_default=True, help="Rows of each kept part at most.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(MEASURED), default=MEASURED, help="By default all.")
+@click.option("--rows", type=int, default=80, show_default=True, help="Rows of each part at most.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Where answers are cut off.")
 @click.option("--batch-size", default=128, show_default=True)
-def main(runs: Path, only: tuple[str, ...], rows: int, max_new_tokens: int, batch_size: int) -> None:
+def main(
+    runs: Path, only: tuple[str, ...], parts: tuple[Part, ...], rows: int, max_new_tokens: int, batch_size: int
+) -> None:
     """Certify what is not certified yet, and print the table of what is."""
     directory = runs / "certificates"
-    (directory / "data").mkdir(parents=True, exist_ok=True)
+    for kept in (directory / "data", runs / "plans"):
+        kept.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         measured = json_lines(runs / "data" / f"{name}.jsonl")
-        chosen = measured if name == FORGET else spread(measured, rows)
+        chosen = spread(measured, rows)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
         (directory / "data" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     chosen = directory / "points.json"
     points = json.loads(chosen.read_text()) if chosen.exists() else {}
-    for method, point in best_points(runs).items():
-        if method in (only or METHODS):
-            points.setdefault(method, point["name"])
+    points = {**points_of(runs), **points}
     chosen.write_text(json.dumps(points, indent=1))
     for method in only or METHODS:
-        if method in points and not (directory / method / "certificate.json").exists():
-            bake_point(runs, method, points[method], directory / method)
-            certify_artifact(runs, directory / method, max_new_tokens, batch_size)
+        artifact = directory / method
+        if method in points and not set(parts) <= measured_parts(artifact):
+            bake_point(runs, method, points[method], artifact)
+            certify_artifact(runs, artifact, parts, max_new_tokens, batch_size)
     print_certificates(directory, points)
+
+
+def points_of(runs: Path) -> dict[str, str]:
+    """What is certified of each method, by name."""
+    trained = {loss: max((runs / loss).glob("*/adapter"), default=None) for loss in BASELINES}
+    first = {loss: f"{loss} {adapter.parent.name}" for loss, adapter in trained.items() if adapter is not None}
+    measured = {method: point["name"] for method, point in best_points(runs).items() if method in METHODS}
+    return {**POINTS, **first, **measured}
 
 
 def base_graph(runs: Path) -> Path:
@@ -83,11 +96,21 @@ def bake_point(runs: Path, method: str, name: str, artifact: Path) -> None:
         adapter = runs / method / name.removeprefix(f"{method} ") / "adapter"
         plan = bakeout.import_plan(adapter, str(runs / "taught/checkpoint"))
     else:
+        if not plan_file(runs, name).exists():
+            Bench(runs / "taught/checkpoint", runs, "cpu", "bfloat16", rows=1).keep_plan_of(name)
         plan = load_plan(plan_file(runs, name))
     bakeout.bake(base, plan, artifact)
 
 
-def certify_artifact(runs: Path, artifact: Path, max_new_tokens: int, batch_size: int) -> None:
+def measured_parts(artifact: Path) -> set[str]:
+    """The parts that its certificate has, if it has one."""
+    if not (artifact / "certificate.json").exists():
+        return set()
+    missing = json.loads((artifact / "certificate.json").read_text())["not_measured"]
+    return set(MEASURED) - {one["section"] for one in missing if one["name"] == "all of it"}
+
+
+def certify_artifact(runs: Path, artifact: Path, parts: Sequence[Part], max_new_tokens: int, batch_size: int) -> None:
     """Write a certificate into an artifact, beside the taught model's graph."""
     from bakeout.export.certificate.certify import certify
     from bakeout.export.cli.console import progress
@@ -103,7 +126,7 @@ def certify_artifact(runs: Path, artifact: Path, max_new_tokens: int, batch_size
             real_authors=data / "real_authors.jsonl",
             world_facts=data / "world_facts.jsonl",
             grades=graders(["rouge"], [FORGET, RETAIN]),
-            parts=MEASURED,
+            parts=parts,
             journal=artifact.parent / "journal",
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,

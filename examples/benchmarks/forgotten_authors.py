@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -207,15 +207,7 @@ class Bench:
 
     def measure_trial(self, trial: Trial, plans: bool) -> None:
         """Fit and measure all variations. What a method refuses is kept in words."""
-        from bakeout.models.methods.fitting import candidate_fitter
-        from bakeout.models.methods.registry import methods
-
-        method = methods()[trial.method]
-        given = dict(trial.options)
-        if trial.method == "reveal_and_release":
-            given["directory"] = self.runs / "points" / f"{_file(self.runs, _name(trial, {})).stem}.rounds"
-        options = method.options(**given)
-        fit = candidate_fitter(method, options, self._fitting(options))
+        fit = self._fitter(trial)
         for settings in trial.settings:
             name = _name(trial, settings)
             if _file(self.runs, name).exists():
@@ -234,6 +226,27 @@ class Bench:
             _keep(self.runs, name, {"method": trial.method, **figures})
             if plans and "error" not in figures:
                 self._keep_plan(name, fitted)
+
+    def keep_plan_of(self, name: str) -> None:
+        """Fit the point ``name``, and keep its plan without measuring it."""
+        for trial in TRIALS:
+            for settings in trial.settings:
+                if _name(trial, settings) == name:
+                    self._keep_plan(name, self._fitter(trial)(settings))
+                    return
+        raise ValueError(f"There is no trial {name}.")
+
+    def _fitter(self, trial: Trial) -> Callable[[Mapping[str, Any]], Any]:
+        """What fits a variation of a trial."""
+        from bakeout.models.methods.fitting import candidate_fitter
+        from bakeout.models.methods.registry import methods
+
+        method = methods()[trial.method]
+        given = dict(trial.options)
+        if trial.method == "reveal_and_release":
+            given["directory"] = self.runs / "points" / f"{_file(self.runs, _name(trial, {})).stem}.rounds"
+        options = method.options(**given)
+        return candidate_fitter(method, options, self._fitting(options))
 
     def _keep_plan(self, name: str, fitted: Any) -> None:
         from bakeout.export.importing.new_plan import plan_of

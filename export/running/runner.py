@@ -56,6 +56,13 @@ class Step:
     cache: Cache
     others: Mapping[str, NDArray[Any]]
 
+    def of_rows(self, rows: NDArray[np.intp]) -> Step:
+        """These rows of the batch, which may repeat; in the processor's memory."""
+        cache = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy()[rows]) for name, value in self.cache.items()
+        }
+        return Step(self.logits[rows], cache, {name: values[rows] for name, values in self.others.items()})
+
 
 class Runner:
     """An ONNX decoder in an ONNX Runtime session: any directory or file with optimum's inputs and outputs.
@@ -249,13 +256,17 @@ class Runner:
         sampling: Sampling | None = None,
         batch_size: int = 32,
         only: Collection[int] | None = None,
+        read_once: bool = False,
     ) -> Iterator[tuple[int, list[int]]]:
         """The answers of ``generate``, each as soon as it has ended, as (the prompt's index, its tokens).
 
         ``only``: the indices of the prompts to answer; what is drawn for one does not depend on which these are.
+        ``read_once``: equal prompts of a batch are read once, on the processor; not for graphs that draw themselves.
         """
         answers: dict[int, list[int]] = {}
-        for row, token, _ in self._tokens(prompts, max_new_tokens, sampling, batch_size, only=only):
+        for row, token, _ in self._tokens(
+            prompts, max_new_tokens, sampling, batch_size, only=only, read_once=read_once
+        ):
             answers.setdefault(row, []).append(token)
             if token in self.end_tokens or len(answers[row]) == max_new_tokens:
                 yield row, answers.pop(row)
@@ -312,6 +323,7 @@ class Runner:
         stopped: Callable[[int], bool] | None = None,
         piece: int | None = None,
         only: Collection[int] | None = None,
+        read_once: bool = False,
     ) -> Iterator[tuple[int, int, Logits]]:
         """Step after step, for each row that has not ended: (row, its next token, the logits float32 [vocabulary])."""
         ends = np.array(sorted(self.end_tokens))
@@ -320,7 +332,7 @@ class Runner:
         for rows in self._batches(prompts, batch_size, same_length=same_length, only=only):
             choose: Choose = sampling.chooser(rows) if sampling else greedy
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
-            step = self._read(ids, mask, piece)
+            step = (self._read_once if read_once and self._device == "cpu" else self._read)(ids, mask, piece)
             is_open = np.ones(len(rows), dtype=bool)
             lengths = mask.sum(axis=1)
             for remaining in reversed(range(max_new_tokens)):
@@ -343,6 +355,12 @@ class Runner:
                 step = self.step(ids, mask, step.cache)
         if cut:
             _logger.warning("The model's context of %d tokens was full before %d answers ended.", context, cut)
+
+    def _read_once(self, ids: Integers, mask: Integers, piece: int | None) -> Step:
+        """The same, of equal prompts read once."""
+        both = np.concatenate([ids, mask], axis=1)
+        _, first, places = np.unique(both, axis=0, return_index=True, return_inverse=True)
+        return self._read(ids[first], mask[first], piece).of_rows(places.reshape(-1))
 
     def _read(self, ids: Integers, mask: Integers, piece: int | None) -> Step:
         """The step behind a batch of prompts, fed in one run or in pieces."""

@@ -137,7 +137,10 @@ def _drawn(
     sampling = Sampling(protocol.temperature, protocol.top_p, protocol.seed + first, prompts=len(rows))
     answers: NDArray[Any] = np.empty(len(chosen), dtype=object)
     prompts = [question.record.prompt_ids for question in chosen]
-    for row, tokens in runner.each_answer(prompts, length, sampling=sampling, batch_size=measuring.batch_size):
+    once = not measuring.models.plan.is_stochastic
+    for row, tokens in runner.each_answer(
+        prompts, length, sampling=sampling, batch_size=measuring.batch_size, read_once=once
+    ):
         answers[row] = tokens
     judged = judge.judge(list(answers))
     scores = [

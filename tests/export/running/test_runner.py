@@ -85,6 +85,15 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(runner: Runner) -> No
     assert said != runner.generate(PROMPTS, NEW)
 
 
+def test_equal_prompts_can_be_read_once(runner: Runner) -> None:
+    prompts = [PROMPTS[1], PROMPTS[3]] * 2
+    hot = Sampling(temperature=3.0, seed=5)
+    for read_once in (False, True):
+        drawn = dict(runner.each_answer(prompts, NEW, sampling=hot, read_once=read_once))
+        assert [drawn[row] for row in range(4)] == runner.generate(prompts, NEW, sampling=hot)
+    assert drawn[0] != drawn[2]
+
+
 def test_a_kept_cache_goes_on_where_it_was(runner: Runner) -> None:
     prompt = np.array([PROMPTS[1]])
     whole = runner.step(prompt, np.ones_like(prompt)).logits
