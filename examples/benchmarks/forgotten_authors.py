@@ -148,7 +148,7 @@ class Bench:
         from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
         self.runs = runs
-        self.checkpoint = checkpoint_on(directory, device, dtype)
+        self.checkpoint, self.dtype = checkpoint_on(directory, device, dtype), dtype
         self.model = self.checkpoint.load()
         self.tokenizer = load_tokenizer(directory)
         self._rouge = Rouge(RougeOptions())
@@ -253,7 +253,9 @@ class Bench:
         from bakeout.models.progress import untracked
 
         began = time.monotonic()
-        plan = plan_of(self.checkpoint, self.model, [fitted], {}, untracked)
+        # A canary of another type would not match a float32 graph's.
+        exact = self.checkpoint if self.dtype == "float32" else checkpoint_on(self.checkpoint.directory, "cpu")
+        plan = plan_of(exact, exact.load(), [fitted], {}, untracked)
         plan.save(plan_file(self.runs, name))
         print(f"{name}: plan kept in {time.monotonic() - began:.1f} s", flush=True)
 

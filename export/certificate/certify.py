@@ -157,8 +157,8 @@ def _names(
     graders = [dict(item.grader.described) for item in data.all]
     asked = [base_digest(models.base), [item.name for item in data.asked], graders, max_new_tokens]
     of_base = {key: value for key, value in described.items() if key != "artifact"}
-    # Of the artifact, what the base model is read with, and how its answers are judged.
-    with_artifact = [models.own, models.exporter, models.template, sorted(models.refusals.texts)]
+    # Of the artifact, what the base model is made and read with.
+    with_artifact = [models.own, models.exporter, models.template]
     return _digest([described, *asked]), _digest([of_base, *asked, *with_artifact])
 
 

@@ -115,7 +115,7 @@ class Measuring:
             graded = grade(
                 self.models.runner(which, precision),
                 data.source,
-                self.models.refusals,
+                self.models.refusals_of(which),
                 by=data.grader,
                 options=self.options.model_copy(update={"batch_size": self._batch_size(precision)}),
                 track=self.track,

@@ -92,6 +92,10 @@ class Models:
         """The artifact's."""
         return load_tokenizer(self._runs or (self.base if isinstance(self.base, Path) else self.base.directory))
 
+    def refusals_of(self, which: Which) -> Refusals:
+        """The refusals of a model: the base model has none, whatever it says."""
+        return self.refusals if which == "artifact" else Refusals()
+
     @property
     def template(self) -> dict[str, Any] | None:
         """The chat template that the base model is asked through, as JSON; None for its tokenizer's."""

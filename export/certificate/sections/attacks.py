@@ -38,8 +38,7 @@ def forms(measuring: Measuring) -> Section:
             missing.append(NotMeasured("attacks", f"attacks on {data.name}", "its grader judges no generated answers"))
             continue
         by_model: dict[Which, dict[str, _Counts]] = {
-            which: measuring.step(
-                which,
+            which: measuring.journal.step(
                 f"attacks {which} {data.name}",
                 partial(_attacked, measuring, which, data, grader),
             )
@@ -72,8 +71,7 @@ def mixed_questions(measuring: Measuring) -> Section:
             missing.append(NotMeasured("BLUR", f"two questions on {data.name}", why))
             continue
         by_model = {
-            which: measuring.step(
-                which,
+            which: measuring.journal.step(
                 f"mixed {which} {data.name}",
                 partial(_mixed, measuring, which, data, kept),
             )

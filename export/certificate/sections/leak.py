@@ -111,7 +111,7 @@ def _scores(measuring: Measuring, which: Which, data: Data, grader: AnswerGrader
 
         def draw(first: int = first, draws: int = draws) -> list[list[float]]:
             runner = measuring.models.runner(which, precision)
-            return _drawn(measuring, runner, questions(runner), grader, open_prompts, first, draws)
+            return _drawn(measuring, which, questions(runner), grader, open_prompts, first, draws)
 
         step = f"leak {which} {data.name} {first} to {first + draws}"
         for scores in measuring.step(which, step, draw):
@@ -122,7 +122,7 @@ def _scores(measuring: Measuring, which: Which, data: Data, grader: AnswerGrader
 
 def _drawn(
     measuring: Measuring,
-    runner: Runner,
+    which: Which,
     asked: Sequence[Question],
     grader: AnswerGrader,
     rows: Sequence[int],
@@ -130,9 +130,9 @@ def _drawn(
     draws: int,
 ) -> list[list[float]]:
     """The scores of ``draws`` draws from number ``first`` on, each of all ``rows``; they share batches."""
-    protocol = measuring.protocol
+    protocol, runner = measuring.protocol, measuring.models.runner(which, measuring.models.own)
     chosen = [asked[row] for row in rows] * draws
-    judge = AnswerJudge(chosen, grader, measuring.models.refusals, runner)
+    judge = AnswerJudge(chosen, grader, measuring.models.refusals_of(which), runner)
     length = measuring.options.length(judge.longest if grader.bounded else None)
     sampling = Sampling(protocol.temperature, protocol.top_p, protocol.seed + first, prompts=len(rows))
     answers: NDArray[Any] = np.empty(len(chosen), dtype=object)

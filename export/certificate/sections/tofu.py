@@ -24,7 +24,6 @@ from bakeout.export.evaluation.graders.reading import read_responses
 from bakeout.export.evaluation.graders.rouge import Rouge
 from bakeout.export.evaluation.grading import grade
 from bakeout.export.recipes.grades import RougeOptions
-from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_layouts import in_known_layout
 from bakeout.models.data.row_source import Source
 from bakeout.models.data.rows import Record, json_rows, to_record
@@ -104,18 +103,18 @@ def _part(measuring: Measuring, which: Which, part: Part, data: Data) -> dict[st
         track=measuring.track,
         description=f"{which} reads answers of {data.name}",
     )
-    return asked.metrics(part, readings, _recalls(measuring, runner, source, f"{which} on {data.name}"))
+    return asked.metrics(part, readings, _recalls(measuring, which, source, data.name))
 
 
-def _recalls(measuring: Measuring, runner: Runner, source: Source, asked: str) -> list[float]:
+def _recalls(measuring: Measuring, which: Which, source: Source, name: str) -> list[float]:
     graded = grade(
-        runner,
+        measuring.models.runner(which, measuring.models.own),
         source,
-        measuring.models.refusals,
+        measuring.models.refusals_of(which),
         by=Rouge(RougeOptions()),
         options=measuring.options,
         track=measuring.track,
-        description=f"{asked}, for ROUGE-L",
+        description=f"{which} on {name}, for ROUGE-L",
     )
     assert graded.scores is not None
     return [0.0 if np.isnan(score) else float(score) for score in graded.scores]
