@@ -63,8 +63,8 @@ def test_several_draws_in_a_batch_are_those_of_a_batch_each() -> None:
 def test_rare_tokens_are_drawn_too() -> None:
     logits = np.full((1, 100_000), -10.0, dtype=np.float32)
     logits[0, 7] = 0
-    for options in ({}, {"top_p": 0.99}):
-        choose = Sampling(**options).chooser([0])
+    for top_p in (1.0, 0.99):
+        choose = Sampling(top_p=top_p).chooser([0])
         tokens = np.array([int(choose(logits)[0]) for _ in range(200)])
         # Together they have a share of 0.82.
         assert 0.7 < (tokens != 7).mean() < 0.95
