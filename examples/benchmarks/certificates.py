@@ -52,10 +52,9 @@ def main(
         chosen = spread(measured, rows)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
         (directory / "data" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    chosen = directory / "points.json"
-    points = json.loads(chosen.read_text()) if chosen.exists() else {}
-    points = {**points_of(runs), **points}
-    chosen.write_text(json.dumps(points, indent=1))
+    names = directory / "points.json"
+    points = {**points_of(runs), **(json.loads(names.read_text()) if names.exists() else {})}
+    names.write_text(json.dumps(points, indent=1))
     for method in only or METHODS:
         artifact = directory / method
         if method in points and not set(parts) <= measured_parts(artifact):
@@ -102,12 +101,12 @@ def bake_point(runs: Path, method: str, name: str, artifact: Path) -> None:
     bakeout.bake(base, plan, artifact)
 
 
-def measured_parts(artifact: Path) -> set[str]:
+def measured_parts(artifact: Path) -> set[Part]:
     """The parts that its certificate has, if it has one."""
     if not (artifact / "certificate.json").exists():
         return set()
     missing = json.loads((artifact / "certificate.json").read_text())["not_measured"]
-    return set(MEASURED) - {one["section"] for one in missing if one["name"] == "all of it"}
+    return {*MEASURED} - {one["section"] for one in missing if one["name"] == "all of it"}
 
 
 def certify_artifact(runs: Path, artifact: Path, parts: Sequence[Part], max_new_tokens: int, batch_size: int) -> None:

@@ -46,6 +46,9 @@ class Journal:
             self._done[key] = result
         return self._done[key]
 
+    def __contains__(self, step: str) -> bool:
+        return (self._name, step) in self._done
+
     def _append(self, name: str, step: str, result: Json) -> None:
         if self._path is None:
             return
