@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -54,8 +55,8 @@ def main(model: Path, forget: Path, retain: Path, pairs: int, plans: bool, probe
         taken = []
         for _ in range(pairs):
             seconds = []
-            for launcher in ([], LAUNCHER):
-                _run([*launcher, *probe], threads=1)
+            for count in (1, 2):
+                _run_together(probe, count)
                 seconds.append(json.loads((work / "seconds.json").read_text()))
             taken.append(seconds)
         columns = ["probing", "one process, s", "two, s", "times as fast: median (least to most)"]
@@ -71,6 +72,17 @@ def _speed(taken: list[list[dict[str, float]]]) -> Iterator[list[str]]:
         ratios = [first / second for first, second in zip(one, two, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         yield [what, f"{statistics.median(one):.1f}", f"{statistics.median(two):.1f}", spread]
+
+
+def _run_together(command: list[str], count: int) -> None:
+    """Start processes with what torchrun tells those that it starts."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        told = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    ranks = [{**told, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1} for rank in range(count)]
+    environments = [os.environ | {name: str(value) for name, value in rank.items()} for rank in ranks]
+    processes = [subprocess.Popen([sys.executable, *command], env=environment) for environment in environments]
+    if any(process.wait() for process in processes):
+        raise SystemExit("A process failed.")
 
 
 def _run(command: list[str], threads: int) -> None:
