@@ -27,6 +27,8 @@ PACKAGES = ("optimum", "optimum-onnx", "torch", "transformers")
 _TASK = "text-generation-with-past"
 # Families that optimum-onnx 0.1 has no configuration for: their inputs and caches are Llama's.
 _LLAMA_LIKE = ("mixtral", "olmoe", "qwen2_moe")
+# torch infers shapes from the values of parameters, of which it makes copies. No shape has more numbers than this.
+_LONGEST_SHAPE = 64
 
 
 def unavailable(model_type: str) -> str | None:
@@ -66,7 +68,7 @@ def export(model: PreTrainedModel, directory: Path, checkpoint: Path, dtype: DTy
 
 @contextlib.contextmanager
 def _weights_apart() -> Iterator[dict[str, Tensor]]:
-    """Let torch write no weights into graphs, and give those that it would have written, in the end, by their names."""
+    """Let torch copy and write no weights, and give those that it would have written, in the end, by their names."""
     import torch
 
     try:
@@ -76,18 +78,29 @@ def _weights_apart() -> Iterator[dict[str, Tensor]]:
         exporter = import_module("torch.onnx.utils")
     onnx: Any = torch.onnx
     weights: dict[str, Tensor] = {}
-    traced, export = exporter._model_to_graph, onnx.export
+    internal: Any = torch._C
+    traced, export, infer = exporter._model_to_graph, onnx.export, internal._jit_pass_onnx_graph_shape_type_inference
 
     def keep_weights(*arguments: Any, **options: Any) -> tuple[Any, Mapping[str, Tensor], Any]:
         graph, of_graph, outputs = traced(*arguments, **options)
         weights.update(of_graph)
         return graph, of_graph, outputs
 
+    def infer_without_weights(graph: Any, parameters: Mapping[str, Any], opset: int) -> None:
+        short = {
+            name: value
+            for name, value in parameters.items()
+            if not isinstance(value, torch.Tensor) or value.numel() <= _LONGEST_SHAPE
+        }
+        infer(graph, short, opset)
+
     exporter._model_to_graph, onnx.export = keep_weights, functools.partial(export, export_params=False)
+    internal._jit_pass_onnx_graph_shape_type_inference = infer_without_weights
     try:
         yield weights
     finally:
         exporter._model_to_graph, onnx.export = traced, export
+        internal._jit_pass_onnx_graph_shape_type_inference = infer
 
 
 def _register_families() -> None:
