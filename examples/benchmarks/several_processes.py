@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +103,13 @@ def _probe(directory: Path, rows: Path, result: Path) -> None:
         model = load_model(directory)
         records = read_records(rows, load_tokenizer(directory))
         layers = range(len(feed_forward_layers(model)))
-        seconds = {}
-        for what, probe in {
+        prompts = [record.prompt_ids for record in records]
+        probes: dict[str, Callable[[], object]] = {
             "neurons, the answers' tokens": lambda: probe_neurons(model, records),
-            "keys of all layers": lambda: probe_keys(model, [record.prompt_ids for record in records], layers=layers),
-        }.items():
+            "keys of all layers": lambda: probe_keys(model, prompts, layers=layers),
+        }
+        seconds = {}
+        for what, probe in probes.items():
             all_agree(True)
             began = time.perf_counter()
             probe()
