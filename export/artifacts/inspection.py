@@ -7,26 +7,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bakeout.export.artifacts.file_names import PLAN
-from bakeout.export.artifacts.manifest import read_manifest, receipts_of
+from bakeout.export.artifacts.file_names import ADAPTER, PLAN
+from bakeout.export.artifacts.manifest import adapter_of, read_manifest, receipts_of
 from bakeout.export.artifacts.titles import described
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Description, Plan, counted, find_kind
 from bakeout.models.plan.plan_file import load_plan
+from bakeout.models.sources.peft_adapter import CONFIG, WEIGHTS
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A plan, its interventions described, and the files and receipts of an artifact's manifest."""
+    """A plan, its interventions described, and the files and receipts of an artifact's manifest.
+
+    ``adapter``: of a policy, as of ``manifest.adapter_of``.
+    """
 
     plan: Plan
     interventions: tuple[Description, ...]
     files: Mapping[str, Any] | None = None
     receipts: tuple[Mapping[str, Any], ...] | None = None
+    adapter: Mapping[str, str] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Model, interventions, canary, provenance; files and receipts of an artifact."""
+        """Model, interventions, canary, provenance; files and receipts of an artifact, ``adapter`` of a policy."""
         artifact = {} if self.files is None else {"files": self.files, "receipts": list(self.receipts or ())}
+        if self.adapter is not None:
+            artifact["adapter"] = dict(self.adapter)
         canary = self.plan.canary
         sequences, tokens = canary.input_ids.shape
         return {
@@ -53,19 +60,23 @@ def inspect(path: Path) -> Inspection:
         )
     manifest = read_manifest(path)
     receipts = tuple(receipt.as_json() for receipt in receipts_of(manifest))
-    return _described(load_plan(path / PLAN), manifest["files"], receipts)
+    return _described(load_plan(path / PLAN), manifest["files"], receipts, adapter_of(manifest))
 
 
 def _described(
-    plan: Plan, files: Mapping[str, Any] | None = None, receipts: tuple[Mapping[str, Any], ...] | None = None
+    plan: Plan,
+    files: Mapping[str, Any] | None = None,
+    receipts: tuple[Mapping[str, Any], ...] | None = None,
+    adapter: Mapping[str, str] | None = None,
 ) -> Inspection:
-    return Inspection(
-        plan, tuple(described(intervention, plan.model) for intervention in plan.interventions), files, receipts
-    )
+    interventions = tuple(described(intervention, plan.model) for intervention in plan.interventions)
+    return Inspection(plan, interventions, files, receipts, adapter)
 
 
 def lines(inspection: Inspection) -> Iterator[str]:
     """The result of ``inspect`` for people."""
+    if inspection.adapter is not None:
+        yield from _policy_lines(inspection.adapter, inspection.files or {}, inspection.interventions)
     model, (sequences, tokens) = inspection.plan.model, inspection.plan.canary.input_ids.shape
     yield (f"model         {model.architecture}, {model.shape}, hidden size {model.hidden}, {model.vocabulary} tokens")
     yield f"weights       sha256 {model.digest}"
@@ -86,6 +97,23 @@ def lines(inspection: Inspection) -> Iterator[str]:
         yield f"files         {len(inspection.files)}"
         for name, file in sorted(inspection.files.items()):
             yield f"  {file['sha256'][:16]}…  {file['size']:>12,} bytes  {name}"
+
+
+def _policy_lines(
+    adapter: Mapping[str, str], files: Mapping[str, Any], interventions: tuple[Description, ...]
+) -> Iterator[str]:
+    """What a policy is, what it belongs to, and how it is checked and run."""
+    kinds = " and ".join(dict.fromkeys(intervention.title for intervention in interventions))
+    if adapter["form"] == "peft":
+        names, whose, over = (CONFIG, WEIGHTS), "a PEFT adapter", "the model with the weights below"
+    else:
+        names, whose = (ADAPTER,), "an adapter for ONNX Runtime"
+        over = f"the artifact of content sha256 {adapter.get('artifact')}"
+    size = sum(files[name]["size"] for name in names if name in files)
+    yield f"policy        {kinds}, as {whose} of {size:,} bytes"
+    yield f"over          {over}"
+    yield "next          bakeout verify DIR tells whether the adapter is what this plan becomes"
+    yield ""
 
 
 def _exercised(plan: Plan) -> str:

@@ -92,6 +92,25 @@ def test_a_policy_is_signed_and_verified(kind: str, request: pytest.FixtureReque
     assert bill.exit_code == 0 and weights.name in (tmp_path / "bom.json").read_text()
 
 
+@pytest.mark.parametrize("kind", ["policy", "lora"])
+def test_inspect_tells_a_policy_and_what_it_belongs_to(
+    kind: str, request: pytest.FixtureRequest, slotted: Path, llama_checkpoint: Path
+) -> None:
+    directory: Path = request.getfixturevalue(kind)
+    shown = CliRunner().invoke(main, ["inspect", str(directory)], catch_exceptions=False).output
+    told = json.loads(CliRunner().invoke(main, ["inspect", str(directory), "--json"]).output)["adapter"]
+    if kind == "policy":
+        over = content_digest(read_manifest(slotted))
+        assert "Residual addition, as an adapter for ONNX Runtime" in shown
+        assert f"{(directory / ADAPTER).stat().st_size:,} bytes" in shown
+        assert told == {"artifact": over, "form": "onnx"} and over in shown
+    else:
+        assert "Low-rank update by random, as a PEFT adapter" in shown and told == {"form": "peft"}
+        assert weights_digest(llama_checkpoint) in shown
+    assert "bakeout verify" in shown
+    assert "policy  " not in CliRunner().invoke(main, ["inspect", str(slotted)], catch_exceptions=False).output
+
+
 def test_an_adapter_of_another_plan_is_found_out(policy: Path, lora: Path, llama_checkpoint: Path) -> None:
     for directory in (policy, lora):
         assert check_policy(directory, read_manifest(directory))[0]
