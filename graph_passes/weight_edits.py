@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
 from bakeout.graph_passes.graph.dependence import nodes_behind
-from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors
+from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors, tensor_values
 from bakeout.graph_passes.graph.weights.attention import AttentionLayer, attention_layers
+from bakeout.graph_passes.graph.weights.vector_location import Vectors
 from bakeout.graph_passes.graph.weights.weight_location import WeightLocation, locate_weight
 from bakeout.models.checkpoint.weight_arithmetic import (
     PlannedChange,
@@ -29,7 +29,7 @@ from bakeout.models.checkpoint.weight_arithmetic import (
     one_blas_thread,
     planned_changes,
 )
-from bakeout.models.plan import Intervention, ModelIdentity, WeightChange, is_of_attention
+from bakeout.models.plan import Intervention, ModelIdentity, UpdatedVector, WeightChange, is_of_attention
 from bakeout.models.plan.receipt import Receipt
 
 
@@ -74,6 +74,7 @@ class WeightEditsPass(ir.passes.InPlacePass):
         self.changes = planned_changes(interventions)
         self.receipts: list[Receipt] = []
         self._attention: Sequence[AttentionLayer] | None = None
+        self._vectors: Vectors | None = None
 
     @one_blas_thread()
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -92,6 +93,10 @@ class WeightEditsPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(edits))
 
     def _locate(self, graph: ir.Graph, anatomy: Anatomy, change: WeightChange) -> WeightLocation:
+        if isinstance(change, UpdatedVector):
+            self._vectors = self._vectors or Vectors(graph)
+            return self._vectors.locate(change)
+        assert change.role != "vector", "a vector is an updated one"
         if not is_of_attention(change.role):
             name = self._names.name_of(change.layer) if self._names else None
             return locate_weight(anatomy.feed_forward(change.layer), change.role, name)
@@ -126,7 +131,7 @@ class EditedTensor(DataTensor):
 
     def edited(self, data: Path) -> NDArray[Any]:
         """The edited values of the tensor that lies in ``data``, a copy of its data file."""
-        values = _read(self, data)
+        values = tensor_values(self, data)
         for edit in self.edits:
             edit.make(values)
         return values
@@ -161,7 +166,7 @@ def write_edited_tensors(model: ir.Model, directory: Path) -> None:
 def _edit_initialiser(initialiser: ir.Value, edits: list[_Edit], observed: str) -> list[Receipt]:
     tensor = initialiser.const_value
     assert tensor is not None, "an initialiser has a value"
-    values = _read(tensor, Path(tensor.location)) if isinstance(tensor, DataTensor) else tensor.numpy().copy()
+    values = tensor_values(tensor)
     receipts = [edit.make_with_receipt(values, observed) for edit in edits]
     if isinstance(tensor, DataTensor):
         initialiser.const_value = _edited(tensor, edits)
@@ -177,12 +182,6 @@ def _edited(tensor: DataTensor, edits: list[_Edit]) -> EditedTensor:
     edited.name_in_graph = tensor.name_in_graph
     edited.edits = edits
     return edited
-
-
-def _read(tensor: DataTensor, data: Path) -> NDArray[Any]:
-    """A tensor's values in memory of their own. Not through onnx_ir, which maps the whole data file and keeps it."""
-    values: NDArray[Any] = np.fromfile(data, dtype=tensor.dtype.numpy(), count=tensor.size, offset=tensor.offset or 0)
-    return values.reshape(tensor.shape.numpy())
 
 
 def _require_ranges_of_their_own(model: ir.Model, edited: Iterable[ir.Value]) -> None:

@@ -25,6 +25,8 @@ from bakeout.models.plan import (
     ResidualAddition,
     ResidualProjection,
     Role,
+    UpdatedVector,
+    VectorUpdate,
     WeightUpdate,
     ZeroColumns,
     ZeroedColumns,
@@ -113,6 +115,16 @@ def low_rank_update(**changes: Any) -> LowRankUpdate:
             **changes,
         }
     )
+
+
+def vector_update(**changes: Any) -> VectorUpdate:
+    """A norm's weight of layer 2, and one of no layer."""
+    before = np.arange(8, dtype=np.float32)
+    vectors = (
+        UpdatedVector(2, "model.layers.2.input_layernorm.weight", before, np.full(8, 0.1)),
+        UpdatedVector(3, "model.norm.weight", before, np.linspace(-1, 1, 8)),
+    )
+    return VectorUpdate(**{"method": "checkpoint difference", "vectors": vectors, **changes})
 
 
 def residual_addition(**changes: Any) -> ResidualAddition:
@@ -228,6 +240,16 @@ def _low_rank_updates(draw: st.DrawFn) -> LowRankUpdate:
 
 
 @st.composite
+def _vector_updates(draw: st.DrawFn) -> VectorUpdate:
+    names, layers = st.text(min_size=1, max_size=5), st.integers(0, MODEL.layers - 1)
+    vectors = []
+    for layer, name in sorted(draw(st.sets(st.tuples(layers, names), min_size=1, max_size=3, unique_by=1))):
+        size = draw(st.integers(1, 9))
+        vectors.append(UpdatedVector(layer, name, draw(_floats((size,))).astype(np.float32), draw(_floats((size,)))))
+    return VectorUpdate(draw(st.text(max_size=5)), tuple(vectors), RetainReport(details=draw(_JSON)))
+
+
+@st.composite
 def _residual_edits(draw: st.DrawFn) -> ResidualAddition | ResidualProjection:
     layers = sorted(draw(st.sets(st.integers(0, MODEL.layers - 1), min_size=1)))
     report = RetainReport(details=draw(_JSON))
@@ -243,7 +265,7 @@ def _residual_edits(draw: st.DrawFn) -> ResidualAddition | ResidualProjection:
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """Plans of one to four interventions, at most one of them a Key Space Detection, in any order."""
-    others = st.one_of(_neuron_adjusts(), _zero_columns(), _low_rank_updates(), _residual_edits())
+    others = st.one_of(_neuron_adjusts(), _zero_columns(), _low_rank_updates(), _vector_updates(), _residual_edits())
     interventions: list[Intervention] = draw(st.lists(others, max_size=3))
     if not interventions or draw(st.booleans()):
         interventions.insert(draw(st.integers(0, len(interventions))), draw(_key_space_detections()))

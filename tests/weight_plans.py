@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from bakeout.models.network.families import experts, feed_forward_layers, feed_forwards_if_any, identity
@@ -13,10 +14,13 @@ from bakeout.models.plan import (
     LowRankUpdate,
     Plan,
     Role,
+    UpdatedVector,
+    VectorUpdate,
     WeightUpdate,
     ZeroColumns,
     ZeroedColumns,
 )
+from bakeout.models.plan.attention_modules import block_of
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.reference.canary import measure_canary
 from bakeout.models.reference.weight_edits import edited_weights, weight_of
@@ -47,6 +51,33 @@ def low_rank_update(
             left *= scale * float(weight.detach().double().norm()) / np.linalg.norm(left @ right)
             updates.append(WeightUpdate(layer, role, left.astype(np.float32), right.astype(np.float32)))
     return LowRankUpdate("random", tuple(updates), RetainReport(details={"seed": seed}))
+
+
+def vary_vectors(model: PreTrainedModel, seed: int = 5) -> PreTrainedModel:
+    """The model, its norms and biases no longer ones and zeros: as a trained one's."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, vector in _vectors(model):
+            vector.add_(0.1 * torch.randn(vector.shape, generator=generator))
+    return model
+
+
+def vector_update(model: PreTrainedModel, *, scale: float = 0.4, seed: int = 0) -> VectorUpdate:
+    """Noise on all norms and biases, those outside of blocks included."""
+    random = np.random.default_rng(seed)
+    last = len(feed_forward_layers(model)) - 1
+    vectors = []
+    for name, vector in _vectors(model):
+        block = block_of(name)
+        added = scale * random.normal(size=len(vector))
+        before = vector.detach().float().numpy().copy()
+        vectors.append(UpdatedVector(last if block is None else block, name, before, added))
+    vectors.sort(key=lambda vector: (vector.layer, vector.parameter))
+    return VectorUpdate("random", tuple(vectors), RetainReport(details={"seed": seed}))
+
+
+def _vectors(model: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.ndim == 1]
 
 
 def zero_columns(*layers: int, columns: Sequence[int] = (1, 5, 8, 90)) -> ZeroColumns:

@@ -2,7 +2,7 @@
 
 Every source is made, run by its own runtime (peft, repeng, transformers), imported and baked into one ONNX export of
 the model. Rows are kept in `--work`: a second run goes on where the first one ended. repeng and mergekit are optional,
-and needed for their own rows alone.
+and needed for their own rows alone; mergekit as the program `mergekit-yaml` on PATH, in an environment of its own.
 
     python examples/benchmarks/imports.py --model SmolLM2-135M-Instruct --work work
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,8 +132,12 @@ def merged(model: Path, work: Path, prompts: Prompts) -> tuple[Path, Answers]:
         ],
     }
     (work / "merge.yaml").write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(work / "merge.yaml"), str(output)]
-    subprocess.run([*command, "--no-copy-tokenizer", "--no-lazy-unpickle"], check=True, capture_output=True)
+    # A program of its own: its pins are not Bakeout's.
+    program = shutil.which("mergekit-yaml")
+    if program is None:
+        raise SystemExit("Put mergekit-yaml on PATH, as of an environment with mergekit alone.")
+    command = [program, str(work / "merge.yaml"), str(output), "--no-copy-tokenizer", "--no-lazy-unpickle"]
+    subprocess.run(command, check=True, env={key: os.environ[key] for key in os.environ.keys() - {"PYTHONPATH"}})
     _companions(model, output)
     return output, answers(load_model(output), prompts)
 

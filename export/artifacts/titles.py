@@ -18,8 +18,8 @@ def described(intervention: Intervention, model: ModelIdentity, decode: Decode |
     method = methods().get(description.json.get("method", ""))
     named = tuple(
         part
-        # Of attention, by the block.
-        if part.role is not None and is_of_attention(part.role)
+        # Of attention, norms and biases, by the block.
+        if part.role is not None and (part.role == "vector" or is_of_attention(part.role))
         else replace(part, place=model.name_of(part.layer, intervention.watches))
         for part in description.parts
     )

@@ -32,7 +32,7 @@ def import_plan(
     layers: Sequence[int] | None = None,
     track: Track = untracked,
 ) -> Plan:
-    """The intervention that ``source`` holds, as a plan for the checkpoint ``base``, with a canary measured there.
+    """What ``source`` holds, as a plan for the checkpoint ``base``, with a canary measured there.
 
     ``source``: the directory of a PEFT LoRA adapter, or of an edited checkpoint of ``base``; or a file of directions: a
     control vector, or with ``project`` a direction to project out. ``scale``: how many times what it does, negative
@@ -62,7 +62,7 @@ def import_plan(
     with loaded_base(checkpoint) as (model, identity):
         if form in _OF_BLOCKS:
             _require_every_block(model)
-        intervention = _read(
+        interventions = _read(
             form,
             source,
             checkpoint.directory,
@@ -74,11 +74,13 @@ def import_plan(
             layers=layers,
             track=track,
         )
-        if fold and isinstance(intervention, ResidualProjection):
+        if fold:
             from bakeout.export.importing.fold import folded
 
-            intervention = folded(model, intervention)
-        return plan_of(checkpoint, model, [intervention], {"imported_from": form}, track)
+            interventions = [
+                folded(model, entry) if isinstance(entry, ResidualProjection) else entry for entry in interventions
+            ]
+        return plan_of(checkpoint, model, interventions, {"imported_from": form}, track)
 
 
 def _require_every_block(model: PreTrainedModel) -> None:
@@ -125,15 +127,15 @@ def _read(
     keep_norm: bool,
     layers: Sequence[int] | None,
     track: Track,
-) -> Intervention:
+) -> Sequence[Intervention]:
     from bakeout.models.sources.checkpoint_pair import read_checkpoint_pair
     from bakeout.models.sources.directions import read_addition, read_projection
     from bakeout.models.sources.peft_adapter import read_peft_adapter
 
     if form == "a PEFT adapter":
-        return read_peft_adapter(source, model, scale)
+        return [read_peft_adapter(source, model, scale)]
     if form == "an edited checkpoint":
         return read_checkpoint_pair(base, source, model, scale, energy=energy, exact=exact, track=track)
     if form == _OF_BLOCKS[0]:
-        return read_projection(source, model, layers=layers)
-    return read_addition(source, model, scale, layers=layers, keep_norm=keep_norm)
+        return [read_projection(source, model, layers=layers)]
+    return [read_addition(source, model, scale, layers=layers, keep_norm=keep_norm)]

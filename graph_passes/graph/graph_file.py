@@ -12,10 +12,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from bakeout.graph_passes.errors import GraphError
@@ -171,6 +174,19 @@ def data_tensors(model: ir.Model) -> Iterator[DataTensor]:
     for value in _initialisers(model):
         if isinstance(value.const_value, DataTensor):
             yield value.const_value
+
+
+def tensor_values(tensor: ir.TensorProtocol, data: Path | None = None) -> NDArray[Any]:
+    """A tensor's values in memory of their own; those of one in a data file from ``data``, if a copy of it is given.
+
+    Not through onnx_ir, which maps the whole data file and keeps it.
+    """
+    if not isinstance(tensor, DataTensor):
+        return tensor.numpy().copy()
+    values: NDArray[Any] = np.fromfile(
+        data or Path(tensor.location), dtype=tensor.dtype.numpy(), count=tensor.size, offset=tensor.offset or 0
+    )
+    return values.reshape(tensor.shape.numpy())
 
 
 def graph_digest(model: ir.Model) -> str:

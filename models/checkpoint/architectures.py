@@ -108,6 +108,8 @@ def modules_of(model: ModelIdentity) -> Sequence[FeedForwardModules]:
 def stored_weight(model: ModelIdentity, change: WeightChange) -> StoredWeight:
     """Where a checkpoint stores the weight that ``change`` is of. Raises ``BakeoutError`` where that is not known."""
     layer, role = change.layer, change.role
+    if role == "vector":
+        return StoredWeight(change.place, None, False)
     if is_of_attention(role):
         return stored_module(model, str(change.module))
     expert = model.expert_of(layer)

@@ -212,8 +212,10 @@ def _in_order(receipts: Iterable[Receipt]) -> list[Receipt]:
 
 
 def weight_in(values: NDArray[Any], stored: StoredWeight) -> NDArray[Any]:
-    """The weight W [out, in] in the tensor that it is stored in: a view."""
+    """The weight W [out, in] in the tensor that it is stored in: a view. A vector [n] is one [n, 1]."""
     own = values if stored.slot is None else values[stored.slot]
+    if own.ndim == 1:
+        return own[:, None]
     weight = own.T if stored.transposed else own
     return weight if stored.rows is None else weight[slice(*stored.rows)]
 
@@ -294,6 +296,7 @@ def _require_fit(tensor: StoredTensor, stored: StoredWeight, planned: PlannedCha
             )
         raise _quantised(f"{tensor.name} ({tensor.dtype})")
     shape = tensor.shape if stored.slot is None else tensor.shape[1:]
+    shape = (*shape, 1) if len(shape) == 1 else shape
     shape = shape[::-1] if stored.transposed else shape
     if stored.rows is not None:
         width = plan.model.width_of(planned.change.layer)

@@ -48,7 +48,7 @@ class PlannedChange:
     @property
     def where(self) -> str:
         """The intervention and the weight, for errors."""
-        return f"Intervention {self.intervention} ({self.kind}), layer {self.change.layer}, {self.change.role}"
+        return f"Intervention {self.intervention} ({self.kind}), layer {self.change.layer}, {self.change.place}"
 
     def require_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ``PlanError`` unless the change is one of a weight W of ``shape`` [out, in]."""
@@ -121,8 +121,8 @@ def change_with_receipt(
 
     ``weight`` is a view of ``stored``, the tensor as it lies in its file, of which the digests are taken; ``before`` is
     the first of them, if an earlier change of the same tensor has computed it. ``detail`` of the receipt holds, beside
-    what is given: ``role``, ``dtype``, the Frobenius norms ``norm_before``, ``norm_asked`` and ``norm_realised``, and
-    ``share_realised`` (``Norms.share``).
+    what is given: ``role`` (the change's ``place``), ``dtype``, the Frobenius norms ``norm_before``, ``norm_asked`` and
+    ``norm_realised``, and ``share_realised`` (``Norms.share``).
     """
     before = before or _digest(stored)
     norms, change = change_weight(weight, planned), planned.change
@@ -136,7 +136,7 @@ def change_with_receipt(
         before=before,
         after=_digest(stored),
         detail={
-            "role": change.role,
+            "role": change.place,
             "dtype": weight.dtype.name,
             "norm_before": _rounded(norms.before**0.5),
             "norm_asked": _rounded(norms.asked**0.5),

@@ -21,6 +21,7 @@ from bakeout.models.plan.kinds.registry import find_kind, register_kind
 from bakeout.models.plan.kinds.residual_addition import ResidualAddition
 from bakeout.models.plan.kinds.residual_edit import LayerDirection, ResidualEdit
 from bakeout.models.plan.kinds.residual_projection import ResidualProjection
+from bakeout.models.plan.kinds.vector_update import UpdatedVector, VectorUpdate
 from bakeout.models.plan.kinds.weight_change import WeightChange
 from bakeout.models.plan.kinds.weight_edit import WeightEdit
 from bakeout.models.plan.kinds.zero_columns import ZeroColumns, ZeroedColumns
@@ -62,6 +63,8 @@ __all__ = [
     "Role",
     "Routing",
     "StoredWeight",
+    "UpdatedVector",
+    "VectorUpdate",
     "WeightChange",
     "WeightEdit",
     "WeightRole",

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 # What attention computes of its input, and of its heads. "qkv": queries, keys and values are one linear layer, whose
 # rows are ordered as the model has them.
 AttentionRole = Literal["k", "o", "q", "qkv", "v"]
-WeightRole = Role | AttentionRole
+# A norm's weight, or a bias.
+VectorRole = Literal["vector"]
+WeightRole = Role | AttentionRole | VectorRole
 
 _ROLES: Mapping[str, AttentionRole] = {
     "W_pack": "qkv",
@@ -51,7 +53,18 @@ def attention_weight(module: str) -> tuple[int, AttentionRole] | None:
     return int(path[-1]), _ROLES[name]
 
 
+def in_block(name: str) -> str:
+    """A name from its block's list on, or itself: of ``model.layers.3.norm.weight``, ``layers.3.norm.weight``."""
+    path = list_of_blocks(name)
+    return name.removeprefix(path.rpartition(".")[0]).lstrip(".") if path else name
+
+
 def list_of_blocks(module: str) -> str:
     """The list that a module's block is in: of ``model.layers.3.mlp.up_proj``, ``model.layers``."""
     parts = module.split(".")
     return ".".join(parts[: next((place for place, part in enumerate(parts) if part.isdecimal()), 0)])
+
+
+def block_of(name: str) -> int | None:
+    """The number of the block that a module or parameter is in; None for one in no block."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)

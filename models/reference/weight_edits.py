@@ -52,6 +52,8 @@ def planned_weights(model: PreTrainedModel, changes: Iterable[WeightChange]) -> 
     layers, routed = feed_forwards_if_any(model), experts(model)
 
     def weight(change: WeightChange) -> Tensor:
+        if change.role == "vector":
+            return _vector(model, change.place, change)
         if is_of_attention(change.role):
             return _weight_of_module(model, str(change.module), change)
         if change.layer < len(layers):
@@ -75,6 +77,21 @@ def _weight_of_module(model: PreTrainedModel, path: str, change: WeightChange) -
             "Name the model that the plan is of.",
         )
     return weight
+
+
+def _vector(model: PreTrainedModel, name: str, change: WeightChange) -> Tensor:
+    """A parameter [n] as a weight [n, 1]."""
+    try:
+        parameter = model.get_parameter(name)
+    except AttributeError:
+        raise PlanError(f"The model has no parameter {name}.", "Name the model that the plan is of.") from None
+    vector: Tensor = parameter.unsqueeze(-1)
+    if not change.fits(tuple(vector.shape)):
+        raise PlanError(
+            f"The change of {name} does not fit it, of shape {tuple(parameter.shape)}.",
+            "Name the model that the plan is of.",
+        )
+    return vector
 
 
 def apply_weight_edit(model: PreTrainedModel, edit: Intervention, *, stored_as: torch.dtype | None = None) -> None:
@@ -103,7 +120,7 @@ def edited_weights(
     edits = [intervention for intervention in interventions if intervention.edits_weights]
     for edit in edits:
         edit.require_fit(identity(model, ""))
-    touched = {(change.layer, change.role): change for edit in edits for change in edit.weight_changes()}
+    touched = {(change.layer, change.place): change for edit in edits for change in edit.weight_changes()}
     views = [weight.detach() for weight in planned_weights(model, touched.values())]
     kept = [view.clone() for view in views]
     try:

@@ -1,8 +1,11 @@
-"""Two checkpoints, a base model and an edited one, as a low-rank update: their difference, tensor by tensor."""
+"""Two checkpoints, a base model and an edited one: their difference, tensor by tensor.
+
+Matrices of FFLs and attention become a low-rank update, vectors (norms' weights, biases) a vector update.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +19,23 @@ from bakeout.models.checkpoint.weight_arithmetic import EDITABLE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import require_no_devices
 from bakeout.models.plan import (
+    AttentionRole,
     Floats,
     Floats32,
     LowRankUpdate,
     ModelIdentity,
     Role,
     StoredWeight,
-    WeightRole,
+    UpdatedVector,
+    VectorUpdate,
     WeightUpdate,
     attention_weight,
     is_of_attention,
 )
-from bakeout.models.plan.attention_modules import list_of_blocks
+from bakeout.models.plan.attention_modules import block_of, list_of_blocks
 from bakeout.models.progress import Track, untracked
-from bakeout.models.sources.source import none_matched, not_carried, read_report
+from bakeout.models.sources.pair_vectors import unequal_elements, updated_vector
+from bakeout.models.sources.source import none_matched, not_carried, read_report, reporting
 from bakeout.models.sources.tensor_file import FileTensor, read_tensors
 
 METHOD = "checkpoint difference"
@@ -44,7 +50,7 @@ class _Weight:
     """A weight that can differ, and where it is stored; ``module`` as of ``WeightUpdate``."""
 
     layer: int
-    role: WeightRole
+    role: Role | AttentionRole
     stored: StoredWeight
     module: str | None = None
 
@@ -68,13 +74,13 @@ def read_checkpoint_pair(
     energy: float = 0.9999,
     exact: bool = False,
     track: Track = untracked,
-) -> LowRankUpdate:
-    """What was done to ``base`` to make ``edited``, as an update of ``model``, ``scale`` times as large.
+) -> tuple[LowRankUpdate | VectorUpdate, ...]:
+    """What was done to ``base`` to make ``edited``, as updates of ``model``, ``scale`` times as large.
 
     Per weight, the singular value decomposition of the difference, cut at the smallest rank that holds the share
     ``energy`` of its squared norm; the residual is in the report. ``exact``: the whole difference, such that the edited
-    checkpoint is baked bit for bit. Two tensors are in memory at a time. Raises ``BakeoutError`` where anything but
-    weights of FFLs and attention differs.
+    checkpoint is baked bit for bit; of vectors it always is the whole. Two tensors are in memory at a time. Raises
+    ``BakeoutError`` where anything but vectors and the weights of FFLs and attention differs.
     """
     if not 0 < energy <= 1:
         raise BakeoutError(f"`energy` is {energy}, not a share between 0 and 1.", "Give one such as 0.9999.")
@@ -84,8 +90,12 @@ def read_checkpoint_pair(
     _require_same_configuration(edited, read_config(base), read_config(edited))
     before, after = _tensors(base), _tensors(edited)
     places = _places(model)
+    lists = {list_of_blocks(place) for place in places}
+    in_model = _names_in_model(before, places)
+    last = max((block_of(name) or 0 for name in in_model.values() if list_of_blocks(name) in lists), default=0)
     _require_same_names(edited, before, after, bool(read_config(base).get("tie_word_embeddings", False)))
     updates: list[WeightUpdate] = []
+    vectors: list[UpdatedVector] = []
     read: list[dict[str, Any]] = []
     names = sorted(before.keys() & after.keys())
     for name in track(names, "comparing the weights", len(names)):
@@ -93,9 +103,15 @@ def read_checkpoint_pair(
         _require_same_shape(edited, one, other)
         if _are_equal(one, other):
             continue
-        own = _weights_in(name, places, model)
+        vector = updated_vector(in_model[name], one, other, scale, lists, last)
+        if vector is not None:
+            if vector.count:
+                _require_exact(edited, name, unequal_elements(vector, other, one.dtype) if exact else 0)
+                vectors.append(vector)
+            continue
+        own = _weights_in(in_model[name], places, lists, model)
         if not own or one.dtype not in EDITABLE:
-            remedy = "Edit feed-forward layers and attention alone" + (
+            remedy = "Edit feed-forward layers, attention, norms and biases alone" + (
                 "." if one.dtype == other.dtype else f", and save {one.dtype}."
             )
             raise not_carried(edited, f"{name} differs from the base model's", remedy)
@@ -118,11 +134,17 @@ def read_checkpoint_pair(
                 update, figures = _truncated(weight, difference * scale, energy)
             updates.append(update)
             read.append({"tensor": name, "role": weight.role, **figures})
-    if not updates:
+    if not updates and not vectors:
         raise none_matched(edited, "the weights of its base model")
     updates.sort(key=lambda update: (update.layer, update.role))
+    vectors.sort(key=lambda vector: (vector.layer, vector.parameter))
     files = [path for path in checkpoint_files(edited) if path.name != INDEX]
-    return LowRankUpdate(METHOD, tuple(updates), read_report("checkpoint pair", files, scale, read))
+    of_weights = read_report("checkpoint pair", files, scale, read)
+    of_vectors = reporting(of_weights, [{"tensor": vector.parameter, "elements": vector.count} for vector in vectors])
+    return (
+        *([LowRankUpdate(METHOD, tuple(updates), of_weights)] if updates else []),
+        *([VectorUpdate(METHOD, tuple(vectors), of_vectors)] if vectors else []),
+    )
 
 
 def _places(model: ModelIdentity) -> dict[str, list[_Weight]]:
@@ -135,16 +157,22 @@ def _places(model: ModelIdentity) -> dict[str, list[_Weight]]:
     return places
 
 
-def _weights_in(name: str, places: Mapping[str, list[_Weight]], model: ModelIdentity) -> list[_Weight]:
-    """The weights that the tensor ``name`` is, which may lack the first part of what the model calls it."""
+def _names_in_model(names: Iterable[str], places: Mapping[str, list[_Weight]]) -> dict[str, str]:
+    """What the model calls the tensors ``names``, which may lack the first part of that, all of them."""
     first = next((known.split(".", 1)[0] for known in places), None)
-    full = name if first is None or name.startswith(f"{first}.") else f"{first}.{name}"
-    if full in places:
-        return places[full]
-    module = full.removesuffix(".weight")
-    if module == full or (place := attention_weight(module)) is None:
+    is_whole = first is None or any(name.startswith(f"{first}.") for name in names)
+    return {name: name if is_whole else f"{first}.{name}" for name in names}
+
+
+def _weights_in(
+    name: str, places: Mapping[str, list[_Weight]], lists: Collection[str], model: ModelIdentity
+) -> list[_Weight]:
+    """The weights that the tensor is which the model calls ``name``."""
+    if name in places:
+        return places[name]
+    module = name.removesuffix(".weight")
+    if module == name or (place := attention_weight(module)) is None:
         return []
-    lists = {list_of_blocks(known) for known in places}
     if lists and list_of_blocks(module) not in lists:
         return []
     return [_Weight(*place, stored_module(model, module), module)]

@@ -21,6 +21,11 @@ def read_report(form: str, files: Sequence[Path], scale: float, read: Sequence[d
     return RetainReport(details={"imported": {"source": form, "files": digests, "scale": scale, "read": list(read)}})
 
 
+def reporting(report: RetainReport, read: Sequence[dict[str, Any]]) -> RetainReport:
+    """The receipt of the same source for what else was read from it."""
+    return RetainReport(details={"imported": {**report.details["imported"], "read": list(read)}})
+
+
 def none_matched(path: Path, what: str) -> BakeoutError:
     """The error for a source in which nothing is carried."""
     return BakeoutError(f"{path} holds {what}, so the plan would do nothing.", "Import the source that holds the edit.")

@@ -15,7 +15,7 @@ from bakeout.models.plan import Role
 
 # The permutations that swap a weight's two axes, alone or in a stack.
 _SWAPS = ((1, 0), (0, 2, 1))
-_EDITABLE = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+EDITABLE = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class WeightLocation:
     """A weight W [out, in] of ``linear`` in an initialiser.
 
     ``transposed``: the initialiser is [in, out]. ``rows``: the part of its out axis that is W, None for all of it.
-    ``slot``: the place of W in a stack of weights, along the initialiser's first axis.
+    ``slot``: the place of W in a stack of weights, along the initialiser's first axis. A vector [n] is a W [n, 1].
     """
 
     linear: ir.Node
@@ -36,6 +36,8 @@ class WeightLocation:
     def weight_in(self, values: NDArray[Any]) -> NDArray[Any]:
         """W in the values of the initialiser: a view."""
         own = values if self.slot is None else values[self.slot]
+        if own.ndim == 1:
+            own = own[:, None]
         weight = own.T if self.transposed else own
         return weight if self.rows is None else weight[self.rows]
 
@@ -80,7 +82,7 @@ def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
     value = node.inputs[1]
     transposed = node.op_type == "MatMul" or not node.attributes.get_int("transB", 0)
     while value is not None and value.const_value is None:
-        _require_one_reader(value, where)
+        require_one_reader(value, where)
         producer = value.producer()
         if producer is None or producer.op_type not in ("Transpose", "Cast", "Identity", "DequantizeLinear"):
             break
@@ -91,13 +93,14 @@ def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
         value = producer.inputs[0]
     if value is None or value.const_value is None:
         raise GraphError(f"{where}: the weight of {node.name} is not an initialiser.")
-    _require_one_reader(value, where)
-    if value.const_value.dtype not in _EDITABLE:
+    require_one_reader(value, where)
+    if value.const_value.dtype not in EDITABLE:
         raise GraphError(f"{where}: {value.name} is {value.const_value.dtype}, not float32, float16 or bfloat16.")
     return value, transposed
 
 
-def _require_one_reader(value: ir.Value, where: str) -> None:
+def require_one_reader(value: ir.Value, where: str) -> None:
+    """Raise ``GraphError`` where more than one node reads a value: an edit would change it for all of them."""
     if len(value.uses()) > 1 or value.is_graph_output():
         raise GraphError(
             f"{where}: its weight {value.name} is read by other nodes too, which an edit would change with it.",

@@ -11,6 +11,7 @@ from bakeout.models.plan.kinds.low_rank_update import LowRankUpdate
 from bakeout.models.plan.kinds.neuron_adjust import NeuronAdjust
 from bakeout.models.plan.kinds.residual_addition import ResidualAddition
 from bakeout.models.plan.kinds.residual_projection import ResidualProjection
+from bakeout.models.plan.kinds.vector_update import VectorUpdate
 from bakeout.models.plan.kinds.zero_columns import ZeroColumns
 
 _Kind = TypeVar("_Kind", bound=type[Intervention])
@@ -35,5 +36,13 @@ def find_kind(name: str) -> type[Intervention] | None:
     return _KINDS.get(name)
 
 
-for _kind in (NeuronAdjust, KeySpaceDetection, ZeroColumns, LowRankUpdate, ResidualAddition, ResidualProjection):
+for _kind in (
+    NeuronAdjust,
+    KeySpaceDetection,
+    ZeroColumns,
+    LowRankUpdate,
+    VectorUpdate,
+    ResidualAddition,
+    ResidualProjection,
+):
     register_kind(_kind)

@@ -25,6 +25,11 @@ class WeightChange(ABC):
     exact: ClassVar[bool] = False
 
     @property
+    def place(self) -> str:
+        """What tells it from other weights of its layer: its role, where that says enough."""
+        return self.role
+
+    @property
     @abstractmethod
     def count(self) -> int:
         """What the receipt counts: columns, rows, a rank."""

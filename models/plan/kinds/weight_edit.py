@@ -57,8 +57,8 @@ class WeightEdit(Intervention):
     def require_fit(self, model: ModelIdentity) -> None:
         """Raise ``PlanError`` unless ``model`` has all weights, of the shapes that they are changed in."""
         for change in self.weight_changes():
-            if is_of_attention(change.role):
-                # How wide attention is, the weight itself tells.
+            if change.role == "vector" or is_of_attention(change.role):
+                # How wide these are, they tell themselves.
                 model.require_block(change.layer)
                 continue
             model.require_layer(change.layer)

@@ -14,10 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bakeout.export.adapters.peft_adapter import export_peft_adapter
+from bakeout.export.artifacts.inspection import inspect, lines
 from bakeout.export.baking.bake import bake
 from bakeout.export.importing.import_plan import import_plan
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.report.page import report
 from bakeout.export.running.runner import Runner
+from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers
@@ -36,9 +40,11 @@ from tests.imported_sources import (
     save,
 )
 from tests.tiny_models import tiny_checkpoint
+from tests.weight_plans import PROMPTS, vary_vectors
 
 CHECKPOINT = BakeOptions(to="safetensors")
 FEED_FORWARD = ("down_proj.weight", "up_proj.weight")
+FIRST_DOWN = {"llama": "model.layers.0.mlp.down_proj.weight", "gpt2": "transformer.h.0.mlp.c_proj.weight"}
 
 
 def read_of(plan: Plan) -> Any:
@@ -200,6 +206,46 @@ def test_what_differs_elsewhere_is_named(llama_checkpoint: Path, tmp_path: Path)
     edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=1, names=names)
     with pytest.raises(BakeoutError, match=r"embed_tokens.weight differs"):
         import_plan(tmp_path / "edited", str(llama_checkpoint))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_norms_and_biases_of_a_pair_are_carried_exactly(
+    checkpoint_of: CheckpointOf, tmp_path: Path, family: str, exact: bool
+) -> None:
+    checkpoint = checkpoint_of(family)
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        model.get_parameter(FIRST_DOWN[family]).add_(0.01)
+    expected = vary_vectors(model).state_dict()
+    model.save_pretrained(tmp_path / "edited", max_shard_size="100KB")
+    plan = import_plan(tmp_path / "edited", str(checkpoint), exact=exact)
+    assert [entry.kind for entry in plan.interventions] == ["low_rank_update", "vector_update"]
+    rows: Any = plan.interventions[1].report.details["imported"]
+    vectors = {name: tensor for name, tensor in expected.items() if tensor.ndim == 1}
+    assert {row["tensor"] for row in rows["read"]} == set(vectors) and rows["source"] == "checkpoint pair"
+    save_plan(plan, tmp_path / "plan.safetensors")
+    directory = bake(
+        str(checkpoint), load_plan(tmp_path / "plan.safetensors"), tmp_path / "baked", CHECKPOINT
+    ).directory
+    baked = load_model(directory).state_dict()
+    assert all(torch.equal(baked[name], tensor) for name, tensor in (expected if exact else vectors).items())
+    assert all(check.ok for check in verify(directory, base=checkpoint, prompts=PROMPTS))
+    told = "\n".join([*lines(inspect(directory)), report([directory]), (directory / "README.md").read_text()])
+    assert (told.count(f"{len(vectors)} vectors in 4 layers") >= 3 and "input_layernorm" in told) or "ln_1" in told
+    with pytest.raises(BakeoutError, match="does not carry Vector update"):
+        export_peft_adapter(plan, tmp_path / "adapter")
+
+
+def test_the_negative_of_a_pair_takes_norms_back_twice_as_far(llama_checkpoint: Path, tmp_path: Path) -> None:
+    model = load_model(llama_checkpoint)
+    before = model.get_parameter("model.norm.weight").detach().clone()
+    vary_vectors(model).save_pretrained(tmp_path / "edited")
+    plan = import_plan(tmp_path / "edited", str(llama_checkpoint), scale=-1)
+    baked = load_model(bake(str(llama_checkpoint), plan, tmp_path / "baked", CHECKPOINT).directory)
+    torch.testing.assert_close(
+        baked.get_parameter("model.norm.weight"), 2 * before - model.get_parameter("model.norm.weight")
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "mixtral"])
