@@ -163,7 +163,9 @@ def _passes(plan: Plan, options: _Options) -> Iterator[_Pass]:
 
 
 def _require_all_matched(plan: Plan, receipts: list[Receipt]) -> None:
-    edited = Counter((receipt.intervention, receipt.layer) for receipt in receipts)
+    # A weight can lie in two places, with a receipt for each.
+    places = {(each.intervention, each.layer, each.detail.get("role", each.tensor)) for each in receipts}
+    edited = Counter((intervention, layer) for intervention, layer, _ in places)
     for index, intervention in enumerate(plan.interventions):
         owed = Counter(part.layer for part in intervention.parts)
         if missing := [layer for layer, edits in owed.items() if edited[index, layer] != edits]:

@@ -20,6 +20,7 @@ from bakeout.graph_passes.graph.anatomy import Anatomy, read_anatomy
 from bakeout.graph_passes.graph.dependence import nodes_behind
 from bakeout.graph_passes.graph.graph_file import DataTensor, data_tensors, tensor_values
 from bakeout.graph_passes.graph.weights.attention import AttentionLayer, attention_layers
+from bakeout.graph_passes.graph.weights.ends import locate_ends
 from bakeout.graph_passes.graph.weights.vector_location import Vectors
 from bakeout.graph_passes.graph.weights.weight_location import WeightLocation, locate_weight
 from bakeout.models.checkpoint.weight_arithmetic import (
@@ -29,7 +30,7 @@ from bakeout.models.checkpoint.weight_arithmetic import (
     one_blas_thread,
     planned_changes,
 )
-from bakeout.models.plan import Intervention, ModelIdentity, UpdatedVector, WeightChange, is_of_attention
+from bakeout.models.plan import Intervention, ModelIdentity, UpdatedVector, WeightChange, is_of_an_end, is_of_attention
 from bakeout.models.plan.receipt import Receipt
 
 
@@ -82,9 +83,9 @@ class WeightEditsPass(ir.passes.InPlacePass):
         anatomy = read_anatomy(model)
         edits: dict[ir.Value, list[_Edit]] = {}
         for planned in self.changes:
-            location = self._locate(model.graph, anatomy, planned.change)
-            planned.require_shape(location.shape)
-            edits.setdefault(location.initialiser, []).append(_Edit(planned, location))
+            for location in self._locate(model.graph, anatomy, planned.change):
+                planned.require_shape(location.shape)
+                edits.setdefault(location.initialiser, []).append(_Edit(planned, location))
         _require_ranges_of_their_own(model, edits)
         observed = _deepest(model.graph, anatomy).name or ""
         self.receipts = [
@@ -92,11 +93,17 @@ class WeightEditsPass(ir.passes.InPlacePass):
         ]
         return ir.passes.PassResult(model, modified=bool(edits))
 
-    def _locate(self, graph: ir.Graph, anatomy: Anatomy, change: WeightChange) -> WeightLocation:
+    def _locate(self, graph: ir.Graph, anatomy: Anatomy, change: WeightChange) -> Sequence[WeightLocation]:
+        """Where the weight lies: in one place, or where it is an embedding and a head, in as many as two."""
+        if is_of_an_end(change.role):
+            return locate_ends(anatomy, change.role)
+        return [self._locate_one(graph, anatomy, change)]
+
+    def _locate_one(self, graph: ir.Graph, anatomy: Anatomy, change: WeightChange) -> WeightLocation:
         if isinstance(change, UpdatedVector):
             self._vectors = self._vectors or Vectors(graph)
             return self._vectors.locate(change)
-        assert change.role != "vector", "a vector is an updated one"
+        assert change.role != "vector" and not is_of_an_end(change.role), "these are located by themselves"
         if not is_of_attention(change.role):
             name = self._names.name_of(change.layer) if self._names else None
             return locate_weight(anatomy.feed_forward(change.layer), change.role, name)

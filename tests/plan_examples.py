@@ -241,9 +241,9 @@ def _low_rank_updates(draw: st.DrawFn) -> LowRankUpdate:
 
 @st.composite
 def _vector_updates(draw: st.DrawFn) -> VectorUpdate:
-    names, layers = st.text(min_size=1, max_size=5), st.integers(0, MODEL.layers - 1)
+    names = draw(st.sets(st.text("ab._", min_size=1, max_size=5), min_size=1, max_size=3))
     vectors = []
-    for layer, name in sorted(draw(st.sets(st.tuples(layers, names), min_size=1, max_size=3, unique_by=1))):
+    for layer, name in sorted((draw(st.integers(0, MODEL.layers - 1)), name) for name in sorted(names)):
         size = draw(st.integers(1, 9))
         vectors.append(UpdatedVector(layer, name, draw(_floats((size,))).astype(np.float32), draw(_floats((size,)))))
     return VectorUpdate(draw(st.text(max_size=5)), tuple(vectors), RetainReport(details=draw(_JSON)))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from bakeout.models.network.ends import ends_of
 from bakeout.models.network.families import experts, feed_forward_layers, feed_forwards_if_any, identity
 from bakeout.models.plan import (
     Intervention,
@@ -74,6 +75,20 @@ def vector_update(model: PreTrainedModel, *, scale: float = 0.4, seed: int = 0) 
         vectors.append(UpdatedVector(last if block is None else block, name, before, added))
     vectors.sort(key=lambda vector: (vector.layer, vector.parameter))
     return VectorUpdate("random", tuple(vectors), RetainReport(details={"seed": seed}))
+
+
+def ends_update(model: PreTrainedModel, *, rank: int = 2, scale: float = 0.3, seed: int = 0) -> LowRankUpdate:
+    """Random updates of the embedding and the head, or of the weight that is both."""
+    random = np.random.default_rng(seed)
+    last = len(feed_forward_layers(model)) - 1
+    updates = []
+    for module, role in ends_of(model).items():
+        weight = model.get_parameter(f"{module}.weight").detach().double()
+        left, right = random.normal(size=(len(weight), rank)), random.normal(size=(rank, weight.shape[1]))
+        left *= scale * float(weight.norm()) / np.linalg.norm(left @ right)
+        factors = left.astype(np.float32), right.astype(np.float32)
+        updates.append(WeightUpdate(last if role == "head" else 0, role, *factors, module))
+    return LowRankUpdate("random", tuple(updates), RetainReport(details={"seed": seed}))
 
 
 def _vectors(model: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:

@@ -13,7 +13,7 @@ from safetensors.numpy import save as save_tensors
 from bakeout.models.checkpoint.architectures import modules_of, stored_weight
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import new_directory, require_new
-from bakeout.models.plan import Floats32, Plan, Role, WeightChange, WeightRole, is_of_attention
+from bakeout.models.plan import Floats32, Plan, Role, WeightChange, WeightRole, is_of_an_end, is_of_attention
 from bakeout.models.plan.arrays import Array
 from bakeout.models.sources.peft_adapter import CONFIG, WEIGHTS
 
@@ -38,6 +38,8 @@ def export_peft_adapter(plan: Plan, output: Path, *, base: str | None = None) ->
         changes = intervention.weight_changes()
         if not changes or any(change.low_rank_factors is None for change in changes):
             raise BakeoutError(f"A PEFT adapter does not carry {intervention.title}.", _REMEDY)
+        if any(is_of_an_end(change.role) for change in changes):
+            raise BakeoutError("A PEFT adapter of Bakeout does not carry edits of embeddings and heads.", _REMEDY)
         if any(not is_of_attention(change.role) and plan.model.expert_of(change.layer) for change in changes):
             raise BakeoutError("A PEFT adapter does not carry edits of experts.", _REMEDY)
         for change in changes:

@@ -105,11 +105,10 @@ def _policy_lines(
     """What a policy is, what it belongs to, and how it is checked and run."""
     kinds = " and ".join(dict.fromkeys(intervention.title for intervention in interventions))
     if adapter["form"] == "peft":
-        names, whose, over = (CONFIG, WEIGHTS), "a PEFT adapter", "the model with the weights below"
+        whose, over = "a PEFT adapter", "the model with the weights below"
     else:
-        names, whose = (ADAPTER,), "an adapter for ONNX Runtime"
-        over = f"the artifact of content sha256 {adapter.get('artifact')}"
-    size = sum(files[name]["size"] for name in names if name in files)
+        whose, over = "an adapter for ONNX Runtime", f"the artifact of content sha256 {adapter.get('artifact')}"
+    size = sum(files[name]["size"] for name in (ADAPTER, CONFIG, WEIGHTS) if name in files)
     yield f"policy        {kinds}, as {whose} of {size:,} bytes"
     yield f"over          {over}"
     yield "next          bakeout verify DIR tells whether the adapter is what this plan becomes"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 from bakeout.models.methods.registry import methods
-from bakeout.models.plan import Description, Intervention, ModelIdentity, is_of_attention
+from bakeout.models.plan import Description, Intervention, ModelIdentity, Role
 from bakeout.models.plan.kinds.description import Decode
 
 
@@ -19,7 +20,7 @@ def described(intervention: Intervention, model: ModelIdentity, decode: Decode |
     named = tuple(
         part
         # Of attention, norms and biases, by the block.
-        if part.role is not None and (part.role == "vector" or is_of_attention(part.role))
+        if part.role is not None and part.role not in get_args(Role)
         else replace(part, place=model.name_of(part.layer, intervention.watches))
         for part in description.parts
     )

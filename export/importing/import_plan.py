@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bakeout.export.importing.new_plan import base_checkpoint, loaded_base, plan_of
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Intervention, ModelIdentity, Plan, ResidualProjection
+from bakeout.models.plan import EndRole, Intervention, ModelIdentity, Plan, ResidualProjection
 from bakeout.models.progress import Track, untracked
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def import_plan(
     if scale == 0 or scale != scale or scale in (float("inf"), float("-inf")):
         raise BakeoutError(f"`scale` is {scale}.", "Give a finite number other than 0.")
     checkpoint = base_checkpoint(base)
+    from bakeout.models.network.ends import ends_of
+
     with loaded_base(checkpoint) as (model, identity):
         if form in _OF_BLOCKS:
             _require_every_block(model)
@@ -72,13 +74,15 @@ def import_plan(
             exact=exact,
             keep_norm=keep_norm,
             layers=layers,
+            ends=ends_of(model) if form == "an edited checkpoint" else {},
             track=track,
         )
         if fold:
-            from bakeout.export.importing.fold import folded
+            from bakeout.export.importing.fold import folded, stored_as
 
             interventions = [
-                folded(model, entry) if isinstance(entry, ResidualProjection) else entry for entry in interventions
+                folded(model, entry, stored_as(checkpoint)) if isinstance(entry, ResidualProjection) else entry
+                for entry in interventions
             ]
         return plan_of(checkpoint, model, interventions, {"imported_from": form}, track)
 
@@ -126,6 +130,7 @@ def _read(
     exact: bool,
     keep_norm: bool,
     layers: Sequence[int] | None,
+    ends: Mapping[str, EndRole],
     track: Track,
 ) -> Sequence[Intervention]:
     from bakeout.models.sources.checkpoint_pair import read_checkpoint_pair
@@ -135,7 +140,7 @@ def _read(
     if form == "a PEFT adapter":
         return [read_peft_adapter(source, model, scale)]
     if form == "an edited checkpoint":
-        return read_checkpoint_pair(base, source, model, scale, energy=energy, exact=exact, track=track)
+        return read_checkpoint_pair(base, source, model, scale, energy=energy, exact=exact, ends=ends, track=track)
     if form == _OF_BLOCKS[0]:
         return [read_projection(source, model, layers=layers)]
     return [read_addition(source, model, scale, layers=layers, keep_norm=keep_norm)]

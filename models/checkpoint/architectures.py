@@ -13,6 +13,7 @@ from bakeout.models.plan import (
     ModelIdentity,
     StoredWeight,
     WeightChange,
+    is_of_an_end,
     is_of_attention,
 )
 
@@ -110,6 +111,8 @@ def stored_weight(model: ModelIdentity, change: WeightChange) -> StoredWeight:
     layer, role = change.layer, change.role
     if role == "vector":
         return StoredWeight(change.place, None, False)
+    if is_of_an_end(role):
+        return StoredWeight(f"{change.module}.weight", None, False)
     if is_of_attention(role):
         return stored_module(model, str(change.module))
     expert = model.expert_of(layer)

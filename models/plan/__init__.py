@@ -3,8 +3,10 @@
 from bakeout.models.plan.arrays import Floats, Floats32, Integers, PlanError
 from bakeout.models.plan.attention_modules import (
     AttentionRole,
+    EndRole,
     WeightRole,
     attention_weight,
+    is_of_an_end,
     is_of_attention,
 )
 from bakeout.models.plan.feed_forward_modules import FeedForwardModules, Layout, Role, StoredWeight
@@ -40,6 +42,7 @@ __all__ = [
     "Cubes",
     "Decode",
     "Description",
+    "EndRole",
     "FeedForwardModules",
     "Floats",
     "Floats32",
@@ -74,6 +77,7 @@ __all__ = [
     "attention_weight",
     "counted",
     "find_kind",
+    "is_of_an_end",
     "is_of_attention",
     "register_kind",
 ]

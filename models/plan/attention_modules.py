@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 AttentionRole = Literal["k", "o", "q", "qkv", "v"]
 # A norm's weight, or a bias.
 VectorRole = Literal["vector"]
-WeightRole = Role | AttentionRole | VectorRole
+# Of the model's ends: what tokens are looked up in, what logits come from, and the one weight that is both.
+EndRole = Literal["embedding", "head", "tied"]
+WeightRole = Role | AttentionRole | VectorRole | EndRole
 
 _ROLES: Mapping[str, AttentionRole] = {
     "W_pack": "qkv",
@@ -37,6 +39,11 @@ _ATTENTION = frozenset(("attention", "attn", "self_attention", "self_attn"))
 def is_of_attention(role: WeightRole) -> TypeIs[AttentionRole]:
     """Whether a weight's role is one in attention, not in an FFL."""
     return role in get_args(AttentionRole)
+
+
+def is_of_an_end(role: WeightRole) -> TypeIs[EndRole]:
+    """Whether a weight's role is that of an embedding, a head, or both."""
+    return role in get_args(EndRole)
 
 
 def attention_weight(module: str) -> tuple[int, AttentionRole] | None:

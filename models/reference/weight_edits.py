@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64
 from bakeout.models.network.families import FeedForward, experts, feed_forwards_if_any, identity
-from bakeout.models.plan import Intervention, PlanError, Role, WeightChange, is_of_attention
+from bakeout.models.plan import Intervention, PlanError, Role, WeightChange, is_of_an_end, is_of_attention
 
 
 def weight_of(feed_forward: FeedForward, role: Role) -> Tensor:
@@ -54,7 +54,7 @@ def planned_weights(model: PreTrainedModel, changes: Iterable[WeightChange]) -> 
     def weight(change: WeightChange) -> Tensor:
         if change.role == "vector":
             return _vector(model, change.place, change)
-        if is_of_attention(change.role):
+        if is_of_an_end(change.role) or is_of_attention(change.role):
             return _weight_of_module(model, str(change.module), change)
         if change.layer < len(layers):
             return weight_of(layers[change.layer], change.role)
@@ -68,7 +68,7 @@ def _weight_of_module(model: PreTrainedModel, path: str, change: WeightChange) -
         module = model.get_submodule(path)
     except AttributeError:
         raise PlanError(f"The model has no module {path}.", "Name the model that the plan is of.") from None
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
         raise PlanError(f"{path} is a {type(module).__name__}, not a plain linear layer.", "Name a plain model.")
     weight = _weight(module)
     if not change.fits(tuple(weight.shape)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import require_no_devices
 from bakeout.models.plan import (
     AttentionRole,
+    EndRole,
     Floats,
     Floats32,
     LowRankUpdate,
@@ -30,6 +32,7 @@ from bakeout.models.plan import (
     VectorUpdate,
     WeightUpdate,
     attention_weight,
+    is_of_an_end,
     is_of_attention,
 )
 from bakeout.models.plan.attention_modules import block_of, list_of_blocks
@@ -50,13 +53,13 @@ class _Weight:
     """A weight that can differ, and where it is stored; ``module`` as of ``WeightUpdate``."""
 
     layer: int
-    role: Role | AttentionRole
+    role: Role | AttentionRole | EndRole
     stored: StoredWeight
     module: str | None = None
 
     def fits(self, shape: tuple[int, ...], model: ModelIdentity) -> bool:
         """Whether it can have this shape."""
-        if not is_of_attention(self.role):
+        if not is_of_attention(self.role) and not is_of_an_end(self.role):
             return shape == model.weight_shape(self.role, self.layer)
         return len(shape) == 2
 
@@ -73,14 +76,16 @@ def read_checkpoint_pair(
     *,
     energy: float = 0.9999,
     exact: bool = False,
+    ends: Mapping[str, EndRole] = MappingProxyType({}),
     track: Track = untracked,
 ) -> tuple[LowRankUpdate | VectorUpdate, ...]:
     """What was done to ``base`` to make ``edited``, as updates of ``model``, ``scale`` times as large.
 
-    Per weight, the singular value decomposition of the difference, cut at the smallest rank that holds the share
-    ``energy`` of its squared norm; the residual is in the report. ``exact``: the whole difference, such that the edited
-    checkpoint is baked bit for bit; of vectors it always is the whole. Two tensors are in memory at a time. Raises
-    ``BakeoutError`` where anything but vectors and the weights of FFLs and attention differs.
+    ``ends``: what the model calls its embedding and head, or the embedding that is both. Per weight, the singular value
+    decomposition of the difference, cut at the smallest rank that holds the share ``energy`` of its squared norm; the
+    residual is in the report. ``exact``: the whole difference, such that the edited checkpoint is baked bit for bit; of
+    vectors it always is the whole. Two tensors are in memory at a time. Raises ``BakeoutError`` where anything but
+    vectors and the weights of FFLs, attention and ends differs.
     """
     if not 0 < energy <= 1:
         raise BakeoutError(f"`energy` is {energy}, not a share between 0 and 1.", "Give one such as 0.9999.")
@@ -93,6 +98,9 @@ def read_checkpoint_pair(
     lists = {list_of_blocks(place) for place in places}
     in_model = _names_in_model(before, places)
     last = max((block_of(name) or 0 for name in in_model.values() if list_of_blocks(name) in lists), default=0)
+    for module, role in ends.items():
+        stored = StoredWeight(f"{module}.weight", None, False)
+        places[stored.name] = [_Weight(last if role == "head" else 0, role, stored, module)]
     _require_same_names(edited, before, after, bool(read_config(base).get("tie_word_embeddings", False)))
     updates: list[WeightUpdate] = []
     vectors: list[UpdatedVector] = []
@@ -111,11 +119,15 @@ def read_checkpoint_pair(
             continue
         own = _weights_in(in_model[name], places, lists, model)
         if not own or one.dtype not in EDITABLE:
-            remedy = "Edit feed-forward layers, attention, norms and biases alone" + (
+            remedy = "Edit feed-forward layers, attention, norms, biases and embeddings alone" + (
                 "." if one.dtype == other.dtype else f", and save {one.dtype}."
             )
             raise not_carried(edited, f"{name} differs from the base model's", remedy)
         old, new = one.values(), other.values()
+        if own[0].role == "tied" and _HEAD in before:
+            raise not_carried(
+                edited, f"{name} differs, and the base model stores it twice", "Save the base model again."
+            )
         for weight in own:
             start, end = weight_in(old, weight.stored), weight_in(new, weight.stored)
             if not weight.fits(start.shape, model):
@@ -234,10 +246,11 @@ def _require_same_shape(edited: Path, one: FileTensor, other: FileTensor) -> Non
 
 
 def _are_equal(one: FileTensor, other: FileTensor) -> bool:
-    """Whether two tensors hold the same: a checkpoint in a wider type than its base model's holds its values too."""
+    """Whether two tensors hold the same, but for the rounding to the type that the other is stored in."""
     if one.dtype == other.dtype:
         return bool(np.array_equal(one.content(), other.content()))
-    return bool(np.array_equal(one.values(), other.values()))
+    values = other.stored()
+    return bool(np.array_equal(one.stored().astype(values.dtype), values))
 
 
 def _truncated(weight: _Weight, difference: Floats, energy: float) -> tuple[WeightUpdate, dict[str, Any]]:

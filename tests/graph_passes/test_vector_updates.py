@@ -1,4 +1,4 @@
-"""Norms' weights and biases changed in graphs, against the reference: token for token."""
+"""Norms, biases, embeddings and heads changed in graphs, against the reference: token for token."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from transformers import PreTrainedModel
 
@@ -22,10 +23,9 @@ from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.plan import Plan, VectorUpdate
 
 from tests.baked_parity import compare, key_space_detection, unbaked
-from tests.conftest import CheckpointOf
 from tests.exported_graphs import HALF, PROMPTS, export
 from tests.tiny_models import tiny_checkpoint
-from tests.weight_plans import low_rank_update, plan_of, vary_vectors, vector_update
+from tests.weight_plans import ends_update, low_rank_update, plan_of, vary_vectors, vector_update
 
 EXPORTS = ("optimum fp32", "genai fp32", "dynamo opset20", "optimum fp16")
 # `make test` has these alone.
@@ -80,8 +80,7 @@ def test_it_says_what_the_reference_says(
     exported: Callable[[str], tuple[Path, PreTrainedModel]], name: str, tmp_path: Path
 ) -> None:
     directory, model = exported(name)
-    # With a matrix of the same layers, and a check that is fitted behind both.
-    plan = plan_of(model, "ab" * 32, vector_update(model), low_rank_update(model))
+    plan = plan_of(model, "ab" * 32, vector_update(model), low_rank_update(model), ends_update(model))
     _require_parity(directory, model, plan, tmp_path / "baked", HALF if name.endswith("fp16") else 1e-3)
 
 
@@ -102,7 +101,8 @@ def test_norms_and_biases_of_other_forms(family: str, tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     export_checkpoint(checkpoint, tmp_path / "export", "fp32")
     model = load_model(checkpoint)
-    plan = plan_of(model, "ab" * 32, vector_update(model))
+    # Of gemma and gpt2, the head is the embedding.
+    plan = plan_of(model, "ab" * 32, vector_update(model), ends_update(model))
     _require_parity(tmp_path / "export", model, plan, tmp_path / "baked", 1e-3)
 
 
@@ -114,19 +114,27 @@ def test_with_a_check_behind_them(exported: Callable[[str], tuple[Path, PreTrain
     assert parity.alike == parity.prompts and parity.ties < 0.1, parity
 
 
-def test_vectors_that_are_alike_go_by_their_names(checkpoint_of: CheckpointOf, onnx_of: CheckpointOf) -> None:
-    model = load_model(checkpoint_of("qwen2"))
+def test_vectors_that_are_alike_go_by_their_names(exported: Callable[[str], tuple[Path, PreTrainedModel]]) -> None:
+    directory, model = exported("optimum fp32")
     update = vector_update(model)
-    graph = load_graph(onnx_of("qwen2") / "model.onnx")
-    receipts = apply_plan(graph, plan_of(model, "ab" * 32, update))
-    assert all(receipt.tensor.endswith(receipt.detail["role"].removeprefix("model.")) for receipt in receipts)
-    graph = load_graph(onnx_of("qwen2") / "model.onnx")
-    for value in graph.graph.initializers.values():
-        if "input_layernorm" in (value.name or ""):
-            value.name = "renamed"
-            break
-    with pytest.raises(GraphError, match="no vector of its values that is told from others"):
-        apply_plan(graph, plan_of(model, "ab" * 32, update))
+    alike = replace(update, vectors=tuple(replace(each, before=np.ones_like(each.before)) for each in update.vectors))
+    plan = plan_of(model, "ab" * 32, alike)
+
+    def graph_of_ones() -> ir.Model:
+        graph = load_graph(directory / "model.onnx")
+        for value in graph.graph.initializers.values():
+            if value.shape is not None and len(value.shape) == 1 and value.dtype == ir.DataType.FLOAT:
+                value.const_value = ir.tensor(np.ones(value.shape.numpy(), np.float32), name=value.name)
+        return graph
+
+    for receipt in apply_plan(graph_of_ones(), plan):
+        assert receipt.tensor.endswith(receipt.detail["role"].removeprefix("model."))
+    graph = graph_of_ones()
+    graph.graph.initializers["model.layers.1.input_layernorm.weight"].name = "renamed"
+    with pytest.raises(
+        GraphError, match=r"layers.1.input_layernorm.weight: the graph holds no vector of its values that"
+    ):
+        apply_plan(graph, plan)
 
 
 def test_what_a_graph_does_not_hold_is_named(

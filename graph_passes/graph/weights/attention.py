@@ -136,6 +136,12 @@ def _nearest(
                 waiting += [value for value in following if value is not None]
 
 
+def nearest_linears(value: ir.Value) -> list[Linear]:
+    """The linears that come first on all ways back from ``value``."""
+    found = (as_linear(node) for node in _nearest([value], _producers, _is_linear))
+    return [linear for linear in found if linear is not None]
+
+
 def _producers(value: ir.Value) -> Iterable[ir.Node]:
     node = value.producer()
     return () if node is None or node.op_type in _MEASURES else (node,)

@@ -47,7 +47,7 @@ class Vectors:
             raise GraphError(f"{where}: the graph holds it in {len(places)} places.", _REMEDY)
         ((value, rows),) = places
         require_one_reader(value, where)
-        return WeightLocation(value.uses()[0].node, value, False, rows, (len(vector.before), 1))
+        return WeightLocation(next(iter(value.uses())).node, value, False, rows, (len(vector.before), 1))
 
     def _places(self, value: ir.Value, vector: UpdatedVector) -> list[tuple[ir.Value, slice]]:
         own, size = self._values[value], len(vector.before)

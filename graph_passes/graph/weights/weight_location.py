@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +67,19 @@ def locate_weight(layer: FeedForwardLayer, role: Role, name: str | None = None) 
     return WeightLocation(node, initialiser, transposed, rows, (outputs, linear.inputs), layer.slot)
 
 
-def locate_in_linear(linear: Linear, where: str, rows: slice | None = None) -> WeightLocation:
-    """The weight of a linear, or those ``rows`` of it. ``where``: what errors call it. Raises as ``locate_weight``."""
-    initialiser, transposed = _initialiser(linear.node, where)
+def locate_in_linear(
+    linear: Linear, where: str, rows: slice | None = None, also: Collection[ir.Node] = ()
+) -> WeightLocation:
+    """The weight of a linear, or those ``rows`` of it. ``where``: what errors call it. Raises as ``locate_weight``.
+
+    ``also``: nodes that may read the weight too.
+    """
+    initialiser, transposed = _initialiser(linear.node, where, also)
     outputs = linear.outputs if rows is None else rows.stop - rows.start
     return WeightLocation(linear.node, initialiser, transposed, rows, (outputs, linear.inputs))
 
 
-def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
+def _initialiser(node: ir.Node, where: str, also: Collection[ir.Node] = ()) -> tuple[ir.Value, bool]:
     """The initialiser that a linear's weight comes from, and whether it is [in, out]."""
     if node.op_type not in ("MatMul", "Gemm"):
         raise _quantised(node, where)
@@ -82,7 +88,7 @@ def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
     value = node.inputs[1]
     transposed = node.op_type == "MatMul" or not node.attributes.get_int("transB", 0)
     while value is not None and value.const_value is None:
-        require_one_reader(value, where)
+        require_one_reader(value, where, also)
         producer = value.producer()
         if producer is None or producer.op_type not in ("Transpose", "Cast", "Identity", "DequantizeLinear"):
             break
@@ -93,15 +99,15 @@ def _initialiser(node: ir.Node, where: str) -> tuple[ir.Value, bool]:
         value = producer.inputs[0]
     if value is None or value.const_value is None:
         raise GraphError(f"{where}: the weight of {node.name} is not an initialiser.")
-    require_one_reader(value, where)
+    require_one_reader(value, where, also)
     if value.const_value.dtype not in EDITABLE:
         raise GraphError(f"{where}: {value.name} is {value.const_value.dtype}, not float32, float16 or bfloat16.")
     return value, transposed
 
 
-def require_one_reader(value: ir.Value, where: str) -> None:
-    """Raise ``GraphError`` where more than one node reads a value: an edit would change it for all of them."""
-    if len(value.uses()) > 1 or value.is_graph_output():
+def require_one_reader(value: ir.Value, where: str, also: Collection[ir.Node] = ()) -> None:
+    """Raise ``GraphError`` where more than one node reads a value beside those of ``also``: all would read the edit."""
+    if len([node for node, _ in value.uses() if node not in also]) > 1 or value.is_graph_output():
         raise GraphError(
             f"{where}: its weight {value.name} is read by other nodes too, which an edit would change with it.",
             "Export the model with a copy of each weight.",

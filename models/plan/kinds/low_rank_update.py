@@ -9,7 +9,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from bakeout.models.plan.arrays import Array, Floats, Floats32, Integers, PlanError, require_finite, require_layer
-from bakeout.models.plan.attention_modules import WeightRole, attention_weight
+from bakeout.models.plan.attention_modules import WeightRole, attention_weight, is_of_an_end
 from bakeout.models.plan.feed_forward_modules import Role
 from bakeout.models.plan.kinds.intervention import Take
 from bakeout.models.plan.kinds.report import RetainReport
@@ -19,7 +19,10 @@ from bakeout.models.plan.kinds.weight_edit import WeightEdit
 
 @dataclass(frozen=True, eq=False)
 class WeightUpdate(WeightChange):
-    """What is added to one weight W [out, in] (``y = W x``): ``left`` [out, rank] @ ``right`` [rank, in], float32."""
+    """What is added to one weight W [out, in] (``y = W x``): ``left`` [out, rank] @ ``right`` [rank, in], float32.
+
+    Of an embedding W is [vocabulary, hidden], and ``layer`` 0; of a head the last.
+    """
 
     layer: int
     role: WeightRole
@@ -32,7 +35,10 @@ class WeightUpdate(WeightChange):
         require_layer(self.layer, where)
         if self.module is None and self.role not in get_args(Role):
             raise PlanError(f"{where}: no weight of an FFL is called so.")
-        if self.module is not None and attention_weight(self.module) != (self.layer, self.role):
+        if is_of_an_end(self.role):
+            if self.module is None:
+                raise PlanError(f"{where}: the module has no name.")
+        elif self.module is not None and attention_weight(self.module) != (self.layer, self.role):
             raise PlanError(f"{where}: {self.module} is no such linear layer of attention.")
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
             raise PlanError(f"{where}: factors of shapes {self.left.shape} and {self.right.shape} have no product.")
@@ -71,12 +77,12 @@ class LowRankUpdate(WeightEdit):
     """Weights changed by low-rank matrices, as LUNAR, UNLEARN, LEARN, Reveal-and-Release and imports end in.
 
     ``method`` names the one that fitted it. ``updates``: ascending by layer, then by role, each weight once. Imports
-    change weights of attention too, which schema 1 does not hold.
+    change weights of attention too, which schema 1 does not hold, and embeddings and heads, which schema 2 does not.
     The figures of a report are the method's own, and in its ``details``.
     """
 
     kind = "low_rank_update"
-    schema = 2
+    schema = 3
     title = "Low-rank update"
     unit = "rank"
     count_key = "rank"
@@ -94,13 +100,22 @@ class LowRankUpdate(WeightEdit):
 
     @property
     def schema_written(self) -> int:
-        """1 without weights of attention."""
+        """1 without weights of attention, 2 without embeddings and heads."""
+        if any(is_of_an_end(update.role) for update in self.updates):
+            return 3
         return 1 if all(update.module is None for update in self.updates) else 2
 
     @property
     def explanation(self) -> str:
         """Of which layers the weights are."""
-        layers = {"the feed-forward layers" if update.module is None else "attention" for update in self.updates}
+        layers = {
+            "the embedding or head"
+            if is_of_an_end(update.role)
+            else "the feed-forward layers"
+            if update.module is None
+            else "attention"
+            for update in self.updates
+        }
         return f"A low-rank matrix is added to each of these weights of {' and '.join(sorted(layers))}."
 
     def settings(self) -> dict[str, Any]:

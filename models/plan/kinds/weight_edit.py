@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from bakeout.models.plan.arrays import PlanError
-from bakeout.models.plan.attention_modules import is_of_attention
+from bakeout.models.plan.attention_modules import is_of_an_end, is_of_attention
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.intervention import Blocks, CoinPlace, Intervention
 from bakeout.models.plan.kinds.weight_change import WeightChange
@@ -57,7 +57,7 @@ class WeightEdit(Intervention):
     def require_fit(self, model: ModelIdentity) -> None:
         """Raise ``PlanError`` unless ``model`` has all weights, of the shapes that they are changed in."""
         for change in self.weight_changes():
-            if change.role == "vector" or is_of_attention(change.role):
+            if change.role == "vector" or is_of_an_end(change.role) or is_of_attention(change.role):
                 # How wide these are, they tell themselves.
                 model.require_block(change.layer)
                 continue

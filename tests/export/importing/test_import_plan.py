@@ -197,15 +197,39 @@ def test_a_pair_in_another_type(llama_checkpoint: Path, tmp_path: Path) -> None:
     # Loaded and saved in float32.
     edited_checkpoint(half, tmp_path / "edited", rank=1, names=FEED_FORWARD)
     assert len(read_of(import_plan(tmp_path / "edited", str(half)))["read"]) == 8
-    with pytest.raises(BakeoutError, match=r"lm_head.weight differs .* and save F32"):
+    # It is the base model, rounded.
+    with pytest.raises(BakeoutError, match="would do nothing"):
         import_plan(half, str(llama_checkpoint))
 
 
-def test_what_differs_elsewhere_is_named(llama_checkpoint: Path, tmp_path: Path) -> None:
-    names = ("down_proj.weight", "q_proj.weight", "embed_tokens.weight")
-    edited_checkpoint(llama_checkpoint, tmp_path / "edited", rank=1, names=names)
-    with pytest.raises(BakeoutError, match=r"embed_tokens.weight differs"):
-        import_plan(tmp_path / "edited", str(llama_checkpoint))
+def test_what_differs_elsewhere_is_named(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    names = ("c_proj.weight", "wpe.weight")
+    edited_checkpoint(checkpoint_of("gpt2"), tmp_path / "edited", rank=1, names=names)
+    with pytest.raises(BakeoutError, match=r"wpe.weight differs"):
+        import_plan(tmp_path / "edited", str(checkpoint_of("gpt2")))
+
+
+@pytest.mark.parametrize(("family", "roles"), [("llama", {"embedding", "head"}), ("gemma", {"tied"})])
+def test_embeddings_and_heads_of_a_pair(
+    checkpoint_of: CheckpointOf, tmp_path: Path, family: str, roles: set[str]
+) -> None:
+    checkpoint = checkpoint_of(family)
+    expected = edited_checkpoint(
+        checkpoint, tmp_path / "edited", rank=2, names=("embed_tokens.weight", "lm_head.weight")
+    )
+    plan = import_plan(tmp_path / "edited", str(checkpoint))
+    assert {row["role"] for row in read_of(plan)["read"]} == roles
+    save_plan(plan, tmp_path / "plan.safetensors")
+    plan = load_plan(tmp_path / "plan.safetensors")
+    assert (baked_logits(plan, checkpoint, tmp_path / "baked") - expected).abs().max() < 1e-3
+    exact = import_plan(tmp_path / "edited", str(checkpoint), exact=True)
+    directory = bake(str(checkpoint), exact, tmp_path / "exact", CHECKPOINT).directory
+    edited = load_model(tmp_path / "edited").state_dict()
+    assert all(torch.equal(weight, edited[name]) for name, weight in load_model(directory).state_dict().items())
+    assert all(check.ok for check in verify(directory, base=checkpoint, prompts=PROMPTS))
+    assert "the embedding or head" in (directory / "README.md").read_text()
+    with pytest.raises(BakeoutError, match="embeddings and heads"):
+        export_peft_adapter(plan, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -365,6 +389,18 @@ def test_a_projection_that_no_weights_carry_exactly_is_not_folded(
         import_plan(path, str(checkpoint), project=True, fold=True)
     with pytest.raises(BakeoutError, match="`fold` does nothing"):
         import_plan(path, str(checkpoint), layers=[1], fold=True)
+
+
+def test_the_receipt_of_a_fold_tells_what_rounding_leaves(tmp_path: Path) -> None:
+    direction = save(tmp_path / "direction.safetensors", direction=np.ones(32, np.float32))
+    left = {}
+    for dtype in ("float32", "bfloat16"):
+        checkpoint = tiny_checkpoint("llama", tmp_path / dtype, dtype=dtype)
+        plan = import_plan(direction, str(checkpoint), project=True, fold=True, layers=[1, 2])
+        figures = read_of(plan)["folded"]
+        assert figures["stored_as"] == dtype and figures["left_along"] < 1e-4
+        left[dtype] = figures["left_along_stored"]
+    assert left["float32"] < 1e-4 < left["bfloat16"] < 0.05
 
 
 def test_a_fold_is_measured_within_a_short_table_of_positions(tmp_path: Path) -> None:
