@@ -42,7 +42,7 @@ def export_policy(plan: Plan, output: Path, *, artifact: Path | None = None, bas
     if artifact is not None and is_hidden(load_plan(artifact / PLAN)) and not is_hidden(plan):
         raise BakeoutError(
             "The artifact hides what is forgotten, and the policy's plan would tell it.",
-            "Give the plan.safetensors of an artifact that was baked of that plan with `hide`.",
+            "Hide it as well (`bakeout export-adapter --hide SALT`).",
         )
     with new_directory(output) as directory:
         if artifact is None:

@@ -12,13 +12,14 @@ from bakeout.models.plan import Plan
 from bakeout.models.plan.hiding import REFUSAL, hidden
 
 
-def hide_plan(model: str | Path, plan: Plan, salt: bytes) -> Plan:
+def hide_plan(model: str | Path | None, plan: Plan, salt: bytes) -> Plan:
     """``plan`` without names, its refusal ``REFUSAL`` in the words of the model's own tokenizer.
 
-    Raises ``BakeoutError`` for a model that cannot be read, and for a tokenizer that cannot write the refusal.
+    ``model`` can be None for a plan that refuses nothing. Raises ``BakeoutError`` for a model that cannot be read, and
+    for a tokenizer that cannot write the refusal.
     """
     refusal = None
-    if plan.check is not None:
+    if plan.check is not None and model is not None:
         source = model_source(model)
         directory = home_of(source) if isinstance(source, Path) else source.directory
         ends = [int(plan.check.refusal[-1]), *plan.check.other_ends]

@@ -16,12 +16,21 @@ from bakeout.export.cli.options import PATH, json_output
 @click.option("--artifact", type=PATH, help="With `--to onnx`: what `bake --adapter-slots` wrote.")
 @click.option("--base", help="With `--to peft`: the name that the adapter gives its base model.")
 @click.option("--policy", is_flag=True, help="A directory with plan and manifest: to be signed, recorded, certified.")
+@click.option("--hide", type=PATH, help="Leave out what is forgotten, as `bake --hide` with this file of a salt.")
 @click.option("-o", "--output", type=PATH, required=True, help="The new directory (peft, policy) or file (onnx).")
 @json_output
 def export_adapter(
-    plan: Path, to: str, artifact: Path | None, base: str | None, policy: bool, output: Path, machine: bool
+    plan: Path,
+    to: str,
+    artifact: Path | None,
+    base: str | None,
+    policy: bool,
+    hide: Path | None,
+    output: Path,
+    machine: bool,
 ) -> None:
     """Write a plan as an adapter: for PEFT its low-rank updates, for ONNX Runtime the constants of its graph edits."""
+    from bakeout.export.artifacts.salt import kept_salt
     from bakeout.models.plan.plan_file import load_plan
 
     loaded = load_plan(plan)
@@ -29,6 +38,11 @@ def export_adapter(
         raise click.UsageError("'--artifact' belongs to '--to onnx'.")
     if to == "onnx" and (artifact is None or base is not None):
         raise click.UsageError("'--to onnx' needs '--artifact', and takes no '--base'.")
+    if hide is not None:
+        from bakeout.export.baking.hiding import hide_plan
+
+        with kept_salt(hide) as salt:
+            loaded = hide_plan(artifact, loaded, salt)
     if policy:
         from bakeout.export.adapters.policy import export_policy
 

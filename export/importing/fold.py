@@ -7,6 +7,8 @@ write along the direction (arXiv 2406.11717, appendix on weight orthogonalisatio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.plan import Floats32, LowRankUpdate, ResidualProjection, WeightUpdate, attention_weight
@@ -28,11 +32,13 @@ _ROUNDED = 1e-4
 _OF_SUMS = 16 * float(np.finfo(np.float32).eps)
 
 
-def folded(model: PreTrainedModel, projection: ResidualProjection) -> LowRankUpdate:
+def folded(model: PreTrainedModel, projection: ResidualProjection, stored_as: torch.dtype) -> LowRankUpdate:
     """The projection's directions taken out of what attention and FFLs of its blocks write into the residual stream.
 
-    Exact: raises ``BakeoutError``, naming the block, where anything of these blocks is still written along the
-    direction, measured on the model: by biases, by norms behind the written output, by experts.
+    The report has the largest share of what a block writes for a token that is left along its direction, in float32
+    and with weights that are stored as ``stored_as``. But for that rounding the fold is exact: raises ``BakeoutError``,
+    naming the block, where anything of these blocks is still written along the direction, measured on the model: by
+    biases, by norms behind the written output, by experts.
     """
     outputs = {
         place[0]: name
@@ -56,8 +62,28 @@ def folded(model: PreTrainedModel, projection: ResidualProjection) -> LowRankUpd
         ]
     edit = LowRankUpdate(METHOD, tuple(updates), projection.report)
     with edited_weights(model, [edit]):
-        _require_exact(model, projection)
-    return edit
+        shares = _shares_along(model, projection)
+    _require_exact(shares)
+    with edited_weights(model, [edit], stored_as=stored_as):
+        rounded = _shares_along(model, projection)
+    imported = {**projection.report.details["imported"], "folded": _figures(shares, rounded, stored_as)}
+    return replace(edit, report=replace(projection.report, details={**projection.report.details, "imported": imported}))
+
+
+def _figures(shares: Mapping[int, float], rounded: Mapping[int, float], stored_as: torch.dtype) -> dict[str, Any]:
+    """How much is left along the directions: in float32, and after rounding to the type that weights are stored in."""
+    return {
+        "left_along": float(f"{max(shares.values()):.2g}"),
+        "stored_as": str(stored_as).removeprefix("torch."),
+        "left_along_stored": float(f"{max(rounded.values()):.2g}"),
+    }
+
+
+def stored_as(checkpoint: Checkpoint) -> torch.dtype:
+    """The type that a checkpoint says its weights are stored in."""
+    config = read_config(checkpoint.directory)
+    dtype: torch.dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    return dtype
 
 
 def _written_along(linear: nn.Module, direction: Floats32) -> Floats32:
@@ -68,8 +94,8 @@ def _written_along(linear: nn.Module, direction: Floats32) -> Floats32:
 
 
 @torch.no_grad()
-def _require_exact(model: PreTrainedModel, projection: ResidualProjection) -> None:
-    """Raise ``BakeoutError`` unless nothing that the blocks write lies along their directions."""
+def _shares_along(model: PreTrainedModel, projection: ResidualProjection) -> Mapping[int, float]:
+    """For each block the largest share of what it writes for a token that lies along its direction."""
     layers = feed_forward_layers(model)
     read: dict[int, Tensor] = {}
     shares: dict[int, float] = {}
@@ -101,6 +127,11 @@ def _require_exact(model: PreTrainedModel, projection: ResidualProjection) -> No
     finally:
         for handle in handles:
             handle.remove()
+    return shares
+
+
+def _require_exact(shares: Mapping[int, float]) -> None:
+    """Raise ``BakeoutError`` unless nothing that the blocks write lies along their directions."""
     worst = max(shares, key=lambda layer: shares[layer])
     if not shares[worst] <= _ROUNDED:
         raise BakeoutError(

@@ -30,6 +30,7 @@ from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import save_plan
 
+from tests.baked_parity import key_space_detection
 from tests.recipe_files import write_rows
 from tests.residual_plans import residual_addition
 from tests.weight_plans import PROMPTS, low_rank_update, plan_of
@@ -141,6 +142,31 @@ def test_a_policy_does_not_tell_what_its_artifact_hides(
     with pytest.raises(BakeoutError, match="hides what is forgotten"):
         export_policy(plan, tmp_path / "policy", artifact=artifact)
     export_policy(hidden, tmp_path / "policy", artifact=artifact)
+
+
+def test_a_check_over_a_hidden_artifact_is_hidden_as_well(
+    llama_checkpoint: Path, llama_export: Path, tmp_path: Path
+) -> None:
+    model, salt = load_model(llama_checkpoint), tmp_path / "salt"
+    salt.write_bytes(b"0" * 32)
+    plans = [
+        plan_of(model, weights_digest(llama_checkpoint), key_space_detection(model, (1,), "query", rows))
+        for rows in (PROMPTS[:12], PROMPTS[12:])
+    ]
+    first, second = (hide_plan(llama_export, plan, salt.read_bytes()) for plan in plans)
+    slots = BakeOptions(adapter_slots=True)
+    artifact = bake(llama_export, first, tmp_path / "hidden", slots).directory
+    save_plan(plans[1], tmp_path / "second.plan")
+    arguments = ["export-adapter", str(tmp_path / "second.plan"), "--to", "onnx", "--artifact", str(artifact)]
+    refused = CliRunner().invoke(main, [*arguments, "--policy", "-o", str(tmp_path / "none")])
+    assert refused.exit_code != 0 and "--hide" in refused.output and not (tmp_path / "none").exists()
+    arguments += ["--policy", "--hide", str(salt), "-o", str(tmp_path / "policy")]
+    assert CliRunner().invoke(main, arguments, catch_exceptions=False).exit_code == 0
+    assert all(check.ok for check in verify(tmp_path / "policy"))
+    runner = Runner(artifact)
+    runner.use_adapter(tmp_path / "policy" / ADAPTER)
+    alone = bake(llama_export, second, tmp_path / "alone").directory
+    assert runner.generate(PROMPTS, 12) == Runner(alone).generate(PROMPTS, 12) != Runner(artifact).generate(PROMPTS, 12)
 
 
 def test_a_record_names_the_policy_and_what_it_is_over(policy: Path, slotted: Path, tmp_path: Path) -> None:

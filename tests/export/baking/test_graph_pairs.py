@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bakeout.export.artifacts.manifest import read_manifest, receipts_of
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.dry_run import dry_run
+from bakeout.export.certificate.models import Models
 from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
@@ -139,6 +140,16 @@ def test_runtimes_of_one_graph_are_refused(pair: Path, tiny_plan: Plan, tmp_path
 def test_the_dry_run_tells_the_receipts_of_both(pair: Path, tiny_plan: Plan, tmp_path: Path) -> None:
     outlook = dry_run(pair, tiny_plan, BakeOptions())
     assert outlook.receipts == bake(pair, tiny_plan, tmp_path / "baked", BakeOptions()).receipts
+
+
+def test_a_pair_has_no_quantised_base_for_a_certificate(pair: Path, tiny_plan: Plan, tmp_path: Path) -> None:
+    artifact = bake(pair, tiny_plan, tmp_path / "baked").directory
+    with (
+        Models(artifact, pair) as models,
+        pytest.raises(BakeoutError, match="two graphs, which are not quantised") as raised,
+    ):
+        models.runner("base", "int8")
+    assert "its checkpoint" in raised.value.remedy
 
 
 def test_a_half_is_no_artifact(pair: Path, tiny_plan: Plan, tmp_path: Path) -> None:
