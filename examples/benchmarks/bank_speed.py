@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 import numpy as np
 from builder_graph import PRECISIONS, build
-from comparison import compare, print_machine, print_table
+from comparison import compare_loaded, print_machine, print_table
 from random_llama import REFUSAL, Shape, bake, random_llama
 from transformers import AutoTokenizer
-from workloads import OPENING, Workload, require_outcome, run
+from workloads import OPENING, Workload, loaded, require_outcome
 
 from bakeout.export.running.runner import Runner
 from bakeout.models.plan import Cubes, KeySpaceDetection, Positions
@@ -34,28 +34,39 @@ REGIONS = ("cubes", "half-spaces")
 @click.option("--targets", default=1000, show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="int4", show_default=True)
 @click.option("--prompt", default=128, show_default=True, help="Tokens of a prefill.")
-@click.option("--pairs", default=30, show_default=True, help="Interleaved pairs per ratio.")
+@click.option("--loads", default=8, show_default=True, help="How often the sessions of a ratio are loaded.")
+@click.option("--pairs", default=6, show_default=True, help="Interleaved pairs a load.")
+@click.option("--only", type=click.Choice(POSITIONS), multiple=True, help="Positions to measure; else all.")
 @click.option("--threads", type=int, help="Threads; by default ONNX Runtime chooses.")
 @click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall", show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), help="Where the graph is kept for the next time.")
 def main(
-    targets: int, precision: str, prompt: int, pairs: int, threads: int | None, clock: str, cache: Path | None
+    targets: int,
+    precision: str,
+    prompt: int,
+    loads: int,
+    pairs: int,
+    only: tuple[Positions, ...],
+    threads: int | None,
+    clock: str,
+    cache: Path | None,
 ) -> None:
     """Measure and print a table. On a machine that is busy otherwise: --threads 1 --clock processor."""
     shape = Shape(24, 896, 4864, 32000, 14, 2, 64, 2 * prompt + OPENING)
     workloads = [Workload(f"decode at {prompt}", prompt, 1), Workload(f"prefill of {prompt}", 0, prompt)]
     print_machine("onnxruntime-gpu", "onnxruntime-genai-cuda")
-    print(f"{shape}, {precision}, {targets} targets, {pairs} pairs, {clock} time\n", flush=True)
+    print(f"{shape}, {precision}, {targets} targets, {loads} loads of {pairs} pairs, {clock} time\n", flush=True)
 
     def rows(directory: Path) -> Iterator[list[str]]:
-        unbaked = Runner(directory, threads=threads)
-        for positions in POSITIONS:
+        unbaked = directory / "model.onnx"
+        for positions in only or POSITIONS:
             for regions in REGIONS:
                 bank = bank_of(regions, positions, targets, shape)
-                baked = Runner(bake(directory, shape, bank), threads=threads)
+                baked = bake(directory, shape, bank)
                 for workload in workloads:
-                    require_outcome(unbaked, baked, bank, workload)
-                    measured = compare(run(unbaked, workload), run(baked, workload), pairs=pairs, clock=clock)
+                    require_outcome(Runner(directory, threads=threads), Runner(baked, threads=threads), bank, workload)
+                    sessions = (loaded(graph, workload, threads) for graph in (unbaked, baked))
+                    measured = compare_loaded(*sessions, loads=loads, pairs=pairs, clock=clock)
                     times = f"{measured.baseline:.1f}", f"{measured.variant:.1f}"
                     yield [positions, regions, workload.name, *times, measured.interval]
 

@@ -1,4 +1,4 @@
-"""What interventions cost in the graphs of different exporters: optimum's beside those of onnxruntime-genai's builder.
+"""What interventions cost in graphs of different exporters and precisions, and what the graphs cost beside each other.
 
 A Llama of at least 100 M parameters with random weights, as in ``speed.py``; a prefill, and decode behind it.
 
@@ -7,6 +7,7 @@ A Llama of at least 100 M parameters with random weights, as in ``speed.py``; a 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,19 @@ from random_llama import Shape, bake, key_space_detection, neuron_adjust, random
 from transformers import AutoTokenizer
 from workloads import OPENING, Workload, loaded, require_outcome
 
+from bakeout.export.artifacts.onnx_directory import companion_files
+from bakeout.export.baking.quantise import quantise
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import DType
 from bakeout.export.running.runner import Runner
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.plan import Intervention
 from bakeout.models.skills import checkpoint_directory
 
 Compare = Callable[[Path, Path, Workload], Comparison]
 OPTIMUM = "optimum fp32"
 BUILDERS = {f"genai builder {precision}": precision for precision in PRECISIONS}
+GRAPHS = (OPTIMUM, "optimum fp16", "optimum int8", "dynamo fp32", *BUILDERS)
 
 
 @click.command()
@@ -39,6 +45,7 @@ BUILDERS = {f"genai builder {precision}": precision for precision in PRECISIONS}
 @click.option("--threads", type=int, help="Threads; by default ONNX Runtime chooses.")
 @click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall", show_default=True)
 @click.option("--only", type=click.Choice(["baked", "exporters"]), help="One of the two tables alone.")
+@click.option("--graph", "names", type=click.Choice(GRAPHS), multiple=True, help="Graphs of the first table; else all.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where the graphs are kept for the next time.")
 def main(
     layers: int,
@@ -51,6 +58,7 @@ def main(
     threads: int | None,
     clock: str,
     only: str | None,
+    names: Sequence[str],
     cache: Path | None,
 ) -> None:
     """Measure and print two tables: baked against unbaked graphs, and the builder's graphs against optimum's.
@@ -75,7 +83,7 @@ def main(
 
     with tempfile.TemporaryDirectory() as temporary:
         root = (cache or Path(temporary)) / "-".join(map(str, (layers, hidden, width, vocabulary, prompt)))
-        graphs = _graphs(shape, root)
+        graphs = _graphs(shape, root, names or GRAPHS)
         if only != "exporters":
             print_table(
                 ["graph", "run", "intervention", "unbaked, ms", "baked, ms", "ratio (95 % interval)"],
@@ -85,7 +93,7 @@ def main(
         if only != "baked":
             print_table(
                 ["graph", "run", "intervention", "optimum fp32, ms", "this graph, ms", "ratio (95 % interval)"],
-                _exporter_rows(graphs, shape, interventions, workloads, compared),
+                _exporter_rows(_graphs(shape, root, (OPTIMUM, *BUILDERS)), shape, interventions, workloads, compared),
             )
 
 
@@ -125,19 +133,30 @@ def _row(graph: str, workload: Workload, name: str, measured: Comparison) -> lis
     return [graph, workload.name, name, *times, measured.interval]
 
 
-def _graphs(shape: Shape, root: Path) -> dict[str, Path]:
-    """The directory of each exporter's graph of the same random model, made where it is not there yet."""
-    directories = {name: root / name.replace(" ", "-") for name in (OPTIMUM, *BUILDERS)}
-    if all((directory / "model.onnx").is_file() for directory in directories.values()):
-        return directories
+def _graphs(shape: Shape, root: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The directory of each graph of the same random model, made where it is not there yet."""
+    directories = {name: root / name.replace(" ", "-") for name in names}
+    missing = [name for name, directory in directories.items() if not (directory / "model.onnx").is_file()]
     checkpoint = root / "checkpoint"
-    random_llama(shape).save_pretrained(checkpoint)
-    # The builder asks for a tokenizer; which one is all the same.
-    AutoTokenizer.from_pretrained(checkpoint_directory()).save_pretrained(checkpoint)
-    directories[OPTIMUM].mkdir(exist_ok=True)
-    export_checkpoint(checkpoint, directories[OPTIMUM])
-    for name, precision in BUILDERS.items():
-        build(checkpoint, directories[name], precision)
+    if missing and not checkpoint.is_dir():
+        random_llama(shape).save_pretrained(checkpoint)
+        # The builder asks for a tokenizer; which one is all the same.
+        AutoTokenizer.from_pretrained(checkpoint_directory()).save_pretrained(checkpoint)
+    for name in missing:
+        exporter, _, precision = name.rpartition(" ")
+        if name in BUILDERS:
+            build(checkpoint, directories[name], precision)
+            continue
+        directories[name].mkdir(exist_ok=True)
+        if precision == "int8":
+            single = f"{exporter} fp32"
+            source = _graphs(shape, root, [single])[single]
+            quantise(load_graph(source / "model.onnx"), directories[name])
+            for path in companion_files(source):
+                shutil.copy(path, directories[name])
+        else:
+            dtype: DType = "fp16" if precision == "fp16" else "fp32"
+            export_checkpoint(checkpoint, directories[name], dtype, exporter=exporter)  # type: ignore[arg-type]
     return directories
 
 

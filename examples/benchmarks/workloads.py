@@ -15,6 +15,7 @@ import onnxruntime
 from comparison import Action
 from random_llama import REFUSAL
 
+from bakeout.export.running.cache_entries import TYPES
 from bakeout.export.running.runner import Cache, Runner
 from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust
 
@@ -43,7 +44,7 @@ def past(runner: Runner, length: int) -> Cache | None:
     random = np.random.default_rng(0)
     drawn = {
         value.name: onnxruntime.OrtValue.ortvalue_from_numpy(
-            random.standard_normal((1, value.shape[1], length - OPENING, value.shape[3]), dtype=np.float32),
+            random.standard_normal((1, value.shape[1], length - OPENING, value.shape[3])).astype(TYPES[value.type]),
             "cuda" if runner.provider == "CUDAExecutionProvider" else "cpu",
         )
         for value in runner.session.get_inputs()

@@ -50,9 +50,14 @@ class GraphBuilder:
             name=node_name,
         )
         for index, (output, name) in enumerate(zip(node.outputs, names, strict=True)):
-            output.name = f"{self._prefix}.{name}" if name else f"{node_name}.output_{index}"
+            output.name = self._unique(name) if name else f"{node_name}.output_{index}"
         self.nodes.append(node)
         return node.outputs
+
+    def _unique(self, name: str) -> str:
+        """The name, or one like it where a value around a branch or in it has it already."""
+        number = self._counts[f".{name}"] = self._counts.get(f".{name}", -1) + 1
+        return f"{self._prefix}.{name}" + (f"_{number}" if number else "")
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
         """Add a node that does what another does, to other inputs. Its outputs are named after the other's."""

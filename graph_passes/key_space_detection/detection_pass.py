@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import (
@@ -23,35 +22,17 @@ from bakeout.graph_passes.graph.dependence import nodes_behind
 from bakeout.graph_passes.graph.graph_builder import END, GraphBuilder
 from bakeout.graph_passes.graph.graph_file import graph_digest
 from bakeout.graph_passes.key_space_detection.cache_writer import CacheWriter, find_writer
+from bakeout.graph_passes.key_space_detection.check import Check, Monitored, Verdict
 from bakeout.graph_passes.key_space_detection.early_exit import part
-from bakeout.graph_passes.key_space_detection.latch import Latched, latch_codes, read_latch
+from bakeout.graph_passes.key_space_detection.latch import latch_codes
 from bakeout.graph_passes.key_space_detection.latch_place import choose_value_cache
 from bakeout.graph_passes.key_space_detection.margins import Margins
-from bakeout.graph_passes.key_space_detection.query_end import ends_query
-from bakeout.graph_passes.key_space_detection.refusal import refusal_logits, refusal_tokens_matched
-from bakeout.graph_passes.key_space_detection.value_cache import ValueCache
-from bakeout.graph_passes.key_space_detection.window import Window, read_window, read_window_without_mask
+from bakeout.graph_passes.key_space_detection.refusal import refusal_logits
+from bakeout.graph_passes.key_space_detection.value_cache import Latch, ValueCache
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.receipt import Receipt
 
 PREFIX = "bakeout.key_space_detection"
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """The check's decisions, as values of the graph.
-
-    ``refused``: bool [B, W], or [B, 1] where it holds for a row's whole run: the positions that generate the refusal.
-    ``counts``: bool, likewise: the new tokens that belong to the refused conversation. ``leaves_latch``: bool [B, W],
-    the new slots that get the latch. ``any_refused``, ``all_refused``: one bool; the latter means that no new token
-    that counts is left to compute.
-    """
-
-    refused: ir.Value
-    counts: ir.Value
-    leaves_latch: ir.Value
-    any_refused: ir.Value
-    all_refused: ir.Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,22 +93,15 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         edited = [(keys[layer].node.name or "", keys[layer].value.name or "") for layer in self.intervention.layers]
 
         build = GraphBuilder(graph, PREFIX)
-        if anatomy.attention_mask is None:
-            window = read_window_without_mask(build, anatomy.input_ids, cache.past)
-        else:
-            window = read_window(build, anatomy.input_ids, anatomy.attention_mask, packed=cache.is_packed)
-        newest = cache.newest_slot(build, window)
-        longest = len(self.intervention.refusal)
-        latched = read_latch(build, cache.past, newest, longest, cache.head_size, cache.unit)
-        verdict, margin = self._judge(build, anatomy, window, latched)
-        matched, code = self._state(build, anatomy, cache, window, latched, verdict)
+        check = Check(self.intervention, anatomy, cache, branches=self.early_exit, monitor=self.monitor)
+        verdict, monitored = check.judge(build)
         graph.extend(build.nodes)
-        self._leave_latch(graph, cache, verdict, code, before=behind.has(cache.writer))
-        self._select_refusal(graph, anatomy, verdict, matched)
-        if self.monitor:
-            self._report(graph, anatomy, verdict, margin, window)
+        self._leave_latch(graph, cache, verdict, before=behind.has(cache.writer))
+        self._select_refusal(graph, anatomy, verdict)
+        if monitored is not None:
+            self._report(graph, anatomy, monitored)
         graph.sort()
-        moved = self._part(graph, anatomy, cache, behind, window, verdict, matched, code) if self.early_exit else 0
+        moved = self._part(graph, anatomy, cache, behind, check, verdict) if self.early_exit else 0
         RemoveUnusedNodesPass()(model)
         after = graph_digest(model)
         self.receipts = [
@@ -173,107 +147,39 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         if not isinstance(_vocabulary(anatomy), int):
             raise GraphError("The graph does not say how many logits a token has.", "Export the model again.")
 
-    def _judge(
-        self, build: GraphBuilder, anatomy: Anatomy, window: Window, latched: Latched
-    ) -> tuple[Verdict, ir.Value]:
-        """The verdict, and the margins at each row's last real token (float32 [B, regions])."""
-        watched = [anatomy.keys(self.intervention.keys)[layer] for layer in self.intervention.layers]
-        margins = Margins(build, self.intervention, [key.width for key in watched])
-        keys = [key.value for key in watched]
-        batch = build.dimension(anatomy.input_ids, 0)
-        if self.intervention.positions == "every":
-            at_all = margins.at_all(build, keys, window, batch)
-            inside = build.cast(build("Squeeze", margins.inside(build, at_all), [2]), ir.DataType.INT64)
-            hits = build("Mul", inside, window.is_real)
-            hits_so_far = build("CumSum", hits, 1)
-            refused = build("Or", latched.latched, build("Greater", hits_so_far, 0), name="refused_positions")
-            counts = build("Or", latched.latched, build("Greater", build("Sub", hits_so_far, hits), 0))
-            leaves_latch = refused
-            at_last = build("Unsqueeze", window.last, [2])
-            spread = build("Expand", at_last, [1, 1, self._count])
-            margin = build("Squeeze", build("GatherElements", at_all, spread, axis=1), [1], name="margin")
-            is_left = build("And", build("Not", refused), build("Cast", window.is_real, to=ir.DataType.BOOL))
-        else:
-            tested = window.has_any
-            if self.intervention.positions == "query":
-                is_several = build("Greater", window.length, 1)
-                if self.intervention.query_end:
-                    ends = ends_query(build, self.intervention.query_end, anatomy.input_ids, window)
-                    is_several = build("And", is_several, ends)
-                is_query = build("Or", build("Equal", window.past, 0), is_several)
-                tested = build("And", tested, is_query)
-            if margins.are_many and self.intervention.positions == "query" and self.early_exit and not self.monitor:
-                margin = margins.where_tested(build, _any(build, tested, "any_tested"), keys, window, batch)
-            else:
-                margin = margins.at_last(build, keys, window, batch)
-            refused = build(
-                "Or", latched.latched, build("And", margins.inside(build, margin), tested), name="refused_rows"
-            )
-            counts = latched.latched
-            from_last = build("GreaterOrEqual", window.index, window.last)
-            leaves_latch = build("And", refused, build("Or", latched.latched, from_last), name="leaves_latch")
-            is_left = build("Not", refused)
-        any_refused = _any(build, refused, "any_refused")
-        all_refused = build("And", any_refused, build("Not", _any(build, is_left, "any_left")), name="all_refused")
-        return Verdict(refused, counts, leaves_latch, any_refused, all_refused), margin
-
-    def _state(
-        self,
-        build: GraphBuilder,
-        anatomy: Anatomy,
-        cache: ValueCache,
-        window: Window,
-        latched: Latched,
-        verdict: Verdict,
-    ) -> tuple[ir.Value, ir.Value]:
-        """Where the refusal stands: tokens matched, int64 [B, W], and the latch's code for them, [B, W, head size].
-
-        Where nothing is refused, both are zeros for one position of one row, which nothing reads.
-        """
-        refusal = self.intervention.refusal
-        codes = latch_codes(len(refusal), cache.head_size)
-
-        def state(build: GraphBuilder) -> tuple[ir.Value, ir.Value]:
-            matched = refusal_tokens_matched(build, refusal, anatomy.input_ids, verdict.counts, latched, window)
-            code = build("Gather", build.constant(codes, "latch.codes"), matched)
-            return matched, cache.in_cache(build, code)
-
-        def nothing(build: GraphBuilder) -> tuple[ir.Value, ir.Value]:
-            zero = build.constant(np.zeros((1, 1), np.int64), "nothing_matched")
-            no_code = build.constant(np.zeros((1, 1, cache.head_size), np.float32), "no_code")
-            return build("Identity", zero), build("Cast", no_code, to=cache.dtype)
-
-        if not self.early_exit:
-            return state(build)
-        matched, code = build.choose(verdict.any_refused, state, nothing, ["state.matched", "state.code"])
-        return matched, code
-
     def _behind(self, graph: ir.Graph, anatomy: Anatomy) -> Behind:
         nodes = nodes_behind(graph, anatomy.keys(self.intervention.keys)[self.intervention.layers[-1]].value)
         writers = [writer for cache in anatomy.caches if (writer := find_writer(cache)) and writer.node in nodes]
         states = [state for state in anatomy.states if state.present.producer() in nodes]
         return Behind(tuple(writers), tuple(states))
 
-    def _leave_latch(
-        self, graph: ir.Graph, cache: ValueCache, verdict: Verdict, code: ir.Value, *, before: bool
-    ) -> None:
+    def _leave_latch(self, graph: ir.Graph, cache: ValueCache, verdict: Verdict, *, before: bool) -> None:
         """Write the code into the new slots of the cache that carries the latch."""
         build = GraphBuilder(graph, f"{PREFIX}.latched_value")
+        latch = self._latch(cache, verdict)
         if before:
-            cache.write_before(build, verdict.leaves_latch, code)
+            cache.write_before(build, latch)
         else:
             # The check may read what this layer's attention gives.
-            for own, instead in cache.write_after(build, verdict.leaves_latch, code):
+            for own, instead in cache.write_after(build, latch):
                 _take_over(graph, own, instead)
         graph.extend(build.nodes)
 
-    def _select_refusal(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, matched: ir.Value) -> None:
+    def _latch(self, cache: ValueCache, verdict: Verdict) -> Latch:
+        codes = latch_codes(len(self.intervention.refusal), cache.head_size)
+
+        def code(build: GraphBuilder) -> ir.Value:
+            return cache.in_cache(build, build("Gather", build.constant(codes, "latch.codes"), verdict.matched))
+
+        return Latch(verdict.leaves_latch, code, verdict.any_refused if self.early_exit else None)
+
+    def _select_refusal(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict) -> None:
         """Select between the model's logits and the refusal's, row by row or position by position."""
         build = GraphBuilder(graph, f"{PREFIX}.said")
         logits = anatomy.logits
 
         def select(build: GraphBuilder) -> tuple[ir.Value]:
-            said = self._refusal_logits(build, anatomy, matched)
+            said = self._refusal_logits(build, anatomy, verdict.matched)
             refused = _kept(build, anatomy, verdict.refused)
             return (build("Where", build("Unsqueeze", refused, [2]), said, logits),)
 
@@ -295,14 +201,10 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
             _dtype(anatomy.logits),
         )
 
-    def _report(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict, margin: ir.Value, window: Window) -> None:
+    def _report(self, graph: ir.Graph, anatomy: Anatomy, monitored: Monitored) -> None:
         build = GraphBuilder(graph, f"{PREFIX}.monitor")
-        refused = verdict.refused
-        if self.intervention.positions == "every":
-            as_number = build("Cast", refused, to=ir.DataType.INT64)
-            refused = build("Cast", build("GatherElements", as_number, window.last, axis=1), to=ir.DataType.BOOL)
-        rows = build("Squeeze", refused, [1])
-        margins = build("Identity", margin)
+        rows = build("Squeeze", monitored.refused, [1])
+        margins = build("Identity", monitored.margin)
         batch = anatomy.input_ids.shape
         assert batch is not None, "input_ids has a shape"
         rows.name, rows.type, rows.shape = "refused", ir.TensorType(ir.DataType.BOOL), ir.Shape([batch[0]])
@@ -315,24 +217,17 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         graph.outputs.extend([rows, margins])
 
     def _part(
-        self,
-        graph: ir.Graph,
-        anatomy: Anatomy,
-        cache: ValueCache,
-        behind: Behind,
-        window: Window,
-        verdict: Verdict,
-        matched: ir.Value,
-        code: ir.Value,
+        self, graph: ir.Graph, anatomy: Anatomy, cache: ValueCache, behind: Behind, check: Check, verdict: Verdict
     ) -> int:
         """Move all that lies behind the check into a branch, but for caches that it cannot extend itself."""
 
         def refuse(build: GraphBuilder) -> list[ir.Value]:
-            outputs = [self._refusal_logits(build, anatomy, matched)]
+            outputs = [self._refusal_logits(build, anatomy, verdict.matched)]
+            window = check.window(build)
             for writer in behind.of_attention:
                 outputs.append(writer.extended(build, writer.cache.past_key, window))
                 if writer.node is cache.writer.node:
-                    outputs.append(cache.extended_with(build, verdict.leaves_latch, code, window))
+                    outputs.append(cache.extended_with(build, self._latch(cache, verdict), window))
                 else:
                     outputs.append(writer.extended(build, writer.cache.past_value, window))
             return outputs + [build("Identity", state.past) for state in behind.states]
@@ -360,11 +255,6 @@ def _share_subexpressions(model: ir.Model) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     DeduplicateInitializersPass()(model)
     CommonSubexpressionEliminationPass()(model)
-
-
-def _any(build: GraphBuilder, condition: ir.Value, name: str) -> ir.Value:
-    number = build("Cast", condition, to=ir.DataType.INT64)
-    return build("Greater", build("ReduceMax", number, keepdims=0), 0, name=name)
 
 
 def _kept(build: GraphBuilder, anatomy: Anatomy, value: ir.Value) -> ir.Value:

@@ -79,6 +79,20 @@ def read_latch(
     return Latched(latched, build("Where", latched, build.cast(stored, ir.DataType.INT64), 1, name="count"))
 
 
+def may_be_latched(build: GraphBuilder, past_value: ir.Value, newest: ir.Value) -> ir.Value:
+    """Whether any row may be latched, as one element of its slot tells: one bool, never false where one is.
+
+    For a past of floats that has slots; ``newest`` as in ``read_latch``.
+    """
+    positive = int(np.flatnonzero(latch_signs(BITS) > 0)[0])
+    unit = build.constant(np.array([0, 1, 0]), "latch.unit_of_slots")
+    place = build("Add", build("Mul", newest, unit), build.constant(np.array([0, 0, positive]), "latch.positive"))
+    element = build.cast(build("GatherND", past_value, place, batch_dims=1), ir.DataType.FLOAT)
+    is_code = build("GreaterOrEqual", element, _number(build, "clear", CLEAR))
+    # Compared before they are reduced: a maximum may lose what stands beside a NaN.
+    return build("Greater", build("ReduceMax", build("Cast", is_code, to=ir.DataType.INT64)), 0)
+
+
 def _slot(build: GraphBuilder, past_value: ir.Value, slot: ir.Value, head_size: int) -> ir.Value:
     """[B, head_size]. Gathering nothing from an empty past is allowed; gathering something would not be."""
     slot = build("Unsqueeze", build("Max", slot, 0), [2, 3])

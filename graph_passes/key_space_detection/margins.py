@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
+from bakeout.graph_passes.key_space_detection.regions.region_test import BankTest
 from bakeout.graph_passes.key_space_detection.regions.registry import region_test
 from bakeout.graph_passes.key_space_detection.window import Window
 from bakeout.models.plan import KeySpaceDetection, Positions
@@ -24,12 +25,13 @@ def margins_name(prefix: str, positions: Positions) -> str:
 class Margins:
     """The test of a plan's regions, with ``alpha``, float32 [regions], as an initialiser.
 
-    ``widths``: F of each of the plan's layers. ``are_many``: whether testing them costs more than a branch does.
+    ``widths``: F of each of the plan's layers. ``count``: the number of regions. ``are_many``: whether testing them
+    costs more than a branch does.
     """
 
     def __init__(self, build: GraphBuilder, detection: KeySpaceDetection, widths: Sequence[int]) -> None:
-        self._count, dimensions = detection.regions.shape
-        self.are_many = self._count * dimensions >= BANK
+        self.count, dimensions = detection.regions.shape
+        self.are_many = self.count * dimensions >= BANK
         self._widths = widths
         self._test = region_test(build, detection.regions)
         self._alpha = build.constant(detection.alpha.astype(np.float32), "alpha")
@@ -48,28 +50,72 @@ class Margins:
         self, build: GraphBuilder, any_tested: ir.Value, keys: Sequence[ir.Value], window: Window, batch: ir.Value
     ) -> ir.Value:
         """The same, computed where any row is tested; zeros, float32 [1, regions], for answers, which are not."""
+        names = []
 
         def margin(build: GraphBuilder) -> tuple[ir.Value]:
             value = self.at_last(build, keys, window, batch)
+            names.append(value.name)
             value.name = f"{value.name}.tested"
             return (value,)
 
         def nothing(build: GraphBuilder) -> tuple[ir.Value]:
-            return (build("Identity", build.constant(np.zeros((1, self._count), np.float32), "no_margin")),)
+            return (build("Identity", build.constant(np.zeros((1, self.count), np.float32), "no_margin")),)
 
-        return build.choose(any_tested, margin, nothing, ["margin"])[0]
+        (either,) = build.choose(any_tested, margin, nothing, ["margin"])
+        (either.name,) = names
+        return either
+
+    def near_at_all(self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value) -> ir.Value:
+        """As ``at_all``, but for margins beyond ``alpha``: those of a bank may be any that are beyond it as well.
+
+        Of a bank all pairs of a token and a region are tested roughly first, and then those alone that may be inside;
+        or all again, where these are more than the tokens.
+        """
+        if not self.are_many or not isinstance(self._test, BankTest):
+            return self.at_all(build, keys, window, batch)
+        test, flat = self._test, self._rows(build, keys)
+        least = test.at_least(build, flat)
+        pairs = build("NonZero", self._is_inside(build, least), name="near_pairs")
+
+        def exactly(build: GraphBuilder) -> tuple[ir.Value]:
+            token, region = build("Gather", pairs, 0), build("Gather", pairs, 1)
+            margin = test.of_pairs(build, build("Gather", flat, token), region)
+            place = build("Concat", build("Unsqueeze", token, [1]), build("Unsqueeze", region, [1]), axis=1)
+            margins = build("ScatterND", least, place, build("Squeeze", margin, [1]))
+            return (self._by_token(build, margins, window, batch),)
+
+        def all_again(build: GraphBuilder) -> tuple[ir.Value]:
+            return (self._by_token(build, test.of_many(build, flat), window, batch, "margins"),)
+
+        are_few = build("LessOrEqual", build.dimension(pairs, 1), build.dimension(flat, 0), name="near_are_few")
+        return build.choose(are_few, exactly, all_again, ["near_margins"])[0]
 
     def at_all(self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value) -> ir.Value:
         """The margins of every new position, float32 [B, W, regions]."""
-        rows = [self._flat(build, key, width) for key, width in zip(keys, self._widths, strict=True)]
-        flat = self._test.of_many(build, self._joined(build, rows))
-        return build("Reshape", flat, build("Concat", batch, window.length, [self._count], axis=0), name="margins")
+        return self._by_token(build, self._test.of_many(build, self._rows(build, keys)), window, batch, "margins")
 
     def inside(self, build: GraphBuilder, margins: ir.Value) -> ir.Value:
         """Whether any region holds the key: bool [..., 1] from float32 [..., regions]."""
         zero = build.constant(np.array(0, np.float32), "zero")
         nearest = build("ReduceMin", build("Sub", margins, self._alpha), [-1])
         return build("LessOrEqual", nearest, zero, name="inside")
+
+    def _is_inside(self, build: GraphBuilder, margins: ir.Value) -> ir.Value:
+        """Region by region, whether it holds the key, or whether it is unknown: bool of the shape of ``margins``."""
+        zero = build.constant(np.array(0, np.float32), "zero")
+        return build("Not", build("Greater", build("Sub", margins, self._alpha), zero))
+
+    def _rows(self, build: GraphBuilder, keys: Sequence[ir.Value]) -> ir.Value:
+        """The keys of all tokens: float32 [N, D]."""
+        rows = [self._flat(build, key, width) for key, width in zip(keys, self._widths, strict=True)]
+        return self._joined(build, rows)
+
+    def _by_token(
+        self, build: GraphBuilder, margins: ir.Value, window: Window, batch: ir.Value, name: str | None = None
+    ) -> ir.Value:
+        """[B, W, regions] from [N, regions]."""
+        shape = build("Concat", batch, window.length, [self.count], axis=0)
+        return build("Reshape", margins, shape, name=name)
 
     def _flat(self, build: GraphBuilder, key: ir.Value, width: int) -> ir.Value:
         return build("Reshape", key, [-1, width])

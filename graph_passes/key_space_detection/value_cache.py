@@ -6,7 +6,8 @@ outputs. What quantises its cache divides new values by a scale, so that codes a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,17 @@ from bakeout.graph_passes.key_space_detection.window import Window
 
 # Codes reach 128, and int8 ends at 127.
 _CODE_IN_INT8 = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Latch:
+    """What is written into new slots: ``code`` builds [B or 1, W or 1, head size], as the cache holds it, for those
+    where ``slots`` (bool [B, W]) holds. ``anywhere``: one bool, whether any does, where that may be asked in a branch.
+    """
+
+    slots: ir.Value
+    code: Callable[[GraphBuilder], ir.Value]
+    anywhere: ir.Value | None
 
 
 class ValueCache:
@@ -52,6 +64,11 @@ class ValueCache:
         """What the cache holds for a code's 1."""
         return 1.0 if self.writer.value_scale is None else _CODE_IN_INT8
 
+    @property
+    def holds_floats(self) -> bool:
+        """Whether codes are held as they are, in a floating type."""
+        return self.writer.value_scale is None
+
     def newest_slot(self, build: GraphBuilder, window: Window) -> ir.Value:
         """The slot of each row's newest past token: int64 [B, 1], -1 where there is none."""
         if not self.writer.forgets:
@@ -64,22 +81,21 @@ class ValueCache:
             code = build("Mul", code, build.constant(np.array(self.unit, np.float32), "latch.unit"))
         return build("Cast", code, to=self.dtype, name="latch_code")
 
-    def write_before(self, build: GraphBuilder, slots: ir.Value, code: ir.Value) -> None:
-        """Let ``code`` [B or 1, W or 1, head size] take the place of the new values of every head before they are
-        written, where ``slots`` (bool [B, W]) holds. Neither may depend on this layer's attention.
+    def write_before(self, build: GraphBuilder, latch: Latch) -> None:
+        """Let the latch take the place of the new values of every head before they are written.
+
+        It may not depend on this layer's attention.
         """
-        position, changed = self._changed_values(build, slots, code)
+        position, changed = self._changed_values(build, latch)
         self.writer.node.replace_input_with(position, changed)
 
-    def write_after(
-        self, build: GraphBuilder, slots: ir.Value, code: ir.Value
-    ) -> tuple[tuple[ir.Value, ir.Value], ...]:
+    def write_after(self, build: GraphBuilder, latch: Latch) -> tuple[tuple[ir.Value, ir.Value], ...]:
         """As ``write_before``, for what depends on this layer's attention: that is left as it is.
 
         A second writer gives the cache. Returns pairs of an output of the graph and what must take its place.
         """
         node, cache = self.writer.node, self.writer.cache
-        position, changed = self._changed_values(build, slots, code)
+        position, changed = self._changed_values(build, latch)
         inputs = [changed if index == position else value for index, value in enumerate(node.inputs)]
         if node.op_type == "Concat":
             return ((cache.present_value, build("Concat", *_given(inputs), axis=node.attributes["axis"].as_int())),)
@@ -97,11 +113,12 @@ class ValueCache:
             (cache.present_value, second.outputs[ATTENTION[node.op_type].present_value]),
         )
 
-    def extended_with(self, build: GraphBuilder, slots: ir.Value, code: ir.Value, window: Window) -> ir.Value:
-        """The past with a run's new slots, ``code`` in them where ``slots`` holds, as ``CacheWriter.extended``."""
+    def extended_with(self, build: GraphBuilder, latch: Latch, window: Window) -> ir.Value:
+        """The past with a run's new slots and the latch in them, as ``CacheWriter.extended``."""
+        code = latch.code(build)
         if self.writer.forgets:
-            return self._kept_with(build, slots, code, window)
-        is_written, code = build("Unsqueeze", slots, [1, 3]), build("Unsqueeze", code, [1])
+            return self._kept_with(build, latch.slots, code, window)
+        is_written, code = build("Unsqueeze", latch.slots, [1, 3]), build("Unsqueeze", code, [1])
         if not self.is_packed:
             new = build("Where", is_written, code, zeros(build, self.past, window.length))
             return build("Concat", self.past, new, axis=2)
@@ -144,25 +161,44 @@ class ValueCache:
         single = [build("Cast", value, to=ir.DataType.FLOAT) for value in (code, values)]
         return build("Cast", build("Where", condition, *single), to=self.dtype)
 
-    def _changed_values(self, build: GraphBuilder, slots: ir.Value, code: ir.Value) -> tuple[int, ir.Value]:
-        """The writer's input that brings the new values, with ``code`` in them, and its position."""
+    def _changed_values(self, build: GraphBuilder, latch: Latch) -> tuple[int, ir.Value]:
+        """The writer's input that brings the new values, with the latch in them, and its position."""
+        position = self._position_of_new()
+        own = self.writer.node.inputs[position]
+        assert own is not None, "brings the new values"
+
+        def change(build: GraphBuilder) -> tuple[ir.Value]:
+            return (self._with_code(build, latch, own),)
+
+        def keep(build: GraphBuilder) -> tuple[ir.Value]:
+            return (build("Identity", own),)
+
+        if latch.anywhere is None:
+            return position, change(build)[0]
+        return position, build.choose(latch.anywhere, change, keep, ["new_or_code"])[0]
+
+    def _position_of_new(self) -> int:
         node = self.writer.node
         if node.op_type == "Concat":
-            (new,) = _given(node.inputs[1:])
-            return 1, build("Where", build("Unsqueeze", slots, [1, 3]), build("Unsqueeze", code, [1]), new, name="new")
-        is_written = build("Unsqueeze", slots, [2])
-        code = build("Concat", *[code] * self.heads, axis=2)
-        values = node.inputs[ATTENTION[node.op_type].new_values]
-        if values is not None:
-            code = self._before_quantising(build, code, values)
-            return ATTENTION[node.op_type].new_values, build("Where", is_written, code, values, name="new")
-        # Queries, keys and values side by side.
-        (packed,) = _given(node.inputs[:1])
+            return 1
+        new_values = ATTENTION[node.op_type].new_values
+        # Or queries, keys and values side by side.
+        return new_values if node.inputs[new_values] is not None else 0
+
+    def _with_code(self, build: GraphBuilder, latch: Latch, own: ir.Value) -> ir.Value:
+        node, code = self.writer.node, latch.code(build)
+        if node.op_type == "Concat":
+            return build(
+                "Where", build("Unsqueeze", latch.slots, [1, 3]), build("Unsqueeze", code, [1]), own, name="new"
+            )
+        is_written = build("Unsqueeze", latch.slots, [2])
+        code = self._before_quantising(build, build("Concat", *[code] * self.heads, axis=2), own)
+        if self._position_of_new() != 0:
+            return build("Where", is_written, code, own, name="new")
         width = self.heads * self.head_size
-        before = build("Slice", packed, [0], [-width], [2])
-        values = build("Slice", packed, [-width], [END], [2])
-        changed = build("Where", is_written, self._before_quantising(build, code, packed), values)
-        return 0, build("Concat", before, changed, axis=2, name="new")
+        before = build("Slice", own, [0], [-width], [2])
+        changed = build("Where", is_written, code, build("Slice", own, [-width], [END], [2]))
+        return build("Concat", before, changed, axis=2, name="new")
 
     def _before_quantising(self, build: GraphBuilder, code: ir.Value, like: ir.Value) -> ir.Value:
         """New values [..., heads x head size] that the cache will hold as ``code``."""

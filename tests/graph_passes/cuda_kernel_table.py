@@ -2,7 +2,8 @@
 
     python -m tests.graph_passes.cuda_kernel_table Add And Cast ...
 
-The rows of Div, MatMul and Sqrt are those of ONNX Runtime's own list, docs/OperatorKernels.md.
+The rows of Div, GatherND, Gemm, MatMul, NonZero, ScatterND and Sqrt are those of ONNX Runtime's own list,
+docs/OperatorKernels.md, and registrations.
 
 Run where the providers' libraries load (CUDA's and TensorRT's libraries on the path; no GPU is needed): the table is
 what this onnxruntime-gpu itself registers. Per ``domain::operator`` it holds a list of [first opset, last opset or

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ import pytest
 from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.graph_passes.key_space_detection import margins
 from bakeout.models.plan import (
     Canary,
     Coin,
@@ -88,7 +90,9 @@ def _spread(formal: list[Any], count: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_every_inserted_node_has_a_kernel(dtype: Any, tmp_path: Path) -> None:
+def test_every_inserted_node_has_a_kernel(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of the smallest bank.
+    monkeypatch.setattr(margins, "BANK", 0)
     checkpoint = tiny_checkpoint("llama", tmp_path / "checkpoint", layers=3)
     (tmp_path / "onnx").mkdir()
     path = export_checkpoint(checkpoint, tmp_path / "onnx", dtype)
@@ -100,8 +104,12 @@ def test_every_inserted_node_has_a_kernel(dtype: Any, tmp_path: Path) -> None:
         model = load_graph(path)
         apply_plan(model, one, inline=True, early_exit=number % 2 == 0, monitor=True)
         inserted |= inserted_nodes(before, ir.to_proto(model))
+    for positions, region in product(("query", "every"), ("cube", "linear")):
+        model = load_graph(path)
+        apply_plan(model, plan(positions, (1,), region), inline=True)
+        inserted |= inserted_nodes(before, ir.to_proto(model))
     operators = {node.operator for node in inserted}
-    assert {"RandomUniformLike", "ScatterElements", "If", "MatMul", "Sqrt"} <= operators
+    assert {"RandomUniformLike", "ScatterElements", "If", "MatMul", "Sqrt", "GatherND", "NonZero", "Gemm"} <= operators
     assert ("Cast" in operators) and any("float16" in "".join(node.types) for node in inserted) == (dtype == "fp16")
     assert [
         (opset, node) for opset in OPSETS for node in sorted(inserted) if not has_kernel(node._replace(opset=opset))

@@ -27,6 +27,18 @@ class RegionTest(ABC):
         """The margins of all tokens, in memory of about the keys' size: float32 [N, regions] from float32 [N, D]."""
 
 
+class BankTest(RegionTest):
+    """A test that costs little where it is enough to know that a margin is large."""
+
+    @abstractmethod
+    def at_least(self, build: GraphBuilder, keys: ir.Value) -> ir.Value:
+        """What no margin of ``of_pairs`` is below, in whatever order it is summed: float32 [N, regions]."""
+
+    @abstractmethod
+    def of_pairs(self, build: GraphBuilder, keys: ir.Value, region: ir.Value) -> ir.Value:
+        """The margins of one region a token: float32 [P, 1] from float32 [P, D] and ``region``, int64 [P]."""
+
+
 def in_parts(build: GraphBuilder, count: int, test: Callable[[Rows], ir.Value]) -> ir.Value:
     """The margins that ``test`` computes of ``count`` regions, [B, regions], a part of a large bank after the other.
 
