@@ -104,7 +104,7 @@ def test_every_inserted_node_has_a_kernel(dtype: Any, tmp_path: Path, monkeypatc
         model = load_graph(path)
         apply_plan(model, one, inline=True, early_exit=number % 2 == 0, monitor=True)
         inserted |= inserted_nodes(before, ir.to_proto(model))
-    for positions, region in product(("query", "every"), ("cube", "linear")):
+    for positions, region in product(get_args(Positions), ("cube", "linear")):
         model = load_graph(path)
         apply_plan(model, plan(positions, (1,), region), inline=True)
         inserted |= inserted_nodes(before, ir.to_proto(model))
