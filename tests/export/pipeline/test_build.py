@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bakeout.export.artifacts.manifest import file_digests, read_manifest
-from bakeout.export.evaluation.evaluate import stored_base_rows
+from bakeout.export.evaluation.evaluate import evaluate, stored_base_rows
 from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.evaluation.rows import BASE
 from bakeout.export.pipeline.build import build
@@ -133,6 +133,21 @@ def test_a_recipe_says_how_answers_are_judged(llama_checkpoint: Path, tmp_path: 
     ]
 
 
+def test_a_recipe_names_the_runtime_that_answers(llama_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    options = {"rows": 4, "max_new_tokens": 6, "runtime": "genai"}
+    artifact = tmp_path / "artifact"
+    result = build(write_recipe(tmp_path, llama_checkpoint, [KEY_SPACE_DETECTION], evaluate=options), artifact)
+    tests = {subject: tmp_path / "data" / f"{subject}.test.jsonl" for subject in ("sums", "names")}
+    own = evaluate([artifact], tests, options=EvaluateOptions(rows=4, max_new_tokens=6))
+    shares = {(row.data, row.accuracy, row.refusals, row.cut_off) for row in result.rows if row.model != BASE}
+    assert {(row.data, row.accuracy, row.refusals, row.cut_off) for row in own.rows} == shares
+    # What our own loop answers does not stand beside what genai does.
+    assert BASE not in {row.model for row in own.rows}
+    stored = stored_base_rows(artifact, tests, options=EvaluateOptions.model_validate(options))
+    assert [row.data for row in stored] == ["sums", "names"]
+
+
 def test_rows_that_a_grader_cannot_judge_are_named_before_anything_is_fitted(
     llama_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -144,4 +159,18 @@ def test_rows_that_a_grader_cannot_judge_are_named_before_anything_is_fitted(
         raise AssertionError(description)
 
     with pytest.raises(BakeoutError, match=r"names\.test\.jsonl, line 1: the row has no tests"):
+        build(recipe, tmp_path / "artifact", track=tracked)
+
+
+def test_what_the_runtime_cannot_measure_is_named_before_anything_is_fitted(
+    llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    tasks = {"runtime": "genai", "tasks": {"names": ["mmlu"]}}
+    recipe = write_recipe(tmp_path, llama_checkpoint, evaluate=tasks)
+
+    def tracked(iterable: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]:
+        raise AssertionError(description)
+
+    with pytest.raises(BakeoutError, match="shows no logits of a text that it is given, and a task reads them"):
         build(recipe, tmp_path / "artifact", track=tracked)
