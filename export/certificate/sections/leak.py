@@ -48,7 +48,8 @@ def leaks(measuring: Measuring) -> Section:
             why = f"the grader of {data.name} judges no answers that are drawn"
             missing.append(NotMeasured("leak", f"Leak@k on {data.name}", why))
             continue
-        by_model = {which: _scores(measuring, which, data, grader) for which in MODELS}
+        # The artifact first: what it refuses costs nothing, and is known early.
+        by_model = {which: _scores(measuring, which, data, grader) for which in reversed(MODELS)}
         for k in (k for k in LEAK_AT if k <= measuring.protocol.samples):
             of_base, of_artifact = (
                 np.array([leak_at(answer, k) if len(answer) > 1 else answer[0] for answer in by_model[which]])
