@@ -12,6 +12,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.network.families import all_widths, require_experts
+from bakeout.models.network.freed_memory import give_back
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.network.mixtures.expert_probing import probe_mixture, probe_mixture_magnitudes
 from bakeout.models.network.mixtures.routers import routers
@@ -173,5 +174,10 @@ def _arrays(
     rows: Sequence[Sequence[int]],
     compute: Callable[[], list[Array]],
 ) -> list[Array]:
+    def gathered() -> list[Array]:
+        arrays = compute()
+        give_back()
+        return arrays
+
     described = [{**request, "batch": fitting.batch_size} for request in asked]
-    return compute() if fitting.cache is None or not rows else fitting.cache.arrays(described, rows, compute)
+    return gathered() if fitting.cache is None or not rows else fitting.cache.arrays(described, rows, gathered)

@@ -43,6 +43,8 @@ _STEPS_TO_BOUNDARY = 24
 # Of all regions together, each of which has its share and what those before it left: large models take seconds for one.
 # Without any sequence that is inside, the search ends earlier: what is so far out of reach, others do not come to.
 _MOST_PASSES, _MOST_IN_VAIN = 500, 120
+# Where so many passes came no nearer than this to any region, more do not: on real models, two hundred did not.
+_PASSES_TO_COME_NEAR, _FAR = 40, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ def search_sequences(
     missed = []
     share = min(_MOST_PASSES // len(regions), _MOST_IN_VAIN)
     for region in track(regions, "searching for the canary's tokens", len(regions)):
-        in_vain = not sequences and search.passes_run >= _MOST_IN_VAIN
+        in_vain = not sequences and (search.passes_run >= _MOST_IN_VAIN or search.is_out_of_reach)
         found = [] if in_vain else list(search.around(region, passes=share))
         sequences += found
         if not found:
@@ -107,10 +109,16 @@ class _Search:
         self._vocabulary = vocabulary
         self._generator = np.random.default_rng(seed)
         self._passes = 0
+        self._nearest = np.inf
         self.passes_run = 0
         embedding = model.get_input_embeddings()
         with torch.no_grad():
             self._embedded = embedding(torch.from_numpy(vocabulary.ordinary).to(input_device(model))).float()
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether many passes have come near no region."""
+        return self.passes_run >= _PASSES_TO_COME_NEAR and self._nearest > _FAR
 
     def around(self, region: int, passes: int) -> Iterator[Integers]:
         """The free tokens of sequences well inside a region, just inside and just outside, after ``passes`` more."""
@@ -128,11 +136,11 @@ class _Search:
     def _inside(self, region: int, seen: list[_Tried]) -> Integers | None:
         """Walks down the margin until one ends well inside."""
         for _ in range(_WALKS):
-            if not self._passes:
+            if self._is_over:
                 break
             best, stuck = self._best(self._tried(self._vocabulary.random(_BATCH, self._generator), seen), region), 0
             for _ in range(_STEPS):
-                if best is None or stuck > _PATIENCE or not self._passes:
+                if best is None or stuck > _PATIENCE or self._is_over:
                     break
                 if best.nearness[0, region] <= WELL_INSIDE and best.earlier[0] > CLEAR:
                     found: Integers = best.free[0]
@@ -143,6 +151,10 @@ class _Search:
                 is_better = step is not None and _depth(step, region)[0] < _depth(best, region)[0]
                 best, stuck = (step, 0) if is_better else (best, stuck + 1)
         return None
+
+    @property
+    def _is_over(self) -> bool:
+        return not self._passes or self.is_out_of_reach
 
     def _beside(self, region: int, target: float, seen: list[_Tried]) -> Integers | None:
         """Steps from what came nearest to the place beside the boundary; None for none on that side of it.
@@ -218,6 +230,7 @@ class _Search:
         margins = self._check.margins(keys.reshape(-1, dimension))
         nearness = self._check.nearness_of_each(margins).reshape(count, tokens, -1)
         earlier = nearness[:, :-1].min(axis=(1, 2)) if self._looks_back else np.full(count, np.inf)
+        self._nearest = min(self._nearest, float(nearness[:, -1].min()))
         tried = _Tried(free, nearness[:, -1], earlier)
         seen.append(tried)
         return tried
