@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.methods.fitting import Fitting
+from bakeout.models.network.devices import give_back
 from bakeout.models.network.families import all_widths, require_experts
-from bakeout.models.network.freed_memory import give_back
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.network.mixtures.expert_probing import probe_mixture, probe_mixture_magnitudes
 from bakeout.models.network.mixtures.routers import routers

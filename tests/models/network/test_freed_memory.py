@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bakeout.models.network.freed_memory import give_back
+from bakeout.models.network.devices import give_back
 
 _BLOCK, _BLOCKS = 1 << 16, 2000
 
