@@ -1,4 +1,4 @@
-"""Where what goes into a model lies, and where float64 is computed: not every device has it."""
+"""Where what goes into a model lies, where float64 is computed (not every device has it), and what is freed."""
 
 from __future__ import annotations
 
