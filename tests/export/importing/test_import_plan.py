@@ -318,6 +318,14 @@ def test_another_configuration_is_named_and_a_pipe_is_not_read(llama_checkpoint:
         import_plan(tmp_path / "edited", str(base))
     path.write_text(json.dumps({**config, "rope_scaling": None, "mlp_bias": False}))
     assert import_plan(tmp_path / "edited", str(base)).interventions
+    # As transformers 5 writes it.
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    newer = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
+    path.write_text(json.dumps({**newer, "rope_parameters": rope}))
+    assert import_plan(tmp_path / "edited", str(llama_checkpoint)).interventions
+    path.write_text(json.dumps({**newer, "rope_parameters": {**rope, "rope_theta": 5e5}}))
+    with pytest.raises(BakeoutError, match="another `rope_theta`"):
+        import_plan(tmp_path / "edited", str(llama_checkpoint))
     path.write_text(json.dumps(config))
     os.mkfifo(tmp_path / "edited" / "more.safetensors")
     with pytest.raises(BakeoutError, match="not a regular file"):
