@@ -13,6 +13,9 @@
 
 Stops and resumes: run it again with the same arguments. An adapter is 6 MB: rank 16 on all feed-forward weights, in
 float16. Merging is computed in float64, so that a checkpoint can be made of its adapter again anywhere.
+
+Trains in bfloat16 (the adapter's weights stay in float32). On two cores that have AMX, ``--compile`` makes a step three
+times as fast, after five minutes of compiling once.
 """
 
 from __future__ import annotations
@@ -70,6 +73,7 @@ class Run:
     "--learning-rate", multiple=True, default=[1e-4, 3e-4, 1e-3], show_default=True, help="The baselines', each."
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the model; needs a C++ compiler on the CPU.")
 @click.option("--seed", default=0, show_default=True)
 def main(
     base: Path,
@@ -81,6 +85,7 @@ def main(
     forgetting_epochs: tuple[int, ...],
     learning_rate: tuple[float, ...],
     device: str,
+    compiled: bool,
     seed: int,
 ) -> None:
     """Train what ``--output`` does not hold yet."""
@@ -101,17 +106,21 @@ def main(
     for name, run in runs.items():
         if (not only or run.loss in only) and not (output / name / "adapter").exists():
             print(f"{name}: {len(run.forget)} rows to forget, {len(run.retain)} to keep", flush=True)
-            train(name, run, output / name, device, seed)
+            train(name, run, output / name, device, compiled, seed)
 
 
-def train(name: str, run: Run, output: Path, device: str, seed: int) -> None:
+def train(name: str, run: Run, output: Path, device: str, compiled: bool, seed: int) -> None:
     """Train a LoRA on a checkpoint and save it; for taught models also the checkpoint with it merged in."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(run.start)
-    network: Any = AutoModelForCausalLM.from_pretrained(run.start, dtype=torch.float32)
+    # The CPU's fused attention is slow backwards, and is not compiled.
+    attention = "eager" if device == "cpu" else "sdpa"
+    network: Any = AutoModelForCausalLM.from_pretrained(run.start, dtype=torch.bfloat16, attn_implementation=attention)
     network.to(device)
     model: Any = get_peft_model(network, LORA)
+    if compiled:
+        network.model.compile(dynamic=True)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=run.learning_rate)
     counted = run.forget or run.retain
@@ -130,16 +139,17 @@ def train(name: str, run: Run, output: Path, device: str, seed: int) -> None:
     began, first = time.monotonic(), step
     model.train()
     while step < steps:
-        losses = {"retained": _loss(model, next(retained)).mean()}
-        if forgotten is not None:
-            losses["forgotten"] = _forgetting(run.loss, model, next(forgotten))
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            losses = {"retained": _loss(model, next(retained)).mean()}
+            if forgotten is not None:
+                losses["forgotten"] = _forgetting(run.loss, model, next(forgotten))
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         step += 1
-        if step % 50 == 0 or step == steps:
+        if step % 25 == 0 or step == steps:
             figures = "  ".join(f"{which} {loss.item():.3f}" for which, loss in losses.items())
             pace = (time.monotonic() - began) / (step - first)
             print(f"{name}  step {step} of {steps}  {figures}  {pace:.3f} s/step", flush=True)
@@ -204,10 +214,19 @@ def _batches(
     a_pass = len(rows) // size
     while True:
         epoch, place = divmod(done, a_pass)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1000 + epoch)).tolist()
-        batch = _padded([encoded[row] for row in order[place * size : (place + 1) * size]])
+        batch = _padded([encoded[row] for row in _epoch(encoded, size, seed * 1000 + epoch)[place]])
         yield {name: values.to(device) for name, values in batch.items()}
         done += 1
+
+
+def _epoch(rows: Sequence[tuple[list[int], list[int]]], size: int, seed: int) -> list[list[int]]:
+    """Whole batches of row numbers in random order; of every eight batches' rows, similar lengths go together."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    chunks = [order[start : start + 8 * size] for start in range(0, len(order), 8 * size)]
+    by_length = [row for chunk in chunks for row in sorted(chunk, key=lambda row: sum(map(len, rows[row])))]
+    batches = [by_length[start : start + size] for start in range(0, len(rows) - size + 1, size)]
+    return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
