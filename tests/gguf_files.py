@@ -41,9 +41,13 @@ def write_gguf(
     layers: int = 4,
     context: int = 512,
     architecture: str = "llama",
+    split: str = "default",
     more: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A tiny Llama whose matrices are quantised to ``kind``; ``begins``: texts begin with ``BEGIN``."""
+    """A tiny Llama whose matrices are quantised to ``kind``; ``begins``: texts begin with ``BEGIN``.
+
+    ``split``: the file's name of how texts are split before merging.
+    """
     model = tiny_model("llama", layers=layers)
     config: Any = model.config
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +64,7 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(_rope_base(config))
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    _add_tokenizer(writer, config.vocab_size, begins)
+    _add_tokenizer(writer, config.vocab_size, begins, split)
     for name, values in {**_tensors(model), **(more or {})}.items():
         if values.ndim > 1:
             writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
@@ -79,12 +83,12 @@ def _rope_base(config: Any) -> float:
     return float(parameters["rope_theta"] if parameters else config.rope_theta)
 
 
-def _add_tokenizer(writer: GGUFWriter, size: int, begins: bool) -> None:
+def _add_tokenizer(writer: GGUFWriter, size: int, begins: bool, split: str) -> None:
     tokens = {PADDING_ID: PADDING, END_OF_TEXT_ID: END_OF_TEXT, 258: "th", 259: "he", BEGIN_ID: BEGIN}
     tokens |= {number + 2: letter for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     special = {PADDING_ID, END_OF_TEXT_ID, BEGIN_ID}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list([tokens.get(number, f"<unused{number}>") for number in range(size)])
     writer.add_token_types([TokenType.CONTROL if number in special else TokenType.NORMAL for number in range(size)])
     writer.add_token_merges(["t h", "h e"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from bakeout.models.checkpoint.placement import REFERENCE, Placement
+from bakeout.models.checkpoint.rope_parameters import readable_here
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.files.json_object import read_json
@@ -22,7 +23,7 @@ from bakeout.models.files.writing import scratch_directory
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_INDEX = "model.safetensors.index.json"
+_INDEX, _CONFIG = "model.safetensors.index.json", "config.json"
 # What a causal language model needs of its repository: neither pickles nor other frameworks' weights.
 CHECKPOINT_FILES = (
     "*.safetensors",
@@ -45,7 +46,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     """
     directory = local_directory(name, CHECKPOINT_FILES)
     require_no_devices(directory)
-    if not (directory / "config.json").is_file():
+    if not (directory / _CONFIG).is_file():
         raise BakeoutError(
             f"{directory} holds no config.json, so it is not a checkpoint.",
             "Give the directory that save_pretrained wrote.",
@@ -152,16 +153,27 @@ def _require_computing(model: PreTrainedModel, directory: Path) -> None:
 
 @contextmanager
 def _readable(directory: Path) -> Iterator[Path]:
-    """``directory``, or links to its files with an index that has ``metadata``, which transformers asks for."""
+    """``directory``, or links to its files beside those that the installed transformers reads as they are meant.
+
+    Those are an index without the ``metadata`` that it asks for, and a configuration whose rotary embedding version 5
+    wrote, beside version 4. Raises ``BakeoutError`` where version 4 has no entries for that.
+    """
+    replaced: dict[str, Mapping[str, Any]] = {}
     index = read_json(directory / _INDEX)
-    if not index or isinstance(index.get("metadata"), dict):
+    if index and not isinstance(index.get("metadata"), dict):
+        replaced[_INDEX] = {**index, "metadata": {}}
+    config = read_config(directory)
+    if (readable := readable_here(config, directory)) != config:
+        replaced[_CONFIG] = readable
+    if not replaced:
         yield directory
         return
     with scratch_directory() as scratch:
         for path in directory.iterdir():
-            if path.is_file() and path.name != _INDEX:
+            if path.is_file() and path.name not in replaced:
                 (scratch / path.name).symlink_to(path.resolve())
-        (scratch / _INDEX).write_text(json.dumps({**index, "metadata": {}}), encoding="utf-8")
+        for name, content in replaced.items():
+            (scratch / name).write_text(json.dumps(content), encoding="utf-8")
         yield scratch
 
 
@@ -187,7 +199,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The checkpoint's ``config.json``. Raises ``BakeoutError`` where it cannot be read."""
-    path = directory / "config.json"
+    path = directory / _CONFIG
     try:
         config = parse_json(read_regular(path).decode("utf-8"))
     except (OSError, ValueError) as error:

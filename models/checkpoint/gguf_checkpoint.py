@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bakeout.models.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from bakeout.models.checkpoint.gguf_rope import FACTORS, rope_scaling, scale_positions
+from bakeout.models.checkpoint.gguf_tokenizer import as_byte_level
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.json_object import read_json
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # Beside the weights: which file they come from.
 SOURCE = "gguf.json"
 # Of what is kept: a new one whenever the same file gives another checkpoint.
-_FORM = 3
+_FORM = 4
 _LOG = logging.getLogger("bakeout")
 # What the libraries raise for files of unexpected content.
 _UNREADABLE = (
@@ -211,7 +212,7 @@ def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel
     tokenizer = AutoTokenizer.from_pretrained(
         link.parent, gguf_file=link.name, config=model.config, local_files_only=True
     )
-    return model, tokenizer
+    return model, as_byte_level(tokenizer, header, path)
 
 
 def _settle(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, header: GgufHeader, path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from bakeout.models.checkpoint.architectures import modules_of, stored_module
 from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.checkpoint.checkpoint_writer import INDEX, checkpoint_files, weight_in
+from bakeout.models.checkpoint.rope_parameters import with_rope_of_version_4
 from bakeout.models.checkpoint.weight_arithmetic import EDITABLE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import require_no_devices
@@ -203,7 +204,7 @@ def _require_same_configuration(edited: Path, before: Mapping[str, Any], after: 
 
     An entry that one of them leaves out has the value that transformers takes then.
     """
-    before, after = _with_rope_of_version_4(before), _with_rope_of_version_4(after)
+    before, after = with_rope_of_version_4(before), with_rope_of_version_4(after)
     for name in sorted((before.keys() & after.keys()) - _NAMES_ONLY):
         if before[name] != after[name]:
             raise not_carried(edited, f"its configuration has another `{name}`", "Name the model it was made from.")
@@ -213,17 +214,6 @@ def _require_same_configuration(edited: Path, before: Mapping[str, Any], after: 
         for name in sorted(one_sided):
             if complete_before.get(name) != complete_after.get(name):
                 raise not_carried(edited, f"its configuration has another `{name}`", "Name the model it was made from.")
-
-
-def _with_rope_of_version_4(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration whose rotary embedding is named as by transformers 4, which 5 puts into ``rope_parameters``."""
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, Mapping) or not isinstance(rope.get("rope_type"), str):
-        return config
-    scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-    others = {name: value for name, value in config.items() if name != "rope_parameters"}
-    theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-    return {**others, **theta, "rope_scaling": None if rope["rope_type"] == "default" else scaling}
 
 
 def _complete(edited: Path, config: Mapping[str, Any]) -> dict[str, Any]:

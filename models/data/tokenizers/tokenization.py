@@ -62,11 +62,11 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer
 
         return JsonTokenizer(directory)
-    from transformers import AutoTokenizer
+    from bakeout.models.data.tokenizers.version_5 import is_of_version_5, read_by_version_4
 
     try:
         require_short_tokens(directory)
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = read_by_version_4(directory) if is_of_version_5(directory) else _read(directory)
         # Settings of odd types show when they are used.
         tokenizer.decode(tokenizer.encode("a"), skip_special_tokens=True)
         require_spaces_kept(tokenizer, directory)
@@ -79,3 +79,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             f"{directory}: the tokenizer cannot be loaded ({(str(error).strip().splitlines() or ['?'])[0]}).",
             "Put the model's tokenizer.json and tokenizer_config.json beside its config.json.",
         ) from None
+
+
+def _read(directory: Path) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return tokenizer

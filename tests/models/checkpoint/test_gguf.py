@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,8 +94,6 @@ def test_texts_begin_and_end_as_the_file_says(begins: bool, tmp_path: Path) -> N
     assert end.disagreement is None
     assert end.tokens == (END_OF_TEXT_ID,)
     tokenizer = load_tokenizer(directory)
-    # Where it is left out, transformers says on every load what it takes.
-    assert read_json(directory / "tokenizer_config.json")["legacy"] is True
     assert tokenizer.eos_token_id == END_OF_TEXT_ID
     ids = tokenizer.encode("the")
     assert (ids[0] == BEGIN_ID) is begins
@@ -101,6 +101,37 @@ def test_texts_begin_and_end_as_the_file_says(begins: bool, tmp_path: Path) -> N
     # "th" is merged first.
     assert len(ids) == 2 + begins
     assert tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    ("split", "pieces"),
+    [
+        ("llama-bpe", ["it", "\u0120is", "\u0120", "123", "45", ".\u010a\u010a", "Yes"]),
+        ("smollm", ["it", "\u0120is", "\u0120", "1", "2", "3", "4", "5", ".", "\u010a", "\u010a", "Yes"]),
+        ("default", ["it", "\u0120is", "\u012012345", ".", "\u010a", "\u010a", "Yes"]),
+    ],
+)
+def test_texts_are_split_as_the_file_says(split: str, pieces: list[str], tmp_path: Path) -> None:
+    tokenizer: Any = load_tokenizer(gguf_checkpoint(write_gguf(tmp_path / "m.gguf", split=split)))
+    text = "it is 12345.\n\nYes"
+    split_text = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    assert [piece for piece, _ in split_text] == pieces
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_an_unknown_way_to_split_texts_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "bakeout"):
+        gguf_checkpoint(write_gguf(tmp_path / "m.gguf", split="of-our-own"))
+    assert "how `of-our-own` splits texts is not known" in caplog.text
+
+
+def test_no_frame_of_another_tokenizer_is_left(tmp_path: Path) -> None:
+    directory = gguf_checkpoint(write_gguf(tmp_path / "m.gguf"))
+    written = json.loads((directory / "tokenizer.json").read_text())
+    # By these onnxruntime-genai and transformers 5 take it for SentencePiece's, and find no spaces.
+    assert not written["model"]["byte_fallback"]
+    assert written["decoder"]["type"] == "ByteLevel"
+    assert read_json(directory / "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_it_is_converted_once_and_again_when_it_changes(
