@@ -44,7 +44,7 @@ def model_source(model: str | Path | Checkpoint, variant: str | None = None) -> 
             _LOG.info("%s is taken as a checkpoint; to take the graph in it, name %s.", path, graphs[0])
         return Checkpoint(resolve_checkpoint(path))
     if form == "gguf":
-        from bakeout.models.checkpoint.gguf_checkpoint import find_gguf, gguf_checkpoint
+        from bakeout.models.checkpoint.gguf.gguf_checkpoint import find_gguf, gguf_checkpoint
 
         return Checkpoint(gguf_checkpoint(find_gguf(path)))
     raise _refusal(model, path, form)

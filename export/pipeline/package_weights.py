@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bakeout.models.checkpoint.gguf_checkpoint import cache_directory
+from bakeout.models.checkpoint.gguf.gguf_checkpoint import cache_directory
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.writing import new_directory, scratch_directory

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.checkpoint.checkpoint_files import combined_digest, load_model, weight_file_digests
-from bakeout.models.checkpoint.gguf_checkpoint import gguf_source
+from bakeout.models.checkpoint.gguf.gguf_checkpoint import gguf_source
 from bakeout.models.checkpoint.placement import REFERENCE, Placement
 
 if TYPE_CHECKING:

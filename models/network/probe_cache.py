@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from bakeout.models.checkpoint.gguf_checkpoint import cache_directory
+from bakeout.models.checkpoint.gguf.gguf_checkpoint import cache_directory
 from bakeout.models.checkpoint.this_machine import computed_in
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import disk_errors, replace_file

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bakeout.models.checkpoint.gguf_header import MAGIC, GgufTensor, read_gguf_header
+from bakeout.models.checkpoint.gguf.gguf_header import MAGIC, GgufTensor, read_gguf_header
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import open_regular
 from bakeout.models.plan import Floats, LayerDirection, ModelIdentity, ResidualAddition, ResidualProjection

@@ -44,8 +44,8 @@ from bakeout.models.checkpoint.checkpoint_files import (
 )
 from bakeout.models.checkpoint.checkpoint_writer import find_edits, preview_edits
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
-from bakeout.models.checkpoint.gguf_checkpoint import gguf_checkpoint
-from bakeout.models.checkpoint.gguf_header import read_gguf_header
+from bakeout.models.checkpoint.gguf.gguf_checkpoint import gguf_checkpoint
+from bakeout.models.checkpoint.gguf.gguf_header import read_gguf_header
 from bakeout.models.data.prompt_rows import read_prompt_rows
 from bakeout.models.data.rows import read_records
 from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer

@@ -23,7 +23,7 @@ from bakeout.export.pipeline.build import build
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.checkpoint.end_of_text import read_end_of_text
-from bakeout.models.checkpoint.gguf_checkpoint import gguf_checkpoint
+from bakeout.models.checkpoint.gguf.gguf_checkpoint import gguf_checkpoint
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file

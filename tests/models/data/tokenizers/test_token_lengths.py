@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bakeout.models.checkpoint.gguf_header import read_gguf_header
+from bakeout.models.checkpoint.gguf.gguf_header import read_gguf_header
 from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bakeout.models.checkpoint.gguf_header import GgufHeader, read_gguf_header
-from bakeout.models.checkpoint.gguf_rope import FACTORS, rope_scaling, scale_positions
-from bakeout.models.checkpoint.gguf_tokenizer import as_byte_level
+from bakeout.models.checkpoint.gguf.gguf_header import GgufHeader, read_gguf_header
+from bakeout.models.checkpoint.gguf.gguf_rope import FACTORS, rope_scaling, scale_positions
+from bakeout.models.checkpoint.gguf.gguf_tokenizer import as_byte_level
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.json_object import read_json

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bakeout.models.checkpoint.gguf_header import GgufHeader
+from bakeout.models.checkpoint.gguf.gguf_header import GgufHeader
 from bakeout.models.errors import BakeoutError
 
 FACTORS = "rope_freqs.weight"

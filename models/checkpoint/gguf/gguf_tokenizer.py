@@ -12,7 +12,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from bakeout.models.checkpoint.gguf_header import GgufHeader
+from bakeout.models.checkpoint.gguf.gguf_header import GgufHeader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
