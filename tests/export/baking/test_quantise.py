@@ -78,7 +78,8 @@ def test_products_are_of_integers_and_interventions_in_float32(baked: Baked, lla
     types = {tensor.name: tensor.data_type for graph in _graphs(after.graph) for tensor in graph.initializer}
     own = {kind for name, kind in types.items() if name.startswith("bakeout.")}
     assert onnx.TensorProto.FLOAT in own
-    assert own <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT64}
+    # Decisions are booleans; no number of an intervention is quantised or halved.
+    assert own <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}
 
 
 def test_weights_have_seven_bits(baked: Baked) -> None:
