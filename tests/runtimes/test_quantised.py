@@ -13,7 +13,7 @@ from optimum.onnxruntime import ORTModelForCausalLM
 
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.runtimes import RUNTIMES
-from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
 from bakeout.models.skills import checkpoint_directory
@@ -26,8 +26,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def artifact(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = BakeOptions(quantize="int8", runtimes=tuple(name for name in RUNTIMES if name != "webgpu"))
-    return bake(served.base, served.plan, tmp_path_factory.mktemp("int8") / "artifact", options).directory
+    # The graph of transformers.js has another place, and WebGPU's other nodes.
+    runtimes = tuple(name for name in RUNTIMES if name not in ("transformers.js", "webgpu"))
+    return _baked(served, runtimes, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def public(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _baked(served, ("transformers.js",), tmp_path_factory)
+
+
+def _baked(served: Served, runtimes: tuple[RuntimeName, ...], factory: pytest.TempPathFactory) -> Path:
+    options = BakeOptions(quantize="int8", runtimes=runtimes)
+    return bake(served.base, served.plan, factory.mktemp("int8") / "artifact", options).directory
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +79,8 @@ def test_genai(served: Served, expected: list[list[int]], artifact: Path) -> Non
 
 
 @pytest.mark.parametrize("script", ["answer.mjs", "transformers.mjs"])
-def test_node(served: Served, expected: list[list[int]], artifact: Path, script: str) -> None:
-    command = ["node", script, "--json", str(artifact), *served.texts]
+def test_node(served: Served, expected: list[list[int]], artifact: Path, public: Path, script: str) -> None:
+    command = ["node", script, "--json", str(artifact if script == "answer.mjs" else public), *served.texts]
     printed = subprocess.run(command, cwd=installed("node"), capture_output=True, text=True, check=True).stdout
     assert [json.loads(line)["tokens"] for line in printed.splitlines()] == expected
 
