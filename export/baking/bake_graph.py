@@ -23,7 +23,7 @@ from bakeout.export.baking.runtimes import (
     require_pairs_served,
     require_served,
 )
-from bakeout.export.baking.tokenizer_config import choose_template, limit_tokenizer
+from bakeout.export.baking.tokenizer_config import choose_template, limit_tokenizer, name_known_class
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
 from bakeout.export.running.overflow import require_finite
@@ -154,6 +154,7 @@ def write_baked_graph(
     companions = companion_files(base.directory)
     copy_companions((path for path in companions if path.name != GENAI_CONFIG), directory)
     limit_tokenizer(directory, {str(value.name) for value in graph.graph.inputs})
+    name_known_class(directory)
     choose_template(directory, plan)
     if not is_pair:
         _describe_to_genai(graph, base.directory, directory, place)

@@ -46,6 +46,21 @@ def limit_tokenizer(directory: Path, taken: Collection[str] = ("input_ids", "att
         _write(path, {**config, "model_input_names": names})
 
 
+def name_known_class(directory: Path) -> None:
+    """Let the tokenizer in ``directory`` be of a class that runtimes know, where transformers 5 wrote it.
+
+    Its ``TokenizersBackend`` is version 4's ``PreTrainedTokenizerFast``, and 5 reads that name too. onnxruntime-genai
+    0.13 and transformers 4 refuse the new one.
+    """
+    path = directory / _CONFIG
+    config = read_json(path)
+    if config.get("tokenizer_class") != "TokenizersBackend":
+        return
+    extra = config.pop("extra_special_tokens", None)
+    listed = {"additional_special_tokens": extra} if isinstance(extra, list) else {}
+    _write(path, {**config, **listed, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
 def choose_template(directory: Path, plan: Plan) -> None:
     """Let the tokenizer in ``directory``, if there is one, render chats as ``plan`` records, by that template alone.
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from bakeout.export.baking.bake import bake
-from bakeout.export.baking.tokenizer_config import limit_tokenizer
+from bakeout.export.baking.tokenizer_config import limit_tokenizer, name_known_class
 from bakeout.models.plan import Plan
 
 
@@ -50,3 +50,22 @@ def test_a_file_that_need_not_change_keeps_its_bytes(tmp_path: Path) -> None:
     path.write_text('{"model_input_names":["input_ids"],   "a":1}')
     limit_tokenizer(tmp_path)
     assert path.read_text() == '{"model_input_names":["input_ids"],   "a":1}'
+
+
+def test_what_transformers_5_wrote_has_a_class_that_other_runtimes_know(llama_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(llama_checkpoint / "tokenizer.json", tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    written = json.loads((llama_checkpoint / "tokenizer_config.json").read_text())
+    path.write_text(json.dumps({**written, "tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"]}))
+    name_known_class(tmp_path)
+    assert json.loads(path.read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("12 + 30") == AutoTokenizer.from_pretrained(llama_checkpoint).encode("12 + 30")
+    assert "<a>" in tokenizer.all_special_tokens
+
+
+def test_a_class_of_version_4_keeps_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text('{"tokenizer_class":   "GPT2Tokenizer"}')
+    name_known_class(tmp_path)
+    assert path.read_text() == '{"tokenizer_class":   "GPT2Tokenizer"}'
