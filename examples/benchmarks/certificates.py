@@ -106,7 +106,7 @@ def measured_parts(artifact: Path) -> set[Part]:
     if not (artifact / "certificate.json").exists():
         return set()
     missing = json.loads((artifact / "certificate.json").read_text())["not_measured"]
-    return {*MEASURED} - {one["section"] for one in missing if one["name"] == "all of it"}
+    return {*MEASURED} - {entry["section"] for entry in missing if entry["name"] == "all of it"}
 
 
 def certify_artifact(runs: Path, artifact: Path, parts: Sequence[Part], max_new_tokens: int, batch_size: int) -> None:
@@ -156,11 +156,11 @@ def _row(certificate: Mapping[str, Any], key: str) -> dict[str, str]:
     figures = certificate["figures"]
 
     def figure(section: str, name: str, part: str | None = None, precision: str | None = None) -> str:
-        for one in figures:
-            if (one["section"], one["name"]) != (section, name):
+        for entry in figures:
+            if (entry["section"], entry["name"]) != (section, name):
                 continue
-            if part in (None, one["slice"]) and precision in (None, one["precision"]):
-                return f"{one[key]:.3f}" if key in one else "-"
+            if part in (None, entry["slice"]) and precision in (None, entry["precision"]):
+                return f"{entry[key]:.3f}" if key in entry else "-"
         return "-"
 
     row = {
@@ -175,7 +175,7 @@ def _row(certificate: Mapping[str, Any], key: str) -> dict[str, str]:
         "perplexity": figure("utility", "perplexity ÷ base's"),
         "Model Utility": figure("TOFU", "model_utility"),
     }
-    utility = next((one for one in figures if one["name"] == "model_utility"), None)
+    utility = next((entry for entry in figures if entry["name"] == "model_utility"), None)
     share = f"{utility[key] / utility['base']:.3f}" if utility and key in utility and utility.get("base") else "-"
     return {**row, "÷ taught": share}
 

@@ -127,10 +127,15 @@ def _work(runs: Path) -> Iterator[tuple[str, str, Any]]:
             name = f"{loss} {adapter.parent.name}"
             yield loss, name, lambda bench, _plans, a=adapter, n=name, m=loss: bench.measure_adapter(m, n, a)
     # The first of every method before any second.
-    for trial in sorted(TRIALS, key=lambda trial: [one for one in TRIALS if one.method == trial.method].index(trial)):
+    for trial in sorted(TRIALS, key=_turn):
         names = [_name(trial, setting) for setting in trial.settings]
         name = next((name for name in names if not _file(runs, name).exists()), names[0])
         yield trial.method, name, lambda bench, plans, t=trial: bench.measure_trial(t, plans)
+
+
+def _turn(trial: Trial) -> int:
+    """The trial's place among those of its method."""
+    return [other for other in TRIALS if other.method == trial.method].index(trial)
 
 
 def _is_open(runs: Path, name: str, only: Sequence[str], method: str | None = None) -> bool:

@@ -73,5 +73,5 @@ def list_of_blocks(module: str) -> str:
 
 
 def block_of(name: str) -> int | None:
-    """The number of the block that a module or parameter is in; None for one in no block."""
+    """The number of the block that a module or parameter is in; None where it is in no block."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)

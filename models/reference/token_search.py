@@ -43,7 +43,7 @@ _STEPS_TO_BOUNDARY = 24
 # Of all regions together, each of which has its share and what those before it left: large models take seconds for one.
 # Without any sequence that is inside, the search ends earlier: what is so far out of reach, others do not come to.
 _MOST_PASSES, _MOST_IN_VAIN = 500, 120
-# Where so many passes came no nearer than this to any region, more do not: on real models, two hundred did not.
+# A search is given up when this many passes came no nearer to any region: two hundred did not on real models either.
 _PASSES_TO_COME_NEAR, _FAR = 40, 2.0
 
 
