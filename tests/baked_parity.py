@@ -124,7 +124,7 @@ def key_space_detection(
     region: str = "cube",
     keys: Keys = "key_vector",
 ) -> KeySpaceDetection:
-    """Two regions around the last tokens of two halves of the prompts, more than half of the prompts inside.
+    """Two regions around the last (or mean) keys of two halves of the prompts, more than half of the prompts inside.
 
     A half-space separates them from the prompts' first tokens.
     """
@@ -138,11 +138,14 @@ def key_space_detection(
         for prompt in prompts:
             model(input_ids=torch.tensor([prompt]))
             seen.append(hooks.seen[len(earlier)].numpy())
-    queries = np.stack([key[-1] for key in seen])
+    decisive = [
+        key[blank.decisive(prompt)].mean(axis=0, keepdims=True) for key, prompt in zip(seen, prompts, strict=True)
+    ]
+    queries = np.concatenate(decisive)
     regions = fitted_regions(region, [queries[::2], queries[1::2]], np.stack([key[0] for key in seen]))
     check = replace(blank, regions=regions)
     # What decides over a prompt: its last token's margin, or with `every` the smallest.
-    tested = [key if positions == "every" else key[-1:] for key in seen]
+    tested = seen if positions == "every" else decisive
     smallest = np.sort([check.margins(key).min() for key in tested])
     half = len(smallest) // 2
     gap = int(np.argmax(np.diff(smallest[half : half + half // 2]))) + half

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph, save_graph
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
-from bakeout.models.plan import Cubes, KeySpaceDetection, Positions
+from bakeout.models.plan import Cubes, KeySpaceDetection, Positions, first_of_mean
 from bakeout.models.reference.refusal import positions_tested, refuse_row
 
 from tests.tiny_models import END_OF_TEXT_ID
@@ -79,14 +79,17 @@ def detection_of(
     layers: Sequence[int],
     positions: Positions = "query",
     query_end: Sequence[int] = (),
+    query_start: Sequence[int] = (),
 ) -> KeySpaceDetection:
-    """A narrow cube around the key of each prompt's last token."""
+    """A narrow cube around the key of each prompt's last token, or around its mean key."""
     session = with_keys(directory)
     centres = []
     for prompt in prompts:
         out = session.step(np.array([prompt]), np.ones((1, len(prompt)), np.int64))
-        centres.append(np.concatenate([out[f"key.{layer}"].reshape(len(prompt), -1)[-1] for layer in layers]))
-    centre = np.stack(centres).astype(np.float64)
+        keys = np.concatenate([out[f"key.{layer}"].reshape(len(prompt), -1) for layer in layers], axis=1)
+        first = first_of_mean(prompt, query_start) if positions == "mean" else len(prompt) - 1
+        centres.append(keys[first:].mean(axis=0, dtype=np.float64))
+    centre = np.stack(centres)
     return KeySpaceDetection(
         layers=tuple(layers),
         regions=Cubes(centre, np.full(centre.shape, 1e-3)),
@@ -95,6 +98,7 @@ def detection_of(
         refusal=REFUSAL,
         positions=positions,
         query_end=tuple(query_end),
+        query_start=tuple(query_start),
     )
 
 
@@ -122,8 +126,12 @@ class Expected:
         rows, width = tokens.shape
         past = mask.shape[1] - width
         self.before = self.session.step(tokens, mask, self.before)
-        keys = [self.before[f"key.{layer}"].reshape(rows, width, -1) for layer in self.detection.layers]
-        margins = self.detection.margins(np.concatenate(keys, axis=-1).reshape(rows * width, -1))
+        layers = [self.before[f"key.{layer}"].reshape(rows, width, -1) for layer in self.detection.layers]
+        keys = np.concatenate(layers, axis=-1).astype(np.float64)
+        if self.detection.positions == "mean":
+            # At each row's last token; the tokens before it are not tested.
+            keys = np.stack([self._with_mean(*row, past) for row in zip(keys, tokens, mask[:, past:], strict=True)])
+        margins = self.detection.margins(keys.reshape(rows * width, -1))
         inside = (margins <= self.detection.alpha).any(axis=-1).reshape(rows, width)
         said, latched = np.zeros((2, rows, width), np.int64)
         for row in range(rows):
@@ -149,3 +157,10 @@ class Expected:
         for row, position in np.argwhere(said > 0):
             logits[row, position, self.detection.refusal[said[row, position] - 1]] = 0
         return logits, said > 0
+
+    def _with_mean(self, keys: Array, tokens: Array, mask: Array, past: int) -> Array:
+        real = np.flatnonzero(mask)
+        if len(real):
+            first = first_of_mean(tokens[real].tolist(), self.detection.query_start, has_past=past > 0)
+            keys[real[-1]] = keys[real[first:]].mean(axis=0)
+        return keys

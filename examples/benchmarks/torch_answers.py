@@ -82,7 +82,7 @@ def greedy_answers(
 def refused(
     model: PreTrainedModel, records: Sequence[Record], interventions: Sequence[Intervention], hooks: Hooks
 ) -> list[bool]:
-    """Whether a check among ``interventions`` refuses each prompt by its last token."""
+    """Whether a check among ``interventions`` refuses each prompt by its last token, or its mean key."""
     places = [place for place, intervention in enumerate(interventions) if intervention.check is not None]
     if not places:
         return [False] * len(records)
@@ -96,8 +96,10 @@ def refused(
         )
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        keys = hooks.seen[places[0]].reshape(len(rows), ids.shape[1], -1)[:, -1]
-        inside = check.is_inside(check.margins(keys.cpu().numpy()))
+        keys = hooks.seen[places[0]].reshape(len(rows), ids.shape[1], -1).cpu().numpy()
+        of_prompts = zip(rows, keys, strict=True)
+        decisive = [own[-len(prompts[row]) :][check.decisive(prompts[row])].mean(axis=0) for row, own in of_prompts]
+        inside = check.is_inside(check.margins(np.stack(decisive)))
         verdicts.update(zip(rows, inside.tolist(), strict=True))
     return [verdicts[row] for row in range(len(records))]
 

@@ -82,7 +82,7 @@ def check_formulas(
         for index, intervention in enumerate(plan.interventions):
             if (check := intervention.check) is not None:
                 fault = _fault_of_decision(
-                    check, _keys(plan, index, receipts, seen), is_refused(step.logits[0, -1]), tally
+                    check, prompt, _keys(plan, index, receipts, seen), is_refused(step.logits[0, -1]), tally
                 ) or _fault_of_refusal(check, shipped, prompt)
                 if fault:
                     return False, f"prompt {tally.asked} of {len(prompts)}: {fault}"
@@ -152,9 +152,11 @@ def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> 
     return np.concatenate(keys, axis=1)
 
 
-def _fault_of_decision(check: Check, keys: Floats, is_refused: bool, tally: Tally) -> str | None:
+def _fault_of_decision(
+    check: Check, prompt: Sequence[int], keys: Floats, is_refused: bool, tally: Tally
+) -> str | None:
     """What is wrong with the decision over a prompt whose tokens have these keys, if anything."""
-    tested = keys if check.positions == "every" else keys[-1:]
+    tested = keys if check.positions == "every" else keys[check.decisive(prompt)].mean(axis=0, keepdims=True)
     # How far outside of the nearest region: of a cube relative to its alpha, below 0 inside.
     outside = float(check.nearness(check.margins(tested)).min()) - 1
     tally.asked += 1

@@ -91,20 +91,21 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
 def _measured(
     plan: Plan, index: int, receipts: Sequence[Receipt], ids: Integers, seen: Mapping[str, NDArray[Any]]
 ) -> Floats:
-    """One intervention's values at the last token, as ``Canary.expected`` has them: float64 [rows, values]."""
+    """One intervention's values at the tokens that it tests, as ``Canary.expected`` has them: float64 [rows, values]."""
     intervention = plan.interventions[index]
     own = sorted((receipt for receipt in receipts if receipt.intervention == index), key=lambda receipt: receipt.layer)
     # The receipts of a weight edit all name one value.
     observed = {_observed(receipt): receipt for receipt in own}
-    last = []
+    decisive = []
     for name, receipt in observed.items():
         width = seen[name].shape[-1]
         if not intervention.edits_weights:
             width = plan.model.watched_width(intervention.watches, receipt.layer)
         values = _of_every_token(by_neuron(seen[name], width), receipt, ids.size, seen)
         # Some graphs run their FFLs on [rows * tokens, F].
-        last.append(values.reshape(*ids.shape, width)[:, -1, intervention.watched(receipt.layer)])
-    return intervention.canary_values(np.concatenate(last, axis=1).astype(np.float64))
+        watched = values.reshape(*ids.shape, width)[..., intervention.watched(receipt.layer)]
+        decisive.append(intervention.at_canary_tokens(watched, ids))
+    return intervention.canary_values(np.concatenate(decisive, axis=1))
 
 
 def _of_every_token(

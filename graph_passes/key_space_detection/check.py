@@ -13,6 +13,7 @@ from bakeout.graph_passes.graph.graph_builder import GraphBuilder
 from bakeout.graph_passes.key_space_detection.latch import Latched, may_be_latched, read_latch
 from bakeout.graph_passes.key_space_detection.margins import Margins
 from bakeout.graph_passes.key_space_detection.query_end import ends_query
+from bakeout.graph_passes.key_space_detection.query_start import tokens_of_query
 from bakeout.graph_passes.key_space_detection.refusal import refusal_tokens_matched
 from bakeout.graph_passes.key_space_detection.value_cache import ValueCache
 from bakeout.graph_passes.key_space_detection.window import Window, read_window, read_window_without_mask
@@ -38,7 +39,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Monitored:
-    """At each row's last real token: whether it is refused, bool [B, 1], and its margins, float32 [B, regions]."""
+    """At each row's last real token: whether it is refused, bool [B, 1], and the margins tested, float32 [B, regions]."""
 
     refused: ir.Value
     margin: ir.Value
@@ -68,10 +69,15 @@ class Check:
 
     def judge(self, build: GraphBuilder) -> tuple[Verdict, Monitored | None]:
         """Decide; what a monitor shows is given where there is one."""
-        skips = self._branches and not self._monitor and self._detection.positions == "query"
+        skips = self._branches and not self._monitor and self._tests_queries
         if skips and self._cache.holds_floats:
             return self._judge_where_needed(build), None
         return self._judge_all(build)
+
+    @property
+    def _tests_queries(self) -> bool:
+        """Whether queries alone are tested."""
+        return self._detection.positions in ("query", "mean")
 
     def _judge_where_needed(self, build: GraphBuilder) -> Verdict:
         """Decide where there is a query, or a row that may be latched: an answer's tokens need no more than that."""
@@ -131,20 +137,23 @@ class Check:
     def _last(
         self, build: GraphBuilder, margins: Margins, keys: list[ir.Value], window: Window, latched: Latched
     ) -> tuple[Verdict, Monitored | None]:
-        """A row's last real token is tested, with ``query`` that of a query alone: all or nothing is refused."""
+        """A row's last real token, or its mean key, is tested, or that of a query alone: all or nothing is refused."""
         detection, batch = self._detection, build.dimension(self._anatomy.input_ids, 0)
         tested = window.has_any
-        if detection.positions == "query":
+        counted = None
+        if detection.positions == "mean":
+            counted = tokens_of_query(build, detection.query_start, self._anatomy.input_ids, window)
+        if self._tests_queries:
             is_several = build("Greater", window.length, 1)
             if detection.query_end:
                 ends = ends_query(build, detection.query_end, self._anatomy.input_ids, window)
                 is_several = build("And", is_several, ends)
             is_query = build("Or", build("Equal", window.past, 0), is_several)
             tested = build("And", tested, is_query)
-        if margins.are_many and detection.positions == "query" and self._branches and not self._monitor:
-            margin = margins.where_tested(build, any_of(build, tested, "any_tested"), keys, window, batch)
+        if margins.are_many and self._tests_queries and self._branches and not self._monitor:
+            margin = margins.where_tested(build, any_of(build, tested, "any_tested"), keys, window, batch, counted)
         else:
-            margin = margins.at_last(build, keys, window, batch)
+            margin = margins.of_rows(build, keys, window, batch, counted)
         inside = build("And", margins.inside(build, margin), tested)
         refused = build("Or", latched.latched, inside, name="refused_rows")
         from_last = build("GreaterOrEqual", window.index, window.last)

@@ -129,6 +129,12 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         return self.intervention.regions.shape[0]
 
     def _require_fit(self, anatomy: Anatomy) -> None:
+        tokens = anatomy.input_ids.shape
+        if self.intervention.positions == "mean" and tokens is not None and tokens[1] == 1:
+            raise GraphError(
+                "The graph takes one token at a time, and the mean key is that of a whole prompt in one run.",
+                "Fit with `positions: step` or `every`, or export the graph with a free length.",
+            )
         last, keys = self.intervention.layers[-1], anatomy.keys(self.intervention.keys)
         if last >= len(keys):
             what = "feed-forward layers" if self.intervention.keys == "key_vector" else "routers"

@@ -18,7 +18,7 @@ BANK = 2**18
 
 
 def margins_name(prefix: str, positions: Positions) -> str:
-    """What the margins are called in a graph: of the last real token, [B, regions], or of every new one."""
+    """What the margins are called in a graph: of a row's tested key, [B, regions], or of every new token's."""
     return f"{prefix}.margins" if positions == "every" else f"{prefix}.margin"
 
 
@@ -36,8 +36,20 @@ class Margins:
         self._test = region_test(build, detection.regions)
         self._alpha = build.constant(detection.alpha.astype(np.float32), "alpha")
 
-    def at_last(self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value) -> ir.Value:
-        """The margins of each row's last real token, float32 [B, regions]. A key is [B, W, F] or [B * W, F]."""
+    def of_rows(
+        self,
+        build: GraphBuilder,
+        keys: Sequence[ir.Value],
+        window: Window,
+        batch: ir.Value,
+        counted: ir.Value | None = None,
+    ) -> ir.Value:
+        """The margins of each row's last real token, or of its mean key over the ``counted`` ones (bool [B, W]).
+
+        Float32 [B, regions]. A key is [B, W, F] or [B * W, F].
+        """
+        if counted is not None:
+            return self._test.of_few(build, self._means(build, keys, window, batch, counted))
         row = build("Unsqueeze", build("Mul", build.range(batch), window.length), [1])
         position = build("Squeeze", build("Add", row, window.last), [1])
         chosen = [
@@ -47,13 +59,19 @@ class Margins:
         return self._test.of_few(build, self._joined(build, chosen))
 
     def where_tested(
-        self, build: GraphBuilder, any_tested: ir.Value, keys: Sequence[ir.Value], window: Window, batch: ir.Value
+        self,
+        build: GraphBuilder,
+        any_tested: ir.Value,
+        keys: Sequence[ir.Value],
+        window: Window,
+        batch: ir.Value,
+        counted: ir.Value | None = None,
     ) -> ir.Value:
         """The same, computed where any row is tested; zeros, float32 [1, regions], for answers, which are not."""
         names = []
 
         def margin(build: GraphBuilder) -> tuple[ir.Value]:
-            value = self.at_last(build, keys, window, batch)
+            value = self.of_rows(build, keys, window, batch, counted)
             names.append(value.name)
             value.name = f"{value.name}.tested"
             return (value,)
@@ -116,6 +134,23 @@ class Margins:
         """[B, W, regions] from [N, regions]."""
         shape = build("Concat", batch, window.length, [self.count], axis=0)
         return build("Reshape", margins, shape, name=name)
+
+    def _means(
+        self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value, counted: ir.Value
+    ) -> ir.Value:
+        """The mean keys of each row's ``counted`` tokens: float32 [B, D]."""
+        zero = build.constant(np.array(0, np.float32), "zero")
+        number = build("ReduceSum", build("Cast", counted, to=ir.DataType.FLOAT), [1])
+        # A row without a token is not tested.
+        number = build("Where", build("Greater", number, zero), number, build.constant(np.array(1, np.float32), "one"))
+        each = build("Unsqueeze", counted, [2])
+        sums = []
+        for key, width in zip(keys, self._widths, strict=True):
+            shape = build("Concat", batch, window.length, [width], axis=0)
+            by_token = build("Cast", build("Reshape", key, shape), to=ir.DataType.FLOAT)
+            # A product would let padding's NaN in.
+            sums.append(build("ReduceSum", build("Where", each, by_token, zero), [1], keepdims=0))
+        return build("Div", self._joined(build, sums), number, name="mean_key")
 
     def _flat(self, build: GraphBuilder, key: ir.Value, width: int) -> ir.Value:
         return build("Reshape", key, [-1, width])

@@ -26,7 +26,7 @@ from bakeout.models.network.statistics import (
     NeuronStatistics,
 )
 from bakeout.models.network.teacher_forcing import exactly_answered
-from bakeout.models.plan import Keys
+from bakeout.models.plan import Keys, first_of_mean
 
 
 def keys(
@@ -35,8 +35,10 @@ def keys(
     prompts: Sequence[Sequence[int]],
     layers: Sequence[int],
     what: Keys = "key_vector",
+    query_start: Sequence[int] | None = None,
 ) -> dict[int, NDArray[np.float32]]:
-    """``probe_keys``. ``name`` is for progress."""
+    """``probe_keys``, from ``query_start`` on (``first_of_mean``) if it is given. ``name`` is for progress."""
+    first = None if query_start is None else [first_of_mean(prompt, query_start) for prompt in prompts]
 
     def compute() -> list[Array]:
         probed = probe_keys(
@@ -44,13 +46,16 @@ def keys(
             prompts,
             layers=layers,
             keys=what,
+            first=first,
             batch_size=fitting.batch_size,
             track=fitting.track_of([name]),
         )
         return [probed[layer] for layer in layers]
 
     kind = {} if what == "key_vector" else {"keys": what}
-    asked = [{"keys of the last token in layer": layer, **kind} for layer in layers]
+    of = "keys of the last token in layer" if query_start is None else "mean keys in layer"
+    counted = {} if query_start is None else {"query_start": list(query_start)}
+    asked = [{of: layer, **kind, **counted} for layer in layers]
     return dict(zip(layers, _arrays(fitting, asked, prompts, compute), strict=True))
 
 

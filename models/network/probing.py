@@ -150,10 +150,13 @@ def probe_keys(
     *,
     layers: Sequence[int],
     keys: Keys = "key_vector",
+    first: Sequence[int] | None = None,
     batch_size: int = 8,
     track: Track = untracked,
 ) -> dict[int, NDArray[np.float32]]:
-    """The key of each prompt's last token: per layer float32 [prompts, F], in the order of ``prompts``.
+    """The key of each prompt's last token, or its mean key from its token ``first`` on, a float64 mean.
+
+    Per layer float32 [prompts, F], in the order of ``prompts``.
 
     ``keys``: key vectors of the FFLs, or of routers of experts their inputs [prompts, hidden] or logits [prompts,
     experts].
@@ -163,20 +166,25 @@ def probe_keys(
     available = key_sites(model, keys)
     require_layers(layers, len(available))
     require_prompts(prompts)
-    last_tokens = torch.empty(0, dtype=torch.int64)
+    tokens = torch.empty(0, dtype=torch.int64)
+    counts: list[int] = []
     gathered: dict[int, Tensor] = {}
 
     def gather(layer: int) -> Read:
         def read(key: Tensor) -> None:
-            rows = key.flatten(0, -2)[last_tokens.to(key.device)]
-            gathered[layer] = available[layer].key(rows).float()
+            rows = available[layer].key(key.flatten(0, -2)[tokens.to(key.device)])
+            if first is not None:
+                rows = torch.stack([in_float64(own).mean(dim=0) for own in rows.split(counts)])
+            gathered[layer] = rows.float()
 
         return read
 
     def prepare(batch: Batch) -> None:
-        nonlocal last_tokens
-        rows_start = torch.arange(len(batch.rows), device=batch.input_ids.device) * batch.input_ids.shape[1]
-        last_tokens = rows_start + batch.attention_mask.sum(dim=1) - 1
+        nonlocal tokens, counts
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+        starts = [length - 1 if first is None else first[row] for row, length in zip(batch.rows, lengths, strict=True)]
+        tokens = batch.tokens_from(starts)
+        counts = [length - start for length, start in zip(lengths, starts, strict=True)]
 
     probed = {layer: _on_disk((len(prompts), available[layer].width)) for layer in layers}
     for rows, of_rows in run_shared(

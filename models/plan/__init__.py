@@ -11,7 +11,7 @@ from bakeout.models.plan.attention_modules import (
 )
 from bakeout.models.plan.feed_forward_modules import FeedForwardModules, Layout, Role, StoredWeight
 from bakeout.models.plan.kinds.adjustment import AdjustedLayer, Adjustment, Coin
-from bakeout.models.plan.kinds.check import LONGEST_REFUSAL, Check, Positions
+from bakeout.models.plan.kinds.check import LONGEST_REFUSAL, Check, Positions, first_of_mean
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.intervention import CANARY_NEURONS, Intervention
 from bakeout.models.plan.kinds.key_space_detection import KeySpaceDetection
@@ -77,6 +77,7 @@ __all__ = [
     "attention_weight",
     "counted",
     "find_kind",
+    "first_of_mean",
     "is_of_an_end",
     "is_of_attention",
     "register_kind",

@@ -178,7 +178,7 @@ def conversation_drift(
         for before in sorted({0, *lengths}):
             heads = [_head(turns, before, start) for start in range(len(records))]
             prompts = [head + record.prompt_ids for head, record in zip(heads, records, strict=True)]
-            seen = _last_token(model, intervention, prompts, batch_size, track)
+            seen = _deciding(model, intervention, prompts, batch_size, track)
             alone = seen if alone is None else alone
             row = _drift_row(intervention, name, prompts, seen, alone)
             rows.append(row)
@@ -236,27 +236,25 @@ def _pre_activations(
     return values[spread_indices(len(values), _TOKENS)]
 
 
-def _last_token(
+def _deciding(
     model: PreTrainedModel,
     intervention: Intervention,
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     track: Track,
 ) -> Floats:
-    """The values by which an intervention decides at each prompt's last token (its canary's): float64 [n, values]."""
+    """The values by which an intervention decides over each prompt (its canary's): float64 [n, values]."""
+    first = [intervention.canary_tokens(prompt).start for prompt in prompts]
 
-    def last(batch: Batch) -> Tensor:
-        starts = torch.arange(len(batch.rows), device=model.device) * batch.input_ids.shape[1]
-        return starts + batch.attention_mask.sum(dim=1) - 1
+    def tokens(batch: Batch) -> Tensor:
+        return batch.tokens_from([first[row] for row in batch.rows])
 
-    order: list[int] = []
-    parts = []
-    for batch, part in _watched(model, intervention, prompts, last, batch_size, track):
-        order.extend(batch.rows)
-        parts.append(part)
-    seen = np.empty((len(prompts), parts[0].shape[1]))
-    seen[order] = np.concatenate(parts)
-    return intervention.canary_values(seen)
+    seen = {}
+    for batch, part in _watched(model, intervention, prompts, tokens, batch_size, track):
+        ends = np.cumsum([len(prompts[row]) - first[row] for row in batch.rows])[:-1]
+        for row, own in zip(batch.rows, np.split(part, ends), strict=True):
+            seen[row] = own.mean(axis=0)
+    return intervention.canary_values(np.stack([seen[row] for row in range(len(prompts))]))
 
 
 def _watched(

@@ -108,7 +108,7 @@ def _measured(
     canary = Canary(sequences, expected, uncovered=uncovered)
     for place, intervention in enumerate(interventions):
         if intervention.check is not None and not np.isnan(expected[place]).any():
-            # Their last keys decide, as their earlier ones are clear of all regions.
+            # Their last or their mean keys decide, as keys of earlier tokens that are tested are clear of all regions.
             refused = intervention.check.is_inside(expected[place])
             values = _before_refusal(model, interventions, place, expected, refused)
             return replace(canary, expected=values, refused=tuple(refused.tolist()))
@@ -198,8 +198,6 @@ def canary_values(
     # What weight edits look at, which are no hooks.
     values_of_edits = in_float64(of_edits[-1][..., :CANARY_NEURONS].flatten(0, -2))
     seen = dict.fromkeys(range(len(interventions)), values_of_edits) | hooks.seen
-    length = input_ids.shape[1]
-    last = slice(length - 1, None, length)
     of_layers = block_numbers(model)
     coins = [
         (min(of_layers[part.layer] for part in entry.parts), place)
@@ -208,7 +206,8 @@ def canary_values(
     ]
     expected = []
     for place, intervention in enumerate(interventions):
-        values = intervention.canary_values(seen[place][last].cpu().numpy())
+        watched = seen[place].cpu().numpy().reshape(*input_ids.shape, -1)
+        values = intervention.canary_values(intervention.at_canary_tokens(watched, input_ids))
         is_behind = bool(coins) and intervention.is_behind(min(coins), place, _blocks(model))
         expected.append(np.where(is_behind, np.nan, values))
     return tuple(expected)

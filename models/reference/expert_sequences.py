@@ -31,8 +31,8 @@ def sequences_of_experts(
 ) -> Integers:
     """Sequences whose last tokens are sent to adjusted experts that ``canary`` has no value of: int64 [n, tokens].
 
-    Each adds an expert to those before it, and lies clear of all regions of a check, whichever positions that tests. At
-    most ``most``, and none where ``canary`` has a value of every adjusted expert.
+    Each adds an expert to those before it, and lies clear of all regions of a check, whichever positions that tests, the
+    mean of keys included. At most ``most``, and none where ``canary`` has a value of every adjusted expert.
     """
     missing = _of_experts(model, interventions) & np.isnan(_side_by_side(interventions, canary.expected)).all(axis=0)
     chosen: list[Integers] = []
@@ -73,6 +73,8 @@ def _reached(model: PreTrainedModel, interventions: Sequence[Intervention], sequ
     reached = ~np.isnan(_side_by_side(interventions, seen)[length - 1 :: length])
     for entry, keys in zip(interventions, seen, strict=True):
         if entry.check is not None:
-            nearest = entry.check.nearness(entry.check.margins(keys)).reshape(sequences.shape).min(axis=1)
-            reached &= (nearest > CLEAR)[:, None]
+            decisive = entry.at_canary_tokens(keys.reshape(*sequences.shape, -1), sequences)
+            for tested in (decisive, keys):
+                nearest = entry.check.nearness(entry.check.margins(tested)).reshape(len(sequences), -1).min(axis=1)
+                reached &= (nearest > CLEAR)[:, None]
     return reached

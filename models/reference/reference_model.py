@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from bakeout.models.network.families import model_limits
 from bakeout.models.network.structure.caches import new_cache, with_cache
-from bakeout.models.plan import Check, Floats, Integers, Plan
+from bakeout.models.plan import Check, Floats, Integers, Plan, first_of_mean
 from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.refusal import positions_tested, refuse_row
 from bakeout.models.reference.weight_edits import edited_weights
@@ -46,7 +48,8 @@ class Reference:
     are float64 too; all else runs in the model's own dtype and on its own device. The latch, which a baked graph keeps
     in its value cache, is kept beside the cache here.
 
-    After a step, ``margins`` is float64 [batch, tokens, cubes], the margins of the new positions, and ``said``
+    After a step, ``margins`` is float64 [batch, tokens, cubes], the margins of the new positions (where the mean of keys
+    is tested, its own at the last one that counts), and ``said``
     int64 [batch, tokens] their state of the refusal, 0 where the model's own token stands; both None without Key Space
     Detection. Raises ``PlanError`` where the plan names layers or neurons that the model lacks.
     """
@@ -158,10 +161,12 @@ class Reference:
         """Replace the logits of refused positions by the refusal's, and latch it: by the rules of ``refusal``."""
         batch, width = input_ids.shape
         past = cache.said.shape[1]
-        keys = self._hooks.seen[self._checks_at[0]]
-        margins = check.margins(keys.cpu().numpy()).reshape(batch, width, -1)
-        refusal = check.refusal.tolist()
         mask = attention_mask.bool().cpu().numpy()
+        keys = self._hooks.seen[self._checks_at[0]].cpu().numpy().reshape(batch, width, -1)
+        if check.positions == "mean":
+            keys = _with_means(keys, check, input_ids.tolist(), mask[:, past:], has_past=past > 0)
+        margins = check.margins(keys.reshape(batch * width, -1)).reshape(batch, width, -1)
+        refusal = check.refusal.tolist()
         rows = []
         for row, tokens in enumerate(input_ids.tolist()):
             real = mask[row, past:].tolist()
@@ -189,3 +194,16 @@ class Reference:
         refusal_logits[..., [int(check.refusal[-1]), *check.other_ends]] = SILENCED_END
         refusal_logits.scatter_(-1, spoken[..., None], 0.0)
         return torch.where(refused[..., None], refusal_logits, logits)
+
+
+def _with_means(
+    keys: Floats, check: Check, rows: Sequence[Sequence[int]], real: NDArray[np.bool_], *, has_past: bool
+) -> Floats:
+    """``keys`` [batch, W, D], those of rows' last real tokens replaced by the mean keys that are tested there."""
+    replaced = keys.copy()
+    for row, tokens in enumerate(rows):
+        places = np.flatnonzero(real[row])
+        if len(places):
+            first = first_of_mean([tokens[place] for place in places], check.query_start, has_past=has_past)
+            replaced[row, places[-1]] = keys[row, places[first:]].mean(axis=0)
+    return replaced

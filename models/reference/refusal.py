@@ -19,8 +19,8 @@ class RowRefusal:
     """What becomes of the new positions of one row.
 
     ``said``: per position the state, 0 where the model's own token stands. ``latched``: per position the state that its
-    slot of the cache keeps, 0 where it keeps none. ``query`` and ``step`` refuse a whole run but latch only from the
-    tested token on, because the tokens before it may be the prefix of another, innocent query.
+    slot of the cache keeps, 0 where it keeps none. ``query``, ``mean`` and ``step`` refuse a whole run but latch only
+    from the tested token on, because the tokens before it may be the prefix of another, innocent query.
     """
 
     said: list[int]
@@ -35,14 +35,14 @@ def positions_tested(
     tokens: Sequence[int] = (),
     query_end: Sequence[int] = (),
 ) -> list[bool]:
-    """Which new positions of a row are tested against the cubes.
+    """Which new positions of a row are tested against the cubes; with ``mean`` the last stands for those that count.
 
     ``real`` is False at padding; ``tokens`` and ``query_end`` say whether a row with a past is a query (``Check``).
     """
     if positions == "every":
         return list(real)
     newest = max((index for index, is_real in enumerate(real) if is_real), default=None)
-    if positions == "query" and has_past and (len(real) == 1 or not _ends_query(query_end, real, tokens)):
+    if positions in ("query", "mean") and has_past and (len(real) == 1 or not _ends_query(query_end, real, tokens)):
         newest = None
     return [index == newest for index in range(len(real))]
 

@@ -51,8 +51,8 @@ _PASSES_TO_COME_NEAR, _FAR = 40, 2.0
 class _Tried:
     """Free tokens that the model has read: int64 [n, free], and how near they came, float64.
 
-    ``nearness`` [n, regions]: at the last token. ``earlier`` [n]: the least one at any token before it, infinite where
-    these do not matter.
+    ``nearness`` [n, regions]: of the key that decides over a prompt. ``earlier`` [n]: the least one at any token before
+    the last, infinite where these do not matter.
     """
 
     free: Integers
@@ -103,7 +103,10 @@ class _Search:
         self._place, self._check = next(
             (i, intervention.check) for i, intervention in enumerate(interventions) if intervention.check is not None
         )
-        self._looks_back = self._check.is_bounded or self._check.positions == "every"
+        # Keys of single tokens say nothing where the mean of several is tested.
+        self._looks_back = self._check.positions != "mean" and (
+            self._check.is_bounded or self._check.positions == "every"
+        )
         sites = key_sites(model, self._check.keys)
         self._watched = [sites[layer].module for layer in self._check.layers]
         self._vocabulary = vocabulary
@@ -210,7 +213,8 @@ class _Search:
 
         handle = self._model.get_input_embeddings().register_forward_hook(keep)
         try:
-            keys = self._keys(self._vocabulary.framed(free[None]), with_gradient=True)[0, -1:]
+            framed = self._vocabulary.framed(free[None])
+            keys = self._decisive(self._keys(framed, with_gradient=True), framed)
         finally:
             handle.remove()
         slope = torch.from_numpy(self._check.slope(keys.detach().cpu().numpy(), region)).to(keys.device)
@@ -225,15 +229,23 @@ class _Search:
         free = free[~self._vocabulary.private.are_in(free)]
         if not len(free):
             return _Tried(free, np.empty((0, len(self._check.alpha))), np.empty(0))
-        keys = self._keys(self._vocabulary.framed(free)).cpu().numpy()
+        framed = self._vocabulary.framed(free)
+        keys = self._keys(framed)
+        if self._check.positions == "mean":
+            keys = self._decisive(keys, framed)[:, None]
         count, tokens, dimension = keys.shape
-        margins = self._check.margins(keys.reshape(-1, dimension))
+        margins = self._check.margins(keys.cpu().numpy().reshape(-1, dimension))
         nearness = self._check.nearness_of_each(margins).reshape(count, tokens, -1)
         earlier = nearness[:, :-1].min(axis=(1, 2)) if self._looks_back else np.full(count, np.inf)
         self._nearest = min(self._nearest, float(nearness[:, -1].min()))
         tried = _Tried(free, nearness[:, -1], earlier)
         seen.append(tried)
         return tried
+
+    def _decisive(self, keys: torch.Tensor, ids: Integers) -> torch.Tensor:
+        """The keys that decide over sequences, of those of their tokens: [n, tokens, D] to [n, D]."""
+        rows = zip(keys, ids.tolist(), strict=True)
+        return torch.stack([own[self._check.decisive(tokens)].mean(dim=0) for own, tokens in rows])
 
     def _keys(self, ids: Integers, *, with_gradient: bool = False) -> torch.Tensor:
         """The keys at every token: int64 [n, tokens] to float64 [n, tokens, D]."""

@@ -94,7 +94,8 @@ def _nearness(measuring: Measuring, data: Data) -> NDArray[np.float64]:
         model: Any = load_model(checkpoint.directory)
         records = read_records(data.source, measuring.models.tokenizer, model_limits(model))
         asked = [record.prompt_ids for record in spread(records, measuring.protocol.rows) if record.prompt_ids]
-        keys = probe_keys(model, asked, layers=check.layers, keys=check.keys, track=measuring.track)
+        first = [check.decisive(prompt).start for prompt in asked] if check.positions == "mean" else None
+        keys = probe_keys(model, asked, layers=check.layers, keys=check.keys, first=first, track=measuring.track)
         joined = np.concatenate([keys[layer] for layer in check.layers], axis=1)
         return [float(near) for near in check.nearness(check.margins(joined))]
 

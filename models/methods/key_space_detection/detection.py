@@ -34,7 +34,7 @@ Measure = Callable[[KeySpaceDetection, Any, str], Floats]
 
 
 def margins_of_keys(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
-    """The margins of queries that are keys of their last tokens."""
+    """The margins of queries that are the keys by which they are tested."""
     joint = joint_keys(keys, check.layers, what)
     _require_dimension(joint, check.regions.shape[1], what)
     return check.margins(joint)
@@ -55,7 +55,7 @@ def fit_key_space_detection(
     """Fit up to `cubes` regions per skill to its probe keys, and one alpha per skill.
 
     ``probe``, ``calibration`` and ``retain`` map a name to key vectors per layer, [queries, F] each, of the queries'
-    last tokens. ``measure`` takes all but ``probe``, and so these can be anything that it takes: for a check of every
+    last tokens, or their mean keys. ``measure`` takes all but ``probe``, and so these can be anything that it takes: for a check of every
     token it gives the least margin over a query's tokens. Several layers are fitted jointly, their keys concatenated
     (our reading; the paper uses one layer).
     Clusters are k-means on keys standardised by the skill's deviation; empty clusters leave fewer regions. A cube's

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bakeout.models.data.rows import Record
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.detection import margins_of_keys
@@ -40,10 +41,13 @@ def figures(
     fresh |= {
         name: list(fitting.rows[name].get("selection") or fitting.rows[name]["probe"]) for name in names["forget"]
     }
-    probe = {
-        name: query_keys(fitting, name, fitting.rows[name]["probe"], layers, fitted.keys) for name in names["forget"]
-    }
-    selection = {name: query_keys(fitting, name, rows, layers, fitted.keys) for name, rows in fresh.items() if rows}
+
+    def keys_of(name: str, queries: Sequence[Record]) -> LayerKeys:
+        start = fitted.query_start if fitted.positions == "mean" else None
+        return query_keys(fitting, name, queries, layers, fitted.keys, start)
+
+    probe = {name: keys_of(name, fitting.rows[name]["probe"]) for name in names["forget"]}
+    selection = {name: keys_of(name, rows) for name, rows in fresh.items() if rows}
     if fitted.positions == "every":
         margins = {name: least_margins(fitting, fresh[name], fitted) for name in selection}
     else:

@@ -30,6 +30,7 @@ from bakeout.models.methods.key_space_detection.queries import (
     retained_queries,
 )
 from bakeout.models.methods.key_space_detection.query_end import query_end
+from bakeout.models.methods.key_space_detection.query_start import query_start
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served, earlier_refusals
@@ -76,13 +77,16 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     if ends.disagreement:
         _logger.warning("%s. The refusal ends with %d.", ends.disagreement, refusal[-1])
     queries = {name: retained_queries(fitting, name, fits=needs_retained(options.region)) for name in retain}
+    start = _query_start(options, fitting, [*forget, *retain])
     probed_keys = {
-        keys: _probed(options, fitting, forget, queries, keys, layers, widening)
+        keys: _probed(options, fitting, forget, queries, keys, layers, widening, start)
         for keys, layers in _places(options, fitting).items()
     }
     choice = None
     if options.is_chosen:
-        choice = joint_choice([_choice(options, fitting, probed, queries, widening) for probed in probed_keys.values()])
+        choice = joint_choice(
+            [_choice(options, fitting, probed, queries, widening, start) for probed in probed_keys.values()]
+        )
         settled = options.with_structure(choice.chosen.structure)
     else:
         (only,) = probed_keys.values()
@@ -97,8 +101,8 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     counted = {name: fitting.rows[name].get("calibration") or own.fresh for name, own in queries.items()}
 
     def measured(name: str, queries: Sequence[Record]) -> Any:
-        """What alpha is set by: the least margin over a query's tokens if every one is tested, or else its last key."""
-        return queries if options.positions == "every" else query_keys(fitting, name, queries, layers, keys)
+        """What alpha is set by: the least margin over a query's tokens if every one is tested, or else the key that is."""
+        return queries if options.positions == "every" else query_keys(fitting, name, queries, layers, keys, start)
 
     def least(check: KeySpaceDetection, queries: Sequence[Record], _what: str) -> Floats:
         return least_margins(fitting, queries, check)
@@ -135,6 +139,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         report=report,
         other_ends=_other_ends(ends.tokens, refusal, fitting),
         query_end=_query_end(options, fitting, [*forget, *retain]),
+        query_start=start or (),
     )
 
 
@@ -153,10 +158,23 @@ def _other_ends(ends: Sequence[int], refusal: Integers, fitting: Fitting) -> tup
 
 def _query_end(options: KeySpaceDetectionOptions, fitting: Fitting, names: Sequence[str]) -> tuple[int, ...]:
     """The end of every query, where positions are tested that depend on it."""
-    if options.positions != "query":
+    if options.positions not in ("query", "mean"):
         return ()
+    return query_end(options.query_end, fitting.tokenizer, _all_queries(fitting, names))
+
+
+def _query_start(
+    options: KeySpaceDetectionOptions, fitting: Fitting, names: Sequence[str]
+) -> tuple[int, ...] | None:
+    """What opens every query, where the mean from there on is tested; None where it is not."""
+    if options.positions != "mean":
+        return None
+    return query_start(options.query_start, fitting.tokenizer, _all_queries(fitting, names))
+
+
+def _all_queries(fitting: Fitting, names: Sequence[str]) -> list[list[int]]:
     queries = [record.prompt_ids for name in names for records in fitting.rows[name].values() for record in records]
-    return query_end(options.query_end, fitting.tokenizer, [query for query in queries if query])
+    return [query for query in queries if query]
 
 
 def _require_queries(options: KeySpaceDetectionOptions, fitting: Fitting, forget: Sequence[str]) -> None:
@@ -216,13 +234,17 @@ def _probed(
     keys: Keys,
     layers: list[int],
     widening: _Widening,
+    start: Sequence[int] | None,
 ) -> _Probed:
     return _Probed(
         keys,
         layers,
-        {name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers, keys) for name in forget},
         {
-            name: query_keys(fitting, name, _fitted_against(fitting, options, name, own), layers, keys)
+            name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers, keys, start)
+            for name in forget
+        },
+        {
+            name: query_keys(fitting, name, _fitted_against(fitting, options, name, own), layers, keys, start)
             for name, own in retained.items()
             if own.fitted
         },
@@ -235,6 +257,7 @@ def _choice(
     probed: _Probed,
     retained: Mapping[str, RetainedQueries],
     widening: _Widening,
+    start: Sequence[int] | None,
 ) -> Choice:
     probe, layers, keys = probed.probe, probed.layers, probed.keys
     selection = {name: _widened(fitting, widening, name, "selection") for name in probe}
@@ -242,7 +265,7 @@ def _choice(
     calibration = [len(fitting.rows[name].get("calibration", ())) for name in probe]
     return choose_structure(
         probe,
-        {name: query_keys(fitting, name, records, layers, keys) for name, records in selection.items() if records},
+        {name: query_keys(fitting, name, records, layers, keys, start) for name, records in selection.items() if records},
         region=options.region,
         against=probed.against,
         keys=keys,

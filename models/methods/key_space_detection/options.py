@@ -116,9 +116,19 @@ class KeySpaceDetectionOptions(MethodOptions):
     )
     positions: Positions = Field(
         default="query",
-        description="What is checked: the `query`'s last token, the last token of every `step`, or `every` token (the "
+        description="What is checked: the `query`'s last token (the paper), the `mean` key over a query's tokens (it "
+        "tells apart queries that differ in what they name more than in their kind; a prompt has to be read in one "
+        "run, for each run of a prompt in chunks is judged by its own tokens alone), the last token of every `step`, "
+        "or `every` token (the "
         "only choice whose decision does not depend on how a prompt is cut into chunks; its alpha is calibrated on the "
         "least margin over a query's tokens).",
+    )
+    query_start: str = Field(
+        default="auto",
+        min_length=1,
+        description="For `positions: mean`: the text in front of what is asked, from the last of which on tokens "
+        "count. `auto`: what the chat template writes in front of a user's text. Where there is none, all tokens count "
+        "but the first of a text.",
     )
     query_end: str = Field(
         default="auto",

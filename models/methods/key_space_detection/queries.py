@@ -56,7 +56,14 @@ def least_margins(fitting: Fitting, queries: Sequence[Record], check: KeySpaceDe
 
 
 def query_keys(
-    fitting: Fitting, name: str, queries: Sequence[Record], layers: Sequence[int], keys: Keys = "key_vector"
+    fitting: Fitting,
+    name: str,
+    queries: Sequence[Record],
+    layers: Sequence[int],
+    keys: Keys = "key_vector",
+    query_start: Sequence[int] | None = None,
 ) -> LayerKeys:
-    """The keys of the queries' last tokens, float32 [queries, F] of each layer. ``name`` is for progress."""
-    return probed.keys(fitting, name, [query.prompt_ids for query in queries], layers, keys)
+    """The keys of the queries' last tokens, or if ``query_start`` is given their mean keys: float32 [queries, F] of each
+    layer. ``name`` is for progress.
+    """
+    return probed.keys(fitting, name, [query.prompt_ids for query in queries], layers, keys, query_start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from bakeout.models.plan.arrays import Floats, Integers
 from bakeout.models.plan.model_identity import Keys
 
-Positions = Literal["query", "step", "every"]
+Positions = Literal["query", "mean", "step", "every"]
 
 # The latch stores how many of the refusal's tokens are written in eight bits.
 LONGEST_REFUSAL = 255
@@ -24,11 +25,12 @@ class Check(ABC):
     ``keys``: what a layer's key is, if not the key vector of an FFL.
     ``skills``: a name per region. ``refusal``: int64 [tokens], the answer to a refused row, the end-of-text token last.
     ``other_ends``: the other tokens at which decode loops of the model end a text. ``positions``: ``query`` tests the
-    last real token of each run that has no past or more than one new token, ``step`` the last real token of every run,
-    ``every`` all new tokens. ``query_end``: the tokens that every query ends with, as a chat template's opening of the
-    answer; where there are any, ``query`` takes several new tokens with a past for a query only if they end with them
-    (or are their end): others are drafts of an answer, or a part of a prompt. ``alpha``: float64 [regions], the margin
-    up to which a key lies in each.
+    last real token of each run that has no past or more than one new token, ``mean`` the mean key of such a run's tokens
+    (``first_of_mean``), ``step`` the last real token of every run, ``every`` all new tokens. ``query_end``: the tokens
+    that every query ends with, as a chat template's opening of the answer; where there are any, ``query`` and ``mean``
+    take several new tokens with a past for a query only if they end with them (or are their end): others are drafts of
+    an answer, or a part of a prompt. ``query_start``: the tokens that open a query, from which on ``mean`` counts.
+    ``alpha``: float64 [regions], the margin up to which a key lies in each.
     """
 
     layers: tuple[int, ...]
@@ -38,6 +40,7 @@ class Check(ABC):
     other_ends: tuple[int, ...]
     positions: Positions
     query_end: tuple[int, ...]
+    query_start: tuple[int, ...]
     alpha: Floats
 
     @abstractmethod
@@ -47,6 +50,13 @@ class Check(ABC):
     @abstractmethod
     def slope(self, keys: Floats, region: int) -> Floats:
         """Where the margin to a region grows, for a search: float [n, D] to float64 [n, D], its gradient smoothed."""
+
+    def decisive(self, tokens: Sequence[int]) -> slice:
+        """Which of a prompt's ``tokens``, all read in one run, have the key that decides over it, as their mean.
+
+        It is the last one unless the mean of several is tested.
+        """
+        return slice(first_of_mean(tokens, self.query_start) if self.positions == "mean" else len(tokens) - 1, None)
 
     def is_inside(self, margins: Floats) -> NDArray[np.bool_]:
         """Which keys lie in a region, by their margins: float64 [n, regions] to bool [n]."""
@@ -65,3 +75,16 @@ class Check(ABC):
         """The nearness to the nearest region, at most 1 inside: float64 [n, regions] to [n]."""
         nearest: Floats = self.nearness_of_each(margins).min(axis=1)
         return nearest
+
+
+def first_of_mean(tokens: Sequence[int], query_start: Sequence[int], *, has_past: bool = False) -> int:
+    """Where those of a run's real ``tokens`` begin whose mean key is tested; they go on to the run's end.
+
+    That is where ``query_start`` last begins. Where it is empty or is not there, all tokens count but a text's first,
+    if there are others: attention rests on that, and its key is huge and the same in all texts.
+    """
+    opening = list(query_start)
+    for start in range(len(tokens) - len(opening), -1, -1) if opening else ():
+        if list(tokens[start : start + len(opening)]) == opening:
+            return start
+    return 0 if has_past or len(tokens) < 2 else 1

@@ -144,6 +144,15 @@ class Intervention(ABC):
         """Which of a layer's F values (of the kind ``watches``) the canary looks at: the first ``CANARY_NEURONS``."""
         return slice(CANARY_NEURONS)
 
+    def canary_tokens(self, tokens: Sequence[int]) -> slice:
+        """Those of a sequence's ``tokens`` whose mean the canary's values are of: the last one, unless a kind says more."""
+        return slice(len(tokens) - 1, None)
+
+    def at_canary_tokens(self, watched: NDArray[Any], input_ids: Integers) -> Floats:
+        """What was ``watched`` [sequences, tokens, n] at the canary's tokens of each sequence: float64 [sequences, n]."""
+        rows = zip(watched, input_ids.tolist(), strict=True)
+        return np.stack([values[self.canary_tokens(tokens)].mean(axis=0, dtype=np.float64) for values, tokens in rows])
+
     def canary_values(self, seen: Floats) -> Floats:
         """The canary's values from what was watched, part after part: float64 [sequences, n] to [sequences, values]."""
         return seen

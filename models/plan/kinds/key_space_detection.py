@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, get_args
 
@@ -23,15 +23,15 @@ from bakeout.models.plan.model_identity import Keys, ModelIdentity, Watched
 class KeySpaceDetection(Intervention, Check):
     """Key Space Detection (arXiv 2503.21730, section 3.2): refuse queries whose key vector lies in a region.
 
-    ``layers``, ``skills``, ``refusal``, ``other_ends``, ``positions``, ``query_end`` and ``alpha`` as of ``Check``. The
-    paper's ``regions`` are cubes; the other shapes are ours. Its ``keys`` are FFLs' key vectors; in a mixture of
-    experts ``layers`` count the FFLs that see every token, or the routers where keys are a router's input or logits.
-    The canary is the margins at the last token.
+    ``layers``, ``skills``, ``refusal``, ``other_ends``, ``positions``, ``query_end``, ``query_start`` and ``alpha`` as of
+    ``Check``. The paper's ``regions`` are cubes; the other shapes are ours. Its ``keys`` are FFLs' key vectors; in a
+    mixture of experts ``layers`` count the FFLs that see every token, or the routers where keys are a router's input or
+    logits. The canary is the margins at the last token, or those of the mean key where that is tested.
     """
 
     kind = "key_space_detection"
-    # From 2 on a plan says which shape its regions have, from 3 on which keys it looks at.
-    schema = 3
+    # From 2 on a plan says which shape its regions have, from 3 on which keys it looks at, and 4 has the mean of keys.
+    schema = 4
     title = "Key Space Detection"
     unit = "region"
     at_most_one = True
@@ -44,6 +44,7 @@ class KeySpaceDetection(Intervention, Check):
     positions: Positions = "query"
     other_ends: tuple[int, ...] = ()
     query_end: tuple[int, ...] = ()
+    query_start: tuple[int, ...] = ()
     keys: Keys = "key_vector"
     report: KeySpaceDetectionReport = field(default_factory=KeySpaceDetectionReport)
 
@@ -71,13 +72,17 @@ class KeySpaceDetection(Intervention, Check):
                 f"{where}: the refusal must have 1 to {LONGEST_REFUSAL - 1} tokens and the end-of-text token.",
                 "Choose another refusal text.",
             )
-        if not all(type(end) is int and end >= 0 for end in (*self.other_ends, *self.query_end)):
-            raise PlanError(f"{where}: a token that ends a text or a query is not a token.")
+        if not all(type(token) is int and token >= 0 for token in self._marks):
+            raise PlanError(f"{where}: a token that ends a text, or ends or opens a query, is not a token.")
+        if self.query_start and self.positions != "mean":
+            raise PlanError(f"{where}: what opens a query counts for the mean of keys alone.")
 
     @property
     def schema_written(self) -> int:
-        """The lowest that can hold its regions and keys: versions that know cubes alone read those."""
-        return self.regions.schema if self.keys == "key_vector" else self.schema
+        """The lowest that can hold its regions, keys and positions: versions that know cubes alone read those."""
+        if self.positions == "mean":
+            return 4
+        return self.regions.schema if self.keys == "key_vector" else 3
 
     @property
     def watches(self) -> Watched:
@@ -90,8 +95,9 @@ class KeySpaceDetection(Intervention, Check):
         shape = {} if self.regions.schema == 1 else {"region": self.regions.name}
         ends = {"other_ends": list(self.other_ends)} if self.other_ends else {}
         query_end = {"query_end": list(self.query_end)} if self.query_end else {}
+        query_start = {"query_start": list(self.query_start)} if self.query_start else {}
         keys = {} if self.keys == "key_vector" else {"keys": self.keys}
-        return {**settings, **shape, **ends, **query_end, **keys}
+        return {**settings, **shape, **ends, **query_end, **query_start, **keys}
 
     def structure(self) -> dict[str, Any]:
         """Layers, positions, the regions' shape and the refusal; not the regions, and not what skills are called."""
@@ -114,6 +120,7 @@ class KeySpaceDetection(Intervention, Check):
             positions=settings["positions"],
             other_ends=tuple(settings.get("other_ends", ())),
             query_end=tuple(settings.get("query_end", ())),
+            query_start=tuple(settings.get("query_start", ())),
             keys=settings.get("keys", "key_vector"),
             report=report,
         )
@@ -129,8 +136,12 @@ class KeySpaceDetection(Intervention, Check):
         widths = [model.watched_width(self.keys, layer) for layer in self.layers]
         if self.regions.shape[1] != sum(widths):
             raise PlanError(f"The {self.regions.noun}s' dimension is not {' + '.join(map(str, widths))}.")
-        if max([*self.refusal.tolist(), *self.other_ends, *self.query_end]) >= model.vocabulary:
+        if max([*self.refusal.tolist(), *self._marks]) >= model.vocabulary:
             raise PlanError("The refusal's tokens are not in the model's vocabulary.")
+
+    @property
+    def _marks(self) -> tuple[int, ...]:
+        return (*self.other_ends, *self.query_end, *self.query_start)
 
     @property
     def check(self) -> Check:
@@ -180,12 +191,22 @@ class KeySpaceDetection(Intervention, Check):
         )
 
     def at_positions(self, positions: Positions) -> Self:
-        """The same regions, tested at other positions."""
+        """The same regions, tested at other positions. Raises ``PlanError`` to or from ``mean``."""
+        if positions != self.positions and "mean" in (positions, self.positions):
+            raise PlanError(
+                f"The {self.regions.noun}s are of the keys that positions `{self.positions}` tests, and those of "
+                f"`{positions}` are others.",
+                f"Fit them with `positions: {positions}`.",
+            )
         return replace(self, positions=positions)
 
     def watched(self, layer: int) -> Integers | slice:
         """The whole key vector."""
         return slice(None)
+
+    def canary_tokens(self, tokens: Sequence[int]) -> slice:
+        """Those that decide."""
+        return self.decisive(tokens)
 
     def canary_values(self, seen: Floats) -> Floats:
         """The margins of the keys."""
@@ -234,8 +255,14 @@ class KeySpaceDetection(Intervention, Check):
         ]
         tokens = self.refusal.tolist()
         refusal = decode(tokens) if decode else f"{len(tokens)} tokens: {tokens}"
-        ends = list(self.query_end)
-        query_end = (("queries end", repr(decode(ends)) if decode else str(ends)),) if ends else ()
+        start, end = (
+            repr(decode(list(mark))) if decode else str(list(mark)) for mark in (self.query_start, self.query_end)
+        )
+        mean_of = f"the last tokens that begin with {start}" if self.query_start else "all tokens but a text's first"
+        frame = (
+            *([("mean key of", mean_of)] if self.positions == "mean" else []),
+            *([("queries end", end)] if self.query_end else []),
+        )
         layers = ", ".join(map(str, self.layers))
         keys = {"router_input": "the input of router", "router_logits": "the logits of router"}.get(self.keys, "layer")
         return Description(
@@ -246,7 +273,7 @@ class KeySpaceDetection(Intervention, Check):
             parts=self.parts,
             facts=(
                 ("refusal", refusal),
-                *query_end,
+                *frame,
                 *(
                     (noun, f"{skill}: alpha {alpha:.4g}, {self.regions.told(region)}")
                     for region, (skill, alpha) in enumerate(zip(self.skills, self.alpha, strict=True))
@@ -274,4 +301,9 @@ def _explanation(noun: str, positions: Positions) -> str:
     )
     if positions == "every":
         return explanation
+    if positions == "mean":
+        return (
+            f"{explanation} What is tested is the mean key over a query's tokens, which needs the whole prompt in one "
+            "run: of a prompt that is cut into runs, each is judged by its own tokens alone."
+        )
     return f"{explanation} The decision depends on how a prompt is cut into runs; only positions `every` does not."
