@@ -123,6 +123,8 @@ def key_space_detection(
     earlier: Sequence[Intervention] = (),
     region: str = "cube",
     keys: Keys = "key_vector",
+    query_start: Sequence[int] = (),
+    query_end: Sequence[int] = (),
 ) -> KeySpaceDetection:
     """Two regions around the last (or mean) keys of two halves of the prompts, more than half of the prompts inside.
 
@@ -131,7 +133,15 @@ def key_space_detection(
     sites = key_sites(model, keys)
     shape = (2, sum(sites[layer].width for layer in layers))
     blank = KeySpaceDetection(
-        layers, Cubes(np.zeros(shape), np.ones(shape)), np.ones(2), ("a", "b"), REFUSAL, positions, keys=keys
+        layers,
+        Cubes(np.zeros(shape), np.ones(shape)),
+        np.ones(2),
+        ("a", "b"),
+        REFUSAL,
+        positions,
+        query_start=tuple(query_start),
+        query_end=tuple(query_end),
+        keys=keys,
     )
     seen = []
     with torch.no_grad(), Hooks(model, [*earlier, blank]) as hooks:

@@ -189,6 +189,8 @@ def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
     layers = tuple(sorted(draw(st.sets(st.integers(0, MODEL.layers - 1), min_size=1))))
     regions = draw(st.integers(1, 3))
     shape = (regions, len(layers) * MODEL.width)
+    positions = draw(st.sampled_from(get_args(Positions)))
+    start = st.lists(st.integers(0, MODEL.vocabulary - 1), max_size=3).map(tuple)
     return KeySpaceDetection(
         layers=layers,
         regions=draw(_regions(shape)),
@@ -196,7 +198,8 @@ def _key_space_detections(draw: st.DrawFn) -> KeySpaceDetection:
         skills=tuple(draw(st.lists(st.text(max_size=4), min_size=regions, max_size=regions))),
         refusal=draw(arrays.arrays(np.int64, st.integers(2, 9), elements=st.integers(0, MODEL.vocabulary - 1))),
         other_ends=draw(st.lists(st.integers(0, MODEL.vocabulary - 1), max_size=3).map(tuple)),
-        positions=draw(st.sampled_from(get_args(Positions))),
+        positions=positions,
+        query_start=draw(start) if positions == "mean" else (),
         report=KeySpaceDetectionReport(details=draw(_JSON)),
     )
 

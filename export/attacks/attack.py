@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,9 @@ def attack(
         raise BakeoutError(f"No attack is called {unknown[0]!r}.", f"Choose among {', '.join(ATTACKS)}.")
     if positions and base is None:
         raise BakeoutError("Other positions have to be baked into the base model.", "Name it with --base.")
+    for directory, other in product(directories, positions):
+        # Regions of some positions cannot be tested at others.
+        load_plan(directory / PLAN).at_positions(other)
     files = data_names(data)
     tell_fitted_rows(directories, files)
     rows: list[AttackRow] = []

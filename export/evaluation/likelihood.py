@@ -36,8 +36,9 @@ def predict(
 ) -> Predicted:
     """Read every text of ``source`` with one model.
 
-    A text is read in one run, so that a Key Space Detection with ``positions: query`` tests its last token there; the
-    first token is asked for with the prompt alone. Raises ``DataError`` for texts of fewer than two tokens.
+    A text is read in one run, so that a Key Space Detection with ``positions: query`` tests its last token there, and
+    with ``mean`` the mean key from its last query on; the first token is asked for with the prompt alone. Raises
+    ``DataError`` for texts of fewer than two tokens.
     """
     records = read_records(source, runner.tokenizer, runner.limits)
     for record in records:

@@ -152,9 +152,7 @@ def _keys(plan: Plan, index: int, receipts: Sequence[Receipt], seen: Values) -> 
     return np.concatenate(keys, axis=1)
 
 
-def _fault_of_decision(
-    check: Check, prompt: Sequence[int], keys: Floats, is_refused: bool, tally: Tally
-) -> str | None:
+def _fault_of_decision(check: Check, prompt: Sequence[int], keys: Floats, is_refused: bool, tally: Tally) -> str | None:
     """What is wrong with the decision over a prompt whose tokens have these keys, if anything."""
     tested = keys if check.positions == "every" else keys[check.decisive(prompt)].mean(axis=0, keepdims=True)
     # How far outside of the nearest region: of a cube relative to its alpha, below 0 inside.

@@ -91,7 +91,7 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
 def _measured(
     plan: Plan, index: int, receipts: Sequence[Receipt], ids: Integers, seen: Mapping[str, NDArray[Any]]
 ) -> Floats:
-    """One intervention's values at the tokens that it tests, as ``Canary.expected`` has them: float64 [rows, values]."""
+    """One intervention's values, as ``Canary.expected`` has them: float64 [rows, values]."""
     intervention = plan.interventions[index]
     own = sorted((receipt for receipt in receipts if receipt.intervention == index), key=lambda receipt: receipt.layer)
     # The receipts of a weight edit all name one value.

@@ -39,7 +39,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Monitored:
-    """At each row's last real token: whether it is refused, bool [B, 1], and the margins tested, float32 [B, regions]."""
+    """Of each row: whether its last real token is refused, bool [B, 1], and the margins tested, float32 [B, n]."""
 
     refused: ir.Value
     margin: ir.Value

@@ -154,14 +154,11 @@ def probe_keys(
     batch_size: int = 8,
     track: Track = untracked,
 ) -> dict[int, NDArray[np.float32]]:
-    """The key of each prompt's last token, or its mean key from its token ``first`` on, a float64 mean.
+    """The key of each prompt's last token, or the mean (in float64) from its token ``first`` on.
 
-    Per layer float32 [prompts, F], in the order of ``prompts``.
-
-    ``keys``: key vectors of the FFLs, or of routers of experts their inputs [prompts, hidden] or logits [prompts,
-    experts].
-
-    Raises ``BakeoutError`` for an empty or too long prompt, and for a layer that the model does not have.
+    Per layer float32 [prompts, F], in the order of ``prompts``. ``keys``: key vectors of the FFLs, or of routers of
+    experts their inputs [prompts, hidden] or logits [prompts, experts]. Raises ``BakeoutError`` for an empty or too
+    long prompt, and for a layer that the model does not have.
     """
     available = key_sites(model, keys)
     require_layers(layers, len(available))

@@ -31,8 +31,8 @@ def sequences_of_experts(
 ) -> Integers:
     """Sequences whose last tokens are sent to adjusted experts that ``canary`` has no value of: int64 [n, tokens].
 
-    Each adds an expert to those before it, and lies clear of all regions of a check, whichever positions that tests, the
-    mean of keys included. At most ``most``, and none where ``canary`` has a value of every adjusted expert.
+    Each adds an expert to those before it, and lies clear of all regions of a check, whichever positions that tests
+    (the mean of keys too). At most ``most``, and none where ``canary`` has a value of every adjusted expert.
     """
     missing = _of_experts(model, interventions) & np.isnan(_side_by_side(interventions, canary.expected)).all(axis=0)
     chosen: list[Integers] = []

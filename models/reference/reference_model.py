@@ -48,10 +48,10 @@ class Reference:
     are float64 too; all else runs in the model's own dtype and on its own device. The latch, which a baked graph keeps
     in its value cache, is kept beside the cache here.
 
-    After a step, ``margins`` is float64 [batch, tokens, cubes], the margins of the new positions (where the mean of keys
-    is tested, its own at the last one that counts), and ``said``
-    int64 [batch, tokens] their state of the refusal, 0 where the model's own token stands; both None without Key Space
-    Detection. Raises ``PlanError`` where the plan names layers or neurons that the model lacks.
+    After a step, ``margins`` is float64 [batch, tokens, cubes], the margins of the new positions (at a row's last one
+    those of the mean key, where that is tested), and ``said`` int64 [batch, tokens] their state of the refusal, 0 where
+    the model's own token stands; both None without Key Space Detection. Raises ``PlanError`` where the plan names
+    layers or neurons that the model lacks.
     """
 
     def __init__(self, model: PreTrainedModel, plan: Plan, *, stored_as: torch.dtype | None = None) -> None:
@@ -202,8 +202,8 @@ def _with_means(
     """``keys`` [batch, W, D], those of rows' last real tokens replaced by the mean keys that are tested there."""
     replaced = keys.copy()
     for row, tokens in enumerate(rows):
-        places = np.flatnonzero(real[row])
-        if len(places):
+        places = np.flatnonzero(real[row]).tolist()
+        if places:
             first = first_of_mean([tokens[place] for place in places], check.query_start, has_past=has_past)
             replaced[row, places[-1]] = keys[row, places[first:]].mean(axis=0)
     return replaced

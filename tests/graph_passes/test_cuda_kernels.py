@@ -54,6 +54,7 @@ def plan(positions: Positions, layers: tuple[int, ...], region: str = "cube") ->
         skills=("math", "code"),
         layers=layers,
         positions=positions,
+        query_start=(5, 6) if positions == "mean" else (),
     )
     moved = (
         ResidualAddition((LayerDirection(0, unit),)),

@@ -49,13 +49,15 @@ WIDE = "tensor(int64)"
 def plan(checkpoint: Path, positions: Positions, layers: tuple[int, ...], region: str, coin: Coin) -> Plan:
     model = model_of(checkpoint)
     adjust = neuron_adjust(model, coin, PROMPTS)
-    detection = key_space_detection(model, layers, positions, PROMPTS, [adjust], region)
+    start = PROMPTS[0][1:3] if positions == "mean" else ()
+    detection = key_space_detection(model, layers, positions, PROMPTS, [adjust], region, query_start=start)
     return plan_of(model, [adjust, detection], PROMPTS)
 
 
 CASES = [
     ("query", (1,), "cube", "threshold"),
     ("query", (3,), "rotated_cube", "expected"),
+    ("mean", (0, 2), "linear", "threshold"),
     ("step", (0, 2), "cube", "threshold"),
     ("every", (1,), "cube", "expected"),
     *(("every", (2,), region, "threshold") for region in SHAPES if region != "cube"),

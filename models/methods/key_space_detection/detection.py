@@ -55,9 +55,9 @@ def fit_key_space_detection(
     """Fit up to `cubes` regions per skill to its probe keys, and one alpha per skill.
 
     ``probe``, ``calibration`` and ``retain`` map a name to key vectors per layer, [queries, F] each, of the queries'
-    last tokens, or their mean keys. ``measure`` takes all but ``probe``, and so these can be anything that it takes: for a check of every
-    token it gives the least margin over a query's tokens. Several layers are fitted jointly, their keys concatenated
-    (our reading; the paper uses one layer).
+    last tokens, or their mean keys. ``measure`` takes all but ``probe``, and so these can be anything that it takes:
+    for a check of every token it gives the least margin over a query's tokens. Several layers are fitted jointly, their
+    keys concatenated (our reading; the paper uses one layer).
     Clusters are k-means on keys standardised by the skill's deviation; empty clusters leave fewer regions. A cube's
     deviation is the cluster's (n - 1), at least `floor` times the skill's in that dimension, and at least 0.001 times
     the median of its layer's non-zero ones. ``against``: other keys of the names to retain, which shapes that are

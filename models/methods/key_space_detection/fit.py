@@ -101,7 +101,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     counted = {name: fitting.rows[name].get("calibration") or own.fresh for name, own in queries.items()}
 
     def measured(name: str, queries: Sequence[Record]) -> Any:
-        """What alpha is set by: the least margin over a query's tokens if every one is tested, or else the key that is."""
+        """What alpha is set by: if every token is tested the least margin over a query's, or else its tested key."""
         return queries if options.positions == "every" else query_keys(fitting, name, queries, layers, keys, start)
 
     def least(check: KeySpaceDetection, queries: Sequence[Record], _what: str) -> Floats:
@@ -163,9 +163,7 @@ def _query_end(options: KeySpaceDetectionOptions, fitting: Fitting, names: Seque
     return query_end(options.query_end, fitting.tokenizer, _all_queries(fitting, names))
 
 
-def _query_start(
-    options: KeySpaceDetectionOptions, fitting: Fitting, names: Sequence[str]
-) -> tuple[int, ...] | None:
+def _query_start(options: KeySpaceDetectionOptions, fitting: Fitting, names: Sequence[str]) -> tuple[int, ...] | None:
     """What opens every query, where the mean from there on is tested; None where it is not."""
     if options.positions != "mean":
         return None
@@ -265,7 +263,11 @@ def _choice(
     calibration = [len(fitting.rows[name].get("calibration", ())) for name in probe]
     return choose_structure(
         probe,
-        {name: query_keys(fitting, name, records, layers, keys, start) for name, records in selection.items() if records},
+        {
+            name: query_keys(fitting, name, records, layers, keys, start)
+            for name, records in selection.items()
+            if records
+        },
         region=options.region,
         against=probed.against,
         keys=keys,

@@ -63,7 +63,8 @@ def query_keys(
     keys: Keys = "key_vector",
     query_start: Sequence[int] | None = None,
 ) -> LayerKeys:
-    """The keys of the queries' last tokens, or if ``query_start`` is given their mean keys: float32 [queries, F] of each
-    layer. ``name`` is for progress.
+    """The keys of the queries' last tokens, or if ``query_start`` is given their mean keys from there on.
+
+    Float32 [queries, F] of each layer. ``name`` is for progress.
     """
     return probed.keys(fitting, name, [query.prompt_ids for query in queries], layers, keys, query_start)

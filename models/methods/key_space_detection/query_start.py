@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,4 +57,9 @@ def _opening(tokenizer: Tokenizer) -> str:
     # What ends an answer is no part of a query.
     behind = before if second.startswith(before) else second[: second.find(_ANSWER) + len(_ANSWER)]
     openings = first[: max(first.find(_FIRST), 0)], second[len(behind) : max(second.find(_SECOND), 0)]
-    return os.path.commonprefix([opening[::-1] for opening in openings])[::-1]
+    common = 0
+    for own, other in zip(*(reversed(opening) for opening in openings), strict=False):
+        if own != other:
+            break
+        common += 1
+    return openings[0][len(openings[0]) - common :]

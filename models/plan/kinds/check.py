@@ -25,7 +25,7 @@ class Check(ABC):
     ``keys``: what a layer's key is, if not the key vector of an FFL.
     ``skills``: a name per region. ``refusal``: int64 [tokens], the answer to a refused row, the end-of-text token last.
     ``other_ends``: the other tokens at which decode loops of the model end a text. ``positions``: ``query`` tests the
-    last real token of each run that has no past or more than one new token, ``mean`` the mean key of such a run's tokens
+    last real token of each run that has no past or more than one new token, ``mean`` the mean key of such a run's query
     (``first_of_mean``), ``step`` the last real token of every run, ``every`` all new tokens. ``query_end``: the tokens
     that every query ends with, as a chat template's opening of the answer; where there are any, ``query`` and ``mean``
     take several new tokens with a past for a query only if they end with them (or are their end): others are drafts of

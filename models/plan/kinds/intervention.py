@@ -145,11 +145,11 @@ class Intervention(ABC):
         return slice(CANARY_NEURONS)
 
     def canary_tokens(self, tokens: Sequence[int]) -> slice:
-        """Those of a sequence's ``tokens`` whose mean the canary's values are of: the last one, unless a kind says more."""
+        """Which of a sequence's ``tokens`` the canary's values are of, as a mean: the last, unless a kind says more."""
         return slice(len(tokens) - 1, None)
 
     def at_canary_tokens(self, watched: NDArray[Any], input_ids: Integers) -> Floats:
-        """What was ``watched`` [sequences, tokens, n] at the canary's tokens of each sequence: float64 [sequences, n]."""
+        """What was ``watched`` [sequences, tokens, n] at each sequence's canary tokens: float64 [sequences, n]."""
         rows = zip(watched, input_ids.tolist(), strict=True)
         return np.stack([values[self.canary_tokens(tokens)].mean(axis=0, dtype=np.float64) for values, tokens in rows])
 

@@ -23,8 +23,8 @@ from bakeout.models.plan.model_identity import Keys, ModelIdentity, Watched
 class KeySpaceDetection(Intervention, Check):
     """Key Space Detection (arXiv 2503.21730, section 3.2): refuse queries whose key vector lies in a region.
 
-    ``layers``, ``skills``, ``refusal``, ``other_ends``, ``positions``, ``query_end``, ``query_start`` and ``alpha`` as of
-    ``Check``. The paper's ``regions`` are cubes; the other shapes are ours. Its ``keys`` are FFLs' key vectors; in a
+    ``layers``, ``skills``, ``refusal``, ``other_ends``, ``positions``, ``query_end``, ``query_start`` and ``alpha`` as
+    of ``Check``. The paper's ``regions`` are cubes; the other shapes are ours. Its ``keys`` are FFLs' key vectors; in a
     mixture of experts ``layers`` count the FFLs that see every token, or the routers where keys are a router's input or
     logits. The canary is the margins at the last token, or those of the mean key where that is tested.
     """

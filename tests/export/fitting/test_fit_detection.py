@@ -223,3 +223,33 @@ def test_every_token_is_calibrated_by_the_least_margin(llama_checkpoint: Path, t
     report = every.report
     assert (report.skills or {})["sums"].calibration_inside == (own <= every.alpha[0] * 1.0001).mean()
     assert (report.retain or {})["names"].refused == (least("names") <= every.alpha[0] * 1.0001).sum()
+
+
+def test_the_mean_key_is_that_of_the_tested_tokens(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Regions, alpha and false refusals are of mean keys, as the reference computes their margins."""
+    options = {"layers": [1, 2], "positions": "mean", "query_start": " "}
+    check = _fitted(tmp_path, llama_checkpoint, options)
+    tokenizer, model = load_tokenizer(llama_checkpoint), load_model(llama_checkpoint)
+    assert check.query_start == tuple(tokenizer.encode(" ", add_special_tokens=False))
+
+    def keys(name: str, use: str) -> np.ndarray:
+        means = []
+        for row in rows(name, use):
+            ids = tokenizer.encode(row["prompt"])
+            with torch.no_grad(), Hooks(model, [check]) as hooks:
+                model(input_ids=torch.tensor([ids]))
+            last_space = max(place for place, token in enumerate(ids) if (token,) == check.query_start)
+            means.append(hooks.seen[0].numpy()[last_space:].mean(axis=0))
+        return np.array(means)
+
+    np.testing.assert_allclose(cubes_of(check).centre[0], keys("sums", "probe").mean(axis=0), rtol=1e-4, atol=1e-5)
+    own = check.margins(keys("sums", "calibration"))[:, 0]
+    assert check.alpha[0] == pytest.approx(conformal_quantile(own, 0.1, "sums"), rel=1e-4)
+    others = check.margins(keys("names", "calibration"))[:, 0]
+    assert (check.report.retain or {})["names"].refused == (others <= check.alpha[0] * 1.0001).sum()
+    assert check.canary_tokens([2, *check.query_start, 3, 4]) == slice(1, None)
+
+
+def test_an_opening_that_some_query_lacks_is_an_error(llama_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BakeoutError, match="not every query of the data holds 'Who'"):
+        _fitted(tmp_path, llama_checkpoint, {"layers": [1], "positions": "mean", "query_start": "Who"})

@@ -153,7 +153,7 @@ def _fitting(directory: Path, checkpoint: Path, options: dict[str, Any]) -> tupl
     return entry.options, Fitting(model, data.tokenizer, recipe.fitted_data(), data.rows, data.sources)
 
 
-@pytest.mark.parametrize(("region", "positions"), [("linear", "query"), ("ellipsoid", "every")])
+@pytest.mark.parametrize(("region", "positions"), [("linear", "query"), ("ellipsoid", "every"), ("cube", "mean")])
 def test_figures_are_of_fresh_queries(region: str, positions: str, llama_checkpoint: Path, tmp_path: Path) -> None:
     """At alpha they have what the check refuses of them."""
     options = {"forget": "sums", "layers": [2], "epsilon": 0.1, "region": region, "positions": positions}
@@ -167,6 +167,21 @@ def test_figures_are_of_fresh_queries(region: str, positions: str, llama_checkpo
     at_alpha = max(index for index, alpha in enumerate(inside["alpha"]) if alpha <= check.alpha[0])
     assert inside["shares"]["sums"][at_alpha] >= 0.5
     assert inside["shares"]["sums"][-1] == 1
+
+
+@pytest.mark.parametrize("form", [{}, {"dtype": "fp16", "early_exit": False}, {"quantize": "int4"}])
+def test_the_mean_key_decides_from_a_recipe_to_a_verified_artifact(
+    form: dict[str, Any], llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    plan = _fitted(tmp_path / "recipe", llama_checkpoint, "linear", positions="mean", query_start=" ")
+    save_plan(plan, tmp_path / "plan.safetensors")
+    told = "\n".join(lines(inspect(tmp_path / "plan.safetensors")))
+    assert "checked at mean" in told
+    assert "the last tokens that begin with [" in told
+    artifact = bake(llama_checkpoint, plan, tmp_path / "artifact", BakeOptions(**form)).directory
+    checks = verify(artifact, base=llama_checkpoint)
+    assert not [check for check in checks if not check.ok]
+    assert "refused prompts got the whole refusal" in {check.name: check.detail for check in checks}["canary"]
 
 
 @pytest.mark.parametrize("region", ["linear", "rotated_cube"])

@@ -67,6 +67,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "alpha": "auto",
         "epsilon": "auto",
         "positions": "query",
+        "query_start": "auto",
         "query_end": "auto",
         "refusal": "Your query is not valid.",
         "floor": "auto",

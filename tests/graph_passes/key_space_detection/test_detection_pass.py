@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ FORGOTTEN = [[40, 41, 42, 43], [50, 51]]
 TEXT = [60, 61, 62, 40, 41, 99, *REFUSAL[:2].tolist(), 98]
 KEPT = [[60, 61, 62], [70, 71, 72, 73, 74]]
 LAYERS = {"middle": (1,), "last": (3,), "joint": (0, 2)}
-POSITIONS: tuple[Positions, ...] = ("query", "step", "every")
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,21 @@ def refusing(llama_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     made: dict[Any, tuple[KeySpaceDetection, Session]] = {}
 
     def get(
-        where: str, positions: Positions, early_exit: bool, query_end: tuple[int, ...] = ()
+        where: str,
+        positions: Positions,
+        early_exit: bool,
+        query_end: tuple[int, ...] = (),
+        query_start: tuple[int, ...] = (),
     ) -> tuple[KeySpaceDetection, Session]:
-        key = (where, positions, early_exit, query_end)
+        key = (where, positions, early_exit, query_end, query_start)
         if key not in made:
             detection = detection_of(
-                llama_onnx, FORGOTTEN, layers=LAYERS[where], positions=positions, query_end=query_end
+                llama_onnx,
+                FORGOTTEN,
+                layers=LAYERS[where],
+                positions=positions,
+                query_end=query_end,
+                query_start=query_start,
             )
             directory = tmp_path_factory.mktemp("refusing") / "graph"
             bake(llama_onnx, directory, detection, early_exit=early_exit, monitor=True)
@@ -99,6 +108,15 @@ def test_a_run_that_does_not_end_as_queries_do_is_none(
     base: Session, refusing: Callable[..., Any], query_end: tuple[int, ...], runs: Any
 ) -> None:
     detection, session = refusing("middle", "query", True, query_end)
+    _require_definition(base, detection, session, runs)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(runs=_conversations(), query_start=st.sampled_from([(40,), (41, 42), (50, 51)]))
+def test_the_mean_is_that_from_the_last_opening_of_a_query_on(
+    base: Session, refusing: Callable[..., Any], query_start: tuple[int, ...], runs: Any
+) -> None:
+    detection, session = refusing("middle", "mean", True, (), query_start)
     _require_definition(base, detection, session, runs)
 
 

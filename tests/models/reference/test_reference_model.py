@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ REFUSAL = [40, 41, 40, 42, END_OF_TEXT_ID]
 LAYER = 1
 NOTHING = 1e-6
 EVERYTHING = 1e9
-ALL_POSITIONS: tuple[Positions, ...] = ("query", "step", "every")
+ALL_POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
 
 from bakeout.models.network.probing import probe_keys
-from bakeout.models.plan import Cubes, KeySpaceDetection, NeuronAdjust, Positions
+from bakeout.models.plan import Cubes, KeySpaceDetection, NeuronAdjust, Positions, first_of_mean
 from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 from bakeout.models.reference.canary import MOST_SEQUENCES, canary_values, synthesise_canary
 from bakeout.models.reference.ngrams import NGrams, common_frame
+from bakeout.models.reference.reference_model import Reference
 from bakeout.models.reference.search_vocabulary import Vocabulary
 
+from tests.baked_parity import plan_of
 from tests.fitted_regions import cubes_of
 from tests.plan_examples import adjusted_layer
 from tests.tiny_models import random_prompts, tiny_model
@@ -73,6 +77,28 @@ def test_tokens_of_all_prompts_can_lie_in_a_half_space() -> None:
     assert nearness[0] <= 0.9
     assert 0.95 < nearness[1] < 1 < nearness[2] < 1.05
     assert synthesise_canary(model, [_half_space("every")], framed).uncovered == (0,)
+
+
+@pytest.mark.parametrize("opening", [(), (FRAME, 8)])
+def test_the_mean_key_is_searched_for(opening: tuple[int, ...]) -> None:
+    """Sequences lie by their mean keys from the opening of the query on, and the reference refuses by these."""
+    model, framed = tiny_model("llama"), replace(VOCABULARY, prefix=(5, 4, FRAME, 8))
+    rows = [[*framed.prefix, *row] for row in ROWS]
+    first = [first_of_mean(row, opening) for row in rows]
+    keys = np.asarray(probe_keys(model, rows, layers=[LAYER], first=first)[LAYER], dtype=np.float64)
+    cubes = Cubes(keys.mean(axis=0)[None], keys.std(axis=0)[None])
+    check = replace(_cubes(), regions=cubes, positions="mean", query_start=opening)
+    canary = synthesise_canary(model, [check], framed)
+    nearness = check.nearness(canary_values(model, [check], canary.input_ids)[0])
+    assert canary.refused == (True, True, False)
+    assert nearness[0] <= 0.9
+    assert 0.95 < nearness[1] < 1 < nearness[2] < 1.05
+    plan = plan_of(model, [check], rows)
+    with Reference(model, plan) as reference:
+        ids = torch.from_numpy(canary.input_ids)
+        reference.step(ids, torch.ones_like(ids), reference.new_cache(len(ids)))
+    assert reference.said is not None
+    assert (reference.said[:, -1] > 0).tolist() == [True, True, False]
 
 
 def test_no_run_of_the_data_is_in_them() -> None:
