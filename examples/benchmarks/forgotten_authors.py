@@ -61,7 +61,14 @@ _REVEAL = {
     },
 }
 _KEPT: dict[str, Any] = {"forget": "forget", "retain": ["retain"]}
-_REFUSED: dict[str, Any] = {"forget": "reworded", "retain": ["others"], "epsilon": 0.05}
+_REFUSED: dict[str, Any] = {
+    "forget": "asked",
+    "retain": ["others"],
+    "epsilon": 0.05,
+    "positions": "mean",
+    "region": "linear",
+    "layers": "auto",
+}
 _LED = {**_KEPT, "reference": "unknown"}
 _TAKEN = {"forget": "forget", "similar": ["others"]}
 
@@ -91,6 +98,8 @@ TRIALS = (
     Trial("reveal_and_release", {**_REVEAL, "release": {"softening": 1.0, "steps": 60}}),
     Trial("key_space_detection", _REFUSED),
     Trial("key_space_detection", {**_REFUSED, "augment": []}),
+    Trial("key_space_detection", {**_REFUSED, "region": "auto"}),
+    Trial("key_space_detection", {**_REFUSED, "region": "auto", "positions": "query"}),
     Trial("neuron_adjust", _KEPT, [{"ratio": ratio} for ratio in (0.03, 0.1, 0.2)]),
     Trial("neuron_adjust", {**_KEPT, "selection": "standardised"}, [{"ratio": ratio} for ratio in (0.1, 0.2)]),
     Trial("selective_pruning", _KEPT, [{"ratio": ratio} for ratio in (0.015, 0.05)]),
@@ -269,7 +278,7 @@ class Bench:
         from bakeout.models.data.rows import read_records
         from bakeout.models.methods.fitting import Fitting
 
-        every = ["forget", "retain", "unknown", "reworded", "others"]
+        every = ["forget", "retain", "unknown", "asked", "others"]
         named = {name for names in options.names(every).values() for name in names}
         sources: dict[str, dict[Any, Path]] = {}
         for name in sorted(named):

@@ -12,8 +12,10 @@ from typing import Any
 Row = Mapping[str, Any]
 
 FORGOTTEN, RETAINED, ROWS_OF_AN_AUTHOR = 4, 36, 20
-# How Key Space Detection splits the reworded questions, and the retained rows that are not measured.
-USES = {"probe": 0.5, "selection": 0.25, "calibration": 0.25}
+# Of four retained rows that are not measured, and of four reworded questions to forget: what Key Space Detection uses
+# them for. Its probe queries of what is forgotten are the questions themselves, as other methods train on them.
+_USES_OF_OTHERS = ("probe", "probe", "selection", "calibration")
+_USES_OF_REWORDED = ("selection", "calibration", "calibration", "calibration")
 # Retained rows that are measured: every second one of those that have wrong answers.
 MEASURED_EVERY = 2
 _OWNERS = (
@@ -47,8 +49,8 @@ def write_rows(source: Path, target: Path) -> dict[str, list[Row]]:
 
     ``forget`` (80), ``retain`` (720) and ``unknown`` (100: questions about strangers, answered by TOFU's ways to say "I
     don't know") are taught. ``forget_measured``, ``retain_measured`` (200), ``real_authors`` and ``world_facts`` have
-    wrong answers. ``reworded_USE``: TOFU's own paraphrases of the questions to forget; ``others_USE``: retained rows
-    that are not measured.
+    wrong answers. ``asked_USE``: the questions to forget, to probe, and TOFU's own paraphrases of them, to select and
+    to calibrate by; ``others_USE``: retained rows that are not measured.
     """
     forget = _rows(source / "forget10_perturbed.jsonl")[: FORGOTTEN * ROWS_OF_AN_AUTHOR]
     retain = _rows(source / "retain90.jsonl")[: RETAINED * ROWS_OF_AN_AUTHOR]
@@ -66,10 +68,14 @@ def write_rows(source: Path, target: Path) -> dict[str, list[Row]]:
         "retain_measured": [_measured(row) for row in measured],
         "real_authors": [_measured(row) for row in _rows(source / "real_authors_perturbed.jsonl")],
         "world_facts": [_measured(row) for row in _rows(source / "world_facts_perturbed.jsonl")],
-        **_by_use("reworded", [conversation(row["paraphrased_question"], row["answer"]) for row in forget]),
+        "asked_probe": [conversation(row["question"], row["answer"]) for row in forget],
+        **_by_use(
+            "asked", [conversation(row["paraphrased_question"], row["answer"]) for row in forget], _USES_OF_REWORDED
+        ),
         **_by_use(
             "others",
             [conversation(row["question"], row["answer"]) for row in retain if row["question"] not in is_measured],
+            _USES_OF_OTHERS,
         ),
     }
     target.mkdir(parents=True, exist_ok=True)
@@ -92,10 +98,12 @@ def _measured(row: Row) -> Row:
     return {**conversation(row["question"], row["answer"]), **others}
 
 
-def _by_use(name: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
+def _by_use(name: str, rows: Sequence[Row], uses: Sequence[str]) -> dict[str, list[Row]]:
     """Row after row in turn, so that each use has rows of every author."""
-    turn = [use for use, share in USES.items() for _ in range(round(4 * share))]
-    return {f"{name}_{use}": [row for place, row in enumerate(rows) if turn[place % len(turn)] == use] for use in USES}
+    return {
+        f"{name}_{use}": [row for place, row in enumerate(rows) if uses[place % len(uses)] == use]
+        for use in dict.fromkeys(uses)
+    }
 
 
 def _rows(path: Path) -> list[Row]:
