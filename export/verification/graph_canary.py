@@ -80,10 +80,12 @@ def require_canary(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) ->
     matches = match_canary(graph_file, plan, receipts)
     for match in matches:
         if not match.ok and not match.skipped:
+            coarse = match.tolerance >= _TOLERANCE["quantised"]
             raise PlanError(
                 f"The canary does not match: on the plan's token sequences this model's {match.kind} values are "
                 f"{match.distance:.2g} away from the fitted ones (at most {match.tolerance:g} is rounding).",
-                "Bake the plan into the model it was fitted on, or fit one for this model.",
+                "Bake the plan into the model it was fitted on, or fit one for this model."
+                + (" If it is that model in few bits, use --no-canary, and measure the artifact." if coarse else ""),
             )
     return matches
 
