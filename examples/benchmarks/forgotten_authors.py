@@ -68,6 +68,8 @@ _REFUSED: dict[str, Any] = {
     "positions": "mean",
     "region": "linear",
     "layers": "auto",
+    # TOFU asks plainly.
+    "augment": [],
 }
 _LED = {**_KEPT, "reference": "unknown"}
 _TAKEN = {"forget": "forget", "similar": ["others"]}
@@ -97,7 +99,7 @@ TRIALS = (
     Trial("reveal_and_release", {**_REVEAL, "rounds": 2, "release": {"forget_step": 0.25}}),
     Trial("reveal_and_release", {**_REVEAL, "release": {"softening": 1.0, "steps": 60}}),
     Trial("key_space_detection", _REFUSED),
-    Trial("key_space_detection", {**_REFUSED, "augment": []}),
+    Trial("key_space_detection", {**_REFUSED, "augment": "auto"}),
     Trial("key_space_detection", {**_REFUSED, "region": "auto"}),
     Trial("key_space_detection", {**_REFUSED, "region": "auto", "positions": "query"}),
     Trial("neuron_adjust", _KEPT, [{"ratio": ratio} for ratio in (0.03, 0.1, 0.2)]),
