@@ -142,7 +142,7 @@ def print_certificates(directory: Path, points: Mapping[str, str]) -> None:
     }
     if not certificates:
         return
-    print_machine("onnxruntime", "transformers")
+    print_machine("onnxruntime-gpu", "transformers")
     first = next(iter(certificates.values()))
     print(json.dumps(first["protocol"]), json.dumps({name: data["rows"] for name, data in first["data"].items()}))
     columns = list(_row(first, "value"))
