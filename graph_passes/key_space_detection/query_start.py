@@ -14,8 +14,8 @@ from bakeout.graph_passes.key_space_detection.window import Window
 def tokens_of_query(build: GraphBuilder, query_start: Sequence[int], input_ids: ir.Value, window: Window) -> ir.Value:
     """Each row's real new tokens from the last ``query_start`` on: bool [B, W].
 
-    Where that is empty or not there, all of them but the first one of a text that has several. A row's real new tokens
-    lie side by side.
+    Where that is empty or not there, all of them; never the first one of a text that has several. A row's real new
+    tokens lie side by side.
     """
     number = build("ReduceSum", window.is_real, [1])
     behind_first = build("Sub", window.last, build("Max", build("Sub", number, 2), 0))
@@ -23,8 +23,7 @@ def tokens_of_query(build: GraphBuilder, query_start: Sequence[int], input_ids: 
     if query_start:
         begins = _begins(build, query_start, input_ids, window)
         last_start = build("ReduceMax", build("Mul", begins, build("Add", window.index, 1)), [1])
-        is_there = build("Greater", last_start, 0)
-        first = build("Where", is_there, build("Sub", last_start, 1), first)
+        first = build("Max", build("Sub", last_start, 1), first)
     is_behind = build("GreaterOrEqual", window.index, first)
     return build("And", build("Greater", window.is_real, 0), is_behind, name="tokens_of_query")
 

@@ -80,11 +80,12 @@ class Check(ABC):
 def first_of_mean(tokens: Sequence[int], query_start: Sequence[int], *, has_past: bool = False) -> int:
     """Where those of a run's real ``tokens`` begin whose mean key is tested; they go on to the run's end.
 
-    That is where ``query_start`` last begins. Where it is empty or is not there, all tokens count but a text's first,
-    if there are others: attention rests on that, and its key is huge and the same in all texts.
+    That is where ``query_start`` last begins; where it is empty or is not there, they are all. The first token of a
+    text never counts if there are others: attention rests on it, and its key is huge and the same in all texts.
     """
+    least = 0 if has_past or len(tokens) < 2 else 1
     opening = list(query_start)
-    for start in range(len(tokens) - len(opening), -1, -1) if opening else ():
+    for start in range(len(tokens) - len(opening), least, -1) if opening else ():
         if list(tokens[start : start + len(opening)]) == opening:
             return start
-    return 0 if has_past or len(tokens) < 2 else 1
+    return least
