@@ -54,7 +54,7 @@ def apply_plan(
     plan: Plan,
     *,
     inline: bool = False,
-    early_exit: bool = True,
+    early_exit: bool | None = None,
     monitor: bool = False,
     adapter_slots: bool = False,
     webgpu: bool = False,
@@ -64,8 +64,9 @@ def apply_plan(
     """Edit a decoder graph in place so that it carries a plan, and return the receipts in the plan's order.
 
     ``inline`` writes Neuron Adjust as standard operators instead of a model-local function, ``early_exit`` lets Key
-    Space Detection skip what a refusal does not need, ``monitor`` adds its outputs ``refused`` and ``margin``;
-    ``webgpu`` keeps to what that computes, and needs ``inline`` and no early exit.
+    Space Detection skip what a refusal does not need (by default, where that costs answers nothing), ``monitor`` adds
+    its outputs ``refused`` and ``margin``; ``webgpu`` keeps to what that computes, and needs ``inline`` and no early
+    exit.
     ``adapter_slots`` declares the constants of the graph's edits as inputs with defaults (``adapter_slots``).
     ``latch_layer``: the number of the cache that carries a refusal on, for graphs that hand it to each other; by
     default it is chosen. ``edited``: the result of ``edit_weights``, if it was called before (and the graph
@@ -110,7 +111,7 @@ def _require_fit(model: ir.Model, plan: Plan) -> None:
 @dataclass(frozen=True)
 class _Options:
     inline: bool
-    early_exit: bool
+    early_exit: bool | None
     monitor: bool
     latch_layer: int | None
 

@@ -88,7 +88,7 @@ def completed(options: BakeOptions) -> BakeOptions:
     return options.model_copy(
         update={
             "inline": options.inline or not take_functions(options.runtimes),
-            "early_exit": options.early_exit and take_branches(options.runtimes),
+            "early_exit": options.early_exit if take_branches(options.runtimes) else False,
         }
     )
 

@@ -34,8 +34,8 @@ class FieldsCommand(click.Command):
 def _flag(name: str, field: FieldInfo) -> click.Option:
     """``--early-exit/--no-early-exit``, ``--dtype [fp32|fp16]``, or the repeatable ``--runtime`` of ``runtimes``."""
     flag, default, text = f"--{name.replace('_', '-')}", field.default, field.description
-    if field.annotation is bool:
-        declaration = f"{flag}/--no-{flag[2:]}" if default else flag
+    if field.annotation in (bool, bool | None):
+        declaration = flag if default is False else f"{flag}/--no-{flag[2:]}"
         return click.Option([declaration], is_flag=True, default=default, help=text)
     names = list(_choices(field.annotation))
     choices = click.Choice(names) if names else click.STRING

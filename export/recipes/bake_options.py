@@ -62,8 +62,10 @@ class BakeOptions(Section):
     inline: bool = Field(
         False, description="Write Neuron Adjust as standard operators alone, for runtimes without local functions."
     )
-    early_exit: bool = Field(
-        True, description="Skip the layers that a refusal does not need, in an `If`; false: no branches."
+    early_exit: bool | None = Field(
+        None,
+        description="Skip the layers that a refusal does not need, in an `If`; false: no branches. By default, but not "
+        "in graphs with float16 products, whose weights the CPU would cast in every run.",
     )
     monitor: bool = Field(False, description="Add two outputs: `refused` and `margin`.")
     adapter_slots: bool = Field(

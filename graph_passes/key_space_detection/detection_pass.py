@@ -23,7 +23,7 @@ from bakeout.graph_passes.graph.graph_builder import END, GraphBuilder
 from bakeout.graph_passes.graph.graph_file import graph_digest
 from bakeout.graph_passes.key_space_detection.cache_writer import CacheWriter, find_writer
 from bakeout.graph_passes.key_space_detection.check import Check, Monitored, Verdict
-from bakeout.graph_passes.key_space_detection.early_exit import part
+from bakeout.graph_passes.key_space_detection.early_exit import casts_weights, part
 from bakeout.graph_passes.key_space_detection.latch import latch_codes
 from bakeout.graph_passes.key_space_detection.latch_place import choose_value_cache
 from bakeout.graph_passes.key_space_detection.margins import Margins
@@ -55,7 +55,8 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
     The check reads the key vectors of the plan's layers. A refused row or position generates the refusal, token after
     token, in any decode loop: the latch keeps how much has been generated, in a value cache (``latch_place``).
     With ``early_exit``, what lies behind the check is in a branch that is skipped where all is refused, and selecting
-    is skipped where nothing is; without, the graph is free of branches. ``monitor`` adds the outputs ``refused``
+    is skipped where nothing is; without, the graph is free of branches. None: unless the CPU would cast weights in that
+    branch (``casts_weights``). ``monitor`` adds the outputs ``refused``
     (bool [B], at the last real token) and ``margin`` (float32 [B, regions], likewise).
 
     ``latch_layer``: the number of the cache that is to carry the latch, where another graph has chosen it.
@@ -68,7 +69,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         intervention: KeySpaceDetection,
         index: int,
         *,
-        early_exit: bool = True,
+        early_exit: bool | None = None,
         monitor: bool = False,
         latch_layer: int | None = None,
     ) -> None:
@@ -87,6 +88,8 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         anatomy = read_anatomy(model)
         cache = choose_value_cache(anatomy, self.latch_layer)
         self._require_fit(anatomy)
+        if self.early_exit is None:
+            self.early_exit = not casts_weights(anatomy)
         graph = model.graph
         behind = self._behind(graph, anatomy)
         keys = anatomy.keys(self.intervention.keys)

@@ -6,8 +6,17 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from bakeout.graph_passes.graph.anatomy import Anatomy
 from bakeout.graph_passes.graph.dependence import ancestors, captured
 from bakeout.graph_passes.graph.graph_builder import Build, GraphBuilder
+
+
+def casts_weights(anatomy: Anatomy) -> bool:
+    """Whether a branch would hold products of float16. ONNX Runtime's CPU provider computes these in float32, and casts
+    their weights once where they are in the main graph, but in every run where they are in a branch.
+    """
+    gates = [layer.gate for layer in (*anatomy.layers, *anatomy.experts)]
+    return anatomy.dtype == ir.DataType.FLOAT16 and any(gate.op_type in ("MatMul", "Gemm") for gate in gates)
 
 
 def part(graph: ir.Graph, build: GraphBuilder, condition: ir.Value, skipped: Sequence[ir.Value], instead: Build) -> int:

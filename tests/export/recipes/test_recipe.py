@@ -83,7 +83,7 @@ def test_a_newcomers_recipe_has_defaults_for_the_rest(tmp_path: Path) -> None:
         "variant": None,
         "quantize": None,
         "inline": False,
-        "early_exit": True,
+        "early_exit": None,
         "monitor": False,
         "adapter_slots": False,
         "runtimes": (),
