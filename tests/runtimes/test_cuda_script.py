@@ -14,6 +14,7 @@ import pytest
 
 from bakeout.export.baking.bake import bake
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import load_plan, save_plan
 
@@ -65,7 +66,7 @@ def baked(llama_checkpoint: Path, llama_export: Path, tmp_path_factory: pytest.T
         [llama_export, half],
         bake(llama_export, adjusting, root / "adjusted").directory,
         bake(llama_export, refusing, root / "refusing").directory,
-        bake(half, everywhere, root / "refusing-fp16").directory,
+        bake(half, everywhere, root / "refusing-fp16", BakeOptions(early_exit=True)).directory,
         write_rows(root / "prompts.jsonl", [{"prompt": text} for text in TEXTS]),
     )
 
