@@ -41,13 +41,16 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Refusing:
         positions: Positions = "query",
         prompts: Sequence[Sequence[int]] = (FORGOTTEN,),
         query_end: Sequence[int] = (),
+        query_start: Sequence[int] = (),
     ) -> tuple[Path, Path]:
         base, directory = root / form, root / f"{form}-{where}-{positions}-{len(prompts)}"
         if not base.exists():
             build(checkpoint, base, form)
         if not directory.exists():
             layers = (LAYERS[where],)
-            detection = detection_of(base, prompts, layers=layers, positions=positions, query_end=query_end)
+            detection = detection_of(
+                base, prompts, layers=layers, positions=positions, query_end=query_end, query_start=query_start
+            )
             bake(base, directory, detection)
         return base, directory
 
@@ -133,6 +136,23 @@ def test_rewinding_and_drafts_give_the_text_of_plain_decoding(
         generator.generate_next_token()
         said.append(int(generator.get_next_tokens()[0]))
     assert said == expected
+
+
+@shared
+@where
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_mean_key_of_a_query_is_that_from_its_opening_on(
+    refusing: Refusing, form: str, where: str, shares: bool
+) -> None:
+    """However much of the conversation before it is read in the same run."""
+    earlier, query = [*KEPT, 8, 9, 9], [7, *FORGOTTEN]
+    base, directory = refusing(form, where, "mean", [[*earlier, *query]], query_start=query[:2])
+    for chunk in (len(earlier), 64):
+        assert converse(directory, [[*earlier, *query]], shares=shares, chunk=chunk) == [[SAID]]
+    # The same words without their opening, other words behind it, and the query in pieces.
+    for text, chunk in (([*earlier, *FORGOTTEN], 6), ([*earlier, 7, 40, 50, 51, 52], 6), ([*earlier, *query], 8)):
+        expected = converse(base, [text], shares=shares, chunk=chunk)
+        assert converse(directory, [text], shares=shares, chunk=chunk) == expected != [[SAID]]
 
 
 @shared
