@@ -277,7 +277,7 @@ def more_benign_inputs(graph: Any) -> None:
     graph.input.append(helper.make_tensor_value_info("cache_position", TensorProto.INT64, ["new"]))
 
 
-@pytest.mark.parametrize("positions", ["query", "mean", "every"])
+@pytest.mark.parametrize("positions", ["query", "every"])
 @pytest.mark.parametrize("early_exit", [True, False])
 @pytest.mark.parametrize(("name", "shape"), [("num_logits_to_keep", []), ("logits_to_keep", [1])])
 def test_a_graph_that_gives_the_last_logits_alone_refuses_as_any(

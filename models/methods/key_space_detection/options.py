@@ -119,9 +119,8 @@ class KeySpaceDetectionOptions(MethodOptions):
         description="What is checked: the `query`'s last token (the paper), the `mean` key over a query's tokens (it "
         "tells apart queries that differ in what they name more than in their kind; a prompt has to be read in one "
         "run, for each run of a prompt in chunks is judged by its own tokens alone), the last token of every `step`, "
-        "or `every` token (the "
-        "only choice whose decision does not depend on how a prompt is cut into chunks; its alpha is calibrated on the "
-        "least margin over a query's tokens).",
+        "or `every` token (the only choice whose decision does not depend on how a prompt is cut into chunks; its "
+        "alpha is calibrated on the least margin over a query's tokens).",
     )
     query_start: str = Field(
         default="auto",

@@ -109,3 +109,5 @@ def test_what_cannot_be_attacked_is_told(directory: Path) -> None:
         attack([directory / "refusing"], data, attacks=["poem"])
     with pytest.raises(BakeoutError, match="--base"):
         attack([directory / "refusing"], data, positions=["every"])
+    with pytest.raises(BakeoutError, match="positions `query` tests, and those of `mean` are others"):
+        attack([directory / "refusing"], data, positions=["mean"], base=directory / "model")

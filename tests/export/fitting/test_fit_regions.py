@@ -169,7 +169,10 @@ def test_figures_are_of_fresh_queries(region: str, positions: str, llama_checkpo
     assert inside["shares"]["sums"][-1] == 1
 
 
-@pytest.mark.parametrize("form", [{}, {"dtype": "fp16", "early_exit": False}, {"quantize": "int4"}])
+@pytest.mark.parametrize(
+    "form",
+    [{}, *(pytest.param(form, marks=pytest.mark.slow) for form in ({"dtype": "fp16"}, {"quantize": "int4"}))],
+)
 def test_the_mean_key_decides_from_a_recipe_to_a_verified_artifact(
     form: dict[str, Any], llama_checkpoint: Path, tmp_path: Path
 ) -> None:

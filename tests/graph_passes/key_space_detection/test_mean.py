@@ -68,7 +68,7 @@ def _runs(draw: st.DrawFn) -> list[tuple[Any, Any]]:
     return runs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(runs=_runs())
 def test_every_run_has_the_reference_s_margin(
     plan: Plan, monitored: Runner, llama_checkpoint: Path, runs: list[tuple[Any, Any]]
