@@ -13,8 +13,8 @@ Row = Mapping[str, Any]
 
 FORGOTTEN, RETAINED, ROWS_OF_AN_AUTHOR = 4, 36, 20
 # Of four retained rows that are not measured, and of four reworded questions to forget: what Key Space Detection uses
-# them for. Its probe queries of what is forgotten are the questions themselves, as other methods train on them.
-_USES_OF_OTHERS = ("probe", "probe", "selection", "calibration")
+# them for. All other rows are probed, as other methods train on them.
+_USES_OF_OTHERS = ("", "", "selection", "calibration")
 _USES_OF_REWORDED = ("selection", "calibration", "calibration", "calibration")
 # Retained rows that are measured: every second one of those that have wrong answers.
 MEASURED_EVERY = 2
@@ -50,7 +50,7 @@ def write_rows(source: Path, target: Path) -> dict[str, list[Row]]:
     ``forget`` (80), ``retain`` (720) and ``unknown`` (100: questions about strangers, answered by TOFU's ways to say "I
     don't know") are taught. ``forget_measured``, ``retain_measured`` (200), ``real_authors`` and ``world_facts`` have
     wrong answers. ``asked_USE``: the questions to forget, to probe, and TOFU's own paraphrases of them, to select and
-    to calibrate by; ``others_USE``: retained rows that are not measured.
+    to calibrate by; ``others_USE``: retained rows, to select and to calibrate by such that are not measured.
     """
     forget = _rows(source / "forget10_perturbed.jsonl")[: FORGOTTEN * ROWS_OF_AN_AUTHOR]
     retain = _rows(source / "retain90.jsonl")[: RETAINED * ROWS_OF_AN_AUTHOR]
@@ -68,16 +68,13 @@ def write_rows(source: Path, target: Path) -> dict[str, list[Row]]:
         "retain_measured": [_measured(row) for row in measured],
         "real_authors": [_measured(row) for row in _rows(source / "real_authors_perturbed.jsonl")],
         "world_facts": [_measured(row) for row in _rows(source / "world_facts_perturbed.jsonl")],
-        "asked_probe": [conversation(row["question"], row["answer"]) for row in forget],
-        **_by_use(
-            "asked", [conversation(row["paraphrased_question"], row["answer"]) for row in forget], _USES_OF_REWORDED
-        ),
-        **_by_use(
-            "others",
-            [conversation(row["question"], row["answer"]) for row in retain if row["question"] not in is_measured],
-            _USES_OF_OTHERS,
-        ),
     }
+    reworded = [conversation(row["paraphrased_question"], row["answer"]) for row in forget]
+    others = [row for row in rows["retain"] if row["messages"][0]["content"] not in is_measured]
+    rows |= {f"asked_{use}": own for use, own in _by_use(reworded, _USES_OF_REWORDED).items()}
+    rows |= {f"others_{use}": own for use, own in _by_use(others, _USES_OF_OTHERS).items()}
+    chosen_by = [*rows["others_selection"], *rows["others_calibration"]]
+    rows |= {"asked_probe": rows["forget"], "others_probe": [row for row in rows["retain"] if row not in chosen_by]}
     target.mkdir(parents=True, exist_ok=True)
     for name, own in rows.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in own)
@@ -98,11 +95,12 @@ def _measured(row: Row) -> Row:
     return {**conversation(row["question"], row["answer"]), **others}
 
 
-def _by_use(name: str, rows: Sequence[Row], uses: Sequence[str]) -> dict[str, list[Row]]:
+def _by_use(rows: Sequence[Row], uses: Sequence[str]) -> dict[str, list[Row]]:
     """Row after row in turn, so that each use has rows of every author."""
     return {
-        f"{name}_{use}": [row for place, row in enumerate(rows) if uses[place % len(uses)] == use]
+        use: [row for place, row in enumerate(rows) if uses[place % len(uses)] == use]
         for use in dict.fromkeys(uses)
+        if use
     }
 
 
