@@ -77,6 +77,7 @@ def quantise(graph: ir.Model, directory: Path, to: Quantisation = "int8") -> ir.
         logging.root.handlers[:] = handlers
     quantised = load_graph(directory / GRAPH)
     quantised.meta.update(graph.meta)
+    _forget_unread_shapes(quantised.graph)
     return quantised
 
 
@@ -121,6 +122,16 @@ def _require_own_weights(graph: ir.Model) -> None:
                 f"ONNX Runtime cannot quantise {weight.name}, a weight that one of its readers transposes.",
                 "Export the model with a copy of each weight.",
             )
+
+
+def _forget_unread_shapes(graph: ir.Graph) -> None:
+    """Drop the shapes of outputs that nothing reads. The tool infers those of ONNX Runtime's own operators from
+    functions of the graph that stand for them, and they need not hold there: onnxruntime-web then loads no graph.
+    """
+    for node in graph:
+        for output in node.outputs:
+            if not output.uses() and not output.is_graph_output():
+                output.shape = None
 
 
 def _without_shapes(content: bytes) -> bytes:

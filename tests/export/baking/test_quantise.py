@@ -66,6 +66,36 @@ def test_quantising_leaves_logging_as_it_is(llama_export: Path, tmp_path: Path) 
         logging.root.handlers[:] = before
 
 
+def test_no_shape_is_told_of_what_nothing_reads(tmp_path: Path) -> None:
+    """It may be that of a function which stands for an operator of ONNX Runtime, and not hold there."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        graph (float[1, n, 4] x) => (float[1, n, 4] y)
+        <float[4, 4] weight = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, float[4] scale = {1, 1, 1, 1}>
+        {
+            z, unread, deviation, sum = com.microsoft.SkipSimplifiedLayerNormalization (x, x, scale)
+            product = MatMul (z, weight)
+            y = Add (product, sum)
+        }
+        <domain: "com.microsoft", opset_import: ["" : 21]>
+        SkipSimplifiedLayerNormalization (x, skip, scale) => (z, mean, deviation, sum)
+        {
+            sum = Add (x, skip)
+            z = Mul (sum, scale)
+            mean = Constant <value_floats = [0.0]> ()
+            deviation = Constant <value_floats = [1.0]> ()
+        }
+        """
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "int8").mkdir()
+    quantised = quantise(load_graph(tmp_path / "model.onnx"), tmp_path / "int8")
+    shapes = {output.name: output.shape for node in quantised.graph for output in node.outputs}
+    assert shapes["unread"] is shapes["deviation"] is None
+    assert shapes["z"] is not None
+
+
 def test_products_are_of_integers_and_interventions_in_float32(baked: Baked, llama_export: Path) -> None:
     before, after = (
         onnx.load(directory / "model.onnx", load_external_data=False) for directory in (llama_export, baked.directory)
