@@ -55,9 +55,9 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
     The check reads the key vectors of the plan's layers. A refused row or position generates the refusal, token after
     token, in any decode loop: the latch keeps how much has been generated, in a value cache (``latch_place``).
     With ``early_exit``, what lies behind the check is in a branch that is skipped where all is refused, and selecting
-    is skipped where nothing is; without, the graph is free of branches. None: unless the CPU would cast weights in that
-    branch (``casts_weights``). ``monitor`` adds the outputs ``refused``
-    (bool [B], at the last real token) and ``margin`` (float32 [B, regions], likewise).
+    is skipped where nothing is; without, the graph is free of branches. None: with branches, but without an exit where
+    the CPU would cast the weights behind it (``casts_weights``). ``monitor`` adds the outputs ``refused`` (bool [B],
+    at the last real token) and ``margin`` (float32 [B, regions], likewise).
 
     ``latch_layer``: the number of the cache that is to carry the latch, where another graph has chosen it.
     ``index`` is the intervention's place in the plan, ``receipts`` one per layer, once the pass has run. Raises
@@ -88,15 +88,14 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         anatomy = read_anatomy(model)
         cache = choose_value_cache(anatomy, self.latch_layer)
         self._require_fit(anatomy)
-        if self.early_exit is None:
-            self.early_exit = not casts_weights(anatomy)
+        exits = not casts_weights(anatomy) if self.early_exit is None else self.early_exit
         graph = model.graph
         behind = self._behind(graph, anatomy)
         keys = anatomy.keys(self.intervention.keys)
         edited = [(keys[layer].node.name or "", keys[layer].value.name or "") for layer in self.intervention.layers]
 
         build = GraphBuilder(graph, PREFIX)
-        check = Check(self.intervention, anatomy, cache, branches=self.early_exit, monitor=self.monitor)
+        check = Check(self.intervention, anatomy, cache, branches=self._branches, monitor=self.monitor)
         verdict, monitored = check.judge(build)
         graph.extend(build.nodes)
         self._leave_latch(graph, cache, verdict, before=behind.has(cache.writer))
@@ -104,7 +103,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         if monitored is not None:
             self._report(graph, anatomy, monitored)
         graph.sort()
-        moved = self._part(graph, anatomy, cache, behind, check, verdict) if self.early_exit else 0
+        moved = self._part(graph, anatomy, cache, behind, check, verdict) if exits else 0
         RemoveUnusedNodesPass()(model)
         after = graph_digest(model)
         self.receipts = [
@@ -119,13 +118,18 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
                 after=after,
                 detail={
                     "positions": self.intervention.positions,
-                    "early_exit": self.early_exit,
+                    "early_exit": exits,
                     "nodes_skipped": moved,
                 },
             )
             for layer, (node, tensor) in zip(self.intervention.layers, edited, strict=True)
         ]
         return ir.passes.PassResult(model, modified=True)
+
+    @property
+    def _branches(self) -> bool:
+        """Whether there may be branches at all: those of the check hold no weights."""
+        return self.early_exit is not False
 
     @property
     def _count(self) -> int:
@@ -180,7 +184,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         def code(build: GraphBuilder) -> ir.Value:
             return cache.in_cache(build, build("Gather", build.constant(codes, "latch.codes"), verdict.matched))
 
-        return Latch(verdict.leaves_latch, code, verdict.any_refused if self.early_exit else None)
+        return Latch(verdict.leaves_latch, code, verdict.any_refused if self._branches else None)
 
     def _select_refusal(self, graph: ir.Graph, anatomy: Anatomy, verdict: Verdict) -> None:
         """Select between the model's logits and the refusal's, row by row or position by position."""
@@ -195,7 +199,7 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         def keep(build: GraphBuilder) -> tuple[ir.Value]:
             return (build("Identity", logits),)
 
-        (output,) = build.choose(verdict.any_refused, select, keep, ["logits"]) if self.early_exit else select(build)
+        (output,) = build.choose(verdict.any_refused, select, keep, ["logits"]) if self._branches else select(build)
         _take_over(graph, logits, output)
         graph.extend(build.nodes)
 
