@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError, safe_open
+
 from bakeout.export.artifacts.file_names import MANIFEST, PLAN
 from bakeout.export.artifacts.onnx_layout import choose_graph, graph_files, graphs_in, names_data
 from bakeout.models.checkpoint.checkpoint import Checkpoint
@@ -123,6 +125,8 @@ def _local(model: str | Path, variant: str | None) -> Path:
     if path.exists() or path.suffix in (".onnx", ".gguf"):
         return path
     path = local_directory(model, CHECKPOINT_FILES)
+    if variant is None and _may_hold_data(path):
+        path = local_directory(model, (*CHECKPOINT_FILES, *(name for name in graph_files() if "/" not in name)))
     if variant is not None or not (_has_weights(path) or graphs_in(path)):
         path = local_directory(model, (*CHECKPOINT_FILES, *graph_files(variant)))
     return path
@@ -140,6 +144,19 @@ def _has_weights(directory: Path) -> bool:
     weights = [path.name for path in directory.glob("*.safetensors") if path.name not in others]
     graphs = list(directory.glob("*.onnx")) if weights else []
     return any(not any(names_data(graph, name) for graph in graphs) for name in weights)
+
+
+def _may_hold_data(directory: Path) -> bool:
+    """Whether there are safetensors without the format that checkpoints tell: they may be a graph's data."""
+    for path in directory.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                if "format" not in (file.metadata() or {}):
+                    return True
+        # Whoever reads the weights tells what is wrong with them.
+        except (OSError, SafetensorError):
+            continue
+    return False
 
 
 def _refusal(model: str | Path, path: Path, form: Form) -> BakeoutError:
