@@ -29,7 +29,7 @@ def other_precisions(measuring: Measuring) -> Section:
     """The same in each other precision and, on what is forgotten, Q: the share of the base model's right answers.
 
     Q (arXiv 2605.02196; our reading): accuracy of the artifact in a precision, divided by that of the base model, which
-    forgot nothing, in the same precision. For a score such as ROUGE-L recall, its means.
+    forgot nothing, in the same precision. For a score such as ROUGE-L recall, its means, where a refusal counts as 0.
     """
     figures: list[Figure] = []
     missing: list[NotMeasured] = []
@@ -41,9 +41,9 @@ def other_precisions(measuring: Measuring) -> Section:
                 if precision != measuring.models.own:
                     figures += _answers("precisions", data, precision, base, artifact)
                 if data.role == "forget":
-                    remaining = _remaining(data, precision, base, artifact)
-                    figures += [] if remaining is None else [remaining]
-                    if remaining is None:
+                    share = remaining(data, precision, base, artifact)
+                    figures += [] if share is None else [share]
+                    if share is None:
                         why = f"the base model answers nothing of {data.name} right in {precision}"
                         missing.append(NotMeasured("precisions", f"Q-{precision.upper()}", why))
         except BakeoutError as error:
@@ -91,12 +91,16 @@ def _answers(
             )
 
 
-def _remaining(data: Data, precision: Precision | str, base: Outcome, artifact: Outcome) -> Figure | None:
+def remaining(data: Data, precision: Precision | str, base: Outcome, artifact: Outcome) -> Figure | None:
+    """Q of one file, with its interval; None where the base model answers nothing right."""
     own, of = artifact.right.astype(np.float64), base.right.astype(np.float64)
     use_scores = artifact.scores is not None and base.scores is not None and not data.grader.is_logarithm
     if use_scores and artifact.scores is not None and base.scores is not None:
-        # A refusal says nothing of the answer.
-        own, of = (np.nan_to_num(scores) for scores in (artifact.scores, base.scores))
+        # A refusal says nothing of the answer, though it may share a word with it.
+        own, of = (
+            np.where(outcome.refused, 0.0, np.nan_to_num(scores))
+            for outcome, scores in ((artifact, artifact.scores), (base, base.scores))
+        )
     if not of.any():
         return None
 
