@@ -130,7 +130,7 @@ class Expected:
         keys = np.concatenate(layers, axis=-1).astype(np.float64)
         if self.detection.positions == "mean":
             # At each row's last token; the tokens before it are not tested.
-            keys = np.stack([self._with_mean(*row, past) for row in zip(keys, tokens, mask[:, past:], strict=True)])
+            keys = np.stack([self._with_mean(*row, past) for row in zip(keys, tokens, mask, strict=True)])
         margins = self.detection.margins(keys.reshape(rows * width, -1))
         inside = (margins <= self.detection.alpha).any(axis=-1).reshape(rows, width)
         said, latched = np.zeros((2, rows, width), np.int64)
@@ -159,8 +159,9 @@ class Expected:
         return logits, said > 0
 
     def _with_mean(self, keys: Array, tokens: Array, mask: Array, past: int) -> Array:
-        real = np.flatnonzero(mask)
+        real = np.flatnonzero(mask[past:])
         if len(real):
-            first = first_of_mean(tokens[real].tolist(), self.detection.query_start, has_past=past > 0)
+            has_past = bool(mask[:past].any())
+            first = first_of_mean(tokens[real].tolist(), self.detection.query_start, has_past=has_past)
             keys[real[-1]] = keys[real[first:]].mean(axis=0)
         return keys

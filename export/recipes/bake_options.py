@@ -65,7 +65,7 @@ class BakeOptions(Section):
     early_exit: bool | None = Field(
         None,
         description="Skip the layers that a refusal does not need, in an `If`; false: no branches at all. By default, "
-        "but not in graphs with float16 products, whose weights the CPU would cast in every run.",
+        "but not where that holds float16 products, whose weights the CPU would cast in every run.",
     )
     monitor: bool = Field(False, description="Add two outputs: `refused` and `margin`.")
     adapter_slots: bool = Field(

@@ -29,7 +29,7 @@ from bakeout.graph_passes.key_space_detection.latch_place import choose_value_ca
 from bakeout.graph_passes.key_space_detection.margins import Margins
 from bakeout.graph_passes.key_space_detection.refusal import refusal_logits
 from bakeout.graph_passes.key_space_detection.value_cache import Latch, ValueCache
-from bakeout.models.plan import KeySpaceDetection
+from bakeout.models.plan import KeySpaceDetection, counted
 from bakeout.models.plan.receipt import Receipt
 
 PREFIX = "bakeout.key_space_detection"
@@ -88,10 +88,11 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         anatomy = read_anatomy(model)
         cache = choose_value_cache(anatomy, self.latch_layer)
         self._require_fit(anatomy)
-        exits = not casts_weights(anatomy) if self.early_exit is None else self.early_exit
         graph = model.graph
         behind = self._behind(graph, anatomy)
         keys = anatomy.keys(self.intervention.keys)
+        deepest = keys[self.intervention.layers[-1]].value
+        exits = not casts_weights(nodes_behind(graph, deepest)) if self.early_exit is None else self.early_exit
         edited = [(keys[layer].node.name or "", keys[layer].value.name or "") for layer in self.intervention.layers]
 
         build = GraphBuilder(graph, PREFIX)
@@ -137,9 +138,9 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
 
     def _require_fit(self, anatomy: Anatomy) -> None:
         tokens = anatomy.input_ids.shape
-        if self.intervention.positions == "mean" and tokens is not None and tokens[1] == 1:
+        if self.intervention.positions == "mean" and tokens is not None and isinstance(tokens[1], int):
             raise GraphError(
-                "The graph takes one token at a time, and the mean key is that of a whole prompt in one run.",
+                f"The graph takes {counted(tokens[1], 'token')} at a time, and the mean key is that of a whole prompt.",
                 "Fit with `positions: step` or `every`, or export the graph with a free length.",
             )
         last, keys = self.intervention.layers[-1], anatomy.keys(self.intervention.keys)

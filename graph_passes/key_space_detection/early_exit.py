@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
-from bakeout.graph_passes.graph.anatomy import Anatomy
 from bakeout.graph_passes.graph.dependence import ancestors, captured
 from bakeout.graph_passes.graph.graph_builder import Build, GraphBuilder
+from bakeout.graph_passes.graph.linear import as_linear
 
 
-def casts_weights(anatomy: Anatomy) -> bool:
-    """Whether a branch would hold products of float16. ONNX Runtime's CPU provider computes these in float32, and casts
-    their weights once where they are in the main graph, but in every run where they are in a branch.
+def casts_weights(nodes: Iterable[ir.Node]) -> bool:
+    """Whether any of the nodes is a product with float16 weights.
+
+    ONNX Runtime's CPU provider computes these in float32, and casts their weights once where they are in the main graph,
+    but in every run where they are in a branch.
     """
-    gates = [layer.gate for layer in (*anatomy.layers, *anatomy.experts)]
-    return anatomy.dtype == ir.DataType.FLOAT16 and any(gate.op_type in ("MatMul", "Gemm") for gate in gates)
+    linears = (as_linear(node) for node in nodes if node.op_type in ("MatMul", "Gemm"))
+    return any(linear is not None and linear.dtype == ir.DataType.FLOAT16 for linear in linears)
 
 
 def part(graph: ir.Graph, build: GraphBuilder, condition: ir.Value, skipped: Sequence[ir.Value], instead: Build) -> int:

@@ -19,7 +19,8 @@ def tokens_of_query(build: GraphBuilder, query_start: Sequence[int], input_ids: 
     """
     number = build("ReduceSum", window.is_real, [1])
     behind_first = build("Sub", window.last, build("Max", build("Sub", number, 2), 0))
-    first = build("Where", build("Equal", window.past, 0), behind_first, 0)
+    # A row may begin its text beside others that have a past.
+    first = build("Where", build("Less", window.newest_past, 0), behind_first, 0)
     if query_start:
         begins = _begins(build, query_start, input_ids, window)
         last_start = build("ReduceMax", build("Mul", begins, build("Add", window.index, 1)), [1])

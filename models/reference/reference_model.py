@@ -164,7 +164,7 @@ class Reference:
         mask = attention_mask.bool().cpu().numpy()
         keys = self._hooks.seen[self._checks_at[0]].cpu().numpy().reshape(batch, width, -1)
         if check.positions == "mean":
-            keys = _with_means(keys, check, input_ids.tolist(), mask[:, past:], has_past=past > 0)
+            keys = _with_means(keys, check, input_ids.tolist(), mask[:, :past], mask[:, past:])
         margins = check.margins(keys.reshape(batch * width, -1)).reshape(batch, width, -1)
         refusal = check.refusal.tolist()
         rows = []
@@ -197,13 +197,17 @@ class Reference:
 
 
 def _with_means(
-    keys: Floats, check: Check, rows: Sequence[Sequence[int]], real: NDArray[np.bool_], *, has_past: bool
+    keys: Floats, check: Check, rows: Sequence[Sequence[int]], past: NDArray[np.bool_], real: NDArray[np.bool_]
 ) -> Floats:
-    """``keys`` [batch, W, D], those of rows' last real tokens replaced by the mean keys that are tested there."""
+    """``keys`` [batch, W, D], those of rows' last real tokens replaced by the mean keys that are tested there.
+
+    ``past``, ``real``: bool [batch, P] and [batch, W], False at padding.
+    """
     replaced = keys.copy()
     for row, tokens in enumerate(rows):
         places = np.flatnonzero(real[row]).tolist()
         if places:
-            first = first_of_mean([tokens[place] for place in places], check.query_start, has_past=has_past)
+            own = [tokens[place] for place in places]
+            first = first_of_mean(own, check.query_start, has_past=bool(past[row].any()))
             replaced[row, places[-1]] = keys[row, places[first:]].mean(axis=0)
     return replaced

@@ -284,6 +284,8 @@ class KeySpaceDetection(Intervention, Check):
             json={
                 "kind": self.kind,
                 "positions": self.positions,
+                **({"query_end": list(self.query_end)} if self.query_end else {}),
+                **({"query_start": list(self.query_start)} if self.query_start else {}),
                 "layers": list(self.layers),
                 **({} if self.keys == "key_vector" else {"keys": self.keys}),
                 "refusal": tokens,

@@ -92,6 +92,29 @@ def test_every_run_has_the_reference_s_margin(
             assert np.abs(step.logits - expected)[real.astype(bool)].max() <= LARGEST_DIFFERENCE
 
 
+def test_a_text_that_begins_beside_others_is_judged_as_alone(
+    plan: Plan, monitored: Runner, llama_checkpoint: Path
+) -> None:
+    """Its row's past is padding."""
+    width = max(map(len, PROMPTS[:4]))
+    for prompt in PROMPTS[:4]:
+        alone = monitored.step(np.array([prompt]), np.ones((1, len(prompt)), np.int64)).others["margin"][0]
+        ids, mask = np.zeros((2, 2, width), np.int64)
+        ids[0], mask[0] = 30, 1
+        ids[1, width - len(prompt) :], mask[1, width - len(prompt) :] = prompt, 1
+        first = np.array([[1] * 3, [0] * 3])
+        both = np.concatenate([first, mask], axis=1)
+        begun = monitored.step(np.full((2, 3), 31), first)
+        margin = monitored.step(ids, both, begun.cache).others["margin"][1]
+        np.testing.assert_allclose(margin, alone, rtol=1e-3, atol=1e-4)
+        with Reference(model_of(llama_checkpoint), plan) as reference:
+            cache = reference.new_cache(2)
+            reference.step(torch.full((2, 3), 31), torch.from_numpy(first), cache)
+            reference.step(torch.from_numpy(ids), torch.from_numpy(both), cache)
+            assert reference.margins is not None
+            np.testing.assert_allclose(reference.margins[1, -1], alone, rtol=1e-3, atol=1e-4)
+
+
 def test_both_outcomes_occur(plan: Plan, monitored: Runner) -> None:
     refused = [
         bool(monitored.step(np.array([ids]), np.ones((1, len(ids)), np.int64)).others["refused"][0]) for ids in PROMPTS
@@ -127,5 +150,5 @@ def test_a_graph_that_takes_one_token_has_no_mean(plan: Plan, llama_onnx: Path) 
     (ids,) = (value for value in graph.graph.inputs if value.name == "input_ids")
     assert ids.shape is not None
     ids.shape = ir.Shape([ids.shape[0], 1])
-    with pytest.raises(GraphError, match="takes one token at a time"):
+    with pytest.raises(GraphError, match="takes 1 token at a time"):
         apply_plan(graph, plan)

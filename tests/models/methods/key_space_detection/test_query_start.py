@@ -11,6 +11,7 @@ from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.query_start import query_start
+from bakeout.models.plan import first_of_mean
 
 # A system prompt of its own stands in front of a first turn, and answers are closed.
 TEMPLATE = (
@@ -41,17 +42,33 @@ def _queries(tokenizer: Tokenizer) -> list[list[int]]:
     return [encode_prompt(chat, tokenizer) for chat in chats]
 
 
-def test_what_the_template_writes_in_front_of_a_user_s_text(tokenizer: Tokenizer) -> None:
-    opening = tokenizer.encode("<user>\n", add_special_tokens=False)
+def test_what_the_template_writes_in_front_of_a_user_s_text(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
     queries = _queries(tokenizer)
-    assert query_start("auto", tokenizer, queries) == tuple(opening)
-    # The last token of it can be joined with what follows.
-    joined = [[token for token in query if token != opening[-1]] for query in queries]
-    assert query_start("auto", tokenizer, joined) == tuple(opening[:-1])
+    opening = query_start("auto", tokenizer, queries)
+    assert opening
+    # Whatever a user's text begins with.
+    for text in ("Hello", "\nHello", "\n\nHello", "  Hello", "1", "\tHello"):
+        chat = encode_prompt(render_chat(tokenizer, [{"role": "user", "content": text}], generation=True), tokenizer)
+        start = first_of_mean(chat, opening)
+        assert tokenizer.decode(chat[start:]).startswith("<user>"), text
+        assert text.strip() in tokenizer.decode(chat[start:])
+    assert not caplog.records
     # Where some queries are asked without the template, nothing is known.
     assert query_start("auto", tokenizer, [*queries, encode_prompt("a", tokenizer)]) == ()
+    assert "Not every query is a user's turn" in caplog.text
     tokenizer.chat_template = None
     assert query_start("auto", tokenizer, queries) == ()
+
+
+def test_what_opens_an_answer_too_opens_no_query(tokenizer: Tokenizer) -> None:
+    """As of ChatML, where but one token is the same in front of all turns: the last one would be the answer's."""
+    tokenizer.chat_template = (
+        "{% for message in messages %}[turn]{{ message.content }}[end]{% endfor %}"
+        "{% if add_generation_prompt %}[turn]{% endif %}"
+    )
+    assert query_start("auto", tokenizer, _queries(tokenizer)) == ()
 
 
 def test_what_closes_an_answer_is_no_part_of_it(tokenizer: Tokenizer) -> None:
