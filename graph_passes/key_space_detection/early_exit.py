@@ -14,8 +14,8 @@ from bakeout.graph_passes.graph.linear import as_linear
 def casts_weights(nodes: Iterable[ir.Node]) -> bool:
     """Whether any of the nodes is a product with float16 weights.
 
-    ONNX Runtime's CPU provider computes these in float32, and casts their weights once where they are in the main graph,
-    but in every run where they are in a branch.
+    ONNX Runtime's CPU provider computes these in float32, and casts their weights once where they are in the main
+    graph, but in every run where they are in a branch.
     """
     linears = (as_linear(node) for node in nodes if node.op_type in ("MatMul", "Gemm"))
     return any(linear is not None and linear.dtype == ir.DataType.FLOAT16 for linear in linears)
