@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
-from bakeout.graph_passes.key_space_detection.early_exit import part
+from bakeout.graph_passes.key_space_detection.early_exit import casts_weights, part
 
 from tests.graph_passes.small_graphs import run
 
@@ -58,3 +58,24 @@ def test_only_what_the_skipped_output_alone_needs_moves() -> None:
     assert moved == 2
     assert [node.op_type for node in model.graph] == ["Abs", "Neg", "If", "If"]
     assert [output.name for output in model.graph.outputs] == ["early", "late", "chosen"]
+
+
+@pytest.mark.parametrize(("weight", "expected"), [("float16", True), ("float", False)])
+def test_weights_that_the_processor_casts_are_found_one_by_one(weight: str, expected: bool) -> None:
+    """An int4 graph's head can be the only product of float16; a product of two activations has no weights."""
+    model = ir.from_onnx_text(
+        f"""
+        <ir_version: 10, opset_import: ["" : 18]>
+        head ({weight}[n, 2] x) => ({weight}[n, 3] y)
+        <{weight}[2, 3] w = {{1, 2, 3, 4, 5, 6}}>
+        {{
+            turned = Transpose(x)
+            scores = MatMul(turned, x)
+            mixed = MatMul(x, scores)
+            y = MatMul(mixed, w)
+        }}
+        """
+    )
+    nodes = list(model.graph)
+    assert casts_weights(nodes) is expected
+    assert not casts_weights(nodes[:-1])

@@ -145,10 +145,11 @@ def test_padding_that_is_not_a_number_says_nothing(dtype: Any, flat: bool) -> No
     np.testing.assert_allclose(margins, check.margins(means), rtol=1e-4)
 
 
-def test_a_graph_that_takes_one_token_has_no_mean(plan: Plan, llama_onnx: Path) -> None:
+@pytest.mark.parametrize(("width", "told"), [(1, "1 token"), (64, "64 tokens")])
+def test_a_graph_of_a_fixed_width_has_no_mean(plan: Plan, llama_onnx: Path, width: int, told: str) -> None:
     graph = load_graph(llama_onnx / "model.onnx")
     (ids,) = (value for value in graph.graph.inputs if value.name == "input_ids")
     assert ids.shape is not None
-    ids.shape = ir.Shape([ids.shape[0], 1])
-    with pytest.raises(GraphError, match="takes 1 token at a time"):
+    ids.shape = ir.Shape([ids.shape[0], width])
+    with pytest.raises(GraphError, match=f"takes {told} at a time"):
         apply_plan(graph, plan)

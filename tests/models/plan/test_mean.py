@@ -64,6 +64,7 @@ def test_it_is_told() -> None:
     assert told.summary.endswith("checked at mean")
     assert "needs the whole prompt in one run" in told.explanation
     assert ("mean key of", "the last tokens that begin with [3, 4]") in told.facts
+    assert told.json["query_start"] == [3, 4]
     assert ("mean key of", "all tokens but a text's first") in key_space_detection(positions="mean").describe().facts
 
 
