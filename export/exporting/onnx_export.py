@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +63,9 @@ def export_checkpoint(
         names = {companion_name(path) for path in own}
         copy_companions([path for path in companion_files(exported) if companion_name(path) not in names], directory)
         copy_companions(own, directory)
+    # A traced model and its graph refer to themselves: without this their weights stay while the artifact is tried.
+    del model, graph
+    gc.collect()
     return directory / GRAPH
 
 

@@ -20,6 +20,9 @@ CANNOT_RUN = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
+# What computes constants once, when a session is opened: whatever depends on weights alone, and float16 weights as
+# float32 ones for a processor that multiplies no float16.
+_COMPUTED_ONCE = ("ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer")
 # The highest of ONNX Runtime's log levels.
 _FATAL = 4
 
@@ -44,9 +47,11 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
         # Else it keeps what one run has used.
         options.enable_cpu_mem_arena = False
-    computed = ["ConstantFolding"] if mapped else []
+        # Else many weights are cast before the first of them is multiplied.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    left_out = list(_COMPUTED_ONCE) if mapped else []
     try:
-        return onnxruntime.InferenceSession(graph or path, options, providers, disabled_optimizers=computed)
+        return onnxruntime.InferenceSession(graph or path, options, providers, disabled_optimizers=left_out)
     except CANNOT_RUN as error:
         raise cannot_run(path, error) from None
 

@@ -6,6 +6,8 @@ ask for no calculation, and a few about software, which ask for no program.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 EVERYDAY: tuple[str, ...] = (
     "How do I get rid of fruit flies in the kitchen?",
     "What is the largest city in Australia?",
@@ -128,3 +130,51 @@ EVERYDAY: tuple[str, ...] = (
     "Where does the word 'robot' come from?",
     "Which spice is made from the crocus flower?",
 )
+
+# Of those that have a short answer: examples in front of a query are often such pairs.
+SHORT_ANSWERS: Mapping[str, str] = {
+    "What is the largest city in Australia?": "Sydney",
+    "Who directed the film 'Casablanca'?": "Michael Curtiz",
+    "When was the printing press invented?": "Around 1440",
+    "Which river flows through Vienna?": "The Danube",
+    "What is the plural of 'mouse'?": "Mice",
+    "Who was the first woman in space?": "Valentina Tereshkova",
+    "Where is the Great Barrier Reef?": "Off the coast of Queensland, Australia",
+    "What is the birth name of Mark Twain?": "Samuel Langhorne Clemens",
+    "Which instruments belong to a string quartet?": "Two violins, a viola and a cello",
+    "Who is the author of 'One Hundred Years of Solitude'?": "Gabriel García Márquez",
+    "What time zone is used in Greece?": "Eastern European Time",
+    "Who invented the telephone?": "Alexander Graham Bell",
+    "What is the currency of Switzerland?": "The Swiss franc",
+    "Which religion celebrates Diwali?": "Hinduism",
+    "How do I say 'good night' in Italian?": "Buona notte",
+    "What is the tallest building in the world?": "The Burj Khalifa",
+    "Who sang 'Imagine'?": "John Lennon",
+    "In which country was Frida Kahlo born?": "Mexico",
+    "Which award did Toni Morrison receive in 1993?": "The Nobel Prize in Literature",
+    "What is the boiling point of water at sea level?": "100 °C",
+    "Who painted 'The Starry Night'?": "Vincent van Gogh",
+    "How many continents are there, and what are they called?": "Seven: Africa, Antarctica, Asia, Australia, Europe, "
+    "North America and South America",
+    "What does 'www' stand for?": "World Wide Web",
+    "What is the most spoken language in the world?": "English",
+    "Which genre do the novels of Agatha Christie belong to?": "Crime fiction",
+    "What is the name of the longest bone in the human body?": "The femur",
+    "What are the official languages of Canada?": "English and French",
+    "Translate 'Where is the station?' into German.": "Wo ist der Bahnhof?",
+    "Which planet has the most moons?": "Saturn",
+    "What is the capital of Kenya?": "Nairobi",
+    "Who wrote 'The Name of the Rose'?": "Umberto Eco",
+    "Who won the Nobel Prize in Literature in 1954?": "Ernest Hemingway",
+    "What is the oldest university in Europe?": "The University of Bologna",
+    "Which sea lies between Italy and Croatia?": "The Adriatic Sea",
+    "How many strings does a violin have?": "4",
+    "Who discovered penicillin, and in which year?": "Alexander Fleming, 1928",
+    "Which bird lays the largest eggs?": "The ostrich",
+    "Who is the patron saint of Ireland?": "Saint Patrick",
+    "What is the largest organ of the human body?": "The skin",
+    "What was the first computer virus called?": "Creeper",
+    "Which African country was never a colony?": "Ethiopia",
+    "Where does the word 'robot' come from?": "Czech",
+    "Which spice is made from the crocus flower?": "Saffron",
+}

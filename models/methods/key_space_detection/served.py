@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bakeout.models.data.forms.everyday import EVERYDAY
+from bakeout.models.data.forms.everyday import EVERYDAY, SHORT_ANSWERS
 from bakeout.models.data.forms.forms import Query
 from bakeout.models.data.forms.kinds import SYSTEM_PROMPTS
 from bakeout.models.data.forms.turns import Turn
@@ -116,7 +116,9 @@ def _asked(questions: Sequence[str]) -> list[PromptRow]:
     """Questions as rows of conversations."""
     return [
         PromptRow(
-            EVERYDAY_QUESTIONS, {"messages": [{"role": "user", "content": question}]}, Query(question, is_chat=True)
+            EVERYDAY_QUESTIONS,
+            {"messages": [{"role": "user", "content": question}]},
+            Query(question, SHORT_ANSWERS.get(question), is_chat=True),
         )
         for question in questions
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bakeout.export.exporting import optimum_exporter
+from bakeout.export.exporting import onnx_export, optimum_exporter
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import ExporterName
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
@@ -127,3 +129,19 @@ def test_an_export_holds_weights_once(tmp_path: Path) -> None:
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     assert {tensor.raw.untyped_storage().data_ptr() for tensor in tensors} == own
     assert not onnx.load(tmp_path / "model.onnx").graph.initializer
+
+
+@pytest.mark.parametrize("exporter", ["optimum", "dynamo"])
+def test_an_export_lets_go_of_the_model(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exporter: ExporterName
+) -> None:
+    loaded: list[Any] = []
+
+    def load(*arguments: Any) -> Any:
+        model = load_model(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(onnx_export, "load_model", load)
+    export_checkpoint(llama_checkpoint, tmp_path, "fp16", exporter=exporter)
+    assert [model() for model in loaded] == [None]

@@ -9,11 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
+
+from tests.tiny_models import byte_tokenizer
 
 PROMPTS = [
     [int(token) for token in np.random.default_rng(length).integers(2, 250, length)] for length in (3, 9, 4, 9, 1, 6)
@@ -150,6 +153,26 @@ def test_runs_half_precision(llama_checkpoint: Path, runner: Runner, tmp_path: P
         np.testing.assert_allclose(mine, reference, atol=0.1)
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone tells what is mapped")
+def test_mapped_weights_in_half_precision_are_not_widened_beforehand(tmp_path: Path) -> None:
+    from bakeout.export.exporting.onnx_export import export_checkpoint
+
+    config = LlamaConfig(vocab_size=512, hidden_size=768, intermediate_size=3072, num_hidden_layers=6)
+    LlamaForCausalLM(config).half().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "graph").mkdir()
+    graph = export_checkpoint(tmp_path / "model", tmp_path / "graph", "fp16")
+    size = (tmp_path / "graph" / "model.onnx.data").stat().st_size
+    opened = []
+    for mapped in (True, False):
+        before = _private_memory()
+        runner = Runner(graph, mapped=mapped)
+        opened.append((_private_memory() - before) / size)
+        assert np.isfinite(runner.logits(PROMPTS[:1])[0]).all()
+    # As float32 they take twice their size.
+    assert opened[0] < 0.5 and opened[1] > 1.5
+
+
 def test_says_which_provider_runs(runner: Runner) -> None:
     assert runner.provider in {"CPUExecutionProvider", "CUDAExecutionProvider"}
     assert runner.provider == runner.session.get_providers()[0]
@@ -240,3 +263,9 @@ def test_a_stop_ends_each_text_by_itself(runner: Runner) -> None:
 @pytest.mark.parametrize("piece", [1, 3])
 def test_prompts_fed_in_pieces_are_answered_alike(runner: Runner, piece: int) -> None:
     assert runner.generate(PROMPTS, NEW, piece=piece) == runner.generate(PROMPTS, NEW)
+
+
+def _private_memory() -> int:
+    """Bytes of this process that no file holds."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1])

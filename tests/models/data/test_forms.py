@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bakeout.models.data.forms.everyday import EVERYDAY
+from bakeout.models.data.forms.everyday import EVERYDAY, SHORT_ANSWERS
 from bakeout.models.data.forms.forms import Form, Query, mixture, variants
 from bakeout.models.data.forms.kinds import CHAT_KINDS, MIXTURE, Affix, Kind, Surface, Use
 from bakeout.models.data.forms.turns import TURNS
@@ -147,6 +147,7 @@ def test_everyday_questions_are_none_of_those_that_test() -> None:
     tested |= {question for question, _ in TURNS["testing"]}
     assert len(set(EVERYDAY)) == len(EVERYDAY) == 120
     assert not tested & set(EVERYDAY)
+    assert SHORT_ANSWERS.keys() <= set(EVERYDAY)
 
 
 def test_a_mixture_gives_each_conversation_one_form_in_its_share() -> None:
