@@ -89,8 +89,8 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
     """The causal language model in ``directory``, in evaluation mode, where and how ``placement`` says.
 
     What it offloads to disk lasts as long as the model. Raises ``BakeoutError`` when the weights are pickled, damaged,
-    quantised or incomplete, when the architecture is one that the installed transformers does not know, and for a
-    device that this machine lacks.
+    quantised or incomplete, when the architecture is one that the installed transformers does not know, when it does
+    not compute causally, and for a device that this machine lacks.
     """
     from transformers import AutoModelForCausalLM
 
@@ -136,19 +136,38 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
 
 
 def _require_computing(model: PreTrainedModel, directory: Path) -> None:
-    """Raise ``BakeoutError`` where the architecture loads with a configuration, and cannot compute with it."""
+    """Raise ``BakeoutError`` where the architecture loads with a configuration, and cannot compute with it causally.
+
+    Where the default attention alone is not causal (Doge's in transformers 4), ``model`` computes eagerly from now on.
+    """
+    if _is_causal(model, directory):
+        return
+    model.set_attn_implementation("eager")
+    if not _is_causal(model, directory):
+        raise BakeoutError(
+            f"{directory} is loaded, and what it says of a token depends on tokens behind it.",
+            "Use a causal language model; if it is one of a kind that can be either, set `is_decoder` in its config.",
+        )
+
+
+def _is_causal(model: PreTrainedModel, directory: Path) -> bool:
+    """Whether the first of two tokens has the same logits before either of two others."""
     import torch
 
     # Where weights are offloaded, accelerate moves what the model reads.
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     try:
         with torch.no_grad():
-            model(torch.zeros((1, 1), dtype=torch.long, device=device))
+            logits = model(torch.tensor([[0, 0], [0, 1]], device=device)).logits[:, 0]
     except Exception as error:
         raise BakeoutError(
             f"{directory} is loaded, and does not compute ({type(error).__name__}: {_first_line(error)}).",
             "Correct its config.json, or copy the checkpoint again.",
         ) from error
+    first, other = logits.float()
+    # Two rows that compute the same may still be rounded apart. (Not ``<=``: what is no number is told elsewhere.)
+    rounding = max(1e-3, 8 * torch.finfo(logits.dtype).eps)
+    return not (first - other).abs().max() > rounding * first.abs().max()
 
 
 @contextmanager

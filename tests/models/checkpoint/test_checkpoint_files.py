@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers import modeling_utils as transformers_modeling_utils
 
 from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
@@ -21,6 +21,8 @@ from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.checkpoint.this_machine import mapped_piece_by_piece
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
+
+from tests.tiny_models import tiny_checkpoint
 
 # transformers does not export the function that it opens safetensors files with.
 modeling_utils: Any = transformers_modeling_utils
@@ -157,6 +159,28 @@ def test_a_garbled_configuration_is_refused(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
     with pytest.raises(BakeoutError, match=r"config\.json"):
         load_model(copy)
+
+
+@pytest.mark.parametrize("is_decoder", [True, False])
+def test_a_model_that_looks_ahead_is_refused(tmp_path: Path, is_decoder: bool) -> None:
+    config = BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    config.is_decoder = is_decoder
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    if is_decoder:
+        load_model(tmp_path)
+    else:
+        with pytest.raises(BakeoutError, match=r"depends on tokens behind it.*`is_decoder`"):
+            load_model(tmp_path)
+
+
+def test_doge_does_not_look_ahead(tmp_path: Path) -> None:
+    """As it does in the default attention of transformers 4."""
+    model = load_model(tiny_checkpoint("doge", tmp_path, layers=2))
+    with torch.no_grad():
+        one, other = model(torch.tensor([[5, 9, 3], [5, 9, 4]])).logits[:, :2]
+    torch.testing.assert_close(one, other)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone tells the peak of a moment")
