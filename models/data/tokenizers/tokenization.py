@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from bakeout.models.data.tokenizers.mistral_warning import without_false_alarms
 from bakeout.models.data.tokenizers.spaces import require_spaces_kept
 from bakeout.models.data.tokenizers.token_lengths import require_short_tokens
 from bakeout.models.errors import BakeoutError
@@ -66,7 +67,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
     try:
         require_short_tokens(directory)
-        tokenizer = read_by_version_4(directory) if is_of_version_5(directory) else _read(directory)
+        with without_false_alarms(directory):
+            tokenizer = read_by_version_4(directory) if is_of_version_5(directory) else _read(directory)
         # Settings of odd types show when they are used.
         tokenizer.decode(tokenizer.encode("a"), skip_special_tokens=True)
         require_spaces_kept(tokenizer, directory)
