@@ -25,7 +25,13 @@ from bakeout.export.baking.runtimes import (
 )
 from bakeout.export.baking.tokenizer_config import choose_template, limit_tokenizer, name_known_class
 from bakeout.export.recipes.bake_options import BakeOptions
-from bakeout.export.running.genai_config import GENAI_CONFIG, copy_genai_config, has_cache, write_genai_config
+from bakeout.export.running.genai_config import (
+    GENAI_CONFIG,
+    copy_genai_config,
+    has_cache,
+    require_whole_prompts,
+    write_genai_config,
+)
 from bakeout.export.running.overflow import require_finite
 from bakeout.graph_passes.apply import apply_plan, edit_weights
 from bakeout.graph_passes.errors import GraphError
@@ -158,6 +164,8 @@ def write_baked_graph(
     choose_template(directory, plan)
     if not is_pair:
         _describe_to_genai(graph, base.directory, directory, place)
+        if plan.check is not None and plan.check.positions == "mean":
+            require_whole_prompts(directory)
         describe_to(options.runtimes, graph, directory, place)
     return receipts
 

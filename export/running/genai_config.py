@@ -111,6 +111,17 @@ def copy_genai_config(source: Path, directory: Path, place: str = GRAPH) -> None
     _write(directory, content)
 
 
+def require_whole_prompts(directory: Path) -> None:
+    """Raise ``BakeoutError`` where the configuration in ``directory`` has genai read prompts in chunks."""
+    search = read_json(directory / GENAI_CONFIG).get("search")
+    size = search.get("chunk_size") if isinstance(search, dict) else None
+    if isinstance(size, int) and size > 0:
+        raise BakeoutError(
+            f"{GENAI_CONFIG} has prompts read in chunks of {size} tokens, and `positions: mean` takes each for a query.",
+            "Take `chunk_size` out of it, or fit with `positions: query`.",
+        )
+
+
 def _write(directory: Path, content: Mapping[str, Any]) -> None:
     (directory / GENAI_CONFIG).write_text(json.dumps(content, indent=4, sort_keys=True) + "\n", encoding="utf-8")
 

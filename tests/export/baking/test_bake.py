@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from bakeout.export.baking.bake import bake
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import ModelIdentity, NeuronAdjust, Plan
+from bakeout.models.plan import KeySpaceDetection, ModelIdentity, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
 
 from tests.directory_tree import tree
@@ -127,6 +128,26 @@ def test_anybodys_graph_keeps_its_names_and_files(tiny_plan: Plan, llama_onnx: P
     prompt = [byte_tokenizer()("Who is number 3?").input_ids]
     bake(llama_onnx, tiny_plan, tmp_path / "embedded")
     assert Runner(tmp_path / "baked").generate(prompt, 8) == Runner(tmp_path / "embedded").generate(prompt, 8)
+
+
+@pytest.mark.parametrize("positions", ["mean", "query"])
+def test_a_mean_key_is_not_baked_for_prompts_in_chunks(
+    tiny_plan: Plan, llama_onnx: Path, tmp_path: Path, positions: Literal["mean", "query"]
+) -> None:
+    shutil.copytree(llama_onnx, tmp_path / "source")
+    config = {"model": {"decoder": {"filename": "model.onnx"}}, "search": {"chunk_size": 64}}
+    (tmp_path / "source" / "genai_config.json").write_text(json.dumps(config))
+    interventions = [
+        replace(each, positions=positions) if isinstance(each, KeySpaceDetection) else each
+        for each in tiny_plan.interventions
+    ]
+    plan = replace(tiny_plan, interventions=interventions)
+    if positions == "query":
+        bake(tmp_path / "source", plan, tmp_path / "baked", canary=False)
+        return
+    with pytest.raises(BakeoutError, match=r"chunks of 64 tokens.*Take `chunk_size` out"):
+        bake(tmp_path / "source", plan, tmp_path / "baked", canary=False)
+    assert not (tmp_path / "baked").exists()
 
 
 def _contents_of_files(directory: Path) -> dict[str, bytes]:
