@@ -176,10 +176,17 @@ def _split(path: Path, queries: int, most: int) -> dict[str, list[dict[str, Any]
 
 
 def _shuffled(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file as conversations, in an order of their own."""
+    """The rows of a file as conversations, in an order of their own; of several that ask the same, the first."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     random.Random(0).shuffle(rows)
-    return [_conversation(row) for row in rows]
+    # MBPP asks some questions twice.
+    asked = {_question(row): row for row in reversed([_conversation(row) for row in rows])}
+    return list(reversed(asked.values()))
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    """The last user's message."""
+    return str(next(message["content"] for message in reversed(row["messages"]) if message["role"] == "user"))
 
 
 def _conversation(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def require_whole_prompts(directory: Path) -> None:
     size = search.get("chunk_size") if isinstance(search, dict) else None
     if isinstance(size, int) and size > 0:
         raise BakeoutError(
-            f"{GENAI_CONFIG} has prompts read in chunks of {size} tokens, and `positions: mean` takes each for a query.",
+            f"{GENAI_CONFIG} reads prompts in chunks of {size} tokens, and `positions: mean` takes each for a query.",
             "Take `chunk_size` out of it, or fit with `positions: query`.",
         )
 

@@ -27,8 +27,9 @@ SYSTEM_PROMPTS: tuple[SystemPrompt, ...] = get_args(SystemPrompt)
 
 Plain = Literal["plain"]
 PLAIN: Plain = "plain"
-# How often a conversation is asked plainly, or in a form of each kind: relative shares. Letter cases have the largest:
-# their keys lie farthest from all others, and fewer than a fifth of them do not bring capitals in.
+# How often a conversation is asked plainly, or in a form of each kind: relative shares, measured in
+# examples/benchmarks/README.md. Letter cases have the largest, as their keys lie farthest from all others: with a tenth
+# of them the regions leave capitals out, and with a fortieth of instructions some of these, whose wordings differ most.
 MIXTURE: Mapping[Kind | Plain, int] = {
     "plain": 4,
     "system_prompt": 2,
@@ -36,7 +37,7 @@ MIXTURE: Mapping[Kind | Plain, int] = {
     "second_turn": 2,
     "third_turn": 2,
     "after_refusal": 2,
-    "instruction": 1,
+    "instruction": 3,
     "thanks": 1,
     "lead_in": 1,
     "case": 8,
@@ -44,7 +45,7 @@ MIXTURE: Mapping[Kind | Plain, int] = {
     "punctuation": 1,
     "few_shot": 2,
     "story": 2,
-    "quotation": 2,
+    "quotation": 3,
     "translation": 2,
     "role": 2,
 }

@@ -29,13 +29,14 @@ _logger = logging.getLogger(__name__)
 _USES: tuple[Use, ...] = ("probe", "selection", "calibration")
 # What everyday questions are called in reports.
 EVERYDAY_QUESTIONS = "everyday questions"
-# The everyday questions of each use; each is asked in this many forms.
+# The everyday questions of each use; each is asked in this many forms. With two of them, few questions stand behind
+# answered examples, and strangers that do are refused.
 _EVERYDAY: Mapping[Use, Sequence[str]] = {
     "probe": EVERYDAY[:60],
     "selection": EVERYDAY[60:100],
     "calibration": EVERYDAY[100:],
 }
-_FORMS = 2
+_FORMS = 6
 
 
 def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitting, dict[str, float]]:

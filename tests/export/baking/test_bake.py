@@ -137,11 +137,11 @@ def test_a_mean_key_is_not_baked_for_prompts_in_chunks(
     shutil.copytree(llama_onnx, tmp_path / "source")
     config = {"model": {"decoder": {"filename": "model.onnx"}}, "search": {"chunk_size": 64}}
     (tmp_path / "source" / "genai_config.json").write_text(json.dumps(config))
-    interventions = [
+    interventions = (
         replace(each, positions=positions) if isinstance(each, KeySpaceDetection) else each
         for each in tiny_plan.interventions
-    ]
-    plan = replace(tiny_plan, interventions=interventions)
+    )
+    plan = replace(tiny_plan, interventions=tuple(interventions))
     if positions == "query":
         bake(tmp_path / "source", plan, tmp_path / "baked", canary=False)
         return

@@ -162,7 +162,7 @@ def test_conversations_are_fitted_in_drawn_forms_and_counted_by_form(llama_check
     assert {"plain", "second_turn", "story", "case"} <= report["mixture"].keys()
     assert fewer.report.as_json()["mixture"].keys() == report["mixture"].keys() - {"story", "case"}
     assert "mixture" not in plain.report.as_json() and "forms" not in plain.report.as_json()["skills"]["sums"]
-    assert report["retain"]["everyday questions"]["queries"] == 40
+    assert report["retain"]["everyday questions"]["queries"] == 120
     alone = _fitted(tmp_path, llama_checkpoint, {"layers": [2], "everyday": False}, data=data)
     assert alone.report.as_json()["retain"].keys() == plain.report.as_json()["retain"].keys() == {"names"}
     assert np.array_equal(alone.alpha, drawn.alpha), "a cube is not fitted against what is retained"
