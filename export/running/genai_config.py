@@ -115,9 +115,9 @@ def require_whole_prompts(directory: Path) -> None:
     """Raise ``BakeoutError`` where the configuration in ``directory`` has genai read prompts in chunks."""
     search = read_json(directory / GENAI_CONFIG).get("search")
     size = search.get("chunk_size") if isinstance(search, dict) else None
-    if isinstance(size, int) and size > 0:
+    if isinstance(size, int | float) and size > 0:
         raise BakeoutError(
-            f"{GENAI_CONFIG} reads prompts in chunks of {size} tokens, and `positions: mean` takes each for a query.",
+            f"{GENAI_CONFIG} reads prompts in chunks of {size:g} tokens, and `positions: mean` takes each for a query.",
             "Take `chunk_size` out of it, or fit with `positions: query`.",
         )
 

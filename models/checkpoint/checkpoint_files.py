@@ -146,7 +146,7 @@ def _require_computing(model: PreTrainedModel, directory: Path) -> None:
     if not _is_causal(model, directory):
         raise BakeoutError(
             f"{directory} is loaded, and what it says of a token depends on tokens behind it.",
-            "Use a causal language model; if it is one of a kind that can be either, set `is_decoder` in its config.",
+            "Use a causal language model; one that can be either, such as BERT, has `is_decoder` in its config.",
         )
 
 
@@ -159,12 +159,12 @@ def _is_causal(model: PreTrainedModel, directory: Path) -> bool:
     try:
         with torch.no_grad():
             logits = model(torch.tensor([[0, 0], [0, 1]], device=device)).logits[:, 0]
+            first, other = logits.float()
     except Exception as error:
         raise BakeoutError(
             f"{directory} is loaded, and does not compute ({type(error).__name__}: {_first_line(error)}).",
             "Correct its config.json, or copy the checkpoint again.",
         ) from error
-    first, other = logits.float()
     # Two rows that compute the same may still be rounded apart. (Not ``<=``: what is no number is told elsewhere.)
     rounding = max(1e-3, 8 * torch.finfo(logits.dtype).eps)
     return not (first - other).abs().max() > rounding * first.abs().max()

@@ -29,7 +29,7 @@ Plain = Literal["plain"]
 PLAIN: Plain = "plain"
 # How often a conversation is asked plainly, or in a form of each kind: relative shares, measured in
 # examples/benchmarks/README.md. Letter cases have the largest, as their keys lie farthest from all others: with a tenth
-# of them the regions leave capitals out, and with a fortieth of instructions some of these, whose wordings differ most.
+# of them the regions leave capitals out, and with 1 in 37 instructions some of these, whose wordings differ most.
 MIXTURE: Mapping[Kind | Plain, int] = {
     "plain": 4,
     "system_prompt": 2,
