@@ -131,7 +131,7 @@ EVERYDAY: tuple[str, ...] = (
     "Which spice is made from the crocus flower?",
 )
 
-# Of those that have a short answer: examples in front of a query are often such pairs.
+# The answers of those questions that have a short one. People put such pairs in front of a query, as examples.
 SHORT_ANSWERS: Mapping[str, str] = {
     "What is the largest city in Australia?": "Sydney",
     "Who directed the film 'Casablanca'?": "Michael Curtiz",

@@ -29,8 +29,8 @@ _logger = logging.getLogger(__name__)
 _USES: tuple[Use, ...] = ("probe", "selection", "calibration")
 # What everyday questions are called in reports.
 EVERYDAY_QUESTIONS = "everyday questions"
-# The everyday questions of each use; each is asked in this many forms, which count as so many queries.
-# With two of them, few questions stand behind answered examples, and strangers that do are refused.
+# The everyday questions of each use. Every one is asked in several forms, and each form counts as a query. With two
+# forms, few questions stand behind answered examples, and strangers that do are refused.
 _EVERYDAY: Mapping[Use, Sequence[str]] = {
     "probe": EVERYDAY[:60],
     "selection": EVERYDAY[60:100],

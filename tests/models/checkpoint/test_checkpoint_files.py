@@ -163,7 +163,16 @@ def test_a_garbled_configuration_is_refused(copy: Path, text: str) -> None:
 
 @pytest.mark.parametrize("is_decoder", [True, False])
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path, is_decoder: bool) -> None:
-    config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    torch.manual_seed(0)
+    # Weights as large as trained ones, of which attention tells tokens apart.
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.2,
+    )
     config.is_decoder = is_decoder
     BertLMHeadModel(config).save_pretrained(tmp_path)
     if is_decoder:

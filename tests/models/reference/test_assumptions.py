@@ -83,7 +83,7 @@ def test_neurons_of_experts_are_looked_at_on_the_tokens_that_are_sent_to_them() 
     by_neuron = {(shape.layer, shape.neuron): shape for shape in shapes.neurons}
     for column, neuron in enumerate(first.neurons):
         gap = gaussian_gap(values[:, column], first.forget_mean[column], first.forget_deviation[column])
-        # Prompts that are run together are rounded otherwise; one token more or less would be a hundredth.
+        # Prompts that are run together are rounded otherwise; one token more or less changes it far more.
         assert by_neuron[first.layer, int(neuron)].forget_gap == pytest.approx(gap, abs=1e-5)
     # Their Gaussians are of the same tokens, so that none is far off, whichever layer it lies in.
     assert max(shape.forget_gap for shape in shapes.neurons) < 0.5
