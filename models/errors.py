@@ -21,3 +21,7 @@ class BakeoutError(Exception):
         super().__init__(f"{cause} {remedy}")
         self.cause = cause
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[BakeoutError], tuple[str, str]]:
+        # An exception is sent to another process with its ``args``, which here are one.
+        return type(self), (self.cause, self.remedy)

@@ -24,7 +24,7 @@ from bakeout.models.files.writing import replace_file
 
 INTERVENTIONS: list[dict[str, Any]] = [
     {"neuron_adjust": {"forget": "forget", "ratio": 0.03}},
-    {"key_space_detection": {"forget": "forget", "epsilon": 0.1}},
+    {"key_space_detection": {"forget": "forget", "epsilon": 0.2}},
 ]
 PLAN, ARTIFACT, STAGES = "plan.safetensors", "artifact", "stages.json"
 FILE = click.Path(exists=True, path_type=Path)

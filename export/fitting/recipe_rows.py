@@ -41,8 +41,8 @@ class RecipeRows:
 def read_recipe_rows(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, config: Mapping[str, Any]) -> RecipeRows:
     """Read ``sources``, those rows of ``recipe`` that methods may see, for a model with this tokenizer and config.json.
 
-    Raises ``BakeoutError`` for rows that cannot be read, rendered or, where a method is fitted on variants, varied, and
-    for a chat template that the tokenizer lacks.
+    Raises ``BakeoutError`` for rows that cannot be read, rendered or, where a method is fitted on variants, varied, for
+    rows that are too few for a method that knows how many it needs, and for a chat template that the tokenizer lacks.
     """
     chosen = recipe.chat_template.recorded(tokenizer)
     if "date" in chosen and recipe.chat_template.date is None:
@@ -57,6 +57,8 @@ def read_recipe_rows(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, con
         for name, uses in sources.items()
     }
     names = recipe.fitted_data()
+    for entry in recipe.interventions:
+        entry.method.require_rows(entry.options, names, rows)
     for options in (entry.options for entry in recipe.interventions):
         if options.redraws_conversations:
             for source in (source for uses in sources.values() for source in uses.values()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from bakeout.models.methods.search_space import SearchSpace, Settings
 from bakeout.models.plan import Intervention
 
 if TYPE_CHECKING:
+    from bakeout.models.data.rows import Rows
     from bakeout.models.methods.fitting import Fitting
 
 
@@ -25,6 +26,8 @@ class Method:
     Functions are named as ``"module:function"``, and loaded when they are called:
 
     * ``fit(options, fitting) -> intervention``;
+    * ``require(options, data, rows)``, of all names of the recipe and the rows by name and use, raises ``BakeoutError``
+      for too few rows, so far as that is known before anything is fitted; optional;
     * ``fitter(options, fitting)`` gives a function of settings, for `tune`'s many candidates, that repeats less work
       than fitting each of them alone; optional;
     * ``chosen(intervention)`` gives what a fit chose for the options ``chooses`` that were left `auto`; optional;
@@ -38,6 +41,7 @@ class Method:
     options: type[MethodOptions]
     kind: type[Intervention]
     fit: str
+    require: str | None = None
     search: SearchSpace | None = None
     fitter: str | None = None
     chooses: tuple[str, ...] = ()
@@ -48,6 +52,11 @@ class Method:
         """The function that fits."""
         fit: Callable[[Any, Fitting], Intervention] = load(self.fit)
         return fit
+
+    def require_rows(self, options: MethodOptions, data: Sequence[str], rows: Rows) -> None:
+        """Raise ``BakeoutError`` for rows to which the method knows beforehand that it cannot be fitted."""
+        if self.require is not None:
+            load(self.require)(options, data, rows)
 
     def load_fitter(self) -> Callable[[Any, Fitting], Callable[[Settings], Intervention]]:
         """The function that gives a function of settings."""

@@ -12,6 +12,7 @@ METHOD = Method(
     options=KeySpaceDetectionOptions,
     kind=KeySpaceDetection,
     fit="bakeout.models.methods.key_space_detection.fit:fit",
+    require="bakeout.models.methods.key_space_detection.fit:require_queries",
     chooses=STRUCTURE,
     figures="bakeout.models.methods.key_space_detection.figures:figures",
     chosen="bakeout.models.methods.key_space_detection.fit:chosen",

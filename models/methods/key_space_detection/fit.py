@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.data.forms.kinds import Kind
-from bakeout.models.data.rows import Record
+from bakeout.models.data.rows import Record, Rows
 from bakeout.models.data.uses import Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
@@ -57,9 +57,9 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
 
     Raises ``BakeoutError``, before anything is probed, where queries are lacking or are too few for the guarantee.
     """
+    require_queries(options, fitting.data, fitting.rows)
     names = options.names(fitting.data)
     forget, retain = names["forget"], [name for name in names.get("retain", []) if fitting.rows[name]]
-    _require_queries(options, fitting, forget)
     fitting, mixture = as_served(options, fitting)
     if EVERYDAY_QUESTIONS in fitting.rows:
         retain.append(EVERYDAY_QUESTIONS)
@@ -143,6 +143,25 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     )
 
 
+def require_queries(options: KeySpaceDetectionOptions, data: Sequence[str], rows: Rows) -> None:
+    """Raise ``BakeoutError`` where queries are lacking, or too few for the guarantee. ``data``: the recipe's names."""
+    for name in options.names(data)["forget"]:
+        if options.is_chosen and "selection" not in rows[name]:
+            raise BakeoutError(
+                f"Key Space Detection: {name} has no queries to choose region, layers, cubes, floor or epsilon by.",
+                f"Give {name} a `selection:` file, or one file for everything, or name them: `paper: true` does.",
+            )
+        if options.alpha != "auto":
+            continue
+        if "calibration" not in rows[name]:
+            raise BakeoutError(
+                f"`alpha: auto` needs fresh queries of {name}.",
+                f"Give {name} a `calibration:` file, or one file for everything, or a number for alpha.",
+            )
+        if options.epsilon != "auto":
+            require_calibration(len(rows[name]["calibration"]), options.epsilon, name)
+
+
 def chosen(fitted: KeySpaceDetection) -> Settings:
     """The choices of the fit: keys, and where more was left to it, region, layers, cubes, floor and epsilon."""
     choice = fitted.report.choice
@@ -173,25 +192,6 @@ def _query_start(options: KeySpaceDetectionOptions, fitting: Fitting, names: Seq
 def _all_queries(fitting: Fitting, names: Sequence[str]) -> list[list[int]]:
     queries = [record.prompt_ids for name in names for records in fitting.rows[name].values() for record in records]
     return [query for query in queries if query]
-
-
-def _require_queries(options: KeySpaceDetectionOptions, fitting: Fitting, forget: Sequence[str]) -> None:
-    for name in forget:
-        rows = fitting.rows[name]
-        if options.is_chosen and "selection" not in rows:
-            raise BakeoutError(
-                f"Key Space Detection: {name} has no queries to choose region, layers, cubes, floor or epsilon by.",
-                f"Give {name} a `selection:` file, or one file for everything, or name them: `paper: true` does.",
-            )
-        if options.alpha != "auto":
-            continue
-        if "calibration" not in rows:
-            raise BakeoutError(
-                f"`alpha: auto` needs fresh queries of {name}.",
-                f"Give {name} a `calibration:` file, or one file for everything, or a number for alpha.",
-            )
-        if options.epsilon != "auto":
-            require_calibration(len(rows["calibration"]), options.epsilon, name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,6 +108,20 @@ def test_too_few_queries_say_how_many_are_needed_before_anything_is_probed(
         _fitted(tmp_path, llama_checkpoint, {"epsilon": 0.005})
 
 
+def test_too_few_queries_are_told_before_the_model_is_loaded_for_an_earlier_method(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("the model is loaded")
+
+    monkeypatch.setattr("bakeout.models.checkpoint.checkpoint_files.load_model", load)
+    earlier = {"neuron_adjust": {"forget": "sums", "ratio": 0.1}}
+    later = {"key_space_detection": {"forget": "sums", "epsilon": 0.005}}
+    recipe = load_recipe(write_recipe(tmp_path, llama_checkpoint, [earlier, later]))
+    with pytest.raises(BakeoutError, match="20 calibration queries of sums are too few"):
+        fit(recipe)
+
+
 def test_without_queries_to_choose_by_there_is_no_choice(llama_checkpoint: Path, tmp_path: Path) -> None:
     data = {name: {use: f"data/{name}.{use}.jsonl" for use in ("probe", "calibration")} for name in ("sums", "names")}
     with pytest.raises(BakeoutError, match=r"sums has no queries to choose.*selection"):
