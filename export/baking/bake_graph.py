@@ -149,6 +149,8 @@ def write_baked_graph(
     layer = _latch_layer(base.graph, plan, options)
     first, *second = graphs_of(base.graph)
     is_pair = bool(second)
+    if not is_pair and plan.check is not None and plan.check.positions == "mean":
+        require_whole_prompts(base.directory)
     place = base.graph.name if is_pair else place_of_graph(options.runtimes, _variant(base, options))
     graph, receipts = _write_graph(base.graph, base, plan, options, directory, place, track, layer)
     if is_pair:
@@ -164,8 +166,6 @@ def write_baked_graph(
     choose_template(directory, plan)
     if not is_pair:
         _describe_to_genai(graph, base.directory, directory, place)
-        if plan.check is not None and plan.check.positions == "mean":
-            require_whole_prompts(directory)
         describe_to(options.runtimes, graph, directory, place)
     return receipts
 

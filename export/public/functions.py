@@ -104,7 +104,7 @@ def _fit_in_memory(
     track: Track,
 ) -> Plan:
     from bakeout.export.fitting.fit import fit as fit_recipe
-    from bakeout.models.checkpoint.checkpoint_files import weights_digest
+    from bakeout.models.checkpoint.checkpoint_files import require_causal, weights_digest
     from bakeout.models.checkpoint.loaded_model import LoadedModel, as_checkpoint, local_checkpoint
     from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
@@ -118,6 +118,7 @@ def _fit_in_memory(
     was_training = model.training
     model.train(False)
     try:
+        require_causal(model, "The model in memory", 'Load it with attn_implementation="eager", if that is causal.')
         return fit_recipe(recipe, track, loaded=loaded, cache=cache)
     finally:
         model.train(was_training)

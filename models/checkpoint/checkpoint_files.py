@@ -140,17 +140,23 @@ def _require_computing(model: PreTrainedModel, directory: Path) -> None:
 
     Where the default attention alone is not causal (Doge's in transformers 4), ``model`` computes eagerly from now on.
     """
-    if _is_causal(model, directory):
+    if _is_causal(model, str(directory)):
         return
     model.set_attn_implementation("eager")
-    if not _is_causal(model, directory):
-        raise BakeoutError(
-            f"{directory} is loaded, and what it says of a token depends on tokens behind it.",
-            "Use a causal language model; one that can be either, such as BERT, has `is_decoder` in its config.",
-        )
+    require_causal(
+        model,
+        str(directory),
+        "Use a causal language model; one that can be either, such as BERT, has `is_decoder` in its config.",
+    )
 
 
-def _is_causal(model: PreTrainedModel, directory: Path) -> bool:
+def require_causal(model: PreTrainedModel, name: str, remedy: str) -> None:
+    """Raise ``BakeoutError`` where a model, called ``name``, does not compute, or looks ahead."""
+    if not _is_causal(model, name):
+        raise BakeoutError(f"{name} is loaded, and what it says of a token depends on tokens behind it.", remedy)
+
+
+def _is_causal(model: PreTrainedModel, name: str) -> bool:
     """Whether the first of two tokens has the same logits before either of two others."""
     import torch
 
@@ -162,7 +168,7 @@ def _is_causal(model: PreTrainedModel, directory: Path) -> bool:
             first, other = logits.float()
     except Exception as error:
         raise BakeoutError(
-            f"{directory} is loaded, and does not compute ({type(error).__name__}: {_first_line(error)}).",
+            f"{name} is loaded, and does not compute ({type(error).__name__}: {_first_line(error)}).",
             "Correct its config.json, or copy the checkpoint again.",
         ) from error
     # Two rows that compute the same may still be rounded apart. (Not ``<=``: what is no number is told elsewhere.)

@@ -87,6 +87,11 @@ class StructureFigures(Figures):
     region: str | None = None
     keys: str | None = None
 
+    @property
+    def shape(self) -> str:
+        """The shape of its regions."""
+        return self.region or "cube"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StructureChoice(Figures):
@@ -96,13 +101,13 @@ class StructureChoice(Figures):
     candidates: tuple[StructureFigures, ...]
 
     def regions(self) -> list[str]:
-        """The best candidate of every shape in words, where several were tried."""
+        """Of every shape the chosen candidate, or else the best, in words, where several were tried."""
         best: dict[str, StructureFigures] = {}
-        for candidate in self.candidates:
-            shape = candidate.region or "cube"
-            if shape not in best or candidate.error < best[shape].error:
-                best[shape] = candidate
-        return [f"{shape}: {_told(candidate)}" for shape, candidate in best.items()] if len(best) > 1 else []
+        for candidate in (*self.candidates, self.chosen):
+            known = best.get(candidate.shape)
+            if known is None or candidate.error < known.error or candidate is self.chosen:
+                best[candidate.shape] = candidate
+        return [_told(candidate) for candidate in best.values()] if len(best) > 1 else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,24 +155,16 @@ class KeySpaceDetectionReport(FitReport):
             facts.append(("floor", f"{self.floor:g}"))
         if self.choice is not None:
             facts += [("region", text) for text in self.choice.regions()]
-            chosen = self.choice.chosen
-            facts.append(
-                (
-                    "chosen",
-                    f"among {len(self.choice.candidates)} structures: {_outcome(chosen)}, on the selection queries",
-                )
-            )
+            told = _told(self.choice.chosen)
+            facts.append(("chosen", f"among {len(self.choice.candidates)} structures {told}, on the selection queries"))
         return facts
 
 
 def _told(figures: StructureFigures) -> str:
-    layers = ", ".join(map(str, figures.layers))
-    keys = "layer" if figures.keys is None else figures.keys
-    return f"{figures.cubes} in {keys} {layers}: {_outcome(figures)}"
-
-
-def _outcome(figures: StructureFigures) -> str:
-    return f"{figures.missed:.1%} missed, at most {max(figures.refused.values(), default=0.0):.1%} refused falsely"
+    several = "s" if len(figures.layers) > 1 else ""
+    layers = f"{figures.keys or 'layer'}{several} {', '.join(map(str, figures.layers))}"
+    outcome = f"{figures.missed:.1%} missed, at most {max(figures.refused.values(), default=0.0):.1%} refused falsely"
+    return f"{figures.shape}, {figures.cubes} in {layers}: {outcome}"
 
 
 def _covered(skill: str, figures: SkillCoverage) -> str:

@@ -57,7 +57,8 @@ def test_layers_cubes_and_floor_are_chosen_and_the_choice_is_told(llama_checkpoi
     assert low <= detection.report.as_json()["retain"]["names"]["rate"] <= high < 1
     save_plan(plan, tmp_path / "plan.safetensors")
     told = "\n".join(lines(inspect(tmp_path / "plan.safetensors")))
-    assert f"chosen      among {len(choice['candidates'])} structures" in told
+    layers = f"layer{'s' if len(detection.layers) > 1 else ''} {', '.join(map(str, detection.layers))}"
+    assert f"chosen      among {len(choice['candidates'])} structures cube, 1 in {layers}: " in told
     assert "of 20 calibration queries inside, at least 90 % of fresh ones" in told
     assert "candidates" not in told
 

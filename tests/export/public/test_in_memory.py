@@ -7,13 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import bakeout
 from bakeout.models.checkpoint.checkpoint_files import weights_digest
 from bakeout.models.plan.plan_file import plan_bytes
 
 from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, rows, write_recipe
+from tests.tiny_models import byte_tokenizer
 
 SUBJECTS = ("sums", "names")
 USES = ("probe", "selection", "calibration")
@@ -70,6 +78,16 @@ def test_a_model_in_memory_gives_the_plan_that_its_checkpoint_gives(llama_checkp
     assert plan_bytes(plan) == plan_bytes(bakeout.fit(recipe, model=model))
     assert model.training
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_model_in_memory_that_looks_ahead_is_refused() -> None:
+    torch.manual_seed(0)
+    # Weights as large as trained ones, of which attention tells tokens apart.
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertLMHeadModel(BertConfig(vocab_size=300, initializer_range=0.2, **sizes)).train()
+    with pytest.raises(bakeout.BakeoutError, match=r"The model in memory .* depends on tokens behind it"):
+        bakeout.fit(_recipe("mine"), model=model, tokenizer=byte_tokenizer())
+    assert model.training
 
 
 def test_a_model_of_no_checkpoint_goes_all_the_way(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -239,8 +240,12 @@ def test_all_shapes_are_tried_and_told() -> None:
     assert both.chosen.structure.region == "cube"
     assert {one.structure.region for one in both.candidates} == set(FITTERS)
     assert {one.structure.cubes for one in both.candidates if one.structure.region == "linear"} == {1}
-    lines = both.figures().regions()
-    assert [line.split(":")[0] for line in lines] == list(FITTERS)
+    figures = both.figures()
+    assert [line.split(",")[0] for line in figures.regions()] == list(FITTERS)
+    # The rule need not take a shape's least error: what is told of that shape is what was taken.
+    taken = replace(figures, chosen=replace(figures.chosen, layers=(7, 9), error=99.0)).regions()
+    assert taken[0].startswith(f"cube, {figures.chosen.cubes} in layers 7, 9:")
+    assert taken[1:] == figures.regions()[1:]
     # Nothing to fit a half-space against.
     assert {one.structure.region for one in choice().candidates} == set(FITTERS) - {"linear"}
 
