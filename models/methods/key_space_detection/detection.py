@@ -50,6 +50,7 @@ def fit_key_space_detection(
     against: Mapping[str, LayerKeys] | None = None,
     variants: Mapping[str, Mapping[str, Any]] | None = None,
     forms: Mapping[str, Sequence[str]] | None = None,
+    reach: Mapping[str, float] | None = None,
     measure: Measure = margins_of_keys,
 ) -> KeySpaceDetection:
     """Fit up to `cubes` regions per skill to its probe keys, and one alpha per skill.
@@ -66,7 +67,9 @@ def fit_key_space_detection(
     `alpha: auto` is the split-conformal quantile, at level 1 - `epsilon`, of the calibration queries' margins to
     the nearest of the skill's regions: a fresh query that is exchangeable with them is refused with at least that
     probability, provided that nothing else was chosen on them. ``variants``, calibration queries of a skill in another
-    form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. ``forms``: by name the form
+    form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. ``reach``: by skill how large
+    it may be beside what is retained (``Candidate.reach``); where that is more than the quantile it is taken, for fresh
+    wordings, and the guarantee holds all the more. ``forms``: by name the form
     of each calibration or retained query, empty for one as it was given; the guarantee is over their mixture, and the
     report has figures for each. `times_largest` is what the authors' code does; it guarantees nothing. The report has
     alpha, and for each name in ``retain`` the false refusals with a Clopper-Pearson 95 % interval.
@@ -127,7 +130,7 @@ def fit_key_space_detection(
         elif alpha == "auto":
             quantiles = [conformal_quantile(margins, epsilon, skill)]
             quantiles += [conformal_quantile(rows, epsilon, f"{skill} ({form})") for form, rows in varied.items()]
-            alphas[skill] = max(quantiles)
+            alphas[skill] = max([*quantiles, (reach or {}).get(skill, -math.inf)])
         else:
             alphas[skill] = float(alpha)
         coverage[skill] = SkillCoverage(

@@ -16,12 +16,14 @@ from bakeout.models.data.uses import Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.key_space_detection.candidate import Choice
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
 from bakeout.models.methods.key_space_detection.detection import (
     fit_key_space_detection,
     margins_of_keys,
     require_calibration,
 )
+from bakeout.models.methods.key_space_detection.forms import Forms
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.queries import (
     RetainedQueries,
@@ -34,7 +36,7 @@ from bakeout.models.methods.key_space_detection.query_start import query_start
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served, earlier_refusals
-from bakeout.models.methods.key_space_detection.structure import Choice, choose_structure, joint_choice, layer_sets
+from bakeout.models.methods.key_space_detection.structure import choose_structure, joint_choice, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import model_limits
 from bakeout.models.network.generation import named_ends
@@ -82,12 +84,13 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         keys: _probed(options, fitting, forget, queries, keys, layers, widening, start)
         for keys, layers in _places(options, fitting).items()
     }
-    choice = None
+    choice: Choice | None = None
+    reach: Mapping[str, float] = {}
     if options.is_chosen:
         choice = joint_choice(
             [_choice(options, fitting, probed, queries, widening, start) for probed in probed_keys.values()]
         )
-        settled = options.with_structure(choice.chosen.structure)
+        settled, reach = options.with_structure(choice.chosen.structure), choice.chosen.reach
     else:
         (only,) = probed_keys.values()
         settled = options.model_copy(update={"layers": only.layers, "keys": only.keys})
@@ -122,10 +125,8 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
             }
             for name in calibrated
         },
-        forms={
-            name: [record.form for record in records]
-            for name, records in {**counted, **{name: fitting.rows[name]["calibration"] for name in calibrated}}.items()
-        },
+        forms=_forms({**counted, **{name: fitting.rows[name]["calibration"] for name in calibrated}}),
+        reach=reach,
         measure=least if options.positions == "every" else margins_of_keys,
     )
     report = replace(
@@ -196,12 +197,14 @@ def _all_queries(fitting: Fitting, names: Sequence[str]) -> list[list[int]]:
 
 @dataclass(frozen=True, eq=False)
 class _Probed:
-    """Keys of one kind in some layers: by name those to forget, and those to fit against."""
+    """Keys of one kind in some layers: by name those to forget, and those to fit against; and the forms of these."""
 
     keys: Keys
     layers: list[int]
     probe: Mapping[str, LayerKeys]
     against: Mapping[str, LayerKeys]
+    probe_forms: Mapping[str, Sequence[str]]
+    against_forms: Mapping[str, Sequence[str]]
 
 
 def _places(options: KeySpaceDetectionOptions, fitting: Fitting) -> dict[Keys, list[int]]:
@@ -234,19 +237,17 @@ def _probed(
     widening: _Widening,
     start: Sequence[int] | None,
 ) -> _Probed:
-    return _Probed(
-        keys,
-        layers,
-        {
-            name: query_keys(fitting, name, _widened(fitting, widening, name, "probe"), layers, keys, start)
-            for name in forget
-        },
-        {
-            name: query_keys(fitting, name, _fitted_against(fitting, options, name, own), layers, keys, start)
-            for name, own in retained.items()
-            if own.fitted
-        },
-    )
+    probe = {name: _widened(fitting, widening, name, "probe") for name in forget}
+    against = {name: _fitted_against(fitting, options, name, own) for name, own in retained.items() if own.fitted}
+
+    def keys_of(queries: Mapping[str, list[Record]]) -> dict[str, LayerKeys]:
+        return {name: query_keys(fitting, name, records, layers, keys, start) for name, records in queries.items()}
+
+    return _Probed(keys, layers, keys_of(probe), keys_of(against), _forms(probe), _forms(against))
+
+
+def _forms(queries: Mapping[str, Sequence[Record]]) -> dict[str, list[str]]:
+    return {name: [record.form for record in records] for name, records in queries.items()}
 
 
 def _choice(
@@ -260,16 +261,16 @@ def _choice(
     probe, layers, keys = probed.probe, probed.layers, probed.keys
     selection = {name: _widened(fitting, widening, name, "selection") for name in probe}
     selection |= {name: list(own.fresh) for name, own in retained.items()}
+    selection = {name: records for name, records in selection.items() if records}
     calibration = [len(fitting.rows[name].get("calibration", ())) for name in probe]
     return choose_structure(
         probe,
-        {
-            name: query_keys(fitting, name, records, layers, keys, start)
-            for name, records in selection.items()
-            if records
-        },
+        {name: query_keys(fitting, name, records, layers, keys, start) for name, records in selection.items()},
         region=options.region,
         against=probed.against,
+        forms=Forms(probed.probe_forms, probed.against_forms, _forms(selection)),
+        # The margins here are of the keys that are tested, unless every token's is.
+        extends=options.alpha == "auto" and options.positions != "every",
         keys=keys,
         blocks=[site.block for site in key_sites(fitting.model, keys)],
         layers="auto" if options.layers == "auto" else layers,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,6 +14,9 @@ from scipy.stats import binomtest, norm, rankdata
 from bakeout.models.plan import Floats
 
 CONFIDENCE = 0.95
+# Beyond so many deviations a normal distribution has 1 in 4,300.
+CLEARANCE = 3.5
+_FEWEST = 30
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,23 @@ def distance(forget: Floats, retain: Floats) -> float:
     spread = float(forget.std() + retain.std())
     apart = float(retain.mean() - forget.mean())
     return apart / spread if spread else math.copysign(math.inf, apart)
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """High only where both are; the lower one where it is not positive."""
+    return min(first, second) if min(first, second) <= 0 else statistics.harmonic_mean([first, second])
+
+
+def reach(retained: Iterable[Floats]) -> float:
+    """How far alpha may go: ``CLEARANCE`` deviations this side of the mean margin of the nearest name to retain.
+
+    ``retained``: margins of fresh queries, [n] of each name. -inf where a name has too few to know its deviation
+    (our reading: between a skill and what is retained there is room, and fresh wordings of the skill lie in it).
+    """
+    names = list(retained)
+    if not names or min(map(len, names)) < _FEWEST:
+        return -math.inf
+    return min(float(margins.mean() - CLEARANCE * margins.std()) for margins in names)
 
 
 def roc(forget: Floats, retain: Floats) -> Roc:

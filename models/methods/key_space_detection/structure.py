@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.candidate import Candidate, Choice
 from bakeout.models.methods.key_space_detection.cubes import Clusters, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.detection import least_queries
+from bakeout.models.methods.key_space_detection.forms import Forms
 from bakeout.models.methods.key_space_detection.options import Region, Structure
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
-from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc, distance
+from bakeout.models.methods.key_space_detection.separation import (
+    Auroc,
+    Share,
+    auroc,
+    distance,
+    harmonic_mean,
+    reach,
+)
 from bakeout.models.plan import Floats, Keys
-from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 from bakeout.models.progress import Track, untracked
 
 # The values that `auto` tries. The number of cubes is limited so that each has about twenty probe queries, on which
@@ -34,94 +41,11 @@ _FEW = 8
 # How many depths `auto` examines, alone and as neighbours, and how many neighbours jointly.
 _DEPTHS = 12
 _JOINTLY = 3
-# Tolerated shares of correct answers: left of a skill to forget, and lost of any other. Errors are measured in these.
-LEFT, LOST = 0.02, 0.01
-
 Correct = Mapping[str, NDArray[np.bool_]]
+# By name the margins of its queries to the regions of each skill that they are held against.
+_Margins = dict[str, dict[str, Floats]]
 # Shape, layers, regions a skill, and floor.
 _Setting = tuple[Region, tuple[int, ...], int, float]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A structure, and its effect on the selection split.
-
-    ``alpha``: per skill to forget, the smallest value that contains all but epsilon of its queries. ``missed``: the
-    share of queries outside, for the worst skill; ``refused``: the share of queries inside, for each name to retain;
-    both count queries that the base model answers correctly. ``auroc``, ``distance``: per name to retain, against the
-    skill from which it is hardest to separate. ``block``: the deepest layer's, where a refusal can leave the model.
-    """
-
-    structure: Structure
-    block: int
-    alpha: Mapping[str, float]
-    missed: Share
-    refused: Mapping[str, Share]
-    auroc: Mapping[str, Auroc]
-    distance: Mapping[str, float]
-
-    @property
-    def place(self) -> tuple[int, bool]:
-        """How deep the last key is that is tested: the block, and in one block routers before FFLs."""
-        return self.block, self.structure.keys == "key_vector"
-
-    @property
-    def least_distance(self) -> float:
-        """The distance of the name that lies nearest."""
-        return min(self.distance.values())
-
-    @property
-    def worst_auroc(self) -> Auroc:
-        """The AUROC of the name that is hardest to separate."""
-        return min(self.auroc.values(), key=lambda area: area.value)
-
-    @property
-    def error(self) -> float:
-        """The larger of the missed and the falsely refused share, each in units of its tolerated share."""
-        return max(self.missed.value / LEFT, *(share.value / LOST for share in self.refused.values()))
-
-    @property
-    def highest_error(self) -> float:
-        """The upper end of the error's interval (Clopper-Pearson, of the worst share)."""
-        ends = [(self.missed.value / LEFT, self.missed.interval()[1] / LEFT)]
-        ends += [(share.value / LOST, share.interval()[1] / LOST) for share in self.refused.values()]
-        return max(ends)[1]
-
-    @property
-    def feared_error(self) -> float:
-        """The error if every share were at the upper end of its interval, so that few queries are no advantage."""
-        ends = [share.interval()[1] / LOST for share in self.refused.values()]
-        return max(self.missed.interval()[1] / LEFT, *ends)
-
-    def figures(self) -> StructureFigures:
-        """The candidate as a row of a table."""
-        return StructureFigures(
-            layers=self.structure.layers,
-            cubes=self.structure.cubes,
-            floor=self.structure.floor,
-            epsilon=self.structure.epsilon,
-            alpha=dict(self.alpha),
-            missed=self.missed.value,
-            refused={name: share.value for name, share in self.refused.items()},
-            auroc={name: (area.value, area.low, area.high) for name, area in self.auroc.items()},
-            error=self.error,
-            region=None if self.structure.region == "cube" else self.structure.region,
-            keys=None if self.structure.keys == "key_vector" else self.structure.keys,
-        )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The chosen candidate, and all that were examined."""
-
-    chosen: Candidate
-    candidates: tuple[Candidate, ...]
-
-    def figures(self) -> StructureChoice:
-        """The choice with its table, for an intervention's report."""
-        return StructureChoice(
-            chosen=self.chosen.figures(), candidates=tuple(candidate.figures() for candidate in self.candidates)
-        )
 
 
 def layer_sets(layers: int) -> list[tuple[int, ...]]:
@@ -143,6 +67,8 @@ def choose_structure(
     *,
     region: Literal["auto"] | Region = "cube",
     against: Mapping[str, LayerKeys] | None = None,
+    forms: Forms | None = None,
+    extends: bool = True,
     layers: Literal["auto"] | Sequence[int],
     cubes: Literal["auto"] | int | Sequence[int],
     floor: Literal["auto"] | float,
@@ -158,7 +84,8 @@ def choose_structure(
 
     ``probe``: keys per layer of the skills to forget, ``selection``: fresh ones of these and of the names to retain,
     ``against``: other keys of the names to retain, for shapes that are fitted against them. All are ``keys`` of one
-    kind; ``joint_choice`` chooses among several. ``blocks``: the number of every layer's block, where it is another
+    kind; ``joint_choice`` chooses among several. ``forms``: of all these queries, where they were drawn. ``extends``:
+    alpha will be extended (``Candidate.reach``). ``blocks``: the number of every layer's block, where it is another
     than the layer's: kinds that are counted apart are compared by it.
     ``correct``: per name, which selection queries the base model answers correctly: refusing the others costs nothing.
     Options that are not ``auto`` are kept. ``layers`` auto takes the ``layer_sets`` of all layers that are probed.
@@ -169,11 +96,13 @@ def choose_structure(
     worst name is not below the lower end of the interval of the highest such AUROC. Among those as good as the best,
     those of one shape are taken: the cube if any of them is one, or else the next that ``FITTERS`` has. A half-space
     can hold anything that looks unlike the retained data, so of half-spaces the one is taken whose ``distance`` from
-    the nearest name is the largest. Of other shapes the ones whose deepest layer is the shallowest are taken (an early
-    exit that costs no quality saves the most compute); among these the one of lowest feared error
-    (``Candidate.feared_error``), then the one of fewest layers and cubes. ``epsilon`` auto tries the values that
-    ``calibration_queries`` can guarantee, and keeps for each
-    structure the smallest one with the lowest feared error.
+    the nearest name is the largest: with ``forms`` the harmonic mean of the distance in forms that it was fitted to,
+    which tells strangers apart, and of that in forms that it was not, which tells how it does in words that nobody
+    fitted (our reading, measured in examples/benchmarks/README.md). Of other shapes the ones whose deepest layer is
+    the shallowest are taken (an early exit that costs no quality saves the most compute); among these the one of lowest
+    feared error (``Candidate.feared_error``), then the one of fewest layers and cubes. ``epsilon`` auto tries the
+    values that ``calibration_queries`` can guarantee, and keeps for each structure the smallest one with the lowest
+    feared error.
 
     Not every combination is tried, because that would take long: all layers are tried with few cubes and a medium
     floor, and those that could still be the best with all other settings.
@@ -194,6 +123,8 @@ def choose_structure(
     search = _Search(
         probe,
         against or {},
+        forms,
+        extends,
         selection,
         retained,
         correct or {},
@@ -247,6 +178,8 @@ class _Search:
         self,
         probe: Mapping[str, LayerKeys],
         against: Mapping[str, LayerKeys],
+        forms: Forms | None,
+        extends: bool,
         selection: Mapping[str, LayerKeys],
         retained: Sequence[str],
         correct: Correct,
@@ -257,6 +190,8 @@ class _Search:
     ) -> None:
         self._probe = probe
         self._against = against
+        self._forms = forms
+        self._extends = extends
         self._selection = selection
         self._retained = retained
         self._correct = correct
@@ -277,24 +212,66 @@ class _Search:
 
     def _candidate(self, region: Region, layers: tuple[int, ...], count: int, floor: float) -> Candidate:
         fitter = FITTERS[region]
-        fitted = {skill: fitter.fit(probed, floor) for skill, probed in self._probed(fitter, layers, count)}
-        margins: dict[str, dict[str, Floats]] = {name: {} for name in self._selection}
-        for name, keys in self._selection.items():
-            joint = joint_keys(keys, layers, f"selection queries of {name}").astype(np.float32)
-            for skill, regions in fitted.items():
-                if name == skill or name in self._retained:
-                    margins[name][skill] = fitter.nearest(joint, regions)
-        pairs = {
-            name: [(margins[skill][skill], self._counted(name, margins[name][skill])) for skill in self._probe]
-            for name in self._retained
+        probed = dict(self._probed(fitter, layers, count))
+        joint = {
+            name: joint_keys(keys, layers, f"selection queries of {name}").astype(np.float32)
+            for name, keys in self._selection.items()
         }
+        margins: _Margins = {name: {} for name in joint}
+        for skill, own in probed.items():
+            regions = fitter.fit(own, floor)
+            for name, keys in joint.items():
+                if name == skill or name in self._retained:
+                    margins[name][skill] = fitter.nearest(keys, regions)
+        pairs = self._pairs(margins)
         areas = {name: min((auroc(*pair) for pair in own), key=lambda area: area.value) for name, own in pairs.items()}
         distances = {name: min(distance(*pair) for pair in own) for name, own in pairs.items()}
+        if fitter.needs_retained and self._forms is not None:
+            unseen = self._pairs(self._unseen(fitter, probed, floor, joint, margins, len(layers)))
+            distances = {
+                name: harmonic_mean(seen, min(distance(*pair) for pair in unseen[name]))
+                for name, seen in distances.items()
+            }
+        reaches = {}
+        if fitter.needs_retained and self._extends:
+            reaches = {
+                skill: reach([self._counted(name, margins[name][skill]) for name in self._retained]) for skill in probed
+            }
         candidates = [
-            self._at(Structure(layers, count, floor, epsilon, region, self._keys), margins, areas, distances)
+            self._at(Structure(layers, count, floor, epsilon, region, self._keys), margins, areas, distances, reaches)
             for epsilon in sorted(self._epsilons)
         ]
         return min(candidates, key=lambda candidate: candidate.feared_error)
+
+    def _pairs(self, margins: _Margins) -> dict[str, list[tuple[Floats, Floats]]]:
+        """For each name to retain: each skill's margins to its own regions, and the name's margins to these."""
+        return {
+            name: [(margins[skill][skill], self._counted(name, margins[name][skill])) for skill in self._probe]
+            for name in self._retained
+        }
+
+    def _unseen(
+        self,
+        fitter: Fitter,
+        probed: Mapping[str, Probed],
+        floor: float,
+        joint: Mapping[str, NDArray[np.float32]],
+        margins: _Margins,
+        layers: int,
+    ) -> _Margins:
+        """``margins`` with each query in a drawn form judged by regions that were fitted without its group of forms."""
+        assert self._forms is not None
+        unseen: _Margins = {name: {skill: rows.copy() for skill, rows in own.items()} for name, own in margins.items()}
+        for skill, own in probed.items():
+            assert own.retained is not None
+            for split in self._forms.splits(skill):
+                keys = own.keys[split.probe]
+                clusters = cluster(keys, skill, layers=layers, count=1, seed=self._seed)
+                regions = fitter.fit(Probed(keys, clusters, own.retained[split.against]), floor)
+                for name, rows in split.judged.items():
+                    if skill in unseen[name] and len(rows):
+                        unseen[name][skill][rows] = fitter.nearest(joint[name][rows], regions)
+        return unseen
 
     def _probed(self, fitter: Fitter, layers: tuple[int, ...], count: int) -> Iterator[tuple[str, Probed]]:
         """What each skill's regions are fitted to."""
@@ -312,12 +289,16 @@ class _Search:
     def _at(
         self,
         structure: Structure,
-        margins: Mapping[str, Mapping[str, Floats]],
+        margins: _Margins,
         areas: Mapping[str, Auroc],
         distances: Mapping[str, float],
+        reaches: Mapping[str, float],
     ) -> Candidate:
         alpha = {
-            skill: float(np.quantile(margins[skill][skill], 1 - structure.epsilon, method="higher"))
+            skill: max(
+                float(np.quantile(margins[skill][skill], 1 - structure.epsilon, method="higher")),
+                reaches.get(skill, -np.inf),
+            )
             for skill in self._probe
         }
         inside = {
@@ -336,6 +317,7 @@ class _Search:
             refused=refused,
             auroc=areas,
             distance=distances,
+            reach=reaches,
         )
 
     def _counted(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:

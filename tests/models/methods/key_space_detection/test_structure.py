@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.candidate import Candidate, Choice
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Region, Structure
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Share, auroc, distance
-from bakeout.models.methods.key_space_detection.structure import (
-    Candidate,
-    Choice,
-    choose,
-    choose_structure,
-    layer_sets,
-)
+from bakeout.models.methods.key_space_detection.structure import choose, choose_structure, layer_sets
 from bakeout.models.plan import Cubes
 from bakeout.models.plan import Keys as KindOfKeys
 
@@ -181,6 +176,7 @@ def _candidate(
         {"poems": Share(refused, queries)},
         {"poems": auroc(np.zeros(queries), retain)},
         {"poems": distance(spread, spread + apart)},
+        {},
     )
 
 
