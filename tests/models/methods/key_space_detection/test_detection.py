@@ -52,6 +52,7 @@ def _fit(**changes: Any) -> KeySpaceDetection:
         "retain": {},
         "refusal": REFUSAL,
         "variants": {},
+        "reach": {},
     }
     given = {name: changes.pop(name) for name in data if name in changes}
     options = KeySpaceDetectionOptions(**{"forget": ["math"], "layers": [1, 3], **changes})
@@ -65,6 +66,15 @@ def test_one_cube_is_the_paper_s() -> None:
     np.testing.assert_allclose(cubes_of(check).deviation[0], _joint(probe).std(axis=0, ddof=1))
     assert (check.layers, check.skills, check.positions) == ((1, 3), ("math",), "query")
     assert check.refusal.tolist() == REFUSAL
+
+
+def test_alpha_is_the_guarantee_s_or_reaches_farther() -> None:
+    alone = _fit().alpha[0]
+    assert _fit(reach={"math": alone - 1}).alpha[0] == alone
+    farther = _fit(reach={"math": alone + 1})
+    assert farther.alpha[0] == alone + 1
+    assert farther.report.as_json()["skills"]["math"]["guaranteed_coverage"] == 0.995
+    assert _fit(reach={"math": alone + 1}, alpha=2.0).alpha[0] == 2
 
 
 def test_one_layer_alone_uses_its_keys_alone() -> None:

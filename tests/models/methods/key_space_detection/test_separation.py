@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bakeout.models.methods.key_space_detection.separation import Share, auroc, distance, roc, share_inside
+from bakeout.models.methods.key_space_detection.separation import (
+    CLEARANCE,
+    Share,
+    auroc,
+    distance,
+    harmonic_mean,
+    reach,
+    roc,
+    share_inside,
+)
 
 # Few different values, so that ties are common.
 MARGINS = st.lists(st.integers(0, 8).map(float), min_size=1, max_size=30)
@@ -93,3 +104,22 @@ def test_the_distance_is_between_means_in_deviations() -> None:
     spread = np.resize([-1.0, 1.0], 10)
     assert distance(spread, 3 * spread + 8) == pytest.approx(2)
     assert distance(np.zeros(2), np.ones(2)) == np.inf
+
+
+@given(st.floats(0.1, 100), st.floats(0.1, 100))
+def test_the_mean_of_two_distances_is_high_only_where_both_are(first: float, second: float) -> None:
+    mean = harmonic_mean(first, second)
+    assert mean == harmonic_mean(second, first)
+    assert min(first, second) * (1 - 1e-12) <= mean <= 2 * min(first, second)
+    assert harmonic_mean(first, math.inf) == pytest.approx(2 * first)
+    assert harmonic_mean(-first, second) == -first
+    assert harmonic_mean(0.0, second) == 0
+
+
+def test_alpha_reaches_as_far_as_the_nearest_name_to_retain_leaves_room() -> None:
+    generator = np.random.default_rng(0)
+    near, far = generator.normal(20, 2, 4000), generator.normal(40, 1, 4000)
+    assert reach([near, far]) == reach([far, near]) == pytest.approx(20 - 2 * CLEARANCE, abs=0.3)
+    assert np.mean(near <= reach([near, far])) < 1e-3
+    # Of few queries no deviation is known.
+    assert reach([near, far[:20]]) == reach([]) == -math.inf

@@ -12,6 +12,7 @@ import pytest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.candidate import Candidate, Choice
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.forms import Forms
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Region, Structure
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
@@ -201,6 +202,46 @@ def test_of_half_spaces_the_farthest_is_taken() -> None:
     assert choose([near, far, deep, beyond]) is far
     # Of other shapes, what they hold is near what they were fitted to.
     assert choose([_candidate(1, 0, apart=4), _candidate(3, 0, apart=8)]).structure.layers == (1,)
+
+
+def test_half_spaces_are_compared_in_forms_too_that_they_were_not_fitted_to() -> None:
+    """In layer 0 each form of a question has a direction of its own, in layer 1 all have one."""
+    kinds = ["plain", "story", "case"]
+    own_direction, one_direction = 16 * np.eye(3, WIDTH), np.tile(6 * np.eye(1, WIDTH), (3, 1))
+
+    def keys(count: int, seed: int, is_math: bool) -> Keys:
+        noise = np.random.default_rng(seed).normal(size=(2, count, WIDTH))
+        form = np.arange(count) % 3
+        return {
+            layer: (noise[layer] + is_math * shift[form]).astype(np.float32)
+            for layer, shift in enumerate((own_direction, one_direction))
+        }
+
+    def chosen(layer: int, forms: Forms | None, **options: Any) -> Candidate:
+        return choose_structure(
+            {"math": keys(600, 1, True)},
+            {"math": keys(60, 2, True), "poems": keys(60, 3, False)},
+            region="linear",
+            against={"poems": keys(600, 4, False)},
+            forms=forms,
+            layers=[layer],
+            cubes="auto",
+            floor="auto",
+            epsilon=0.05,
+            seed=0,
+            **options,
+        ).chosen
+
+    drawn = kinds * 20
+    formed = Forms({"math": drawn * 10}, {"poems": drawn * 10}, {"math": drawn, "poems": drawn})
+    assert chosen(0, None).least_distance > chosen(1, None).least_distance
+    assert chosen(0, formed).least_distance < chosen(1, formed).least_distance
+    # Without forms nothing is left out.
+    unformed = Forms({"math": [""] * 600}, {"poems": [""] * 600}, {"math": [""] * 60, "poems": [""] * 60})
+    assert chosen(0, unformed).least_distance == pytest.approx(chosen(0, None).least_distance)
+    # Alpha may go as far as what is retained leaves room.
+    assert chosen(0, formed).alpha == chosen(0, formed).reach != {}
+    assert not chosen(0, formed, extends=False).reach
 
 
 def test_routers_and_layers_are_compared_by_their_blocks() -> None:
