@@ -108,8 +108,12 @@ def _bake(directory: Path, model: Path) -> None:
 
 def _verify(directory: Path, model: Path) -> None:
     from bakeout.export.verification.verify import verify
+    from bakeout.models.data.rows import read_records
+    from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
-    for check in verify(directory / ARTIFACT, base=model):
+    # Without queries that are refused, parity would prove no refusal.
+    asked = [record.prompt_ids for record in read_records(directory / "forget.jsonl", load_tokenizer(model))[:4]]
+    for check in verify(directory / ARTIFACT, base=model, prompts=asked):
         print(f"{'ok' if check.ok else 'NOT OK'} {check.name}: {check.detail}")
 
 
