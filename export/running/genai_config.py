@@ -113,8 +113,6 @@ def copy_genai_config(source: Path, directory: Path, place: str = GRAPH) -> None
 
 def require_whole_prompts(directory: Path) -> None:
     """Raise ``BakeoutError`` where ``directory`` holds a configuration by which genai reads prompts in chunks."""
-    if not (directory / GENAI_CONFIG).exists():
-        return
     search = read_json(directory / GENAI_CONFIG).get("search")
     size = search.get("chunk_size") if isinstance(search, dict) else None
     if isinstance(size, int | float) and size > 0:

@@ -27,7 +27,8 @@ from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
 
 NEW_TOKENS = 16
-_BATCH = 16
+# Rows and tokens of a batch: the logits of more would take more memory than many a model.
+_BATCH, _BATCH_TOKENS = 16, 512
 # Neuron Adjust is discontinuous where both Gaussians are equally likely: a value within rounding of that point falls
 # one way in float32 and the other in float64, and the rest of its text changes with it. That share of the answered
 # prompts may differ, and never all of them. Refused ones do not count: a refusal is the same whatever the weights.
@@ -157,8 +158,10 @@ def _answers(
     graph_file: Path, plan: Plan, base: Checkpoint, prompts: Sequence[Sequence[int]], track: Track, *, batch: int
 ) -> Iterator[tuple[list[int], Logits, list[int], Logits]]:
     """Greedy text of each prompt and the logits behind it, the graph's and the reference's."""
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    batches = [[prompts[row] for row in order[start : start + batch]] for start in range(0, len(order), batch)]
+    from bakeout.models.network.probing import batches_by_length
+
+    alike = batches_by_length([len(prompt) for prompt in prompts], batch, most_tokens=_BATCH_TOKENS)
+    batches = [sorted((prompts[row] for row in rows), key=len) for rows in alike]
     # One after the other, as a large model and its artifact do not fit into memory together.
     runner = Runner(graph_file, mapped=True)
     expected = _continuations(plan, base, runner, track(batches, "running the PyTorch reference", len(batches)))

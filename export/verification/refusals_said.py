@@ -26,7 +26,7 @@ def check_refusals(graph_file: Path, refusal: Sequence[int], prompts: Sequence[S
     """
     if problems := list(_obstacles(graph_file.parent, refusal)):
         return False, "; ".join(problems)
-    runner = Runner(graph_file)
+    runner = Runner(graph_file, mapped=True)
     # Rows that share a batch can share a scale of quantised values, which can change a decision.
     batch_size = 1 if stored_precision(load_graph(graph_file)) == "quantised" else _BATCH
     begun = runner.generate_with_logits(prompts, 1, batch_size=batch_size)

@@ -169,7 +169,7 @@ def _is_causal(model: PreTrainedModel, name: str) -> bool:
     except Exception as error:
         raise BakeoutError(
             f"{name} is loaded, and does not compute ({type(error).__name__}: {_first_line(error)}).",
-            "Correct its config.json, or copy the checkpoint again.",
+            "Correct its config.json, or use another copy.",
         ) from error
     # Two rows that compute the same may still be rounded apart. (Not ``<=``: what is no number is told elsewhere.)
     rounding = max(1e-3, 8 * torch.finfo(logits.dtype).eps)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bakeout.models.methods.key_space_detection.options import Structure
+from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 
@@ -21,7 +22,6 @@ class Candidate:
     share of queries outside, for the worst skill; ``refused``: the share of queries inside, for each name to retain;
     both count queries that the base model answers correctly. ``auroc``, ``distance``: per name to retain, against the
     skill from which it is hardest to separate; ``distance`` in forms that the regions were fitted to and in others.
-    ``reach``: per skill how far alpha may go without nearing what is retained, for shapes that are fitted against it.
     ``block``: the deepest layer's, where a refusal can leave the model.
     """
 
@@ -32,7 +32,6 @@ class Candidate:
     refused: Mapping[str, Share]
     auroc: Mapping[str, Auroc]
     distance: Mapping[str, float]
-    reach: Mapping[str, float]
 
     @property
     def place(self) -> tuple[int, bool]:
@@ -81,6 +80,7 @@ class Candidate:
             error=self.error,
             region=None if self.structure.region == "cube" else self.structure.region,
             keys=None if self.structure.keys == "key_vector" else self.structure.keys,
+            distance=dict(self.distance) if FITTERS[self.structure.region].needs_retained else None,
         )
 
 

@@ -18,6 +18,7 @@ from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKe
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, TimesLargest
 from bakeout.models.methods.key_space_detection.regions.fitter import Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
+from bakeout.models.methods.key_space_detection.separation import reach_before
 from bakeout.models.plan import Floats, KeySpaceDetection, Regions
 from bakeout.models.plan.kinds.detection_report import (
     FalseRefusals,
@@ -50,7 +51,7 @@ def fit_key_space_detection(
     against: Mapping[str, LayerKeys] | None = None,
     variants: Mapping[str, Mapping[str, Any]] | None = None,
     forms: Mapping[str, Sequence[str]] | None = None,
-    reach: Mapping[str, float] | None = None,
+    beside: Mapping[str, LayerKeys] | None = None,
     measure: Measure = margins_of_keys,
 ) -> KeySpaceDetection:
     """Fit up to `cubes` regions per skill to its probe keys, and one alpha per skill.
@@ -67,12 +68,12 @@ def fit_key_space_detection(
     `alpha: auto` is the split-conformal quantile, at level 1 - `epsilon`, of the calibration queries' margins to
     the nearest of the skill's regions: a fresh query that is exchangeable with them is refused with at least that
     probability, provided that nothing else was chosen on them. ``variants``, calibration queries of a skill in another
-    form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. ``reach``: by skill how large
-    it may be beside what is retained (``Candidate.reach``); where that is more than the quantile it is taken, for fresh
-    wordings, and the guarantee holds all the more. ``forms``: by name the form
+    form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. ``forms``: by name the form
     of each calibration or retained query, empty for one as it was given; the guarantee is over their mixture, and the
-    report has figures for each. `times_largest` is what the authors' code does; it guarantees nothing. The report has
-    alpha, and for each name in ``retain`` the false refusals with a Clopper-Pearson 95 % interval.
+    report has figures for each. ``beside``: fresh keys of the names to retain; of shapes that are fitted against
+    retained keys alpha goes on as far as these leave room (``reach_before``). `times_largest` is what the authors' code
+    does; it guarantees nothing. The report has alpha, and for each name in ``retain`` the false refusals with a
+    Clopper-Pearson 95 % interval.
 
     In ``options`` every part of the structure is set. Raises ``BakeoutError`` for too few probe or calibration
     queries, and for keys that are not finite or do not fit together.
@@ -115,7 +116,7 @@ def fit_key_space_detection(
     )
     alphas, coverage = {}, {}
     for skill in probe:
-        largest = None
+        largest = quantile = None
         if skill in calibration or alpha == "auto":
             margins = _nearest(check, calibration.get(skill, {}), skill, "calibration", measure)
         else:
@@ -130,7 +131,10 @@ def fit_key_space_detection(
         elif alpha == "auto":
             quantiles = [conformal_quantile(margins, epsilon, skill)]
             quantiles += [conformal_quantile(rows, epsilon, f"{skill} ({form})") for form, rows in varied.items()]
-            alphas[skill] = max([*quantiles, (reach or {}).get(skill, -math.inf)])
+            alphas[skill] = quantile = max(quantiles)
+            if fitter.needs_retained:
+                fresh = [_nearest(check, keys, skill, "retained", margins_of_keys) for keys in (beside or {}).values()]
+                alphas[skill] = max(quantile, reach_before(fresh))
         else:
             alphas[skill] = float(alpha)
         coverage[skill] = SkillCoverage(
@@ -143,6 +147,7 @@ def fit_key_space_detection(
             epsilon=epsilon if alpha == "auto" else None,
             guaranteed_coverage=1 - epsilon if alpha == "auto" else None,
             largest_margin=largest,
+            quantile=quantile if alphas[skill] != quantile else None,
             variants={
                 form: FormCoverage(queries=len(rows), inside=_share_inside(rows, alphas[skill]))
                 for form, rows in varied.items()

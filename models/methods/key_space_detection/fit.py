@@ -34,9 +34,9 @@ from bakeout.models.methods.key_space_detection.queries import (
 from bakeout.models.methods.key_space_detection.query_end import query_end
 from bakeout.models.methods.key_space_detection.query_start import query_start
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
-from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
+from bakeout.models.methods.key_space_detection.regions.registry import FITTERS, needs_retained
 from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served, earlier_refusals
-from bakeout.models.methods.key_space_detection.structure import choose_structure, joint_choice, layer_sets
+from bakeout.models.methods.key_space_detection.structure import EPSILONS, choose_structure, joint_choice, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import model_limits
 from bakeout.models.network.generation import named_ends
@@ -51,6 +51,8 @@ _Widening = Mapping[str, Mapping[str, Mapping[Kind, Sequence[Record]]]]
 
 def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetection:
     """Regions on the probe queries, their structure chosen on the selection queries, alpha on the calibration queries.
+
+    A half-space's alpha goes on as far as the retained names' selection queries leave room.
 
     Conversations are probed, selected and calibrated in drawn forms (``as_served``), of all names, everyday questions
     among those to retain, and the report has a figure for each form. If `augment` names variants, those of the probe
@@ -85,12 +87,11 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         for keys, layers in _places(options, fitting).items()
     }
     choice: Choice | None = None
-    reach: Mapping[str, float] = {}
     if options.is_chosen:
         choice = joint_choice(
             [_choice(options, fitting, probed, queries, widening, start) for probed in probed_keys.values()]
         )
-        settled, reach = options.with_structure(choice.chosen.structure), choice.chosen.reach
+        settled = options.with_structure(choice.chosen.structure)
     else:
         (only,) = probed_keys.values()
         settled = options.model_copy(update={"layers": only.layers, "keys": only.keys})
@@ -102,6 +103,15 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     calibrated = [name for name in forget if "calibration" in fitting.rows[name]]
     # False refusals are best counted on queries that no other choice was made on.
     counted = {name: fitting.rows[name].get("calibration") or own.fresh for name, own in queries.items()}
+
+    beside = {}
+    # Where every token is tested, what is retained leaves room before its nearest token.
+    if FITTERS[settled.structure.region].needs_retained and options.positions != "every":
+        beside = {
+            name: query_keys(fitting, name, own.fresh, layers, keys, start)
+            for name, own in queries.items()
+            if own.fresh
+        }
 
     def measured(name: str, queries: Sequence[Record]) -> Any:
         """What alpha is set by: if every token is tested the least margin over a query's, or else its tested key."""
@@ -126,7 +136,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
             for name in calibrated
         },
         forms=_forms({**counted, **{name: fitting.rows[name]["calibration"] for name in calibrated}}),
-        reach=reach,
+        beside=beside,
         measure=least if options.positions == "every" else margins_of_keys,
     )
     report = replace(
@@ -159,8 +169,8 @@ def require_queries(options: KeySpaceDetectionOptions, data: Sequence[str], rows
                 f"`alpha: auto` needs fresh queries of {name}.",
                 f"Give {name} a `calibration:` file, or one file for everything, or a number for alpha.",
             )
-        if options.epsilon != "auto":
-            require_calibration(len(rows[name]["calibration"]), options.epsilon, name)
+        epsilon = EPSILONS[-1] if options.epsilon == "auto" else options.epsilon
+        require_calibration(len(rows[name]["calibration"]), epsilon, name)
 
 
 def chosen(fitted: KeySpaceDetection) -> Settings:
@@ -269,8 +279,6 @@ def _choice(
         region=options.region,
         against=probed.against,
         forms=Forms(probed.probe_forms, probed.against_forms, _forms(selection)),
-        # The margins here are of the keys that are tested, unless every token's is.
-        extends=options.alpha == "auto" and options.positions != "every",
         keys=keys,
         blocks=[site.block for site in key_sites(fitting.model, keys)],
         layers="auto" if options.layers == "auto" else layers,

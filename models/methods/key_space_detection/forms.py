@@ -13,8 +13,8 @@ from bakeout.models.data.forms.kinds import Scene, Surface, SystemPrompt, Turns,
 
 # Kinds whose wordings are alike: leaving out one of them alone would leave its likes.
 GROUPS: tuple[tuple[str, ...], ...] = (*map(get_args, (SystemPrompt, Turns, Wrapping, Scene, Surface)), ("few_shot",))
-# So few queries of a skill are left in no split.
-_FEWEST = 2
+# Of fewer queries on either side nothing is fitted.
+_FEWEST = 20
 
 ByName = Mapping[str, Sequence[str]]
 
@@ -35,7 +35,7 @@ class Forms:
         for group in GROUPS:
             judged = {name: np.flatnonzero(np.isin(forms, group)) for name, forms in selection.items()}
             split = Split(~np.isin(probe, group), ~np.isin(against, group), judged)
-            if split.probe.sum() >= _FEWEST and split.against.any() and any(map(len, judged.values())):
+            if min(split.probe.sum(), split.against.sum()) >= _FEWEST and any(map(len, judged.values())):
                 yield split
 
 

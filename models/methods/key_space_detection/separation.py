@@ -100,19 +100,27 @@ def distance(forget: Floats, retain: Floats) -> float:
 
 def harmonic_mean(first: float, second: float) -> float:
     """High only where both are; the lower one where it is not positive."""
-    return min(first, second) if min(first, second) <= 0 else statistics.harmonic_mean([first, second])
+    if min(first, second) <= 0 or first == second:
+        return min(first, second)
+    return statistics.harmonic_mean([first, second])
 
 
-def reach(retained: Iterable[Floats]) -> float:
-    """How far alpha may go: ``CLEARANCE`` deviations this side of the mean margin of the nearest name to retain.
+def reach_before(retained: Iterable[Floats]) -> float:
+    """How far alpha may go before what is retained: ``CLEARANCE`` deviations before the mean of the nearest name.
 
-    ``retained``: margins of fresh queries, [n] of each name. -inf where a name has too few to know its deviation
-    (our reading: between a skill and what is retained there is room, and fresh wordings of the skill lie in it).
+    ``retained``: margins of fresh queries, [n] of each name. No farther than the nearest query, either: a name can have
+    several modes. -inf where a name has too few queries to know its deviation. (Our reading: fresh wordings of a skill
+    lie in the room between it and what is retained.)
     """
     names = list(retained)
     if not names or min(map(len, names)) < _FEWEST:
         return -math.inf
-    return min(float(margins.mean() - CLEARANCE * margins.std()) for margins in names)
+    return min(min(float(own.mean() - CLEARANCE * own.std()), _before(float(own.min()))) for own in names)
+
+
+def _before(margin: float) -> float:
+    # A query at alpha is inside.
+    return math.nextafter(margin, -math.inf)
 
 
 def roc(forget: Floats, retain: Floats) -> Roc:

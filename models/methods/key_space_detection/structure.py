@@ -23,7 +23,6 @@ from bakeout.models.methods.key_space_detection.separation import (
     auroc,
     distance,
     harmonic_mean,
-    reach,
 )
 from bakeout.models.plan import Floats, Keys
 from bakeout.models.progress import Track, untracked
@@ -68,7 +67,6 @@ def choose_structure(
     region: Literal["auto"] | Region = "cube",
     against: Mapping[str, LayerKeys] | None = None,
     forms: Forms | None = None,
-    extends: bool = True,
     layers: Literal["auto"] | Sequence[int],
     cubes: Literal["auto"] | int | Sequence[int],
     floor: Literal["auto"] | float,
@@ -84,10 +82,10 @@ def choose_structure(
 
     ``probe``: keys per layer of the skills to forget, ``selection``: fresh ones of these and of the names to retain,
     ``against``: other keys of the names to retain, for shapes that are fitted against them. All are ``keys`` of one
-    kind; ``joint_choice`` chooses among several. ``forms``: of all these queries, where they were drawn. ``extends``:
-    alpha will be extended (``Candidate.reach``). ``blocks``: the number of every layer's block, where it is another
-    than the layer's: kinds that are counted apart are compared by it.
-    ``correct``: per name, which selection queries the base model answers correctly: refusing the others costs nothing.
+    kind; ``joint_choice`` chooses among several. ``forms``: of all these queries, where they were drawn. ``blocks``:
+    the number of every layer's block, where it is another than the layer's: kinds that are counted apart are compared
+    by it. ``correct``: per name, which selection queries the base model answers correctly: refusing the others costs
+    nothing.
     Options that are not ``auto`` are kept. ``layers`` auto takes the ``layer_sets`` of all layers that are probed.
 
     The best candidate has the lowest error (``Candidate.error``) at the alpha that contains 1 - epsilon of the
@@ -124,7 +122,6 @@ def choose_structure(
         probe,
         against or {},
         forms,
-        extends,
         selection,
         retained,
         correct or {},
@@ -179,7 +176,6 @@ class _Search:
         probe: Mapping[str, LayerKeys],
         against: Mapping[str, LayerKeys],
         forms: Forms | None,
-        extends: bool,
         selection: Mapping[str, LayerKeys],
         retained: Sequence[str],
         correct: Correct,
@@ -191,7 +187,6 @@ class _Search:
         self._probe = probe
         self._against = against
         self._forms = forms
-        self._extends = extends
         self._selection = selection
         self._retained = retained
         self._correct = correct
@@ -227,18 +222,13 @@ class _Search:
         areas = {name: min((auroc(*pair) for pair in own), key=lambda area: area.value) for name, own in pairs.items()}
         distances = {name: min(distance(*pair) for pair in own) for name, own in pairs.items()}
         if fitter.needs_retained and self._forms is not None:
-            unseen = self._pairs(self._unseen(fitter, probed, floor, joint, margins, len(layers)))
+            unseen = self._pairs(self._unseen(fitter, probed, layers, count, floor, joint, margins))
             distances = {
                 name: harmonic_mean(seen, min(distance(*pair) for pair in unseen[name]))
                 for name, seen in distances.items()
             }
-        reaches = {}
-        if fitter.needs_retained and self._extends:
-            reaches = {
-                skill: reach([self._counted(name, margins[name][skill]) for name in self._retained]) for skill in probed
-            }
         candidates = [
-            self._at(Structure(layers, count, floor, epsilon, region, self._keys), margins, areas, distances, reaches)
+            self._at(Structure(layers, count, floor, epsilon, region, self._keys), margins, areas, distances)
             for epsilon in sorted(self._epsilons)
         ]
         return min(candidates, key=lambda candidate: candidate.feared_error)
@@ -254,19 +244,25 @@ class _Search:
         self,
         fitter: Fitter,
         probed: Mapping[str, Probed],
+        layers: tuple[int, ...],
+        count: int,
         floor: float,
         joint: Mapping[str, NDArray[np.float32]],
         margins: _Margins,
-        layers: int,
     ) -> _Margins:
-        """``margins`` with each query in a drawn form judged by regions that were fitted without its group of forms."""
+        """``margins`` with each query in a drawn form judged by regions that were fitted without its group of forms.
+
+        Where too few queries are left to fit, it stays as it is.
+        """
         assert self._forms is not None
         unseen: _Margins = {name: {skill: rows.copy() for skill, rows in own.items()} for name, own in margins.items()}
         for skill, own in probed.items():
             assert own.retained is not None
             for split in self._forms.splits(skill):
                 keys = own.keys[split.probe]
-                clusters = cluster(keys, skill, layers=layers, count=1, seed=self._seed)
+                if len(keys) < count:
+                    continue
+                clusters = cluster(keys, skill, layers=len(layers), count=count, seed=self._seed)
                 regions = fitter.fit(Probed(keys, clusters, own.retained[split.against]), floor)
                 for name, rows in split.judged.items():
                     if skill in unseen[name] and len(rows):
@@ -292,13 +288,9 @@ class _Search:
         margins: _Margins,
         areas: Mapping[str, Auroc],
         distances: Mapping[str, float],
-        reaches: Mapping[str, float],
     ) -> Candidate:
         alpha = {
-            skill: max(
-                float(np.quantile(margins[skill][skill], 1 - structure.epsilon, method="higher")),
-                reaches.get(skill, -np.inf),
-            )
+            skill: float(np.quantile(margins[skill][skill], 1 - structure.epsilon, method="higher"))
             for skill in self._probe
         }
         inside = {
@@ -317,7 +309,6 @@ class _Search:
             refused=refused,
             auroc=areas,
             distance=distances,
-            reach=reaches,
         )
 
     def _counted(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:

@@ -42,10 +42,11 @@ class SkillCoverage(Figures):
     largest_margin: float | None = None
     variants: Mapping[str, FormCoverage] | None = None
     forms: Mapping[str, FormCoverage] | None = None
+    quantile: float | None = None
 
     @property
     def is_possible(self) -> bool:
-        """Whether an alpha that is the conformal quantile at level 1 - epsilon can have these figures."""
+        """Whether an alpha that is at least the conformal quantile at level 1 - epsilon can have these figures."""
         if self.epsilon is None or self.guaranteed_coverage is None:
             return self.epsilon is self.guaranteed_coverage
         queries, inside = self.calibration_queries, self.calibration_inside
@@ -73,6 +74,7 @@ class StructureFigures(Figures):
     """A structure, and what it does on the selection queries: shares missed and refused, AUROC with its interval.
 
     ``cubes``: how many regions a skill, of the shape ``region``, None for cubes. ``keys``: None for key vectors.
+    ``distance``: of half-spaces, by which the farthest is chosen.
     """
 
     layers: tuple[int, ...]
@@ -86,6 +88,7 @@ class StructureFigures(Figures):
     error: float
     region: str | None = None
     keys: str | None = None
+    distance: Mapping[str, float] | None = None
 
     @property
     def shape(self) -> str:
@@ -161,8 +164,8 @@ class KeySpaceDetectionReport(FitReport):
 
 
 def _told(figures: StructureFigures) -> str:
-    several = "s" if len(figures.layers) > 1 else ""
-    layers = f"{figures.keys or 'layer'}{several} {', '.join(map(str, figures.layers))}"
+    where = figures.keys or ("layers" if len(figures.layers) > 1 else "layer")
+    layers = f"{where} {', '.join(map(str, figures.layers))}"
     outcome = f"{figures.missed:.1%} missed, at most {max(figures.refused.values(), default=0.0):.1%} refused falsely"
     return f"{figures.shape}, {figures.cubes} in {layers}: {outcome}"
 
@@ -175,7 +178,8 @@ def _covered(skill: str, figures: SkillCoverage) -> str:
     inside = ""
     if figures.calibration_inside is not None:
         inside = f"{figures.calibration_inside:.1%} of {figures.calibration_queries} calibration queries inside, "
-    return f"{skill}: {inside}{promise} (alpha {figures.alpha:.4g})"
+    beyond = "" if figures.quantile is None else f", beyond the quantile's {figures.quantile:.4g}"
+    return f"{skill}: {inside}{promise} (alpha {figures.alpha:.4g}{beyond})"
 
 
 def _refused(name: str, figures: FalseRefusals) -> str:

@@ -14,9 +14,15 @@ from bakeout.export.artifacts.inspection import inspect, lines
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.data.forms.kinds import MIXTURE
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection import METHOD
+from bakeout.models.methods.key_space_detection.candidate import Choice
 from bakeout.models.methods.key_space_detection.detection import conformal_quantile, least_queries
+from bakeout.models.methods.key_space_detection.forms import Forms
+from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.structure import choose_structure
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.hooks import Hooks
@@ -109,6 +115,49 @@ def test_too_few_queries_say_how_many_are_needed_before_anything_is_probed(
         _fitted(tmp_path, llama_checkpoint, {"epsilon": 0.005})
 
 
+def _many_chats(directory: Path) -> dict[str, Any]:
+    """Conversations of two subjects, enough of them to know what room there is between."""
+    data: dict[str, Any] = {}
+    for name, text in (("sums", "{} + {} = 0 0 0 0 0 0 0 0"), ("names", "{} and {} {{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{")):
+        data[name] = {}
+        for number, use in enumerate(("probe", "selection", "calibration")):
+            asked = [text.format(n + 50 * number, 3 * n) for n in range(50)]
+            chats = [{"messages": [{"role": "user", "content": question}]} for question in asked]
+            data[name][use] = f"data/many.{name}.{use}.jsonl"
+            write_rows(directory / data[name][use], chats)
+    return data
+
+
+def test_a_half_space_s_alpha_does_not_depend_on_who_chose_the_half_space(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    seen: list[Forms] = []
+
+    def choose(*given: Any, forms: Forms, **options: Any) -> Choice:
+        seen.append(forms)
+        return choose_structure(*given, forms=forms, **options)
+
+    monkeypatch.setattr("bakeout.models.methods.key_space_detection.fit.choose_structure", choose)
+    # A tiny model's keys are of the last tokens alone, which these forms leave as they are.
+    kept = {"plain", "system_prompt", "lead_in"}
+    augment = {"without": sorted(MIXTURE.keys() - kept)}
+    options = {"region": "linear", "epsilon": 0.1, "everyday": False, "augment": augment}
+    data = _many_chats(tmp_path)
+    chosen = _fitted(tmp_path, llama_checkpoint, options, data=data)
+    (forms,) = seen
+    assert all(kept == set(own) for own in (forms.probe["sums"], forms.against["names"], forms.selection["names"]))
+    report = chosen.report.as_json()
+    assert report["skills"]["sums"]["quantile"] < chosen.alpha[0]
+    assert report["choice"]["chosen"]["distance"].keys() == {"names"}
+    structure = METHOD.choices(KeySpaceDetectionOptions(forget=["sums"], **options), chosen)
+    named = _fitted(tmp_path, llama_checkpoint, {**options, **structure}, data=data)
+    assert named.report.choice is None
+    assert named.layers == chosen.layers and named.alpha == chosen.alpha
+    every = _fitted(tmp_path, llama_checkpoint, {**options, **structure, "positions": "every"}, data=data)
+    assert "quantile" not in every.report.as_json()["skills"]["sums"]
+
+
 def test_too_few_queries_are_told_before_the_model_is_loaded_for_an_earlier_method(
     llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,10 +166,11 @@ def test_too_few_queries_are_told_before_the_model_is_loaded_for_an_earlier_meth
 
     monkeypatch.setattr("bakeout.models.checkpoint.checkpoint_files.load_model", load)
     earlier = {"neuron_adjust": {"forget": "sums", "ratio": 0.1}}
-    later = {"key_space_detection": {"forget": "sums", "epsilon": 0.005}}
-    recipe = load_recipe(write_recipe(tmp_path, llama_checkpoint, [earlier, later]))
-    with pytest.raises(BakeoutError, match="20 calibration queries of sums are too few"):
-        fit(recipe)
+    for options, needed in (({"epsilon": 0.005}, "199"), ({}, "33")):
+        later = {"key_space_detection": {"forget": "sums", **options}}
+        recipe = load_recipe(write_recipe(tmp_path, llama_checkpoint, [earlier, later]))
+        with pytest.raises(BakeoutError, match=f"20 calibration queries of sums are too few .* {needed}"):
+            fit(recipe)
 
 
 def test_without_queries_to_choose_by_there_is_no_choice(llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_the_shape_is_chosen_and_all_of_them_are_told(llama_checkpoint: Path, tm
     save_plan(plan, tmp_path / "plan.safetensors")
     told = "\n".join(lines(inspect(tmp_path / "plan.safetensors")))
     for shape in SHAPES:
-        assert f"region      {shape}: " in told
+        assert f"region      {shape}, " in told
     assert METHOD.choices(KeySpaceDetectionOptions(forget=["sums"], layers=[1], region="auto"), check) == {
         "region": check.regions.name
     }

@@ -52,7 +52,8 @@ def _fit(**changes: Any) -> KeySpaceDetection:
         "retain": {},
         "refusal": REFUSAL,
         "variants": {},
-        "reach": {},
+        "against": None,
+        "beside": None,
     }
     given = {name: changes.pop(name) for name in data if name in changes}
     options = KeySpaceDetectionOptions(**{"forget": ["math"], "layers": [1, 3], **changes})
@@ -68,13 +69,22 @@ def test_one_cube_is_the_paper_s() -> None:
     assert check.refusal.tolist() == REFUSAL
 
 
-def test_alpha_is_the_guarantee_s_or_reaches_farther() -> None:
-    alone = _fit().alpha[0]
-    assert _fit(reach={"math": alone - 1}).alpha[0] == alone
-    farther = _fit(reach={"math": alone + 1})
-    assert farther.alpha[0] == alone + 1
-    assert farther.report.as_json()["skills"]["math"]["guaranteed_coverage"] == 0.995
-    assert _fit(reach={"math": alone + 1}, alpha=2.0).alpha[0] == 2
+def test_a_half_space_s_alpha_goes_on_where_what_is_retained_leaves_room() -> None:
+    def fitted(centre: float, **changes: Any) -> KeySpaceDetection:
+        against, beside = ({"poems": _keys(count, seed, centre=centre)} for count, seed in ((100, 3), (200, 4)))
+        return _fit(against=against, beside=beside, retain=beside, **{"region": "linear", **changes})
+
+    near, far = fitted(0.5), fitted(20)
+    held = near.report.as_json()["skills"]["math"]
+    assert held["alpha"] == near.alpha[0] and "quantile" not in held
+    report = far.report.as_json()
+    assert report["skills"]["math"]["quantile"] < far.alpha[0] == report["skills"]["math"]["alpha"]
+    assert report["skills"]["math"]["guaranteed_coverage"] == 0.995
+    assert report["retain"]["poems"]["refused"] == 0
+    assert "beyond the quantile's" in dict(far.report.facts())["coverage"]
+    # Not of another shape, nor where alpha is given.
+    assert "quantile" not in fitted(20, region="cube").report.as_json()["skills"]["math"]
+    assert fitted(20, alpha=2.0).alpha[0] == 2
 
 
 def test_one_layer_alone_uses_its_keys_alone() -> None:

@@ -15,7 +15,7 @@ from bakeout.models.methods.key_space_detection.separation import (
     auroc,
     distance,
     harmonic_mean,
-    reach,
+    reach_before,
     roc,
     share_inside,
 )
@@ -114,12 +114,20 @@ def test_the_mean_of_two_distances_is_high_only_where_both_are(first: float, sec
     assert harmonic_mean(first, math.inf) == pytest.approx(2 * first)
     assert harmonic_mean(-first, second) == -first
     assert harmonic_mean(0.0, second) == 0
+    assert harmonic_mean(math.inf, math.inf) == math.inf
 
 
 def test_alpha_reaches_as_far_as_the_nearest_name_to_retain_leaves_room() -> None:
     generator = np.random.default_rng(0)
-    near, far = generator.normal(20, 2, 4000), generator.normal(40, 1, 4000)
-    assert reach([near, far]) == reach([far, near]) == pytest.approx(20 - 2 * CLEARANCE, abs=0.3)
-    assert np.mean(near <= reach([near, far])) < 1e-3
+    near, far = generator.normal(20, 2, 400), generator.normal(40, 1, 400)
+    assert (
+        reach_before([near, far])
+        == reach_before([far, near])
+        == pytest.approx(min(near.mean() - CLEARANCE * near.std(), near.min()))
+    )
+    assert not (near <= reach_before([near, far])).any()
+    # A few that lie nearer are not passed.
+    nearer = np.append(far, [12.0, 12.5])
+    assert 11.9 < reach_before([near + 20, nearer]) < 12
     # Of few queries no deviation is known.
-    assert reach([near, far[:20]]) == reach([]) == -math.inf
+    assert reach_before([near, far[:20]]) == reach_before([]) == -math.inf

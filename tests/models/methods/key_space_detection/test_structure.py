@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bakeout.models.data.forms.kinds import MIXTURE, PLAIN
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.candidate import Candidate, Choice
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
-from bakeout.models.methods.key_space_detection.forms import Forms
+from bakeout.models.methods.key_space_detection.forms import GROUPS, Forms
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Region, Structure
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
@@ -177,7 +179,6 @@ def _candidate(
         {"poems": Share(refused, queries)},
         {"poems": auroc(np.zeros(queries), retain)},
         {"poems": distance(spread, spread + apart)},
-        {},
     )
 
 
@@ -234,14 +235,17 @@ def test_half_spaces_are_compared_in_forms_too_that_they_were_not_fitted_to() ->
 
     drawn = kinds * 20
     formed = Forms({"math": drawn * 10}, {"poems": drawn * 10}, {"math": drawn, "poems": drawn})
-    assert chosen(0, None).least_distance > chosen(1, None).least_distance
-    assert chosen(0, formed).least_distance < chosen(1, formed).least_distance
+    assert choose([chosen(0, None), chosen(1, None)]).structure.layers == (0,)
+    assert choose([chosen(0, formed), chosen(1, formed)]).structure.layers == (1,)
+    few = Forms({"math": drawn[:30] * 20}, {"poems": ["story"] * 600}, {"math": drawn, "poems": drawn})
+    assert np.isfinite(chosen(0, few).least_distance), "nothing is fitted where one side is left out whole"
     # Without forms nothing is left out.
     unformed = Forms({"math": [""] * 600}, {"poems": [""] * 600}, {"math": [""] * 60, "poems": [""] * 60})
     assert chosen(0, unformed).least_distance == pytest.approx(chosen(0, None).least_distance)
-    # Alpha may go as far as what is retained leaves room.
-    assert chosen(0, formed).alpha == chosen(0, formed).reach != {}
-    assert not chosen(0, formed, extends=False).reach
+
+
+def test_every_form_that_is_drawn_is_left_out_once() -> None:
+    assert sorted(itertools.chain(*GROUPS)) == sorted(MIXTURE.keys() - {PLAIN})
 
 
 def test_routers_and_layers_are_compared_by_their_blocks() -> None:
