@@ -11,6 +11,7 @@ Stops and resumes: what was probed, the artifact and finished cells stay in the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -105,7 +106,8 @@ def main(
         if not artifact.exists():
             _fitted(model, forget.stem, data, json.loads(options), dtype, output, artifact)
     runner, check = Runner(artifact, threads=threads), _Check(artifact, threads)
-    cells = _Cells(output / "cells.json", {"plan": hash_file(artifact / "plan.safetensors"), "queries": queries})
+    setting = {"plan": hash_file(artifact / "plan.safetensors"), "asked": _digest(tests)}
+    cells = _Cells(output / "cells.json", setting)
     refusals = Refusals.of_artifacts([artifact])
     asked = {
         name: read_prompt_rows(as_source(own, name), runner.tokenizer, runner.limits) for name, own in tests.items()
@@ -182,6 +184,11 @@ def _shuffled(path: Path) -> list[dict[str, Any]]:
     # MBPP asks some questions twice.
     asked = {_question(row): row for row in reversed([_conversation(row) for row in rows])}
     return list(reversed(asked.values()))
+
+
+def _digest(tests: Mapping[str, Any]) -> str:
+    """Which rows are asked, and in which words."""
+    return hashlib.sha256(json.dumps([tests, MIXTURE, STRANGERS], sort_keys=True).encode()).hexdigest()
 
 
 def _question(row: Mapping[str, Any]) -> str:
@@ -265,7 +272,7 @@ class _Check:
 
 
 class _Cells:
-    """Finished cells, by name and kind, kept in a file. Those of another plan are not taken."""
+    """Finished cells, by name and kind, kept in a file. Those of another plan, or other rows, are not taken."""
 
     def __init__(self, path: Path, setting: Mapping[str, Any]) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""The choice of Key Space Detection's regions: shape, layers, number, floor, epsilon, on queries that set no alpha."""
+"""The choice of Key Space Detection's regions: shape, layers, number, floor, epsilon, on queries of its own."""
 
 from __future__ import annotations
 
