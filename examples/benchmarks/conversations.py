@@ -187,8 +187,8 @@ def _shuffled(path: Path) -> list[dict[str, Any]]:
 
 
 def _digest(tests: Mapping[str, Any]) -> str:
-    """Which rows are asked, and in which words."""
-    return hashlib.sha256(json.dumps([tests, MIXTURE, STRANGERS], sort_keys=True).encode()).hexdigest()
+    """Which rows are asked."""
+    return hashlib.sha256(json.dumps(tests, sort_keys=True).encode()).hexdigest()
 
 
 def _question(row: Mapping[str, Any]) -> str:
