@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from bakeout.export.report.figures_file import Figure, figure
+from bakeout.models.methods.key_space_detection.choosing.structure import choose_structure
 from bakeout.models.methods.key_space_detection.detection import (
     conformal_quantile,
     fit_key_space_detection,
@@ -19,7 +20,6 @@ from bakeout.models.methods.key_space_detection.detection import (
 from bakeout.models.methods.key_space_detection.figures import depth_figure, inside_figures
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
-from bakeout.models.methods.key_space_detection.structure import choose_structure
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.network.teacher_forcing import answers

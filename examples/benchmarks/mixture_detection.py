@@ -19,11 +19,11 @@ from weights_plans import baked
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.padding import left_padded
-from bakeout.models.methods.key_space_detection.candidate import Choice
+from bakeout.models.methods.key_space_detection.choosing.candidate import Choice
+from bakeout.models.methods.key_space_detection.choosing.structure import choose_structure, joint_choice
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Structure
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
-from bakeout.models.methods.key_space_detection.structure import choose_structure, joint_choice
 from bakeout.models.network.generation import end_tokens
 from bakeout.models.network.key_sites import key_sites
 from bakeout.models.network.probing import probe_keys

@@ -9,6 +9,7 @@ import numpy as np
 
 from bakeout.models.data.rows import Record
 from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.key_space_detection.choosing.structure import layer_sets
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.detection import margins_of_keys
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
@@ -17,7 +18,6 @@ from bakeout.models.methods.key_space_detection.regions.cube import nearest_marg
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.separation import auroc, share_inside
 from bakeout.models.methods.key_space_detection.served import as_served
-from bakeout.models.methods.key_space_detection.structure import layer_sets
 from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import Floats, KeySpaceDetection
 

@@ -16,14 +16,20 @@ from bakeout.models.data.uses import Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
-from bakeout.models.methods.key_space_detection.candidate import Choice
+from bakeout.models.methods.key_space_detection.choosing.candidate import Choice
+from bakeout.models.methods.key_space_detection.choosing.structure import (
+    EPSILONS,
+    choose_structure,
+    joint_choice,
+    layer_sets,
+)
+from bakeout.models.methods.key_space_detection.choosing.unseen_forms import Forms
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
 from bakeout.models.methods.key_space_detection.detection import (
     fit_key_space_detection,
     margins_of_keys,
     require_calibration,
 )
-from bakeout.models.methods.key_space_detection.forms import Forms
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.queries import (
     RetainedQueries,
@@ -36,7 +42,6 @@ from bakeout.models.methods.key_space_detection.query_start import query_start
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS, needs_retained
 from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served, earlier_refusals
-from bakeout.models.methods.key_space_detection.structure import EPSILONS, choose_structure, joint_choice, layer_sets
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import model_limits
 from bakeout.models.network.generation import named_ends

@@ -18,11 +18,11 @@ from bakeout.models.data.forms.kinds import MIXTURE
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection import METHOD
-from bakeout.models.methods.key_space_detection.candidate import Choice
+from bakeout.models.methods.key_space_detection.choosing.candidate import Choice
+from bakeout.models.methods.key_space_detection.choosing.structure import choose_structure
+from bakeout.models.methods.key_space_detection.choosing.unseen_forms import Forms
 from bakeout.models.methods.key_space_detection.detection import conformal_quantile, least_queries
-from bakeout.models.methods.key_space_detection.forms import Forms
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
-from bakeout.models.methods.key_space_detection.structure import choose_structure
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.hooks import Hooks

@@ -12,14 +12,14 @@ import pytest
 
 from bakeout.models.data.forms.kinds import MIXTURE, PLAIN
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.key_space_detection.candidate import Candidate, Choice
+from bakeout.models.methods.key_space_detection.choosing.candidate import Candidate, Choice
+from bakeout.models.methods.key_space_detection.choosing.structure import choose, choose_structure, layer_sets
+from bakeout.models.methods.key_space_detection.choosing.unseen_forms import GROUPS, Forms
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
-from bakeout.models.methods.key_space_detection.forms import GROUPS, Forms
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Region, Structure
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Share, auroc, distance
-from bakeout.models.methods.key_space_detection.structure import choose, choose_structure, layer_sets
 from bakeout.models.plan import Cubes
 from bakeout.models.plan import Keys as KindOfKeys
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.key_space_detection.candidate import Candidate, Choice
+from bakeout.models.methods.key_space_detection.choosing.candidate import Candidate, Choice
+from bakeout.models.methods.key_space_detection.choosing.unseen_forms import Forms
 from bakeout.models.methods.key_space_detection.cubes import Clusters, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.detection import least_queries
-from bakeout.models.methods.key_space_detection.forms import Forms
 from bakeout.models.methods.key_space_detection.options import Region, Structure
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS

@@ -1,0 +1,1 @@
+"""The choice of the regions' structure, on selection queries."""
