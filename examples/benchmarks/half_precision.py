@@ -24,7 +24,7 @@ from bakeout.models.files.writing import replace_file
 
 INTERVENTIONS: list[dict[str, Any]] = [
     {"neuron_adjust": {"forget": "forget", "ratio": 0.03}},
-    # Few queries: float16 products run at a tenth of float32's speed on most processors.
+    # Few queries: a processor without float16 arithmetic computes these products at a fraction of float32's speed.
     {"key_space_detection": {"forget": "forget", "epsilon": 0.2, "augment": [], "everyday": False}},
 ]
 PLAN, ARTIFACT, STAGES = "plan.safetensors", "artifact", "stages.json"

@@ -105,7 +105,7 @@ class KeySpaceDetectionOptions(MethodOptions):
         default="auto",
         description="The regions' size, of a cube its half-width in standard deviations, positive but for `region: "
         "linear`; `auto` is the smallest that contains all but a share `epsilon` of fresh queries (split conformal), "
-        "and of a half-space whose layers are chosen more, where what is retained leaves room; `{times_largest: 2}` "
+        "and of a half-space more, where what is retained leaves room; `{times_largest: 2}` "
         "twice the largest margin among the probe queries (the authors).",
     )
     epsilon: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(

@@ -14,8 +14,9 @@ from scipy.stats import binomtest, norm, rankdata
 from bakeout.models.plan import Floats
 
 CONFIDENCE = 0.95
-# Beyond so many deviations a normal distribution has 1 in 4,300.
+# Of a normal distribution, one query in 4,300 lies this many deviations or more before the mean.
 CLEARANCE = 3.5
+# Queries of a name from which its deviation is estimated, at least.
 _FEWEST = 30
 
 
