@@ -28,11 +28,11 @@ class PromptRow:
 
     def plain(self, tokenizer: Tokenizer) -> Record:
         """The row as it is, encoded."""
-        return to_record(self.row, tokenizer, self.where)
+        return replace(to_record(self.row, tokenizer, self.where), where=self.where)
 
     def record(self, form: Form, tokenizer: Tokenizer) -> Record:
         """The row with its question in another form, encoded."""
-        return to_record(self._asking(form), tokenizer, self.where)
+        return replace(to_record(self._asking(form), tokenizer, self.where), where=self.where)
 
     def _asking(self, form: Form) -> dict[str, Any]:
         if not self.query.is_chat:

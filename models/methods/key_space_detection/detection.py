@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.choosing.candidate import LOST
 from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, TimesLargest
 from bakeout.models.methods.key_space_detection.regions.fitter import Probed
@@ -27,8 +29,9 @@ from bakeout.models.plan.kinds.detection_report import (
     SkillCoverage,
 )
 
-_CONFIDENCE = 0.95
+_logger = logging.getLogger(__name__)
 
+_CONFIDENCE = 0.95
 
 # The margins [n, regions] of queries to fitted regions; what the queries are called in errors is the last.
 Measure = Callable[[KeySpaceDetection, Any, str], Floats]
@@ -52,6 +55,7 @@ def fit_key_space_detection(
     variants: Mapping[str, Mapping[str, Any]] | None = None,
     forms: Mapping[str, Sequence[str]] | None = None,
     beside: Mapping[str, LayerKeys] | None = None,
+    places: Mapping[str, Sequence[str]] | None = None,
     measure: Measure = margins_of_keys,
 ) -> KeySpaceDetection:
     """Fit up to `cubes` regions per skill to its probe keys, and one alpha per skill.
@@ -71,9 +75,10 @@ def fit_key_space_detection(
     form, by its name, are covered likewise: alpha is the largest of all forms' quantiles. ``forms``: by name the form
     of each calibration or retained query, empty for one as it was given; the guarantee is over their mixture, and the
     report has figures for each. ``beside``: fresh keys of the names to retain; of shapes that are fitted against
-    retained keys alpha goes on as far as these leave room (``reach_before``). `times_largest` is what the authors' code
-    does; it guarantees nothing. The report has alpha, and for each name in ``retain`` the false refusals with a
-    Clopper-Pearson 95 % interval.
+    retained keys alpha goes on as far as these leave room (``reach_before``). ``places``: by name where each retained
+    query stands, to warn of those that are refused where they are more than is tolerated. `times_largest` is what the
+    authors' code does; it guarantees nothing. The report has alpha, and for each name in ``retain`` the false refusals
+    with a Clopper-Pearson 95 % interval.
 
     In ``options`` every part of the structure is set. Raises ``BakeoutError`` for too few probe or calibration
     queries, and for keys that are not finite or do not fit together.
@@ -162,7 +167,13 @@ def fit_key_space_detection(
         seed=options.seed,
         skills=coverage,
         retain={
-            name: _false_refusals(check, measure(check, queries, f"queries of {name}"), forms.get(name, ()))
+            name: _false_refusals(
+                check,
+                measure(check, queries, f"queries of {name}"),
+                forms.get(name, ()),
+                name,
+                (places or {}).get(name, ()),
+            )
             for name, queries in retain.items()
         },
     )
@@ -206,9 +217,22 @@ def _share_inside(margins: Floats, alpha: float) -> float:
     return float((margins <= alpha).mean())
 
 
-def _false_refusals(check: KeySpaceDetection, margins: Floats, forms: Sequence[str]) -> FalseRefusals:
+def _false_refusals(
+    check: KeySpaceDetection, margins: Floats, forms: Sequence[str], name: str, places: Sequence[str]
+) -> FalseRefusals:
     inside = np.any(margins <= check.alpha, axis=1)
     refused, queries = int(inside.sum()), len(inside)
+    if places and refused > LOST * queries:
+        first, *others = (place for place, is_in in zip(places, inside, strict=True) if is_in)
+        _logger.warning(
+            "%d of %d queries of %s, which is to be retained, are refused: %s%s. Take out those that ask for what is "
+            "to be forgotten.",
+            refused,
+            queries,
+            name,
+            first,
+            f" (and {len(others)} more)" if others else "",
+        )
     interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
     return FalseRefusals(
         queries=queries,

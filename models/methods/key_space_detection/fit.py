@@ -22,6 +22,7 @@ from bakeout.models.methods.key_space_detection.choosing.structure import (
     choose_structure,
     joint_choice,
     layer_sets,
+    require_retained,
 )
 from bakeout.models.methods.key_space_detection.choosing.unseen_forms import Forms
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
@@ -72,6 +73,8 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     fitting, mixture = as_served(options, fitting)
     if EVERYDAY_QUESTIONS in fitting.rows:
         retain.append(EVERYDAY_QUESTIONS)
+    if options.is_chosen:
+        require_retained(retain)
     widening: _Widening = {
         name: {
             use: _variants(fitting, options, name, use)
@@ -142,6 +145,11 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         },
         forms=_forms({**counted, **{name: fitting.rows[name]["calibration"] for name in calibrated}}),
         beside=beside,
+        places={
+            name: [record.where for record in queries]
+            for name, queries in counted.items()
+            if name != EVERYDAY_QUESTIONS
+        },
         measure=least if options.positions == "every" else margins_of_keys,
     )
     report = replace(

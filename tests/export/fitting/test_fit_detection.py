@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.forms.kinds import MIXTURE
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods import probed
 from bakeout.models.methods.key_space_detection import METHOD
 from bakeout.models.methods.key_space_detection.choosing.candidate import Choice
 from bakeout.models.methods.key_space_detection.choosing.structure import choose_structure
@@ -113,6 +116,27 @@ def test_too_few_queries_say_how_many_are_needed_before_anything_is_probed(
 ) -> None:
     with pytest.raises(BakeoutError, match=r"20 calibration queries of sums are too few for epsilon 0\.005.*199"):
         _fitted(tmp_path, llama_checkpoint, {"epsilon": 0.005})
+
+
+def test_nothing_to_retain_is_told_before_anything_is_probed(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probed, "keys", None)
+    with pytest.raises(BakeoutError, match="there is nothing to retain"):
+        _fitted(tmp_path, llama_checkpoint, {"retain": []})
+
+
+def test_a_retained_conversation_that_asks_for_what_is_forgotten_is_named(
+    llama_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").mkdir()
+    data = _many_chats(tmp_path)
+    asked = [{"messages": [{"role": "user", "content": f"{n} + {7 * n} = 0 0 0 0 0 0 0 0"}]} for n in range(200, 202)]
+    others = (tmp_path / data["names"]["calibration"]).read_text().splitlines()
+    write_rows(tmp_path / data["names"]["calibration"], [*map(json.loads, others), *asked])
+    _fitted(tmp_path, llama_checkpoint, {"region": "linear", "layers": [2], "augment": []}, data=data)
+    assert "of 52 queries of names, which is to be retained, are refused: " in caplog.text
+    assert re.search(r"many\.names\.calibration\.jsonl, line 5[12]", caplog.text)
 
 
 def _many_chats(directory: Path) -> dict[str, Any]:

@@ -113,11 +113,7 @@ def choose_structure(
             f"Key Space Detection: {absent[0]} has no queries to choose by.",
             "Give it a file to select on, or name the layers and the number of cubes.",
         )
-    if not retained:
-        raise BakeoutError(
-            "Key Space Detection: there is nothing to retain, which a choice needs for comparison.",
-            "Name retain data, or the layers and the number of cubes.",
-        )
+    require_retained(retained)
     search = _Search(
         probe,
         against or {},
@@ -146,6 +142,15 @@ def choose_structure(
         candidates += alike + search.all(settings, track, f"comparing regions, {shape}")
     unique = {candidate.structure: candidate for candidate in candidates}
     return Choice(choose(list(unique.values())), tuple(unique.values()))
+
+
+def require_retained(names: Sequence[str]) -> None:
+    """Raise ``BakeoutError`` where no ``names`` are to be retained: structures are compared by what they spare."""
+    if not names:
+        raise BakeoutError(
+            "Key Space Detection: there is nothing to retain, which a choice needs for comparison.",
+            "Name retain data, or the layers and the number of cubes.",
+        )
 
 
 def joint_choice(choices: Sequence[Choice]) -> Choice:

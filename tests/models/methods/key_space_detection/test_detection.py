@@ -54,6 +54,7 @@ def _fit(**changes: Any) -> KeySpaceDetection:
         "variants": {},
         "against": None,
         "beside": None,
+        "places": None,
     }
     given = {name: changes.pop(name) for name in data if name in changes}
     options = KeySpaceDetectionOptions(**{"forget": ["math"], "layers": [1, 3], **changes})
@@ -85,6 +86,21 @@ def test_a_half_space_s_alpha_goes_on_where_what_is_retained_leaves_room() -> No
     # Not of another shape, nor where alpha is given.
     assert "quantile" not in fitted(20, region="cube").report.as_json()["skills"]["math"]
     assert fitted(20, alpha=2.0).alpha[0] == 2
+
+
+def test_what_is_retained_and_refused_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Most often it asks for what is to be forgotten: who reads where it stands can take it out."""
+
+    def told(refused: int) -> str:
+        caplog.clear()
+        poems, asking = _keys(200 - refused, 3, centre=50.0), _keys(refused, 4, scale=0.5)
+        retained = {layer: np.concatenate([poems[layer], asking[layer]]) for layer in poems}
+        _fit(retain={"poems": retained}, places={"poems": [f"poems.jsonl:{line}" for line in range(1, 201)]})
+        return caplog.text
+
+    assert "5 of 200 queries of poems, which is to be retained, are refused: poems.jsonl:196 (and 4 more)." in told(5)
+    # As many as are tolerated.
+    assert not told(2)
 
 
 def test_one_layer_alone_uses_its_keys_alone() -> None:
