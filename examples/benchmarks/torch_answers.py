@@ -18,7 +18,7 @@ from bakeout.models.checkpoint.placement import Dtype, Placement
 from bakeout.models.data.padding import left_padded, right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
-from bakeout.models.network.devices import input_device
+from bakeout.models.network.devices import input_device, tokens_at_once
 from bakeout.models.network.generation import continue_prompts, end_tokens
 from bakeout.models.network.probing import batches_by_length
 from bakeout.models.plan import Intervention
@@ -26,8 +26,6 @@ from bakeout.models.reference.hooks import Hooks
 from bakeout.models.reference.weight_edits import edited_weights
 
 BATCH = 128
-# Tokens of one forward pass.
-BATCH_TOKENS = 16_384
 
 
 def checkpoint_on(directory: Path, device: str, dtype: Dtype = "float32") -> Checkpoint:
@@ -48,7 +46,7 @@ def read(model: PreTrainedModel, records: Sequence[Record]) -> list[Reading]:
     readings: dict[int, Reading] = {}
     sequences = [record.prompt_ids + record.response_ids for record in records]
     head, device = model.get_output_embeddings(), input_device(model)
-    for rows in batches_by_length([len(ids) for ids in sequences], BATCH, most_tokens=BATCH_TOKENS):
+    for rows in batches_by_length([len(ids) for ids in sequences], BATCH, most_tokens=tokens_at_once(model)):
         ids, mask = (torch.from_numpy(array).to(device) for array in right_padded([sequences[row] for row in rows]))
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         answered = torch.zeros_like(mask, dtype=torch.bool)
@@ -90,7 +88,7 @@ def refused(
     assert check is not None
     verdicts: dict[int, bool] = {}
     prompts = [record.prompt_ids for record in records]
-    for rows in batches_by_length([len(ids) for ids in prompts], BATCH, most_tokens=BATCH_TOKENS):
+    for rows in batches_by_length([len(ids) for ids in prompts], BATCH, most_tokens=tokens_at_once(model)):
         ids, mask = (
             torch.from_numpy(array).to(input_device(model)) for array in left_padded([prompts[row] for row in rows])
         )

@@ -23,7 +23,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import disk_errors
-from bakeout.models.network.devices import in_float64, input_device
+from bakeout.models.network.devices import in_float64, input_device, tokens_at_once
 from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.key_sites import key_sites
 from bakeout.models.network.processes import in_order, share
@@ -35,8 +35,6 @@ _Result = TypeVar("_Result")
 
 # Pre-activations are widened to float64 in pieces of this many numbers (1 MiB): a piece stays in the cache.
 _PIECE = 1 << 17
-# Padded tokens of one forward pass: fewer rows than the batch size go through together where rows are long.
-BATCH_TOKENS = 8192
 
 # Called with what goes into, or comes out of, a module in a forward pass.
 Read = Callable[[Any], None]
@@ -257,7 +255,9 @@ def run_batches(
     limits = model_limits(model)
     for sequence in sequences:
         limits.require(sequence, None, "A row")
-    batches = batches_by_length([len(sequence) for sequence in sequences], batch_size)
+    batches = batches_by_length(
+        [len(sequence) for sequence in sequences], batch_size, most_tokens=tokens_at_once(model)
+    )
     if shared:
         batches = share(batches)
     device = input_device(model)
@@ -385,9 +385,7 @@ def _mean_and_m2(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, samples.square_().sum(dim=0)
 
 
-def batches_by_length(
-    lengths: Sequence[int], batch_size: int, *, most_tokens: int = BATCH_TOKENS
-) -> Sequence[list[int]]:
+def batches_by_length(lengths: Sequence[int], batch_size: int, *, most_tokens: int) -> Sequence[list[int]]:
     """Indices in batches of similar lengths, the longest first: what does not fit into memory shows at once.
 
     A batch holds up to ``batch_size`` rows, of at most ``most_tokens`` tokens with their padding, and at least one row.

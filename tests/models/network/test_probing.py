@@ -159,8 +159,15 @@ def test_batches_hold_fewer_rows_where_these_are_long() -> None:
     assert batches_by_length([4, 4, 4], 16, most_tokens=8) == [[0, 1], [2]]
 
 
-def test_rows_of_the_bundled_model_go_sixteen_at_a_time() -> None:
-    assert [len(batch) for batch in batches_by_length([512] * 40, 16)] == [16, 16, 8]
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_pass_on_a_processor_is_of_what_the_caches_of_its_cores_hold(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """A bundle of long rows that is as large as the batch size allows takes longer."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    layer = feed_forward_layers(llama)[0].gate
+    batches = run_batches(llama, [[2] * 50] * 45, batch_size=100, description="", inputs={layer: lambda _: None})
+    assert [len(batch.rows) for batch in batches] == [[20, 20, 5], [40, 5]][threads - 1]
 
 
 @pytest.mark.parametrize(
