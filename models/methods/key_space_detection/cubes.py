@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.plan import Cubes, Floats, Integers
+from bakeout.models.plan import Cubes, Floats, Floats32, Integers
 
 LayerKeys = Mapping[int, NDArray[np.floating[Any]]]
 
@@ -52,7 +52,7 @@ class Clusters:
         return np.maximum(floor * self.overall, self.dead)
 
 
-def cluster(keys: Floats, skill: str, *, layers: int, count: int, seed: int) -> Clusters:
+def cluster(keys: Floats | Floats32, skill: str, *, layers: int, count: int, seed: int) -> Clusters:
     """Up to ``count`` clusters of a skill's probe keys [queries, D], which are those of ``layers`` layers side by side.
 
     K-means on keys standardised by the skill's deviation; empty clusters are left out.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from bakeout.models.methods.key_space_detection.separation import (
     distance,
     harmonic_mean,
 )
-from bakeout.models.plan import Floats, Keys
+from bakeout.models.plan import Floats, Floats32, Keys
 from bakeout.models.progress import Track, untracked
 
 # The values that `auto` tries. The number of cubes is limited so that each has about twenty probe queries, on which
@@ -173,6 +174,19 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     return min(alike, key=lambda candidate: (candidate.place, candidate.feared_error, candidate.structure.size))
 
 
+@dataclass(frozen=True, eq=False)
+class _Joint:
+    """The keys of some layers side by side, by name [queries, D], and all to fit against [n, D], if there are any.
+
+    In float32, as they were probed: a choice among many need not be more exact.
+    """
+
+    layers: tuple[int, ...]
+    probe: Mapping[str, Floats32]
+    against: Floats32 | None
+    selection: Mapping[str, Floats32]
+
+
 class _Search:
     """Candidates of one set of queries. Clusters are kept: floors share them."""
 
@@ -201,6 +215,7 @@ class _Search:
         self._blocks = blocks
         self._seen: dict[_Setting, Candidate] = {}
         self._clusters: dict[tuple[tuple[int, ...], int], dict[str, Clusters]] = {}
+        self._latest: _Joint | None = None
 
     def all(self, settings: Iterable[_Setting], track: Track, description: str) -> list[Candidate]:
         """The candidates of several settings."""
@@ -213,10 +228,7 @@ class _Search:
     def _candidate(self, region: Region, layers: tuple[int, ...], count: int, floor: float) -> Candidate:
         fitter = FITTERS[region]
         probed = dict(self._probed(fitter, layers, count))
-        joint = {
-            name: joint_keys(keys, layers, f"selection queries of {name}").astype(np.float32)
-            for name, keys in self._selection.items()
-        }
+        joint = self._joint(layers).selection
         margins: _Margins = {name: {} for name in joint}
         for skill, own in probed.items():
             regions = fitter.fit(own, floor)
@@ -252,7 +264,7 @@ class _Search:
         layers: tuple[int, ...],
         count: int,
         floor: float,
-        joint: Mapping[str, NDArray[np.float32]],
+        joint: Mapping[str, Floats32],
         margins: _Margins,
     ) -> _Margins:
         """``margins`` with each query in a drawn form judged by regions that were fitted without its group of forms.
@@ -276,16 +288,31 @@ class _Search:
 
     def _probed(self, fitter: Fitter, layers: tuple[int, ...], count: int) -> Iterator[tuple[str, Probed]]:
         """What each skill's regions are fitted to."""
-        retained = None
-        if fitter.needs_retained and self._against:
-            names = [joint_keys(keys, layers, f"probe queries of {name}") for name, keys in self._against.items()]
-            retained = np.concatenate(names)
+        joint = self._joint(layers)
         clusters = self._clusters.setdefault((layers, count), {})
-        for skill, keys in self._probe.items():
-            joint = joint_keys(keys, layers, f"probe queries of {skill}")
+        for skill, keys in joint.probe.items():
             if skill not in clusters:
-                clusters[skill] = cluster(joint, skill, layers=len(layers), count=count, seed=self._seed)
-            yield skill, Probed(joint, clusters[skill], retained)
+                clusters[skill] = cluster(keys, skill, layers=len(layers), count=count, seed=self._seed)
+            yield skill, Probed(keys, clusters[skill], joint.against if fitter.needs_retained else None)
+
+    def _joint(self, layers: tuple[int, ...]) -> _Joint:
+        """The keys of some layers. Those of the latest are kept: settings of the same layers follow each other."""
+        if self._latest is None or self._latest.layers != layers:
+
+            def joint(queries: Mapping[str, LayerKeys], use: str) -> dict[str, Floats32]:
+                return {
+                    name: joint_keys(keys, layers, f"{use} queries of {name}").astype(np.float32)
+                    for name, keys in queries.items()
+                }
+
+            against = joint(self._against, "probe")
+            self._latest = _Joint(
+                layers,
+                joint(self._probe, "probe"),
+                np.concatenate(list(against.values())) if against else None,
+                joint(self._selection, "selection"),
+            )
+        return self._latest
 
     def _at(
         self,

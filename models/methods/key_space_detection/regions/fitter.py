@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 
 from bakeout.models.methods.key_space_detection.cubes import Clusters
 from bakeout.models.methods.key_space_detection.options import Region
-from bakeout.models.plan import Floats, Regions
+from bakeout.models.plan import Floats, Floats32, Regions
 
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """What a skill's regions are fitted to: its probe keys, float64 [queries, D], and their clusters.
+    """What a skill's regions are fitted to: its probe keys, [queries, D], and their clusters.
 
-    ``retained``: keys of queries that must not be refused, float64 [n, D]; None where no shape in play needs them.
+    ``retained``: keys of queries that must not be refused, [n, D]; None where no shape in play needs them. In float64
+    to fit what is baked, in float32 to choose among many.
     """
 
-    keys: Floats
+    keys: Floats | Floats32
     clusters: Clusters
-    retained: Floats | None = None
+    retained: Floats | Floats32 | None = None
 
 
 def _nearest(keys: NDArray[np.float32], regions: Any) -> Floats:

@@ -7,17 +7,18 @@ import numpy as np
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.shrinkage import ledoit_wolf
-from bakeout.models.plan import Floats
+from bakeout.models.plan import Floats, Floats32
 from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 
 
-def discriminant(skill: Floats, retained: Floats) -> tuple[Floats, float]:
+def discriminant(skill: Floats | Floats32, retained: Floats | Floats32) -> tuple[Floats, float]:
     """Weight [D] and bias of the margin -(weight . key + bias), from keys of ``skill`` [n, D] and ``retained`` [m, D].
 
     Linear discriminant analysis on standardised keys: weight = S^-1 (skill's mean - retained mean), S the classes'
     covariances, each shrunk by Ledoit and Wolf's share in units of its own deviations, averaged by their numbers of
     rows. That is scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")``. The margin is scaled
-    to the standard deviation within a class, and 0 at the skill's mean: alpha takes the intercept's place.
+    to the standard deviation within a class, and 0 at the skill's mean: alpha takes the intercept's place. Computed in
+    the keys' type; the weight is float64.
 
     Raises ``BakeoutError`` where both have the same mean.
     """
@@ -25,7 +26,7 @@ def discriminant(skill: Floats, retained: Floats) -> tuple[Floats, float]:
     every = np.concatenate([skill, retained])
     deviation = _or_one(every.std(axis=0))
     centred: list[Floats] = []
-    diagonal = np.zeros(skill.shape[1])
+    diagonal = np.zeros_like(skill[0])
     for keys in (skill, retained):
         from_mean = (keys - keys.mean(axis=0)) / deviation
         own = _or_one(from_mean.std(axis=0))
@@ -40,7 +41,7 @@ def discriminant(skill: Floats, retained: Floats) -> tuple[Floats, float]:
             "Key Space Detection: the skill's keys and the retained ones have the same mean.",
             "Name other retain data, or choose another region.",
         )
-    scaled: Floats = weight / (np.sqrt(distance) * deviation)
+    scaled = np.asarray(weight / (np.sqrt(distance) * deviation), dtype=np.float64)
     return scaled, -float(scaled @ skill.mean(axis=0))
 
 
@@ -48,11 +49,12 @@ def _solved(rows: Floats, diagonal: Floats, values: Floats) -> Floats:
     """(diag(``diagonal``) + R^T R)^-1 ``values`` of ``rows`` R [n, D], by the smaller of two systems."""
     count, dimensions = rows.shape
     if count >= dimensions:
-        return np.asarray(np.linalg.solve(np.diag(diagonal) + rows.T @ rows, values), dtype=np.float64)
-    # Woodbury's identity.
-    scaled = rows / diagonal
-    inner = np.linalg.solve(np.eye(count) + scaled @ rows.T, scaled @ values)
-    woodbury: Floats = values / diagonal - scaled.T @ inner
+        return np.asarray(np.linalg.solve(np.diag(diagonal) + rows.T @ rows, values))
+    # Woodbury's identity, with one matrix on both sides: of a product with itself half is computed.
+    root = np.sqrt(diagonal)
+    scaled = rows / root
+    inner = np.linalg.solve(np.eye(count, dtype=rows.dtype) + scaled @ scaled.T, scaled @ (values / root))
+    woodbury: Floats = (values / root - scaled.T @ inner) / root
     return woodbury
 
 
