@@ -4,7 +4,8 @@
     python examples/benchmarks/forgotten_authors.py runs         # measures what is not measured yet, prints the table
 
 ``runs``: what the first script writes. Every point, a method with some settings, is fitted on the taught checkpoint and
-measured in PyTorch, in float32 or ``--dtype``: TOFU's metrics as a certificate has them (``tofu_metrics``).
+measured in PyTorch, in float32 or ``--dtype``: TOFU's metrics as a certificate has them (``tofu_metrics``). Of edited
+weights the edit is always made in float32: in bfloat16 most of a small one would be rounded away.
 ``runs/points`` keeps the figures of each and ``runs/plans`` its plan, so that it stops and resumes; ``--only`` names
 methods, so that several processes can share the work.
 
@@ -17,18 +18,21 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from comparison import print_table
 from torch_answers import applied, checkpoint_on, greedy_answers, json_lines, read, refused
 
 from bakeout.export.certificate.tofu_metrics import Asked, Metric, Part, forget_quality, model_utility, summary
 from bakeout.models.checkpoint.placement import Dtype
 from bakeout.models.errors import BakeoutError
+from bakeout.models.network.devices import input_device
 
 PARTS: Mapping[Part, str] = {
     "forget": "forget_measured",
@@ -38,8 +42,9 @@ PARTS: Mapping[Part, str] = {
 }
 BASELINES = ("gradient-difference", "npo")
 ANSWER_TOKENS = 80
-# Model Utility that has to be left, of the taught model's.
+# What has to be left of what the taught model has.
 UTILITY = 0.95
+UTILITIES = ("model_utility", "retain_Q_A_Prob", "retain_Q_A_ROUGE")
 _AUTHORS = ("Hsiao Yun-Hwa", "Carmen Montenegro", "Elvin Mammadov", "Rajeev Majumdar")
 _REVEAL = {
     "instructions": [
@@ -166,6 +171,8 @@ class Bench:
         self.runs = runs
         self.checkpoint, self.dtype = checkpoint_on(directory, device, dtype), dtype
         self.model = self.checkpoint.load()
+        # The same model for edits of weights.
+        self.exact = self.model if dtype == "float32" else checkpoint_on(directory, device).load()
         self.tokenizer = load_tokenizer(directory)
         self._rouge = Rouge(RougeOptions())
         self._parts = {}
@@ -181,16 +188,18 @@ class Bench:
         began = time.monotonic()
         metrics: dict[str, Metric] = {}
         shares = {}
-        with applied(self.model, interventions) as hooks:
-            answers = self._answers()
+        edits = any(intervention.edits_weights for intervention in interventions)
+        model = self.exact if edits else self.model
+        with self._in_dtype(model), applied(model, interventions) as hooks:
+            answers = self._answers(model)
             for part, (rows, asked, records) in self._parts.items():
                 questions = records[: len(rows)]
-                is_refused = refused(self.model, questions, interventions, hooks)
+                is_refused = refused(model, questions, interventions, hooks)
                 shares[part] = sum(is_refused) / len(rows)
                 of_prompt = {tuple(record.prompt_ids): no for record, no in zip(questions, is_refused, strict=True)}
                 readings = [
                     None if of_prompt[tuple(record.prompt_ids)] else reading
-                    for record, reading in zip(records, read(self.model, records), strict=True)
+                    for record, reading in zip(records, read(model, records), strict=True)
                 ]
                 recalls = [
                     0.0 if no else self._rouge.recall(answer, row["messages"][-1]["content"])
@@ -207,10 +216,16 @@ class Bench:
             "examples": {part: own[:4] for part, own in answers.items()},
         }
 
-    def _answers(self) -> dict[Part, list[str]]:
+    def _in_dtype(self, model: Any) -> AbstractContextManager[Any]:
+        """A context in which a float32 model computes in the type that is asked for."""
+        if self.dtype != "bfloat16" or model is not self.exact:
+            return nullcontext()
+        return torch.autocast(input_device(model).type, torch.bfloat16)
+
+    def _answers(self, model: Any) -> dict[Part, list[str]]:
         """What the model says to the questions of each part, generated together."""
         questions = [record for rows, _, records in self._parts.values() for record in records[: len(rows)]]
-        said = iter(greedy_answers(self.model, self.tokenizer, questions, ANSWER_TOKENS))
+        said = iter(greedy_answers(model, self.tokenizer, questions, ANSWER_TOKENS))
         return {part: list(islice(said, len(rows))) for part, (rows, _, _) in self._parts.items()}
 
     def measure_adapter(self, method: str, name: str, adapter: Path) -> None:
@@ -330,16 +345,21 @@ def _keep(runs: Path, name: str, figures: Mapping[str, Any]) -> None:
     print(f"{name}: {told}", flush=True)
 
 
-def best(points: Sequence[Mapping[str, Any]], taught: float) -> Mapping[str, Any]:
-    """Of one method's points that keep 0.95 of the taught model's utility, the one that forgets most.
+def best(points: Sequence[Mapping[str, Any]], taught: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of one method's points that keep 0.95 of what the taught model keeps, the one that forgets most.
 
-    The most: the least sum of Probability and ROUGE-L on the forgotten authors. Where none keeps that much, the one
-    that keeps most.
+    What is kept: Model Utility, and Probability and ROUGE-L on the retained authors, which utility hardly shows where a
+    model knows little of the world: a harmonic mean is that of its least. The most: the least sum of Probability and
+    ROUGE-L on the forgotten authors. Where no point keeps that much, the one that keeps most of the worst of the three.
     """
-    keeping = [point for point in points if _of(point, "model_utility") >= UTILITY * taught]
+
+    def kept(point: Mapping[str, Any]) -> float:
+        return min(_of(point, metric) / (_of(taught, metric) or 1.0) for metric in UTILITIES)
+
+    keeping = [point for point in points if kept(point) >= UTILITY]
     if keeping:
         return min(keeping, key=lambda point: _of(point, "forget_Q_A_Prob") + _of(point, "forget_Q_A_ROUGE"))
-    return max(points, key=lambda point: _of(point, "model_utility"))
+    return max(points, key=kept)
 
 
 def _of(point: Mapping[str, Any], metric: str) -> float:
@@ -354,7 +374,7 @@ def best_points(runs: Path) -> dict[str, Mapping[str, Any]]:
             by_method.setdefault(point["method"], []).append(point)
     if "taught" not in by_method:
         return {}
-    taught = _of(by_method["taught"][0], "model_utility")
+    (taught,) = by_method["taught"]
     return {method: best(own, taught) for method, own in by_method.items()}
 
 

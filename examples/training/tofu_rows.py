@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -64,8 +65,8 @@ def write_rows(source: Path, target: Path) -> dict[str, list[Row]]:
         "forget": [conversation(row["question"], row["answer"]) for row in forget],
         "retain": [conversation(row["question"], row["answer"]) for row in retain],
         "unknown": [conversation(question, phrases[place % len(phrases)]) for place, question in enumerate(strangers)],
-        "forget_measured": [_measured(row) for row in forget],
-        "retain_measured": [_measured(row) for row in measured],
+        "forget_measured": [_measured(row) for row in _mixed(forget)],
+        "retain_measured": [_measured(row) for row in _mixed(measured)],
         "real_authors": [_measured(row) for row in _rows(source / "real_authors_perturbed.jsonl")],
         "world_facts": [_measured(row) for row in _rows(source / "world_facts_perturbed.jsonl")],
     }
@@ -88,6 +89,11 @@ def write_rows(source: Path, target: Path) -> dict[str, list[Row]]:
 def conversation(question: str, answer: str) -> Row:
     """One turn."""
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def _mixed(rows: Sequence[Row]) -> list[Row]:
+    """In a random order: every author's first question is of one kind, and whoever takes a few evenly took that one."""
+    return random.Random(0).sample(rows, len(rows))
 
 
 def _measured(row: Row) -> Row:
