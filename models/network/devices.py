@@ -21,10 +21,10 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def tokens_at_once(model: PreTrainedModel) -> int:
     """Padded tokens of one forward pass: fewer rows than the batch size go through together where rows are long.
 
-    On a processor what a layer computes of 1,024 tokens a core stays in the caches: measured, with real models, to take
-    0.7 to 0.8 times as long as 8,192 (examples/benchmarks/README.md).
+    On a processor what a layer computes of 1,024 tokens a core stays in the caches, which takes 0.7 times as long as by
+    8,192 (``pass_size.py``, examples/benchmarks/README.md). Offloaded weights are read anew in every pass: few passes.
     """
-    if input_device(model).type == "cpu":
+    if model.device.type == "cpu":
         return min(_TOKENS, _TOKENS_A_CORE * torch.get_num_threads())
     return _TOKENS
 

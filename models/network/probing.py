@@ -26,7 +26,7 @@ from bakeout.models.files.writing import disk_errors
 from bakeout.models.network.devices import in_float64, input_device, tokens_at_once
 from bakeout.models.network.families import feed_forward_layers, model_limits
 from bakeout.models.network.key_sites import key_sites
-from bakeout.models.network.processes import in_order, share
+from bakeout.models.network.processes import in_order, least, share
 from bakeout.models.network.statistics import KeyMagnitudes, Moments, NeuronStatistics
 from bakeout.models.plan import Floats, Keys
 from bakeout.models.progress import Track, untracked
@@ -255,9 +255,11 @@ def run_batches(
     limits = model_limits(model)
     for sequence in sequences:
         limits.require(sequence, None, "A row")
-    batches = batches_by_length(
-        [len(sequence) for sequence in sequences], batch_size, most_tokens=tokens_at_once(model)
-    )
+    most_tokens = tokens_at_once(model)
+    if shared:
+        # Processes on unlike devices form the same batches.
+        most_tokens = least(most_tokens)
+    batches = batches_by_length([len(sequence) for sequence in sequences], batch_size, most_tokens=most_tokens)
     if shared:
         batches = share(batches)
     device = input_device(model)

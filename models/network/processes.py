@@ -101,6 +101,11 @@ def all_agree(here: bool) -> bool:
     return all(_gathered(here)) if _joined else here
 
 
+def least(here: int) -> int:
+    """The least that any process has."""
+    return min(_gathered(here)) if _joined else here
+
+
 def _gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * distributed.get_world_size()
     try:

@@ -19,7 +19,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device, tokens_at_once
 from bakeout.models.network.families import text_config
 from bakeout.models.network.probing import batches_by_length
-from bakeout.models.network.processes import in_order, share
+from bakeout.models.network.processes import in_order, least, share
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
@@ -96,7 +96,7 @@ def answers(
     batches = batches_by_length(
         [len(prompt) + len(response) for prompt, response in rows_of_two],
         batch_size,
-        most_tokens=min(tokens_at_once(model), _BATCH_LOGITS // text_config(model).vocab_size),
+        most_tokens=min(least(tokens_at_once(model)), _BATCH_LOGITS // text_config(model).vocab_size),
     )
     correct = np.zeros(len(records), dtype=bool)
     tokens = np.zeros(len(records))

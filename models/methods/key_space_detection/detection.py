@@ -32,6 +32,8 @@ from bakeout.models.plan.kinds.detection_report import (
 _logger = logging.getLogger(__name__)
 
 _CONFIDENCE = 0.95
+# Falsely refused queries whose places are told.
+_NAMED = 4
 
 # The margins [n, regions] of queries to fitted regions; what the queries are called in errors is the last.
 Measure = Callable[[KeySpaceDetection, Any, str], Floats]
@@ -223,15 +225,16 @@ def _false_refusals(
     inside = np.any(margins <= check.alpha, axis=1)
     refused, queries = int(inside.sum()), len(inside)
     if places and refused > LOST * queries:
-        first, *others = (place for place, is_in in zip(places, inside, strict=True) if is_in)
+        named = [place for place, is_in in zip(places, inside, strict=True) if is_in]
         _logger.warning(
-            "%d of %d queries of %s, which is to be retained, are refused: %s%s. Take out those that ask for what is "
-            "to be forgotten.",
+            "%d of %d queries of %s, which is to be retained, are refused: %s%s. If they ask for what is to be "
+            "forgotten, take such rows out of all files of %s; else give more rows like them.",
             refused,
             queries,
             name,
-            first,
-            f" (and {len(others)} more)" if others else "",
+            "; ".join(named[:_NAMED]),
+            f" (and {refused - _NAMED} more)" if refused > _NAMED else "",
+            name,
         )
     interval = binomtest(refused, queries).proportion_ci(_CONFIDENCE, method="exact")
     return FalseRefusals(

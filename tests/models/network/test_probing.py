@@ -170,6 +170,19 @@ def test_a_pass_on_a_processor_is_of_what_the_caches_of_its_cores_hold(
     assert [len(batch.rows) for batch in batches] == [[20, 20, 5], [40, 5]][threads - 1]
 
 
+def test_processes_on_unlike_processors_form_the_same_batches(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each reads its share of other batches: rows are lost, and nothing tells."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(probing, "least", lambda here: min(here, 1024))
+    layer = feed_forward_layers(llama)[0].gate
+    shared = run_batches(
+        llama, [[2] * 50] * 45, batch_size=100, description="", inputs={layer: lambda _: None}, shared=True
+    )
+    assert [len(batch.rows) for batch in shared] == [20, 20, 5]
+
+
 @pytest.mark.parametrize(
     ("layers", "prompts", "says"),
     [

@@ -98,7 +98,8 @@ def test_what_is_retained_and_refused_is_named(caplog: pytest.LogCaptureFixture)
         _fit(retain={"poems": retained}, places={"poems": [f"poems.jsonl:{line}" for line in range(1, 201)]})
         return caplog.text
 
-    assert "5 of 200 queries of poems, which is to be retained, are refused: poems.jsonl:196 (and 4 more)." in told(5)
+    assert "5 of 200 queries of poems, which is to be retained, are refused: poems.jsonl:196; " in told(5)
+    assert "poems.jsonl:199 (and 1 more). If they ask for what is to be forgotten" in told(5)
     # As many as are tolerated.
     assert not told(2)
 
