@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-_TOKENS, _TOKENS_A_CORE = 8192, 1024
+_TOKENS, _TOKENS_ON_PROCESSORS = 8192, 1024
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -21,12 +21,10 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def tokens_at_once(model: PreTrainedModel) -> int:
     """Padded tokens of one forward pass: fewer rows than the batch size go through together where rows are long.
 
-    On a processor what a layer computes of 1,024 tokens a core stays in the caches, which takes 0.7 times as long as by
+    On a processor what a layer computes of 1,024 tokens stays in the caches, which takes 0.6 to 0.7 times as long as by
     8,192 (``pass_size.py``, examples/benchmarks/README.md). Offloaded weights are read anew in every pass: few passes.
     """
-    if model.device.type == "cpu":
-        return min(_TOKENS, _TOKENS_A_CORE * torch.get_num_threads())
-    return _TOKENS
+    return _TOKENS_ON_PROCESSORS if model.device.type == "cpu" else _TOKENS
 
 
 def in_float64(values: Tensor) -> Tensor:

@@ -159,28 +159,23 @@ def test_batches_hold_fewer_rows_where_these_are_long() -> None:
     assert batches_by_length([4, 4, 4], 16, most_tokens=8) == [[0, 1], [2]]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_pass_on_a_processor_is_of_what_the_caches_of_its_cores_hold(
-    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, threads: int
-) -> None:
+def test_a_pass_on_a_processor_is_of_what_its_caches_hold(llama: PreTrainedModel) -> None:
     """A bundle of long rows that is as large as the batch size allows takes longer."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     layer = feed_forward_layers(llama)[0].gate
     batches = run_batches(llama, [[2] * 50] * 45, batch_size=100, description="", inputs={layer: lambda _: None})
-    assert [len(batch.rows) for batch in batches] == [[20, 20, 5], [40, 5]][threads - 1]
+    assert [len(batch.rows) for batch in batches] == [20, 20, 5]
 
 
 def test_processes_on_unlike_processors_form_the_same_batches(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else each reads its share of other batches: rows are lost, and nothing tells."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(probing, "least", lambda here: min(here, 1024))
+    monkeypatch.setattr(probing, "least", lambda here: min(here, 500))
     layer = feed_forward_layers(llama)[0].gate
     shared = run_batches(
         llama, [[2] * 50] * 45, batch_size=100, description="", inputs={layer: lambda _: None}, shared=True
     )
-    assert [len(batch.rows) for batch in shared] == [20, 20, 5]
+    assert [len(batch.rows) for batch in shared] == [10, 10, 10, 10, 5]
 
 
 @pytest.mark.parametrize(
