@@ -1,8 +1,8 @@
 """TOFU's metrics (arXiv 2401.06121) under the names and in the form that open-unlearning's scripts read.
 
-A metric is ``{"agg_value": number, "value_by_index": {row: {...}}}``. A row that is refused has no probabilities: its
-answer's is 0, and it has no Truth Ratio and counts in no mean of those (our reading). Nothing here knows what read the
-answers.
+A metric is ``{"agg_value": number, "value_by_index": {row: {...}}}``. A row that is refused has no probabilities (our
+reading): its answer's is 0, and it has no Truth Ratio. Of what is kept it counts as 0 in the mean of those, of what is
+forgotten it counts in no mean. Nothing here knows what read the answers.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def utility_metrics() -> list[str]:
 
 
 def model_utility(metrics: Mapping[str, Metric]) -> Metric | None:
-    """Model Utility; None where one of its metrics is missing or has no value."""
+    """Model Utility; None where one of its metrics is missing."""
     values = [metrics[name]["agg_value"] for name in utility_metrics() if name in metrics]
-    if len(values) < len(utility_metrics()) or None in values:
+    if len(values) < len(utility_metrics()):
         return None
     return {"agg_value": harmonic_mean(values)}
 
@@ -85,15 +85,18 @@ def model_utility(metrics: Mapping[str, Metric]) -> Metric | None:
 def forget_quality(metrics: Mapping[str, Metric], reference: Mapping[str, Any]) -> Metric | None:
     """The p value of Kolmogorov and Smirnov's test between the Truth Ratios of what is forgotten and ``reference``'s.
 
-    None where every row of either is refused.
+    None where a row of either is refused: the few that are not would stand for all.
     """
     from scipy.stats import ks_2samp
 
-    scores, others = (
-        [float(row["score"]) for row in ratios["value_by_index"].values() if row is not None]
+    rows, others = (
+        list(ratios["value_by_index"].values())
         for ratios in (metrics["forget_truth_ratio"], reference["forget_truth_ratio"])
     )
-    return {"agg_value": float(ks_2samp(scores, others).pvalue)} if scores and others else None
+    if None in rows + others:
+        return None
+    scores, their_scores = ([float(row["score"]) for row in of] for of in (rows, others))
+    return {"agg_value": float(ks_2samp(scores, their_scores).pvalue)}
 
 
 def summary(metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -138,10 +141,10 @@ def _ratios(part: Part, right: Sequence[Reading | None], wrong: Sequence[Sequenc
         is_known = own is not None and len(known) == len(others)
         values[str(place)] = {"score": truth_ratio(known, own.mean)} if own is not None and is_known else None
     ratios = np.array([score["score"] for score in values.values() if score is not None])
-    if not len(ratios):
-        return {"agg_value": None, "value_by_index": values}
-    scores = np.minimum(ratios, 1 / (ratios + _TINY)) if part == "forget" else np.maximum(0, 1 - ratios)
-    return {"agg_value": float(scores.mean()), "value_by_index": values}
+    if part != "forget":
+        return {"agg_value": float(np.maximum(0, 1 - ratios).sum() / len(values)), "value_by_index": values}
+    scores = np.minimum(ratios, 1 / (ratios + _TINY))
+    return {"agg_value": float(scores.mean()) if len(scores) else None, "value_by_index": values}
 
 
 def _metric(values: Sequence[Mapping[str, float]], key: str) -> Metric:

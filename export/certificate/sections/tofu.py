@@ -17,7 +17,6 @@ from bakeout.export.certificate.tofu_metrics import (
     Part,
     forget_quality,
     model_utility,
-    utility_metrics,
 )
 from bakeout.export.evaluation.answering.questions import choose_rows
 from bakeout.export.evaluation.graders.reading import read_responses
@@ -62,9 +61,6 @@ def tofu(
             missing.append(NotMeasured(_SECTION, f"metrics of {data.name}", measuring.reason(error)))
     if (utility := model_utility(metrics)) is not None:
         metrics["model_utility"] = utility
-    elif all(name in metrics for name in utility_metrics()):
-        why = "every row of a part is refused, so that it has no Truth Ratio"
-        missing.append(NotMeasured(_SECTION, "model_utility", why))
     else:
         why = "it needs rows of TOFU to keep, and its real authors and world facts"
         missing.append(NotMeasured(_SECTION, "model_utility", why))
@@ -86,7 +82,7 @@ def _forget_quality(metrics: dict[str, Metric], reference: Mapping[str, Any] | N
         return [NotMeasured(_SECTION, "forget_quality", why)]
     quality = forget_quality(metrics, reference)
     if quality is None:
-        return [NotMeasured(_SECTION, "forget_quality", "every row is refused, so that there is no Truth Ratio")]
+        return [NotMeasured(_SECTION, "forget_quality", "rows are refused, which have no Truth Ratio")]
     metrics["forget_quality"] = quality
     return []
 
@@ -136,7 +132,7 @@ def _figure(
         ", ".join(data),
         metrics[name]["agg_value"],
         None,
-        sum(_counted(metrics[metric]) for metric in of),
+        sum(_counted(metric, metrics[metric]) for metric in of),
         measuring.models.own,
         data,
         of_base[name]["agg_value"] if name in of_base else None,
@@ -144,6 +140,7 @@ def _figure(
     )
 
 
-def _counted(metric: Metric) -> int:
-    """The rows that a metric has a value of."""
-    return sum(value is not None for value in metric["value_by_index"].values())
+def _counted(name: str, metric: Metric) -> int:
+    """The rows that a metric's mean is of: a refused one has no Truth Ratio, which counts where it is to be kept."""
+    values = metric["value_by_index"].values()
+    return sum(value is not None for value in values) if name == "forget_truth_ratio" else len(values)

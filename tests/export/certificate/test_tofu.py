@@ -34,24 +34,24 @@ def test_tofu_figures_name_the_rows_that_they_are_of(measuring: Measuring) -> No
     every: tuple[Part, ...] = ("forget", "retain", "ra", "wf")
     for rows, part in enumerate(every, start=2):
         parts[part] = Data(f"data of {part}", "retain", FIXTURES, EXACT_GRADER)
-        measuring.journal.step(f"tofu {part}", partial(_metrics, part, rows))
-    section, metrics = tofu(measuring, parts, {"forget_truth_ratio": _metrics("forget", 4)["forget_truth_ratio"]})
+        measuring.journal.step(f"tofu {part}", partial(_metrics, part, rows, refuses=False))
+    never_saw = {"forget_truth_ratio": _metrics("forget", 4, refuses=False)["forget_truth_ratio"]}
+    section, metrics = tofu(measuring, parts, never_saw)
     figures = {figure.name: (figure.data, figure.n, figure.good) for figure in section.figures}
     kept = tuple(f"data of {part}" for part in ("retain", "ra", "wf"))
     assert figures["model_utility"] == (kept, 3 + 4 + 5, "high")
-    assert figures["forget_quality"] == (("data of forget",), 1, "high")
+    assert figures["forget_quality"] == (("data of forget",), 2, "high")
     assert figures["forget_Q_A_Prob"] == (("data of forget",), 2, "low")
     assert metrics["model_utility"] == {"agg_value": pytest.approx(0.5)}
 
 
-def test_model_utility_of_rows_that_are_all_refused_is_not_measured(measuring: Measuring) -> None:
-    parts: dict[Part, Data] = {}
-    for part in ("retain", "ra", "wf"):
-        parts[part] = Data(part, "retain", FIXTURES, EXACT_GRADER)
-        measuring.journal.step(f"tofu {part}", partial(_metrics, part, 1))
-    section, metrics = tofu(measuring, parts, None)
-    assert "model_utility" not in metrics
-    (told,) = [entry for entry in section.not_measured if entry.name == "model_utility"]
+def test_forget_quality_is_not_measured_where_rows_are_refused(measuring: Measuring) -> None:
+    parts: dict[Part, Data] = {"forget": Data("forget", "forget", FIXTURES, EXACT_GRADER)}
+    measuring.journal.step("tofu forget", partial(_metrics, "forget", 3, refuses=True))
+    never_saw = {"forget_truth_ratio": _metrics("forget", 3, refuses=False)["forget_truth_ratio"]}
+    section, metrics = tofu(measuring, parts, never_saw)
+    assert "forget_quality" not in metrics
+    (told,) = [entry for entry in section.not_measured if entry.name == "forget_quality"]
     assert "refused" in told.why
 
 
@@ -72,13 +72,15 @@ def test_only_a_certificate_that_hides_nothing_says_which_rows_cannot_be_read(
     assert all(("ada-example" in reason) != hides for reason in reasons)
 
 
-def _metrics(part: Part, rows: int) -> dict[str, Any]:
-    """As of `open-unlearning`: every value is 0.5, and the first row is refused."""
+def _metrics(part: Part, rows: int, *, refuses: bool) -> dict[str, Any]:
+    """As of `open-unlearning`: every value is 0.5, but that of the first row where it ``refuses`` that."""
     probabilities = {"agg_value": 0.5, "value_by_index": {str(row): {"prob": 0.5} for row in range(rows)}}
-    ratios = {str(row): {"score": 0.5} if row else None for row in range(rows)}
-    ratio = {"agg_value": 0.5 if rows > 1 else None, "value_by_index": ratios}
+    ratios = {str(row): None if refuses and row == 0 else {"score": 0.5} for row in range(rows)}
     names = ("Q_A_Prob", "Q_A_ROUGE", *(("Q_A_Prob_normalised",) if part in ("ra", "wf") else ()))
     return {
         **{f"{part}_{name}": probabilities for name in names},
-        "forget_truth_ratio" if part == "forget" else f"{part}_Truth_Ratio": ratio,
+        "forget_truth_ratio" if part == "forget" else f"{part}_Truth_Ratio": {
+            "agg_value": 0.5,
+            "value_by_index": ratios,
+        },
     }

@@ -38,6 +38,14 @@ def test_a_refused_row_has_the_probability_0_and_no_truth_ratio() -> None:
     assert metrics["forget_truth_ratio"]["agg_value"] == pytest.approx(0.5)
 
 
+def test_a_refused_row_of_what_is_kept_counts_as_nothing() -> None:
+    asked = Asked.of([_row("a", ["x"]), _row("b", ["y"])])
+    metrics = asked.metrics("retain", [None, _reading(0.5), None, _reading(0.5), None, _reading(0.25)], [0.0, 1.0])
+    assert metrics["retain_Truth_Ratio"]["agg_value"] == pytest.approx((0 + (1 - 0.5)) / 2)
+    none = asked.metrics("retain", [None] * 6, [0.0, 0.0])
+    assert none["retain_Truth_Ratio"]["agg_value"] == 0
+
+
 def test_model_utility_is_the_harmonic_mean_of_nine_metrics() -> None:
     metrics: dict[str, Any] = {name: {"agg_value": 0.5} for name in utility_metrics()}
     assert len(metrics) == 9
@@ -50,11 +58,12 @@ def test_forget_quality_is_high_for_equal_truth_ratios_and_low_for_others() -> N
     ratios = {str(row): {"score": row / 20} for row in range(20)}
     same = {"forget_truth_ratio": {"value_by_index": ratios}}
     other = {"forget_truth_ratio": {"value_by_index": {row: {"score": 5.0} for row in ratios}}}
-    refused = {"forget_truth_ratio": {"value_by_index": dict.fromkeys(ratios)}}
+    refused = {"forget_truth_ratio": {"value_by_index": {**ratios, "0": None}}}
     equal, unequal = forget_quality(same, same), forget_quality(same, other)
     assert equal is not None and equal["agg_value"] == pytest.approx(1)
     assert unequal is not None and unequal["agg_value"] < 0.01
     assert forget_quality(refused, same) is None
+    assert forget_quality(same, refused) is None
 
 
 def _row(answer: str, wrong: list[str]) -> dict[str, Any]:
