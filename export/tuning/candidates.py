@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from bakeout.models.network.teacher_forcing import Answers
 
 _BATCH = 32
-# If the base model gives a smaller share of exactly correct answers, the answers' tokens are counted instead.
-_FEW_CORRECT = 0.2
 
 
 class Meter:
@@ -84,5 +82,7 @@ def _share(answered: Answers, base: Answers) -> float:
 
 def _accuracy(answered: Answers, base: Answers) -> float:
     """The share of correct answers, or of correct tokens if the base model gives few exactly correct answers."""
-    exact = float(base.correct.mean()) >= _FEW_CORRECT
+    from bakeout.models.network.teacher_forcing import FEW_CORRECT
+
+    exact = float(base.correct.mean()) >= FEW_CORRECT
     return float(answered.correct.mean() if exact else answered.tokens.mean())

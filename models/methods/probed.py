@@ -162,7 +162,7 @@ def exact_answers(fitting: Fitting, name: str, records: Sequence[Record]) -> NDA
         track = fitting.track_of([name])
         return [exactly_answered(fitting.model, records, end=end, batch_size=fitting.batch_size, track=track)]
 
-    return np.array(_arrays(fitting, [{"exact answers": sorted(end)}], _texts(records), compute)[0])
+    return np.array(_arrays(fitting, [{"exact answers up to": sorted(end)}], _texts(records), compute)[0])
 
 
 def _asked(what: str, scope: Scope, with_experts: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ _Scored = tuple[int, bool, float, NDArray[np.int64], Floats]
 # Rows that a base model is tried on: where it answers none of them exactly, it is taken to answer in its own words. A
 # long answer of these is read to its end only where its first tokens are the expected ones.
 _TRIED, _BEGINNING = 32, 8
+# A model that answers a smaller share of a skill's rows exactly is not judged by exact answers.
+FEW_CORRECT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +88,12 @@ def answers(
     most probable one given those before it. One forward pass shows this; generating takes one for each token.
     ``base``: the base model's answers to the same records, whose most probable first tokens are looked up.
 
-    A row without a prompt has nothing before its first token: that one is taken as its prompt.
+    A row without a prompt has nothing before its first token: that one is taken as its prompt. What a chat template
+    writes from an answer's end on, the end itself and often a line break behind it, is not part of the answer.
 
     Raises ``BakeoutError`` for records without a response.
     """
-    rows_of_two = [_prompt_and_answer(record) for record in records]
+    rows_of_two = [_prompt_and_answer(record, end) for record in records]
     if not rows_of_two or not all(prompt and response for prompt, response in rows_of_two):
         raise BakeoutError("A row has no response to measure answers by.", "Give rows with `prompt` and `response`.")
     ends = torch.tensor(sorted(end), dtype=torch.int64, device=input_device(model))
@@ -140,7 +144,9 @@ def exactly_answered(
     are not tried, and none counts as correct. Raises as ``answers``.
     """
     correct = np.zeros(len(records), dtype=bool)
-    begun = [replace(record, response_ids=record.response_ids[:_BEGINNING]) for record in records[:_TRIED]]
+    begun = [
+        replace(record, response_ids=_until(end, record.response_ids)[:_BEGINNING]) for record in records[:_TRIED]
+    ]
     # No token ends what is cut off.
     begins = answers(model, begun, end=frozenset(), batch_size=batch_size, track=track).correct
     tried: list[int] = np.flatnonzero(begins).tolist()
@@ -153,10 +159,15 @@ def exactly_answered(
     return correct
 
 
-def _prompt_and_answer(record: Record) -> tuple[list[int], list[int]]:
+def _prompt_and_answer(record: Record, end: frozenset[int]) -> tuple[list[int], list[int]]:
     if record.prompt_ids:
-        return record.prompt_ids, record.response_ids
-    return record.response_ids[:1], record.response_ids[1:]
+        return record.prompt_ids, _until(end, record.response_ids)
+    return record.response_ids[:1], _until(end, record.response_ids[1:])
+
+
+def _until(end: frozenset[int], response: list[int]) -> list[int]:
+    """The response before its first end token, but at least one token of it."""
+    return [*response[:1], *takewhile(lambda token: token not in end, response[1:])]
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import model_limits
 from bakeout.models.network.generation import named_ends
 from bakeout.models.network.key_sites import key_sites
+from bakeout.models.network.teacher_forcing import FEW_CORRECT
 from bakeout.models.plan import Floats, Integers, Keys, KeySpaceDetection
 
 _logger = logging.getLogger(__name__)
@@ -299,7 +300,7 @@ def _choice(
         floor=options.floor,
         epsilon=options.epsilon,
         correct={
-            name: correct for name, records in selection.items() if (correct := _correct(fitting, name, records)).any()
+            name: correct for name, records in selection.items() if (correct := _correct(fitting, name, records)) is not None
         },
         calibration_queries=min(calibration) if options.alpha == "auto" else None,
         seed=options.seed,
@@ -331,12 +332,16 @@ def _fitted_against(
     return [*queries.fitted, *(record for records in varied.values() for record in records)]
 
 
-def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_]:
-    """Which records the unedited model answers correctly: refusing the others costs nothing."""
+def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_] | None:
+    """Which records the unedited model answers correctly: refusing the others costs nothing.
+
+    None where it answers few of them as expected: it answers in its own words, and every query counts.
+    """
     correct = np.zeros(len(records), dtype=bool)
     answered = [index for index, record in enumerate(records) if record.prompt_ids and record.response_ids]
     if answered:
         correct[answered] = probed.exact_answers(fitting, name, [records[index] for index in answered])
-        if not correct.any():
-            _logger.info("%s: the model answers no row tried exactly as expected, so every query counts.", name)
+        if correct.mean() < FEW_CORRECT:
+            _logger.info("%s: the model answers few rows exactly as expected, so every query counts.", name)
+            return None
     return correct

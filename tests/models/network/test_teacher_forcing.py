@@ -78,6 +78,20 @@ def test_rows_that_the_model_answers_exactly_are_told_apart(llama: PreTrainedMod
     assert correct.sum() == 10
 
 
+def test_an_answer_ends_where_its_text_ends(llama: PreTrainedModel) -> None:
+    """Chat templates write the end of text, and often a line break behind it, which no model is asked to say."""
+    (record,) = _answered(llama, 1)
+    (longer,) = _answered(llama, 1, tokens=4)
+    end = frozenset({longer.response_ids[-1]} - set(record.response_ids))
+    assert end
+    written = replace(record, response_ids=[*longer.response_ids, 7])
+    assert answers(llama, [record, written], end=end).correct.tolist() == [True, True]
+    assert exactly_answered(llama, [written], end=end).tolist() == [True]
+    other = frozenset({END_OF_TEXT_ID})
+    ends_early = replace(record, response_ids=[*record.response_ids, END_OF_TEXT_ID, 7])
+    assert not answers(llama, [ends_early], end=other).correct.any()
+
+
 def test_a_model_that_never_answers_exactly_is_tried_on_a_few_rows(llama: PreTrainedModel) -> None:
     records = [_wrong(record) for record in _answered(llama, 70)]
     passes: list[torch.Size] = []
