@@ -43,8 +43,8 @@ PARTS: Mapping[Part, str] = {
 BASELINES = ("gradient-difference", "npo")
 ANSWER_TOKENS = 80
 # What has to be left of what the taught model has.
-UTILITY = 0.95
-UTILITIES = ("model_utility", "retain_Q_A_Prob", "retain_Q_A_ROUGE")
+KEPT_SHARE = 0.95
+KEPT_METRICS = ("model_utility", "retain_Q_A_Prob", "retain_Q_A_ROUGE")
 _AUTHORS = ("Hsiao Yun-Hwa", "Carmen Montenegro", "Elvin Mammadov", "Rajeev Majumdar")
 _REVEAL = {
     "instructions": [
@@ -124,15 +124,22 @@ def main(runs: Path, only: tuple[str, ...], device: str, dtype: Dtype, rows: int
     """Measure what is not measured yet, and print the table of what is."""
     for name in ("points", "plans"):
         (runs / name).mkdir(exist_ok=True)
+    for point in _points(runs):
+        if (point["rows"], point["dtype"]) != (rows, dtype):
+            raise click.UsageError(
+                f"{runs / 'points'} holds figures of {point['rows'] or 'all'} rows in {point['dtype']}, which compare "
+                "with no others. Give --rows and --dtype as there, or move the folder away."
+            )
     for which in ("taught", "retained"):
         checkpoint = runs / which / "checkpoint"
         if _is_open(runs, which, only) and checkpoint.exists():
-            _keep(runs, which, {"method": which, **Bench(checkpoint, runs, device, dtype, rows).metrics([])})
-    bench: Bench | None = None
+            bench = Bench(checkpoint, runs, device, dtype, rows)
+            bench.keep(which, {"method": which, **bench.metrics([])})
+    of_taught: Bench | None = None
     for method, name, work in _work(runs):
         if _is_open(runs, name, only, method):
-            bench = bench or Bench(runs / "taught/checkpoint", runs, device, dtype, rows)
-            work(bench, plans)
+            of_taught = of_taught or Bench(runs / "taught/checkpoint", runs, device, dtype, rows)
+            work(of_taught, plans)
     print_tables(runs)
 
 
@@ -168,7 +175,7 @@ class Bench:
         from bakeout.models.data.spreading import spread
         from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 
-        self.runs = runs
+        self.runs, self.rows = runs, rows
         self.checkpoint, self.dtype = checkpoint_on(directory, device, dtype), dtype
         self.model = self.checkpoint.load()
         # The same model for edits of weights.
@@ -234,7 +241,7 @@ class Bench:
         from bakeout.models.sources.peft_adapter import read_peft_adapter
 
         update = read_peft_adapter(adapter, identity(self.model, self.checkpoint.digest))
-        _keep(self.runs, name, {"method": method, **self.metrics([update])})
+        self.keep(name, {"method": method, **self.metrics([update])})
 
     def measure_trial(self, trial: Trial, plans: bool) -> None:
         """Fit and measure all variations. What a method refuses is kept in words."""
@@ -254,9 +261,20 @@ class Bench:
                 # Not kept: the next run tries again.
                 traceback.print_exc()
                 continue
-            _keep(self.runs, name, {"method": trial.method, **figures})
+            self.keep(name, {"method": trial.method, **figures})
             if plans and "error" not in figures:
                 self._keep_plan(name, fitted)
+
+    def keep(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Write a point's figures, with what they are of, and tell them."""
+        path = _file(self.runs, name)
+        of = {"name": name, "rows": self.rows, "dtype": self.dtype}
+        path.with_suffix(".part").write_text(json.dumps({**of, **figures}))
+        path.with_suffix(".part").replace(path)
+        own = figures.get("summary", {})
+        forgotten = f"{own.get('forget_Q_A_Prob', -1):.3f} {own.get('forget_Q_A_ROUGE', -1):.3f}"
+        told = figures.get("error", f"forgotten {forgotten}, utility {own.get('model_utility', -1):.3f}")
+        print(f"{name}: {told}", flush=True)
 
     def keep_plan_of(self, name: str) -> None:
         """Fit the point ``name``, and keep its plan without measuring it."""
@@ -335,16 +353,6 @@ def plan_file(runs: Path, name: str) -> Path:
     return runs / "plans" / f"{_file(runs, name).stem}.safetensors"
 
 
-def _keep(runs: Path, name: str, figures: Mapping[str, Any]) -> None:
-    path = _file(runs, name)
-    path.with_suffix(".part").write_text(json.dumps({"name": name, **figures}))
-    path.with_suffix(".part").replace(path)
-    own = figures.get("summary", {})
-    forgotten = f"{own.get('forget_Q_A_Prob', -1):.3f} {own.get('forget_Q_A_ROUGE', -1):.3f}"
-    told = figures.get("error", f"forgotten {forgotten}, utility {own.get('model_utility', -1):.3f}")
-    print(f"{name}: {told}", flush=True)
-
-
 def best(points: Sequence[Mapping[str, Any]], taught: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of one method's points that keep 0.95 of what the taught model keeps, the one that forgets most.
 
@@ -354,9 +362,9 @@ def best(points: Sequence[Mapping[str, Any]], taught: Mapping[str, Any]) -> Mapp
     """
 
     def kept(point: Mapping[str, Any]) -> float:
-        return min(_of(point, metric) / (_of(taught, metric) or 1.0) for metric in UTILITIES)
+        return min(_of(point, metric) / (_of(taught, metric) or 1.0) for metric in KEPT_METRICS)
 
-    keeping = [point for point in points if kept(point) >= UTILITY]
+    keeping = [point for point in points if kept(point) >= KEPT_SHARE]
     if keeping:
         return min(keeping, key=lambda point: _of(point, "forget_Q_A_Prob") + _of(point, "forget_Q_A_ROUGE"))
     return max(points, key=kept)

@@ -56,6 +56,8 @@ def main(model: Path, data: Path, output: Path, device: str, dtype: Dtype, rows:
     from bakeout.models.methods.fitting import Fitting, candidate_fitter
     from bakeout.models.methods.registry import methods
 
+    # Points of other rows, or in another type, compare with none of these.
+    output = output / f"{model.name}-{dtype}-{rows}"
     output.mkdir(parents=True, exist_ok=True)
     tokenizer, network = load_tokenizer(model), checkpoint_on(model, device, dtype).load()
     named = {name: [to_record(row, tokenizer, name) for row in own] for name, own in _conversations(data).items()}
