@@ -144,9 +144,7 @@ def exactly_answered(
     are not tried, and none counts as correct. Raises as ``answers``.
     """
     correct = np.zeros(len(records), dtype=bool)
-    begun = [
-        replace(record, response_ids=_until(end, record.response_ids)[:_BEGINNING]) for record in records[:_TRIED]
-    ]
+    begun = [replace(record, response_ids=_until(end, record.response_ids)[:_BEGINNING]) for record in records[:_TRIED]]
     # No token ends what is cut off.
     begins = answers(model, begun, end=frozenset(), batch_size=batch_size, track=track).correct
     tried: list[int] = np.flatnonzero(begins).tolist()

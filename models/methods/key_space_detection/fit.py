@@ -300,7 +300,9 @@ def _choice(
         floor=options.floor,
         epsilon=options.epsilon,
         correct={
-            name: correct for name, records in selection.items() if (correct := _correct(fitting, name, records)) is not None
+            name: correct
+            for name, records in selection.items()
+            if (correct := _correct(fitting, name, records)) is not None
         },
         calibration_queries=min(calibration) if options.alpha == "auto" else None,
         seed=options.seed,

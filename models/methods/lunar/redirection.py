@@ -21,6 +21,9 @@ from bakeout.models.network.probing import Batch, hooked, run_batches
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
+# Numbers of residual streams that are held at once (512 MiB): as many layers as that allows are probed in one pass.
+_MOST_RESIDUALS = 1 << 26
+
 
 @dataclass(frozen=True, eq=False)
 class Redirection:
@@ -107,22 +110,26 @@ def steering_scores(
     """
     ignorance = _first_answers(model, reference, batch_size, "reading reference answers", track)
     unrelated = _first_answers(model, retain, batch_size, "reading retain answers", track)
+    every = sublayers(model, with_experts=with_experts)
+    rows = len(forget.sequences) + 2 * len(forget) + sum(map(len, reference))
+    at_once = max(1, _MOST_RESIDUALS // (rows * every[0].hidden))
     scores = {}
-    for layer, sublayer in enumerate(sublayers(model, with_experts=with_experts)):
+    for start in range(0, len(every), at_once):
         redirected = redirections(
             model,
             forget,
             reference,
-            layers=[layer],
+            layers=range(len(every))[start : start + at_once],
             aim=aim,
             coefficient=coefficient,
             batch_size=batch_size,
             with_experts=with_experts,
             track=track,
         )
-        steering = forget, sublayer.block, redirected[layer]
-        steered = _first_answers(model, forget.sequences, batch_size, f"steering layer {layer}", track, steering)
-        scores[layer] = float(np.minimum(steered, ignorance).sum() - np.minimum(steered, unrelated).sum())
+        for layer, redirection in redirected.items():
+            steering = forget, every[layer].block, redirection
+            steered = _first_answers(model, forget.sequences, batch_size, f"steering layer {layer}", track, steering)
+            scores[layer] = float(np.minimum(steered, ignorance).sum() - np.minimum(steered, unrelated).sum())
     return scores
 
 

@@ -113,14 +113,16 @@ def probe_rows(
     batch_size: int,
     description: str,
     with_experts: bool = False,
+    with_keys: bool = True,
     track: Track = untracked,
 ) -> Iterator[Probed]:
     """Key vectors of the parts of ``layers`` and the residual stream behind their blocks, float64, batch after batch.
 
-    Every row comes once, in the order of the batches. Abandoning the iterator removes its hooks.
+    ``with_keys``: whether key vectors are wanted, which of many layers take much memory. Every row comes once, in the
+    order of the batches. Abandoning the iterator removes its hooks.
     """
     every = sublayers(model, with_experts=with_experts)
-    parts = [part for layer in layers for part in every[layer].parts]
+    parts = [part for layer in layers for part in every[layer].parts] if with_keys else []
     routed = [(part.number, part.of) for part in parts if isinstance(part.of, Expert)]
     selected = torch.empty(0, dtype=torch.int64)
     keys: dict[int, Keys] = {}
@@ -196,6 +198,7 @@ def residual_streams(
         batch_size=batch_size,
         description=description,
         with_experts=with_experts,
+        with_keys=False,
         track=track,
     ):
         for layer in layers:

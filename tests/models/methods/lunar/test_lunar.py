@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.lunar import redirection
 from bakeout.models.methods.lunar.deviation_score import deviation_score, rouge1
 from bakeout.models.methods.lunar.fit import fit_lunar
 from bakeout.models.methods.lunar.gradient import descend
@@ -367,6 +368,14 @@ def test_auto_chooses_a_layer_by_scores_that_it_reports(llama: PreTrainedModel, 
     assert list(scores) == ["0", "1", "2", "3"] and all(-1 <= score <= 1 for score in scores.values())
     good = [int(layer) for layer, score in scores.items() if score >= max(scores.values()) - 0.05]
     assert [one.layer for one in update.updates] == [min(good)]
+
+
+def test_how_many_layers_are_probed_at_once_changes_no_score(
+    llama: PreTrainedModel, data: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = _lunar(llama, **data, batch_size=4).report.details["layer_scores"]
+    monkeypatch.setattr(redirection, "_MOST_RESIDUALS", 1)
+    assert _lunar(llama, **data, batch_size=4).report.details["layer_scores"] == together
 
 
 def test_auto_needs_prompts_to_keep(llama: PreTrainedModel, data: Requests) -> None:
