@@ -17,6 +17,11 @@ FRAMES: Mapping[str, str] = {
 }
 
 
+def is_open(frame: str) -> bool:
+    """Whether the model goes on with the thought of a frame."""
+    return _END not in FRAMES[frame]
+
+
 def framed(records: Sequence[Record], frame: str, tokenizer: Tokenizer) -> list[Record]:
     """The records with the tokens of a frame behind their prompts; none where the tokenizer cannot write it."""
     text = FRAMES[frame]

@@ -16,6 +16,7 @@ import numpy as np
 
 from bakeout.export.evaluation.graders.reading import Reading
 from bakeout.models.data.prompt_rows import answering
+from bakeout.models.data.row_source import DataError
 
 # open-unlearning's prefixes: what is forgotten, what is kept, and TOFU's two sets of facts about the real world.
 Part = Literal["forget", "retain", "ra", "wf"]
@@ -38,12 +39,15 @@ class Asked:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Asked:
-        """Of rows in a layout of ``rows``, with `perturbed_answer` and, in all or none, `paraphrased_answer`."""
+        """Of rows in a layout of ``rows``, with `perturbed_answer` and, in all or none, `paraphrased_answer`.
+
+        Both are written behind the question as the answer is: behind a space where that is.
+        """
         paraphrased = all("paraphrased_answer" in row for row in rows)
         asked = [answering(row, _answer(row)) for row in rows]
         if paraphrased:
-            asked += [answering(row, row["paraphrased_answer"]) for row in rows]
-        asked += [answering(row, text) for row in rows for text in row["perturbed_answer"]]
+            asked += [answering(row, _space(row) + row["paraphrased_answer"]) for row in rows]
+        asked += [answering(row, _space(row) + text) for row in rows for text in row["perturbed_answer"]]
         return cls(asked, [len(row["perturbed_answer"]) for row in rows], paraphrased)
 
     def metrics(self, part: Part, readings: Sequence[Reading | None], recalls: Sequence[float]) -> dict[str, Metric]:
@@ -63,6 +67,16 @@ class Asked:
             among = [{"prob": _among(answer, others)} for answer, others in zip(answers, wrong, strict=True)]
             metrics[f"{part}_Q_A_Prob_normalised"] = _metric(among, "prob")
         return metrics
+
+
+def require_answers(row: Row, where: str) -> Row:
+    """The row. Raises ``DataError`` unless its `perturbed_answer` are texts, and its `paraphrased_answer` is one."""
+    wrong = row["perturbed_answer"]
+    if not (isinstance(wrong, list) and wrong and all(isinstance(text, str) and text for text in wrong)):
+        raise DataError(f"{where}: `perturbed_answer` is no list of texts.", "Give a list of wrong answers.")
+    if not isinstance(row.get("paraphrased_answer", ""), str):
+        raise DataError(f"{where}: `paraphrased_answer` is no text.", "Give the right answer in other words.")
+    return row
 
 
 def utility_metrics() -> list[str]:
@@ -120,6 +134,10 @@ def truth_ratio(wrong: Sequence[float], right: float) -> float:
 
 def _answer(row: Row) -> str:
     return str(row["messages"][-1]["content"] if "messages" in row else row["response"])
+
+
+def _space(row: Row) -> str:
+    return " " if "messages" not in row and _answer(row)[:1] == " " else ""
 
 
 def _probability(reading: Reading | None) -> dict[str, float]:

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 )
 @click.option("--rows", type=click.IntRange(1), help="Measure at most this many rows of each file; by default all.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Where answers are cut off.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: greedy.")
+@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0: greedy.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of answers that are drawn.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of answers that are drawn."
+)
 @click.option("--answers", type=PATH, help="Write every answer to this file at once, and go on with those in it.")
 @click.option("--tasks", help="Tasks of lm-evaluation-harness, as in gsm8k,mmlu.")
 @click.option("--task-directory", type=PATH, help="Directory with the YAML files of more tasks.")

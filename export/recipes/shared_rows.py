@@ -21,6 +21,7 @@ _Contents = Mapping[str, Mapping[Use, Sequence[RowContent]]]
 # On what else rows of a use would not be fresh.
 _SEEN: Mapping[Use, tuple[Use, ...]] = {
     "selection": ("probe",),
+    "calibration": ("probe", "selection"),
     "test": ("probe", "selection", "calibration"),
 }
 

@@ -101,7 +101,7 @@ def near(done: Sequence[Trial], space: Axes) -> Settings | None:
 def _sampler(seed: int, number: int) -> Any:
     from optuna.samplers import TPESampler
 
-    return TPESampler(seed=seed * 100_003 + number, n_startup_trials=1, multivariate=True)
+    return TPESampler(seed=(seed * 100_003 + number) % 2**32, n_startup_trials=1, multivariate=True)
 
 
 def _suggested(trial: Any, name: str, axis: Span | Among) -> Any:

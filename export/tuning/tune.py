@@ -23,6 +23,7 @@ from bakeout.export.tuning.search import search
 from bakeout.export.tuning.trials import Trial, choose_trial, described
 from bakeout.export.tuning.tuned_files import filled_recipe, require_new_outputs, write_outputs, write_tables
 from bakeout.models.data.row_source import source_digest
+from bakeout.models.data.rows import Sources
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import require_writable
@@ -86,6 +87,7 @@ def tune(
     """
     from bakeout.models.checkpoint.checkpoint_files import load_model, read_config
     from bakeout.models.checkpoint.this_machine import require_weights_in_memory
+    from bakeout.models.network.devices import input_device
     from bakeout.models.network.families import model_limits
     from bakeout.models.network.probe_cache import ProbeCache
     from bakeout.models.reference.weight_edits import apply_weight_edit
@@ -95,6 +97,7 @@ def tune(
     require_new_outputs(directory, outputs)
     require_writable(directory)
     recipe = load_recipe(recipe_file).placed(**placed)
+    _require_retained(recipe)
     last = max((index for index, entry in enumerate(recipe.interventions) if _is_open(entry)), default=None)
     if last is None:
         raise BakeoutError(
@@ -105,7 +108,8 @@ def tune(
     data = read_recipe_rows(recipe, inputs.fitted, load_tokenizer(checkpoint), read_config(checkpoint))
     model = load_model(checkpoint, recipe.placement)
     data.require_readable(model_limits(model))
-    fingerprint = _Fingerprint(recipe, inputs.checkpoint.digest, prompts, seed)
+    computed = [inputs.checkpoint.digest, str(model.dtype), input_device(model).type]
+    fingerprint = _Fingerprint(recipe, data.sources, [*computed, prompts, seed])
     interventions: list[Intervention] = []
     filled: dict[int, dict[str, Any]] = {}
     tried: dict[int, list[Trial]] = {}
@@ -126,7 +130,9 @@ def tune(
             require_weights_in_memory(model, method.title)
         if (space := method.needed_search(options)) is not None:
             _logger.info(f"tuning {method.title}: {trials} trials")
-            tried[index] = _search(entry, space, fitting, trials, prompts, seed, directory, fingerprint.of(index))
+            retained = _retained(recipe, index)
+            meter = Meter(fitting, options.names(fitting.data)["forget"], retained, prompts)
+            tried[index] = _search(entry, space, fitting, meter, trials, seed, directory, fingerprint.of(index))
             chosen = choose_trial(tried[index])
             _logger.info(f"chosen: {described(chosen)}")
             filled[index] = dict(chosen.settings)
@@ -146,25 +152,39 @@ def tune(
     return Tuned(output, directory, filled, tried)
 
 
+def _retained(recipe: Recipe, index: int) -> list[str]:
+    """The names that an entry's candidates are to keep: not those that an entry before it has forgotten."""
+    data = recipe.fitted_data()
+    entries = [entry.options.names(data) for entry in recipe.interventions[: index + 1]]
+    forgotten = {name for names in entries for name in names.get("forget", ())}
+    return [name for name in entries[index].get("retain") or data if name not in forgotten]
+
+
+def _require_retained(recipe: Recipe) -> None:
+    for index, entry in enumerate(recipe.interventions):
+        if entry.method.needed_search(entry.options) is not None and not _retained(recipe, index):
+            raise BakeoutError(
+                f"{entry.method.title}: nothing is retained, so that no candidate can be told to go too far.",
+                "Name data in the recipe that are to be kept.",
+            )
+
+
 def _search(
     entry: InterventionEntry,
     space: SearchSpace,
     fitting: Fitting,
+    meter: Meter,
     trials: int,
-    prompts: int,
     seed: int,
     directory: Path,
     name: str,
 ) -> list[Trial]:
     options = entry.options
-    names = options.names(fitting.data)
     axes = space.free(options.model_fields_set)
     starts: list[Settings] = []
     for start in space.starts:
         if (kept := {key: start[key] for key in axes}) not in starts:
             starts.append(kept)
-    retained = names.get("retain") or [name for name in fitting.data if name not in names["forget"]]
-    meter = Meter(fitting, names["forget"], retained, prompts)
     _logger.info("before: " + ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in meter.baseline.items()))
     fit = candidate_fitter(entry.method, options, fitting)
     return search(
@@ -191,14 +211,11 @@ def _figures(
 class _Fingerprint:
     """The name of a search, from everything that its figures depend on: another recipe never resumes its journal."""
 
-    def __init__(self, recipe: Recipe, model: str, prompts: int, seed: int) -> None:
+    def __init__(self, recipe: Recipe, sources: Sources, others: Sequence[Any]) -> None:
         self._recipe = recipe
-        files = {
-            name: {use: source_digest(path) for use, path in files.named().items()}
-            for name, files in recipe.data.items()
-        }
+        rows = {name: {use: source_digest(source) for use, source in uses.items()} for name, uses in sources.items()}
         chats = recipe.chat_template.model_dump(mode="json", exclude_defaults=True)
-        self._fixed = [model, files, prompts, seed, version("bakeout"), *([chats] if chats else [])]
+        self._fixed = [rows, *others, version("bakeout"), *([chats] if chats else [])]
 
     def of(self, index: int) -> str:
         entries = [entry.model_dump(mode="json", exclude_unset=True) for entry in self._recipe.interventions]

@@ -111,7 +111,7 @@ def _move(written: Any, recipe: Recipe, source: Path, destination: Path) -> None
     def moved(path: str) -> str:
         return path if Path(path).is_absolute() else Path(os.path.relpath(source / path, destination)).as_posix()
 
-    if (source / written["model"]).is_dir():
+    if (source / written["model"]).exists():
         written["model"] = moved(written["model"])
     for name, files in written["data"].items():
         # Rows may stand in the recipe itself, and files of single uses beside `columns`.
@@ -119,6 +119,11 @@ def _move(written: Any, recipe: Recipe, source: Path, destination: Path) -> None
             written["data"][name] = moved(files)
         elif isinstance(files, dict):
             files.update({use: moved(path) for use, path in files.items() if isinstance(path, str)})
+    evaluate = written.get("evaluate") or {}
+    tasks = evaluate.get("tasks")
+    for section, key in ((evaluate, "answers"), (tasks if isinstance(tasks, dict) else {}, "directory")):
+        if section.get(key) is not None:
+            section[key] = moved(section[key])
     for entry, known in zip(written["interventions"], recipe.interventions, strict=True):
         (options,) = entry.values()
         options.update({key: moved(options[key]) for key in known.options.paths() if key in options})

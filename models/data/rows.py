@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.data.limits import UNLIMITED, Limits
@@ -35,6 +36,13 @@ class Record:
     where: str = field(default="", compare=False)
     # In which form it was drawn, if it was: "plain", or a kind of ``forms``.
     form: str = field(default="", compare=False)
+
+    def answer_ids(self, ends: Collection[int]) -> list[int]:
+        """The response before the first token in it that ends a text, but at least its first token.
+
+        A template may write more ends than one behind an answer, and the first is all that a model is to say.
+        """
+        return [*self.response_ids[:1], *takewhile(lambda token: token not in ends, self.response_ids[1:])]
 
 
 # Records by data name and use, and where they come from.

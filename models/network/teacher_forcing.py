@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -88,8 +87,8 @@ def answers(
     most probable one given those before it. One forward pass shows this; generating takes one for each token.
     ``base``: the base model's answers to the same records, whose most probable first tokens are looked up.
 
-    A row without a prompt has nothing before its first token: that one is taken as its prompt. What a chat template
-    writes from an answer's end on, the end itself and often a line break behind it, is not part of the answer.
+    A row without a prompt has nothing before its first token: that one is taken as its prompt. The end that a chat
+    template writes behind an answer is not part of it.
 
     Raises ``BakeoutError`` for records without a response.
     """
@@ -144,7 +143,7 @@ def exactly_answered(
     are not tried, and none counts as correct. Raises as ``answers``.
     """
     correct = np.zeros(len(records), dtype=bool)
-    begun = [replace(record, response_ids=_until(end, record.response_ids)[:_BEGINNING]) for record in records[:_TRIED]]
+    begun = [replace(record, response_ids=record.answer_ids(end)[:_BEGINNING]) for record in records[:_TRIED]]
     # No token ends what is cut off.
     begins = answers(model, begun, end=frozenset(), batch_size=batch_size, track=track).correct
     tried: list[int] = np.flatnonzero(begins).tolist()
@@ -159,13 +158,8 @@ def exactly_answered(
 
 def _prompt_and_answer(record: Record, end: frozenset[int]) -> tuple[list[int], list[int]]:
     if record.prompt_ids:
-        return record.prompt_ids, _until(end, record.response_ids)
-    return record.response_ids[:1], _until(end, record.response_ids[1:])
-
-
-def _until(end: frozenset[int], response: list[int]) -> list[int]:
-    """The response before its first end token, but at least one token of it."""
-    return [*response[:1], *takewhile(lambda token: token not in end, response[1:])]
+        return record.prompt_ids, record.answer_ids(end)
+    return record.response_ids[:1], replace(record, response_ids=record.response_ids[1:]).answer_ids(end)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ def relearn(
     model: PreTrainedModel,
     trained: Sequence[Record],
     asked: Sequence[Record],
-    end: int,
+    ends: Sequence[int],
     *,
     steps: Sequence[int],
     learning_rate: float,
@@ -44,8 +44,9 @@ def relearn(
 ) -> Iterator[tuple[int, Relearned]]:
     """Fine-tune all weights of ``model``, in place, on the responses of ``trained``: AdamW without weight decay.
 
-    After each number of ``steps`` it gives that number and how ``asked`` is answered, responses ended by the token
-    ``end``. One shuffle of the rows follows the other, seeded.
+    After each number of ``steps`` it gives that number and how ``asked`` is answered. A response ends with the first of
+    the tokens ``ends`` that stands in it, or where none does with ``ends[0]``. One shuffle of the rows follows the
+    other, seeded.
     """
     generator = torch.Generator().manual_seed(seed)
     was_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -58,24 +59,26 @@ def relearn(
                 waiting += torch.randperm(len(trained), generator=generator).tolist()
             batch, waiting = waiting[:batch_size], waiting[batch_size:]
             with torch.enable_grad():
-                logits, targets = _read(model, [trained[row] for row in batch], end)
+                logits, targets = _read(model, [trained[row] for row in batch], ends)
                 counted = targets != _IGNORED
                 nn.functional.cross_entropy(logits[counted].float(), targets[counted]).backward()
             optimizer.step()
             optimizer.zero_grad()
             if step in steps:
-                yield step, answered(model, asked, end)
+                yield step, answered(model, asked, ends)
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(was_trained[name])
 
 
 @torch.no_grad()
-def answered(model: PreTrainedModel, asked: Sequence[Record], end: int, *, batch_size: int = 32) -> Relearned:
-    """How ``model`` answers the rows, each response ended by the token ``end``."""
+def answered(
+    model: PreTrainedModel, asked: Sequence[Record], ends: Sequence[int], *, batch_size: int = 32
+) -> Relearned:
+    """How ``model`` answers the rows, each response with its end, as in ``relearn``."""
     exact, probability = 0, 0.0
     for start in range(0, len(asked), batch_size):
-        logits, targets = _read(model, asked[start : start + batch_size], end)
+        logits, targets = _read(model, asked[start : start + batch_size], ends)
         counted = targets != _IGNORED
         exact += int(((logits.argmax(dim=-1) == targets) | ~counted).all(dim=1).sum())
         logarithms = torch.log_softmax(logits.float(), dim=-1)
@@ -84,9 +87,9 @@ def answered(model: PreTrainedModel, asked: Sequence[Record], end: int, *, batch
     return Relearned(exact / len(asked), probability / len(asked))
 
 
-def _read(model: PreTrainedModel, records: Sequence[Record], end: int) -> tuple[Tensor, Tensor]:
+def _read(model: PreTrainedModel, records: Sequence[Record], ends: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Logits [rows, longest - 1, vocabulary], and the tokens to come after each, ``_IGNORED`` outside the responses."""
-    texts = [[*record.prompt_ids, *record.response_ids, end] for record in records]
+    texts = [record.prompt_ids + _ended(record, ends) for record in records]
     input_ids, mask = map(torch.from_numpy, right_padded(texts))
     targets = input_ids.masked_fill(mask == 0, _IGNORED)
     for row, record in enumerate(records):
@@ -94,3 +97,9 @@ def _read(model: PreTrainedModel, records: Sequence[Record], end: int) -> tuple[
     device = input_device(model)
     logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     return logits[:, :-1], targets[:, 1:].to(logits.device)
+
+
+def _ended(record: Record, ends: Sequence[int]) -> list[int]:
+    """The response's tokens up to its end: the one that its template wrote, or the model's first."""
+    answer = record.answer_ids(ends)
+    return [*answer, *(record.response_ids[len(answer) : len(answer) + 1] or ends[:1])]

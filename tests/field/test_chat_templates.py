@@ -64,6 +64,10 @@ LAST_TURN = (
     "{% for turn in messages %}{% if turn.role == 'user' %}{% if loop.last %}[tools]{% endif %}"
     "[i]{{ turn.content }}[/i]{% else %} {{ turn.content }}<e>{% endif %}{% endfor %}"
 )
+CHATML = (
+    "{% for turn in messages %}<{{ turn.role }}>\n{{ turn.content }}<e>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
 QUESTION = {"role": "user", "content": "3+4?"}
 
 
@@ -90,8 +94,11 @@ def _record(tokenizer: Any, *messages: dict[str, str]) -> tuple[str, str | None]
         (REASONING, "<think>\nadd\n</think>\n\n7", "<u>3+4?<a><think>\n", "add\n</think>\n\n7<e>"),
         (REASONING, "<think>add</think>7", "<u>3+4?<a><think>\n", "add</think>7<e>"),
         (REASONING.replace("<think>\n", ""), "<think>add</think>7", "<u>3+4?<a>", "<think>add</think>7<e>"),
-        (WITHOUT_REASONING, "7", "<user>3+4?<e>\n<assistant><think>\n\n</think>\n", "7<e>\n"),
-        (WITHOUT_REASONING, "<think>", "<user>3+4?<e>\n<assistant><think>\n\n</think>\n", "<think><e>\n"),
+        (WITHOUT_REASONING, "7", "<user>3+4?<e>\n<assistant><think>\n\n</think>\n", "7<e>"),
+        (WITHOUT_REASONING, "<think>", "<user>3+4?<e>\n<assistant><think>\n\n</think>\n", "<think><e>"),
+        # As ChatML: no model is asked for the line break behind its end.
+        (CHATML, "7 \n", "<user>\n3+4?<e>\n<assistant>\n", "7 \n<e>"),
+        (CHATML.replace("<e>", ""), "7", "<user>\n3+4?\n<assistant>\n", "7\n"),
         (CLOSED_REASONING, "7", "<u>3+4?<a><think>", "</think>7<e>"),
         (CLOSED_REASONING, "<think>add</think>7", "<u>3+4?<a><think>", "add</think>7<e>"),
         (LAST_TURN, "7", "[tools][i]3+4?[/i]", "7<e>"),

@@ -122,7 +122,10 @@ def test_other_answers_to_a_question_may_be_retained_where_answers_are_forgotten
         _open(KEY_SPACE_DETECTION, **changed)
 
 
-@pytest.mark.parametrize(("use", "other"), [("test", "probe"), ("test", "calibration"), ("selection", "probe")])
+@pytest.mark.parametrize(
+    ("use", "other"),
+    [("test", "probe"), ("test", "calibration"), ("selection", "probe"), ("calibration", "probe")],
+)
 def test_figures_on_seen_rows_are_told(use: str, other: str, caplog: pytest.LogCaptureFixture) -> None:
     seen = rows("names", other)[:2]
     with caplog.at_level(logging.WARNING):

@@ -10,11 +10,11 @@ import numpy as np
 
 from bakeout.export.attacks.attack import ATTACKS, attack_jobs
 from bakeout.export.attacks.mixed_questions import ORDERS, mixed, pairs
-from bakeout.export.attacks.reasoning import FRAMES, after_thought, framed
+from bakeout.export.attacks.reasoning import FRAMES, after_thought, framed, is_open
 from bakeout.export.certificate.figures import Figure, NotMeasured, Section
 from bakeout.export.certificate.measuring import MODELS, Data, Measuring
 from bakeout.export.certificate.models import Which
-from bakeout.export.evaluation.answering.questions import read_questions
+from bakeout.export.evaluation.answering.questions import as_asked, read_questions
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Question
 from bakeout.export.evaluation.grading import AnswerJudge
 from bakeout.export.evaluation.intervals import share_interval
@@ -116,7 +116,7 @@ def _attacked(measuring: Measuring, which: Which, data: Data, grader: AnswerGrad
     plain = [row.plain(runner.tokenizer) for row in rows]
     for frame in measuring.track(FRAMES, f"{description}: thoughts", len(FRAMES)):
         if records := framed(plain, frame, runner.tokenizer):
-            counts[frame] = _thought(measuring, runner, records, questions, grader)
+            counts[frame] = _thought(measuring, runner, records, questions, grader, thinks=is_open(frame))
     return counts
 
 
@@ -125,17 +125,26 @@ def _asked(
 ) -> tuple[list[PromptRow], list[Question]]:
     """The rows that are attacked, and the same as the grader knows them."""
     most = measuring.protocol.attack_prompts
-    rows = spread(read_prompt_rows(data.source, runner.tokenizer, runner.limits), most)
+    asked = as_asked(data.source, grader)
+    rows = spread(read_prompt_rows(asked, runner.tokenizer, runner.limits), most)
     questions = spread(read_questions(data.source, grader, runner.tokenizer, runner.limits), most)
     return rows, questions
 
 
 def _thought(
-    measuring: Measuring, runner: Runner, records: Sequence[Record], questions: Sequence[Question], grader: AnswerGrader
+    measuring: Measuring,
+    runner: Runner,
+    records: Sequence[Record],
+    questions: Sequence[Question],
+    grader: AnswerGrader,
+    *,
+    thinks: bool,
 ) -> _Counts:
     judge = AnswerJudge(questions, grader, measuring.models.refusals, runner)
     prompts = [record.prompt_ids for record in records]
-    answers = runner.generate(prompts, _length(measuring, judge, grader), batch_size=measuring.batch_size)
+    # A thought is longer than any answer.
+    length = measuring.options.length(None) if thinks else _length(measuring, judge, grader)
+    answers = runner.generate(prompts, length, batch_size=measuring.batch_size)
     texts = [after_thought(answer_text(runner.tokenizer, tokens)) for tokens in answers]
     refused = [measuring.models.refusals.is_refusal(text) for text in texts]
     right = [grader.judge(text, question).right for text, question in zip(texts, questions, strict=True)]

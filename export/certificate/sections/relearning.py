@@ -50,7 +50,7 @@ def relearning(measuring: Measuring) -> Section:
 def _curve(measuring: Measuring, data: Data, other: Data) -> dict[str, Any]:
     from bakeout.models.checkpoint.checkpoint_files import load_model
     from bakeout.models.network.families import model_limits
-    from bakeout.models.network.generation import end_tokens
+    from bakeout.models.network.generation import named_ends
     from bakeout.models.reference.relearning import answered, relearn
     from bakeout.models.reference.weight_edits import apply_weight_edit
 
@@ -70,17 +70,17 @@ def _curve(measuring: Measuring, data: Data, other: Data) -> dict[str, Any]:
     if other is not data:
         answerable = [record for record in read_records(other.source, tokenizer, limits) if record.response_ids]
         trained = spread(answerable, protocol.relearn_rows)
-    end = min(end_tokens(model, tokenizer))
-    base = answered(model, asked, end)
+    ends = named_ends(model, tokenizer).tokens
+    base = answered(model, asked, ends)
     for intervention in measuring.models.plan.interventions:
         apply_weight_edit(model, intervention)
-    edited = answered(model, asked, end)
+    edited = answered(model, asked, ends)
     curve = [[0, edited.exact, edited.probability]]
     steps = relearn(
         model,
         trained,
         asked,
-        end,
+        ends,
         steps=protocol.relearn_steps,
         learning_rate=protocol.learning_rate,
         batch_size=protocol.relearn_batch,

@@ -17,6 +17,7 @@ from bakeout.export.certificate.tofu_metrics import (
     Part,
     forget_quality,
     model_utility,
+    require_answers,
 )
 from bakeout.export.evaluation.answering.questions import choose_rows
 from bakeout.export.evaluation.graders.reading import read_responses
@@ -90,7 +91,7 @@ def _forget_quality(metrics: dict[str, Metric], reference: Mapping[str, Any] | N
 def _part(measuring: Measuring, which: Which, part: Part, data: Data) -> dict[str, Metric]:
     runner = measuring.models.runner(which, measuring.models.own)
     source = choose_rows(data.source, measuring.protocol.rows).source
-    asked = Asked.of([in_known_layout(row, where) for where, row in json_rows(source)])
+    asked = Asked.of([require_answers(in_known_layout(row, where), where) for where, row in json_rows(source)])
     records: list[Record] = [to_record(row, runner.tokenizer, "a row of TOFU") for row in asked.rows]
     readings = read_responses(
         runner,

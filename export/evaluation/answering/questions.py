@@ -19,16 +19,21 @@ if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
 
-def read_questions(source: Source, grader: Grader, tokenizer: Tokenizer, limits: Limits) -> list[Question]:
-    """Every row as the grader asks it. Raises ``DataError`` for rows that are not asked, or cannot be judged."""
-    places, rows = [], []
+def as_asked(source: Source, grader: Grader) -> Source:
+    """Every row as the grader asks it, in a known layout. Raises ``DataError``."""
+    places, lines = [], []
     for where, written in json_rows(source):
         places.append(where)
-        rows.append(grader.asked(in_known_layout(written, where), where))
-    lines = tuple(json.dumps(row, ensure_ascii=False).encode() for row in rows)
-    records = read_records(RowsInMemory(source_name(source), lines, tuple(places)), tokenizer, limits)
+        lines.append(json.dumps(grader.asked(in_known_layout(written, where), where), ensure_ascii=False).encode())
+    return RowsInMemory(source_name(source), tuple(lines), tuple(places))
+
+
+def read_questions(source: Source, grader: Grader, tokenizer: Tokenizer, limits: Limits) -> list[Question]:
+    """Every row as the grader asks it. Raises ``DataError`` for rows that are not asked, or cannot be judged."""
+    asked = as_asked(source, grader)
+    records = read_records(asked, tokenizer, limits)
     questions = []
-    for record, row in zip(records, rows, strict=True):
+    for record, (_, row) in zip(records, json_rows(asked), strict=True):
         if not record.prompt_ids:
             raise DataError(
                 f"{record.where}: the row has no prompt.",

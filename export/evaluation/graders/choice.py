@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,9 @@ from bakeout.models.progress import Track
 
 if TYPE_CHECKING:
     from bakeout.export.running.runner import Runner
+
+
+_LETTER = re.compile(r"\(?([A-Za-z])[).]?")
 
 
 class Choice(ReadingGrader):
@@ -49,9 +54,11 @@ class Choice(ReadingGrader):
             # As it is written behind the prompt: a space separates the two, as where a response has one.
             written = str(question.row.get("response", ""))
             space = " " if written[:1] == " " or (self._by_letter and "messages" not in question.row) else ""
-            records.append(
-                [to_record(answering(question.row, space + text), runner.tokenizer, question.where) for text in shown]
-            )
+            every = [
+                to_record(answering(question.row, space + text), runner.tokenizer, question.where) for text in shown
+            ]
+            # The choice alone: how likely the end is behind it is another question.
+            records.append([replace(record, response_ids=record.answer_ids(runner.end_tokens)) for record in every])
             rights.append(right)
         flat = [record for group in records for record in group]
         readings = read_responses(runner, flat, batch_size=batch_size, track=track, description=description)
@@ -71,7 +78,8 @@ class Choice(ReadingGrader):
 def choices_of(row: Mapping[str, Any], expected: str | None, where: str) -> tuple[list[str], int]:
     """A row's choices, and the index of the right one: that of its ``answer``, or else the response's.
 
-    A response that is none of the ``choices`` is put before them: TOFU's ``perturbed_answer`` are the wrong ones alone.
+    It is a choice, its index from 0, also in digits where the choices are no numbers, or its letter, as in "b", "B."
+    and "(B)". Any other text is put before the ``choices``: TOFU's ``perturbed_answer`` are the wrong ones alone.
     Raises ``DataError``.
     """
     choices = row.get("choices")
@@ -88,11 +96,19 @@ def choices_of(row: Mapping[str, Any], expected: str | None, where: str) -> tupl
         answer = answer.strip()
         if answer in choices:
             return choices, choices.index(answer)
-        if len(answer) == 1 and answer in ascii_uppercase[: len(choices)]:
-            return choices, ascii_uppercase.index(answer)
         if not answer:
             raise no_response(where)
+        if (place := _place(answer, choices)) is not None and place < len(choices):
+            return choices, place
         return [answer, *choices], 0
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return choices, answer
     raise DataError(f"{where}: the answer {answer!r} is none of the choices.", "Correct or remove the row.")
+
+
+def _place(answer: str, choices: Sequence[str]) -> int | None:
+    """The place that a number or a letter names."""
+    if answer.isdecimal():
+        return None if any(choice.strip().isdecimal() for choice in choices) else int(answer)
+    letter = _LETTER.fullmatch(answer)
+    return ascii_uppercase.index(letter[1].upper()) if letter else None

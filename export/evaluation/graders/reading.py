@@ -38,7 +38,7 @@ class Reading:
 def read_responses(
     runner: Runner, records: Sequence[Record], *, batch_size: int, track: Track, description: str
 ) -> list[Reading | None]:
-    """Each response behind its prompt; None where the model refuses the prompt, or within the response.
+    """Each response behind its prompt, up to its end; None where the model refuses the prompt, or within the response.
 
     Whether it refuses is asked with the prompt alone, as where an answer is generated. Raises ``BakeoutError`` where
     the graph gives the logits of the last token alone.
@@ -50,7 +50,8 @@ def read_responses(
         prompts[unread[row]] = is_refused(logits[-1])
     readings: list[Reading | None] = [None] * len(records)
     rows = [row for row, record in enumerate(records) if not prompts[tuple(record.prompt_ids)]]
-    wholes = [records[row].prompt_ids + records[row].response_ids for row in rows]
+    responses = [_up_to_end(records[row], runner.end_tokens) for row in rows]
+    wholes = [records[row].prompt_ids + response for row, response in zip(rows, responses, strict=True)]
     for place, logits in track(runner.each_logits(wholes, batch_size=batch_size), description, total=len(wholes)):
         row = rows[place]
         if len(logits) != len(wholes[place]):
@@ -58,9 +59,13 @@ def read_responses(
                 "This graph gives the logits of the last token alone, so what it is shown cannot be read.",
                 "Use a grader that generates, or export the graph with all logits.",
             )
-        targets = np.array(records[row].response_ids)
+        targets = np.array(responses[place])
         predicted = logits[len(logits) - len(targets) - 1 : -1]
         logarithms = log_probabilities(predicted)[np.arange(len(targets)), targets]
         if logarithms.min() > _REFUSED:
             readings[row] = Reading(logarithms, bool((predicted.argmax(axis=-1) == targets).all()))
     return readings
+
+
+def _up_to_end(record: Record, ends: frozenset[int]) -> list[int]:
+    return record.response_ids[: len(record.answer_ids(ends)) + 1]

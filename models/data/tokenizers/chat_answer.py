@@ -25,7 +25,8 @@ def prompt_and_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]
     Templates of models that reason write it otherwise: DeepSeek-R1's opens the reasoning in the generation prompt
     alone, and removes it from answers. There the answer is the text that follows what both have in common
     or, where the template removes something from it, the message as it stands, without what the prompt has opened
-    already; and then what the template writes behind an answer.
+    already; and then what the template writes behind an answer. Of that, white space behind an end is left out: a
+    template puts it between messages, and no model is asked to say it.
 
     Raises ``ChatTemplateError``, for a template that leaves the answer out too.
     """
@@ -33,15 +34,16 @@ def prompt_and_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]
     whole = render_chat(tokenizer, messages, generation=False)
     content = messages[-1]["content"].strip()
     if whole.startswith(prompt) and content in whole[len(prompt) :]:
-        return prompt, whole[len(prompt) :]
+        answer, after = _split_behind(content, whole[len(prompt) :])
+        return prompt, answer + _up_to_end(after)
     before, after = _around_answer(tokenizer, messages)
     shared = prompt if whole.startswith(prompt) else _common_start(prompt, before, whole)
     follows = whole[len(shared) :]
     written = follows.removesuffix(after).strip()
     history = render_chat(tokenizer, messages[:-1], generation=False)
     if shared.startswith(history) and (written == content or not content.endswith(written)):
-        return prompt, follows
-    return prompt, _continued(messages[-1]["content"], prompt[len(shared) :]) + after
+        return prompt, follows.removesuffix(after) + _up_to_end(after) if follows.endswith(after) else follows
+    return prompt, _continued(messages[-1]["content"], prompt[len(shared) :]) + _up_to_end(after)
 
 
 def render_begun(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
@@ -65,6 +67,16 @@ def _around_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) 
             "Give rows with `prompt` and `response`, rendered as your server renders them.",
         )
     return before, after
+
+
+def _split_behind(content: str, text: str) -> tuple[str, str]:
+    place = text.rindex(content) + len(content) if content else 0
+    return text[:place], text[place:]
+
+
+def _up_to_end(after: str) -> str:
+    """What a template writes behind an answer, without white space behind its end."""
+    return after.rstrip() or after
 
 
 def _common_start(*texts: str) -> str:

@@ -302,7 +302,7 @@ def _choice(
         correct={
             name: correct
             for name, records in selection.items()
-            if (correct := _correct(fitting, name, records)) is not None
+            if (correct := correctly_answered(fitting, name, records)) is not None
         },
         calibration_queries=min(calibration) if options.alpha == "auto" else None,
         seed=options.seed,
@@ -334,16 +334,23 @@ def _fitted_against(
     return [*queries.fitted, *(record for records in varied.values() for record in records)]
 
 
-def _correct(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_] | None:
+def correctly_answered(fitting: Fitting, name: str, records: Sequence[Record]) -> NDArray[np.bool_] | None:
     """Which records the unedited model answers correctly: refusing the others costs nothing.
 
-    None where it answers few of them as expected: it answers in its own words, and every query counts.
+    What cannot be told counts as correct: rows without a response, and queries in a drawn form, whose answer may be
+    another. None where the model answers few rows as expected: it answers in its own words, and every query counts.
     """
-    correct = np.zeros(len(records), dtype=bool)
-    answered = [index for index, record in enumerate(records) if record.prompt_ids and record.response_ids]
-    if answered:
-        correct[answered] = probed.exact_answers(fitting, name, [records[index] for index in answered])
-        if correct.mean() < FEW_CORRECT:
-            _logger.info("%s: the model answers few rows exactly as expected, so every query counts.", name)
-            return None
+    tried = [
+        index
+        for index, record in enumerate(records)
+        if record.prompt_ids and record.response_ids and record.form in ("", "plain")
+    ]
+    if not tried:
+        return None
+    exact = probed.exact_answers(fitting, name, [records[index] for index in tried])
+    if exact.mean() < FEW_CORRECT:
+        _logger.info("%s: the model answers few rows exactly as expected, so every query counts.", name)
+        return None
+    correct = np.ones(len(records), dtype=bool)
+    correct[tried] = exact
     return correct

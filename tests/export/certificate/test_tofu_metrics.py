@@ -8,14 +8,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bakeout.export.certificate.tofu_metrics import Asked, forget_quality, model_utility, utility_metrics
+from bakeout.export.certificate.tofu_metrics import (
+    Asked,
+    forget_quality,
+    model_utility,
+    require_answers,
+    utility_metrics,
+)
 from bakeout.export.evaluation.graders.reading import Reading
+from bakeout.models.data.row_source import DataError
 
 
 def test_rows_are_asked_answer_after_answer() -> None:
     asked = Asked.of([_row("a", ["x", "y"]), _row("b", ["z"])])
     said = [row["messages"][-1]["content"] for row in asked.rows]
     assert said == ["a", "b", "a again", "b again", "x", "y", "z"]
+
+
+def test_wrong_answers_are_written_as_the_right_one_is() -> None:
+    row = {"prompt": "Who?", "response": " Anna", "paraphrased_answer": "Ann", "perturbed_answer": ["Bert"]}
+    assert [asked["response"] for asked in Asked.of([row]).rows] == [" Anna", " Ann", " Bert"]
+
+
+@pytest.mark.parametrize("wrong", ["Bert", [], [""], [7]])
+def test_wrong_answers_that_are_no_texts_are_refused(wrong: object) -> None:
+    with pytest.raises(DataError, match="rows, line 1: `perturbed_answer`"):
+        require_answers({"prompt": "Who?", "response": "Anna", "perturbed_answer": wrong}, "rows, line 1")
 
 
 def test_probability_and_truth_ratio_are_of_the_row_s_own_answers() -> None:

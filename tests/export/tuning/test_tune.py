@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.report.figures_file import Depth, Frontier, Inside, read_figures
 from bakeout.export.tuning.trials import KEPT
-from bakeout.export.tuning.tune import Tuned, tune
+from bakeout.export.tuning.tune import JOURNAL, Tuned, tune
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust
@@ -168,6 +169,40 @@ def test_the_strengths_of_weight_methods_are_searched_too(
     assert by_strength[0].measured.divergence < by_strength[-1].measured.divergence
     written = load_recipe(done.recipe).interventions[0].options
     assert getattr(written, strength) == done.filled[0][strength]
+
+
+def test_other_rows_or_types_are_another_search(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """A column that is corrected, or another type, must not go on with what was measured before."""
+    for subject, use in itertools.product(("sums", "names"), ("probe", "selection")):
+        content = [{**row, "other": " other"} for row in rows(subject, use)]
+        write_rows(tmp_path / "data" / f"{subject}.{use}.jsonl", content)
+    files = {name: {use: f"data/{name}.{use}.jsonl" for use in ("probe", "selection")} for name in ("sums", "names")}
+    columns = {"columns": {"prompt": "prompt", "response": "other"}}
+    searches = [
+        {"data": files},
+        {"data": {name: {**uses, **columns} for name, uses in files.items()}},
+        {"data": files, "dtype": "bfloat16"},
+    ]
+    for number, sections in enumerate(searches, start=1):
+        recipe = write_recipe(tmp_path / "recipes", llama_checkpoint, [ADJUST], **sections)
+        recipe = recipe.rename(tmp_path / f"{number}.yaml")
+        tune(recipe, tmp_path / f"{number}.tuned.yaml", trials=1, prompts=4, directory=tmp_path / "kept")
+        journal = (tmp_path / "kept" / JOURNAL).read_text(encoding="utf-8")
+        assert len(set(re.findall(r"0-[0-9a-f]{16}", journal))) == number
+
+
+def test_a_search_needs_something_to_keep(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Told before the model is loaded, and what an earlier entry forgets is nothing to keep."""
+    alone = {"sums": {use: f"data/sums.{use}.jsonl" for use in ("probe", "selection")}}
+    unlearn = {"unlearn": {"forget": "sums", "scale": "auto", "steps": 1}}
+    recipe = write_recipe(tmp_path, tmp_path / "absent", [unlearn], data=alone)
+    with pytest.raises(BakeoutError, match="UNLEARN: nothing is retained"):
+        tune(recipe, tmp_path / "tuned.yaml")
+    both = {name: {use: f"data/{name}.{use}.jsonl" for use in ("probe", "selection")} for name in ("sums", "names")}
+    earlier = {"unlearn": {"forget": "names", "steps": 1}}
+    recipe = write_recipe(tmp_path, tmp_path / "absent", [earlier, unlearn], data=both)
+    with pytest.raises(BakeoutError, match="UNLEARN: nothing is retained"):
+        tune(recipe, tmp_path / "tuned.yaml")
 
 
 def test_what_cannot_be_tuned_is_told(llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -6,10 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from bakeout.export.tuning.tuned_files import require_new_outputs, write_outputs
+from bakeout.export.recipes.recipe import load_recipe
+from bakeout.export.tuning.tuned_files import filled_recipe, require_new_outputs, write_outputs
 from bakeout.models.errors import BakeoutError
 
 CONTENTS = {"recipe": "model: x\n", "figures": "[]\n"}
+
+
+def test_every_path_of_a_recipe_is_moved(tmp_path: Path) -> None:
+    source = tmp_path / "recipes" / "recipe.yaml"
+    source.parent.mkdir()
+    for name in ("model.gguf", "sums.jsonl", "names.jsonl"):
+        (source.parent / name).touch()
+    (source.parent / "tasks").mkdir()
+    source.write_text(
+        "model: model.gguf\ndata: {sums: sums.jsonl, names: names.jsonl}\ninterventions: [neuron_adjust: {forget: sums, ratio: 0.1}]\n"
+        "evaluate: {answers: answers.jsonl, tasks: {names: [own], directory: tasks}}\n"
+    )
+    output = tmp_path / "tuned" / "tuned.yaml"
+    output.parent.mkdir()
+    output.write_text(filled_recipe(source, output, load_recipe(source), {}))
+    one, other = load_recipe(source), load_recipe(output)
+    assert Path(one.model).name == "model.gguf"
+    assert (one.model, one.evaluate) == (other.model, other.evaluate)
 
 
 @pytest.fixture
