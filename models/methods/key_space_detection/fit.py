@@ -59,7 +59,8 @@ _Widening = Mapping[str, Mapping[str, Mapping[Kind, Sequence[Record]]]]
 def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetection:
     """Regions on the probe queries, their structure chosen on the selection queries, alpha on the calibration queries.
 
-    A half-space's alpha goes on as far as the retained names' selection queries leave room.
+    A half-space's alpha goes on as far as the retained names' selection queries leave room, where everyday questions
+    are among these: they stand for strangers, which no other name keeps out.
 
     Conversations are probed, selected and calibrated in drawn forms (``as_served``), of all names, everyday questions
     among those to retain, and the report has a figure for each form. If `augment` names variants, those of the probe
@@ -114,8 +115,10 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     counted = {name: fitting.rows[name].get("calibration") or own.fresh for name, own in queries.items()}
 
     beside = {}
-    # Where every token is tested, what is retained leaves room before its nearest token.
-    if FITTERS[settled.structure.region].needs_retained and options.positions != "every":
+    # Strangers lie in the room that the retained names leave, unless everyday questions, which stand for them, are
+    # among these. And where every token is tested, that room ends before the nearest token.
+    has_room = EVERYDAY_QUESTIONS in queries and options.positions != "every"
+    if FITTERS[settled.structure.region].needs_retained and has_room:
         beside = {
             name: query_keys(fitting, name, own.fresh, layers, keys, start)
             for name, own in queries.items()

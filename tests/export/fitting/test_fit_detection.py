@@ -26,6 +26,7 @@ from bakeout.models.methods.key_space_detection.choosing.structure import choose
 from bakeout.models.methods.key_space_detection.choosing.unseen_forms import Forms
 from bakeout.models.methods.key_space_detection.detection import conformal_quantile, least_queries
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS
 from bakeout.models.plan import KeySpaceDetection
 from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.hooks import Hooks
@@ -163,23 +164,28 @@ def test_a_half_space_s_alpha_does_not_depend_on_who_chose_the_half_space(
         return choose_structure(*given, forms=forms, **options)
 
     monkeypatch.setattr("bakeout.models.methods.key_space_detection.fit.choose_structure", choose)
-    # A tiny model's keys are of the last tokens alone, which these forms leave as they are.
+    # A tiny model's keys are of the last tokens alone: those that it can tell, in forms that leave them as they are.
+    everyday = {use: [f"{use} {n} {'{' * 16}" for n in range(20)] for use in ("probe", "selection", "calibration")}
+    monkeypatch.setattr("bakeout.models.methods.key_space_detection.served._EVERYDAY", everyday)
     kept = {"plain", "system_prompt", "lead_in"}
     augment = {"without": sorted(MIXTURE.keys() - kept)}
-    options = {"region": "linear", "epsilon": 0.1, "everyday": False, "augment": augment}
+    options = {"region": "linear", "epsilon": 0.1, "augment": augment}
     data = _many_chats(tmp_path)
     chosen = _fitted(tmp_path, llama_checkpoint, options, data=data)
     (forms,) = seen
     assert all(kept == set(own) for own in (forms.probe["sums"], forms.against["names"], forms.selection["names"]))
     report = chosen.report.as_json()
     assert report["skills"]["sums"]["quantile"] < chosen.alpha[0]
-    assert report["choice"]["chosen"]["distance"].keys() == {"names"}
+    assert report["choice"]["chosen"]["distance"].keys() == {"names", EVERYDAY_QUESTIONS}
     structure = METHOD.choices(KeySpaceDetectionOptions(forget=["sums"], **options), chosen)
     named = _fitted(tmp_path, llama_checkpoint, {**options, **structure}, data=data)
     assert named.report.choice is None
     assert named.layers == chosen.layers and named.alpha == chosen.alpha
     every = _fitted(tmp_path, llama_checkpoint, {**options, **structure, "positions": "every"}, data=data)
     assert "quantile" not in every.report.as_json()["skills"]["sums"]
+    # Strangers lie in the room that the retained names leave, where nothing stands for them.
+    alone = _fitted(tmp_path, llama_checkpoint, {**options, **structure, "everyday": False}, data=data)
+    assert "quantile" not in alone.report.as_json()["skills"]["sums"]
 
 
 def test_too_few_queries_are_told_before_the_model_is_loaded_for_an_earlier_method(

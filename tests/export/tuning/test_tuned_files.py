@@ -20,7 +20,8 @@ def test_every_path_of_a_recipe_is_moved(tmp_path: Path) -> None:
         (source.parent / name).touch()
     (source.parent / "tasks").mkdir()
     source.write_text(
-        "model: model.gguf\ndata: {sums: sums.jsonl, names: names.jsonl}\ninterventions: [neuron_adjust: {forget: sums, ratio: 0.1}]\n"
+        "model: model.gguf\ndata: {sums: sums.jsonl, names: names.jsonl}\n"
+        "interventions: [neuron_adjust: {forget: sums, ratio: 0.1}]\n"
         "evaluate: {answers: answers.jsonl, tasks: {names: [own], directory: tasks}}\n"
     )
     output = tmp_path / "tuned" / "tuned.yaml"
