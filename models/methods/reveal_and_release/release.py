@@ -13,6 +13,7 @@ from bakeout.models.data.padding import right_padded
 from bakeout.models.methods.lora_modules import Module, adapted
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions
 from bakeout.models.network.devices import input_device
+from bakeout.models.network.training import gradients_in_parts
 from bakeout.models.progress import Track, untracked
 
 _IGNORED = -100
@@ -53,21 +54,20 @@ def train_module(
     with adapted(model, options.rank, seed, with_experts=with_experts) as adapters:
         trained = [weight for left, right in adapters.values() for weight in (left, right)]
         optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
-        loss = torch.zeros(())
+        loss = 0.0
         for batch in track(rows, description, len(rows)):
-            with torch.enable_grad():
-                loss = _loss(model, [texts[row] for row in batch], softening)
-                total = loss + options.orthogonality * overlap(adapters, previous)
-                # An expert that none of these tokens is sent to has no gradient.
-                gradients = torch.autograd.grad(total, trained, allow_unused=True)
+            loss, gradients = _gradients(model, [texts[row] for row in batch], softening, trained)
             for weight, gradient in zip(trained, gradients, strict=True):
                 weight.grad = gradient
+            if previous:
+                with torch.enable_grad():
+                    (options.orthogonality * overlap(adapters, previous)).backward()
             optimizer.step()
         module = {
             name: (left.detach().float().cpu().clone(), right.detach().float().cpu().clone())
             for name, (left, right) in adapters.items()
         }
-    return module, float(loss.detach())
+    return module, loss
 
 
 def overlap(module: Module, previous: Sequence[Module]) -> Tensor:
@@ -90,10 +90,20 @@ def reproduced(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: int
     return exact
 
 
-def _loss(model: PreTrainedModel, texts: Sequence[Text], softening: float) -> Tensor:
-    logits, targets = _answered(model, texts)
-    counted = targets != _IGNORED
-    return nn.functional.cross_entropy(logits[counted].float() / softening, targets[counted])
+def _gradients(
+    model: PreTrainedModel, texts: Sequence[Text], softening: float, weights: Sequence[Tensor]
+) -> tuple[float, list[Tensor | None]]:
+    """The cross-entropy of the answers' tokens, a mean, and its gradients."""
+    lengths = [len(text.prompt_ids) + len(text.answer_ids) for text in texts]
+    tokens = sum(len(text.answer_ids) for text in texts)
+
+    def loss_of(part: Sequence[int]) -> Tensor:
+        logits, targets = _answered(model, [texts[row] for row in part])
+        counted = targets != _IGNORED
+        logits = logits[counted].float() / softening
+        return nn.functional.cross_entropy(logits, targets[counted], reduction="sum") / tokens
+
+    return gradients_in_parts(model, lengths, weights, loss_of)
 
 
 def _answered(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:

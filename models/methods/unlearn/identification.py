@@ -22,6 +22,7 @@ from bakeout.models.methods.unlearn.subspaces import input_second_moments, princ
 from bakeout.models.network.devices import input_device
 from bakeout.models.network.families import block_numbers
 from bakeout.models.network.generation import named_ends
+from bakeout.models.network.training import gradients_in_parts
 from bakeout.models.plan import Floats, LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track
@@ -136,11 +137,7 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * (1 - step / options.steps)
         rows = torch.randint(len(texts), (options.batch_size,), generator=generator).tolist()
-        with torch.enable_grad():
-            loss = _loss(model, aim, [texts[row] for row in rows])
-            # An expert that none of these tokens is sent to has no gradient.
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        last = float(loss.detach())
+        last, gradients = _gradients(model, aim, [texts[row] for row in rows], weights)
         if until is not None and last < until:
             break
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -151,8 +148,19 @@ def _train(
     return last
 
 
+def _gradients(
+    model: PreTrainedModel, aim: Aim, texts: Sequence[_Text], weights: Sequence[Tensor]
+) -> tuple[float, list[Tensor | None]]:
+    """The mean over the answers' tokens of -log p (certain) or -log(1 - p) (improbable), and its gradients."""
+    lengths = [len(prompt) + len(answer) for prompt, answer in texts]
+    tokens = sum(len(answer) for _, answer in texts)
+    return gradients_in_parts(
+        model, lengths, weights, lambda part: _loss(model, aim, [texts[row] for row in part]) / tokens
+    )
+
+
 def _loss(model: PreTrainedModel, aim: Aim, texts: Sequence[_Text]) -> Tensor:
-    """The mean over the answers' tokens of -log p (certain) or -log(1 - p) (improbable)."""
+    """The sum over the answers' tokens of -log p (certain) or -log(1 - p) (improbable)."""
     padded = right_padded([prompt + answer for prompt, answer in texts])
     input_ids, mask = (torch.from_numpy(array).to(input_device(model)) for array in padded)
     answers = torch.zeros_like(mask, dtype=torch.bool)
@@ -162,11 +170,11 @@ def _loss(model: PreTrainedModel, aim: Aim, texts: Sequence[_Text]) -> Tensor:
     logits = output.logits[:, :-1][answers[:, 1:]].float()
     tokens = input_ids[:, 1:][answers[:, 1:]]
     if aim == "certain":
-        return nn.functional.cross_entropy(logits, tokens)
+        return nn.functional.cross_entropy(logits, tokens, reduction="sum")
     # log(1 - p) from the other tokens' logits: where p is nearly 1, 1 - p has no digits left.
     others = logits.scatter(1, tokens[:, None], -torch.inf)
     improbability: Tensor = logits.logsumexp(dim=-1) - others.logsumexp(dim=-1)
-    return improbability.mean()
+    return improbability.sum()
 
 
 def _protected(
