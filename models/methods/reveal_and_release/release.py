@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.padding import right_padded
 from bakeout.models.methods.lora_modules import Module, adapted
+from bakeout.models.methods.lora_training import gradients_in_parts
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions
 from bakeout.models.network.devices import input_device
-from bakeout.models.network.training import gradients_in_parts
 from bakeout.models.progress import Track, untracked
 
 _IGNORED = -100

@@ -15,6 +15,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.learn.options import LearnOptions
 from bakeout.models.methods.lora_modules import LinearLayer, Module, adapted, linear_layers, summed
+from bakeout.models.methods.lora_training import gradients_in_parts
 from bakeout.models.methods.method import Method
 from bakeout.models.methods.search_space import tuned
 from bakeout.models.methods.unlearn.options import UnlearnOptions
@@ -22,7 +23,6 @@ from bakeout.models.methods.unlearn.subspaces import input_second_moments, princ
 from bakeout.models.network.devices import input_device
 from bakeout.models.network.families import block_numbers
 from bakeout.models.network.generation import named_ends
-from bakeout.models.network.training import gradients_in_parts
 from bakeout.models.plan import Floats, LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track

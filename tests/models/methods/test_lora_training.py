@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bakeout.models.network import training
-from bakeout.models.network.training import gradients_in_parts
+from bakeout.models.methods import lora_training
+from bakeout.models.methods.lora_training import gradients_in_parts
 
 from tests.tiny_models import random_prompts, tiny_model
 
@@ -27,7 +27,7 @@ def test_parts_have_the_loss_and_the_gradients_of_the_whole(monkeypatch: pytest.
     whole, whole_gradients = gradients_in_parts(model, [len(text) for text in texts], weights, loss_of)
     assert [sorted(part) for part in parts] == [[0, 1, 2, 3, 4, 5]]
     parts.clear()
-    monkeypatch.setattr(training, "tokens_at_once", lambda _model: 12)
+    monkeypatch.setattr(lora_training, "tokens_at_once", lambda _model: 12)
     total, gradients = gradients_in_parts(model, [len(text) for text in texts], weights, loss_of)
     assert len(parts) > 2 and sorted(row for part in parts for row in part) == [0, 1, 2, 3, 4, 5]
     assert total == pytest.approx(whole, rel=1e-5)

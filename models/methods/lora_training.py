@@ -1,4 +1,4 @@
-"""Gradients of a batch of texts that goes through a model in parts."""
+"""Training LoRA modules: gradients of a batch of texts that goes through the model in parts."""
 
 from __future__ import annotations
 
