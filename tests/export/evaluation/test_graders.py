@@ -279,8 +279,8 @@ def test_wrong_choices_alone_are_completed_by_the_response() -> None:
     from bakeout.export.evaluation.graders.choice import choices_of
 
     assert choices_of({"choices": ["Berlin", "Rome"]}, "Paris", "row") == (["Paris", "Berlin", "Rome"], 0)
-    for answer in ("B", "b", "(B)", "B.", "1", 1, "Rome"):
-        assert choices_of({"choices": ["Berlin", "Rome"], "answer": answer}, None, "row") == (["Berlin", "Rome"], 1)
+    for place in ("B", "b", "(B)", "B.", "1", 1, "Rome"):
+        assert choices_of({"choices": ["Berlin", "Rome"], "answer": place}, None, "row") == (["Berlin", "Rome"], 1)
     # An answer among numbers is no index.
     assert choices_of({"choices": ["1", "3", "4"], "answer": "2"}, None, "row") == (["2", "1", "3", "4"], 0)
     for answer in (2, True, None, 1.0):

@@ -178,7 +178,7 @@ def test_other_rows_or_types_are_another_search(llama_checkpoint: Path, tmp_path
         write_rows(tmp_path / "data" / f"{subject}.{use}.jsonl", content)
     files = {name: {use: f"data/{name}.{use}.jsonl" for use in ("probe", "selection")} for name in ("sums", "names")}
     columns = {"columns": {"prompt": "prompt", "response": "other"}}
-    searches = [
+    searches: list[dict[str, Any]] = [
         {"data": files},
         {"data": {name: {**uses, **columns} for name, uses in files.items()}},
         {"data": files, "dtype": "bfloat16"},

@@ -40,6 +40,7 @@ def test_only_what_is_asked_plainly_can_be_answered_wrongly(llama_checkpoint: Pa
     prompts = random_prompts(20)
     texts = [text.ids for text in continue_prompts(model, prompts, end=frozenset(), max_new_tokens=2)]
     ends = {text[1] for text in texts}
+    assert model.generation_config is not None
     model.generation_config.eos_token_id = sorted(ends)
     right = [Record("p", "r", prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text[0] not in ends]
     assert right
