@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,7 +226,8 @@ def _false_refusals(
     inside = np.any(margins <= check.alpha, axis=1)
     refused, queries = int(inside.sum()), len(inside)
     if places and refused > LOST * queries:
-        named = [place for place, is_in in zip(places, inside, strict=True) if is_in]
+        # The file's name is enough beside the data's, and does not lead to a folder that is gone once a demo has ended.
+        named = [Path(place).name for place, is_in in zip(places, inside, strict=True) if is_in]
         _logger.warning(
             "%d of %d queries of %s, which is to be retained, are refused: %s%s. If they ask for what is to be "
             "forgotten, take such rows out of all files of %s; else give more rows like them.",
