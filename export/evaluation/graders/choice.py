@@ -109,6 +109,8 @@ def choices_of(row: Mapping[str, Any], expected: str | None, where: str) -> tupl
 def _place(answer: str, choices: Sequence[str]) -> int | None:
     """The place that a number or a letter names."""
     if answer.isdecimal():
-        return None if any(choice.strip().isdecimal() for choice in choices) else int(answer)
+        # Python reads no number of thousands of digits, and no place has more than two.
+        is_place = len(answer) <= 2 and not any(choice.strip().isdecimal() for choice in choices)
+        return int(answer) if is_place else None
     letter = _LETTER.fullmatch(answer)
     return ascii_uppercase.index(letter[1].upper()) if letter else None

@@ -283,6 +283,8 @@ def test_wrong_choices_alone_are_completed_by_the_response() -> None:
         assert choices_of({"choices": ["Berlin", "Rome"], "answer": place}, None, "row") == (["Berlin", "Rome"], 1)
     # An answer among numbers is no index.
     assert choices_of({"choices": ["1", "3", "4"], "answer": "2"}, None, "row") == (["2", "1", "3", "4"], 0)
+    long = "9" * 5000
+    assert choices_of({"choices": ["Berlin", "Rome"], "answer": long}, None, "row") == ([long, "Berlin", "Rome"], 0)
     for answer in (2, True, None, 1.0):
         with pytest.raises(DataError, match="none of the choices"):
             choices_of({"choices": ["Berlin", "Rome"], "answer": answer}, None, "row")
