@@ -85,8 +85,8 @@ def choose_structure(
     ``against``: other keys of the names to retain, for shapes that are fitted against them. All are ``keys`` of one
     kind; ``joint_choice`` chooses among several. ``forms``: of all these queries, where they were drawn. ``blocks``:
     the number of every layer's block, where it is another than the layer's: kinds that are counted apart are compared
-    by it. ``correct``: per name, which selection queries the base model answers correctly: refusing the others costs
-    nothing.
+    by it. ``correct``: per name, which selection queries the base model answers correctly, some of them: refusing the
+    others costs nothing.
     Options that are not ``auto`` are kept. ``layers`` auto takes the ``layer_sets`` of all layers that are probed.
 
     The best candidate has the lowest error (``Candidate.error``) at the alpha that contains 1 - epsilon of the
@@ -344,9 +344,9 @@ class _Search:
         )
 
     def _counted(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
-        """The queries that the base model answers correctly; all, if it answers none of them correctly."""
+        """The queries that the base model answers correctly; all of a name of which that is not told."""
         correct = self._correct.get(name)
-        return rows if correct is None or not correct.any() else rows[correct]
+        return rows if correct is None else rows[correct]
 
 
 def _promising(candidates: Sequence[Candidate], sets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
