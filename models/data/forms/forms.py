@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bakeout.models.data.forms.attachments import with_attachment
 from bakeout.models.data.forms.frames import few_shot, framed
 from bakeout.models.data.forms.kinds import CHAT_KINDS, KINDS, PLAIN, Kind, Plain, Use
 from bakeout.models.data.forms.surface import respelled
@@ -81,7 +82,8 @@ def variants(
     Of conversations alone: ``system_prompt``, ``no_system_prompt``: another system message, and an empty one.
     ``second_turn``, ``third_turn``: unrelated turns before the query. ``after_refusal``: one of the turns ``refused``,
     questions that a refusal answered, alone or beside another turn. ``instruction``, ``thanks``, ``lead_in``: whole
-    phrases around it. ``story``, ``quotation``, ``translation``, ``role``: a scene that holds it.
+    phrases around it. ``attachment``: pasted material behind or before it. ``story``, ``quotation``, ``translation``,
+    ``role``: a scene that holds it.
 
     ``use``: what is drawn for testing shares no words, way of spacing or letter case with what is drawn for widening.
     The same arguments give the same forms. A form that would be the query itself is left out.
@@ -155,6 +157,8 @@ def _form(
             return Form(kind, source, query.text, turns=earlier) if earlier else None
         case "suffix" | "prefix" | "instruction" | "thanks" | "lead_in":
             text: str | None = wrapped(query.text, kind, use, draw)
+        case "attachment":
+            text = with_attachment(query.text, use, draw)
         case "whitespace" | "case" | "punctuation":
             text = respelled(query.text, kind, use, draw)
         case "story" | "quotation" | "translation" | "role":

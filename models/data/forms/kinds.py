@@ -11,13 +11,15 @@ Use = Literal["widening", "testing"]
 SystemPrompt = Literal["system_prompt", "no_system_prompt"]
 Turns = Literal["second_turn", "third_turn", "after_refusal"]
 Wrapping = Literal["instruction", "thanks", "lead_in"]
+# Pasted material beside the query.
+Attachment = Literal["attachment"]
 Scene = Literal["story", "quotation", "translation", "role"]
 # Of any prompt.
 Affix = Literal["suffix", "prefix"]
 Surface = Literal["whitespace", "case", "punctuation"]
 # Another wording of the same question, where the row itself gives one.
 Given = Literal["paraphrase", "language"]
-ChatKind = Literal[SystemPrompt, Turns, Wrapping, Scene]
+ChatKind = Literal[SystemPrompt, Turns, Wrapping, Attachment, Scene]
 Kind = Literal[Affix, Surface, "few_shot", Given, ChatKind]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -40,6 +42,7 @@ MIXTURE: Mapping[Kind | Plain, int] = {
     "instruction": 3,
     "thanks": 1,
     "lead_in": 1,
+    "attachment": 4,
     "case": 8,
     "whitespace": 2,
     "punctuation": 1,

@@ -9,10 +9,13 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeout.models.data.forms.kinds import Scene, Surface, SystemPrompt, Turns, Wrapping
+from bakeout.models.data.forms.kinds import Attachment, Scene, Surface, SystemPrompt, Turns, Wrapping
 
 # Kinds whose wordings are alike: leaving out one of them alone would leave its likes.
-GROUPS: tuple[tuple[str, ...], ...] = (*map(get_args, (SystemPrompt, Turns, Wrapping, Scene, Surface)), ("few_shot",))
+GROUPS: tuple[tuple[str, ...], ...] = (
+    *map(get_args, (SystemPrompt, Turns, Wrapping, Attachment, Scene, Surface)),
+    ("few_shot",),
+)
 # Of fewer queries on either side nothing is fitted.
 _FEWEST = 20
 
