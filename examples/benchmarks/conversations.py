@@ -57,9 +57,10 @@ from bakeout.models.progress import logged
 NEAR_MISSES = Path(__file__).parent / "near_misses.jsonl"
 # Rows of a data set that is fitted with; what is left is asked afterwards.
 PARTS = {"probe": 300, "selection": 200, "calibration": 250}
-# What strangers are asked in: plainly, in a conversation, and in frames.
+# What strangers are asked in: plainly, in a conversation, beside pasted material, and in frames.
 STRANGERS: tuple[Kind | Plain, ...] = (
-    *(PLAIN, "second_turn", "after_refusal", "system_prompt", "few_shot", "story", "quotation", "translation", "role"),
+    *(PLAIN, "second_turn", "after_refusal", "system_prompt", "attachment"),
+    *("few_shot", "story", "quotation", "translation", "role"),
 )
 # Prompts in a run.
 BATCH = 8
