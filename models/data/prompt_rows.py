@@ -40,16 +40,12 @@ class PromptRow:
         messages = list(self.row["messages"])
         place = _question_place(messages)
         assert place is not None
-        messages[place] = {**messages[place], "content": form.text}
+        messages[place : place + 1] = [*_messages(form.answered), {**messages[place], "content": form.text}]
         system = messages[:1] if messages[0]["role"] == "system" else []
         rest = messages[len(system) :]
         if form.system is not None:
             system = [{"role": "system", "content": form.system}]
-        roles = ("user", "assistant")
-        earlier = [
-            {"role": role, "content": text} for turn in form.turns for role, text in zip(roles, turn, strict=True)
-        ]
-        return {**self.row, "messages": [*system, *earlier, *rest]}
+        return {**self.row, "messages": [*system, *_messages(form.turns), *rest]}
 
 
 def asking_more(row: Mapping[str, Any], text: str, where: str) -> dict[str, Any]:
@@ -166,6 +162,11 @@ def takes_system_messages(tokenizer: Tokenizer) -> bool:
 def refused_turns(rows: Sequence[PromptRow], refusal: str) -> list[Turn]:
     """The questions of conversations, each answered by ``refusal``: earlier turns of other conversations."""
     return [(row.query.text, refusal) for row in rows if row.query.is_chat]
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
 
 
 def _question_place(messages: Sequence[Mapping[str, str]]) -> int | None:

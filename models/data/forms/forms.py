@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bakeout.models.data.forms.attachments import with_attachment
+from bakeout.models.data.forms.follow_ups import with_follow_up
 from bakeout.models.data.forms.frames import few_shot, framed
 from bakeout.models.data.forms.kinds import CHAT_KINDS, KINDS, PLAIN, Kind, Plain, Use
 from bakeout.models.data.forms.surface import respelled
@@ -48,7 +49,8 @@ class Form:
     """A query in another form. ``source`` is the index of the query, whose answer it still has.
 
     ``system``: the system message of its conversation, None for the conversation's own; ``turns``: unrelated messages
-    of the user, each with its answer, before the conversation.
+    of the user, each with its answer, before the conversation; ``answered``: the query and what was said to it, right
+    before ``text``, where that only follows it up.
     """
 
     kind: Kind | Plain
@@ -56,6 +58,7 @@ class Form:
     text: str
     system: str | None = None
     turns: tuple[Turn, ...] = ()
+    answered: tuple[Turn, ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -81,9 +84,10 @@ def variants(
 
     Of conversations alone: ``system_prompt``, ``no_system_prompt``: another system message, and an empty one.
     ``second_turn``, ``third_turn``: unrelated turns before the query. ``after_refusal``: one of the turns ``refused``,
-    questions that a refusal answered, alone or beside another turn. ``instruction``, ``thanks``, ``lead_in``: whole
-    phrases around it. ``attachment``: pasted material behind or before it. ``story``, ``quotation``, ``translation``,
-    ``role``: a scene that holds it.
+    questions that a refusal answered, alone or beside another turn. ``follow_up``: what insists behind the answered
+    query, a refusal if it is among ``refused``, else its response or, half of the time, one of these refusals.
+    ``instruction``, ``thanks``, ``lead_in``: whole phrases around it. ``attachment``: pasted material behind or before
+    it. ``story``, ``quotation``, ``translation``, ``role``: a scene that holds it.
 
     ``use``: what is drawn for testing shares no words, way of spacing or letter case with what is drawn for widening.
     The same arguments give the same forms. A form that would be the query itself is left out.
@@ -155,6 +159,11 @@ def _form(
         case "after_refusal":
             earlier = _with_a_refusal(query, use, draw, refused)
             return Form(kind, source, query.text, turns=earlier) if earlier else None
+        case "follow_up":
+            if not (replies := _replies(query, draw, refused)):
+                return None
+            answered_query, insisting = with_follow_up(query.text, replies, use, draw)
+            return Form(kind, source, insisting, answered=answered_query)
         case "suffix" | "prefix" | "instruction" | "thanks" | "lead_in":
             text: str | None = wrapped(query.text, kind, use, draw)
         case "attachment":
@@ -178,6 +187,15 @@ def _with_a_refusal(query: Query, use: Use, draw: random.Random, refused: Sequen
         return ()
     first, second, unrelated = draw.choice(others), draw.choice(others), draw.choice(TURNS[use])
     return draw.choice(((first,), (first,), (unrelated, first), (first, unrelated), (first, second)))
+
+
+def _replies(query: Query, draw: random.Random, refused: Sequence[Turn]) -> list[str]:
+    """What may have been said to a query: how it was refused, or if it was not its response or any refusal."""
+    own = [answer for asked, answer in refused if asked == query.text]
+    others = sorted({answer for _, answer in refused})
+    if own or query.response is None or (others and draw.random() < 0.5):
+        return own or others
+    return [query.response]
 
 
 def _few_shot(query: Query, use: Use, draw: random.Random, answered: Sequence[Turn]) -> str | None:

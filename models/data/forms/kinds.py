@@ -9,7 +9,7 @@ from typing import Literal, get_args
 Use = Literal["widening", "testing"]
 
 SystemPrompt = Literal["system_prompt", "no_system_prompt"]
-Turns = Literal["second_turn", "third_turn", "after_refusal"]
+Turns = Literal["second_turn", "third_turn", "after_refusal", "follow_up"]
 Wrapping = Literal["instruction", "thanks", "lead_in"]
 # Pasted material beside the query.
 Attachment = Literal["attachment"]
@@ -39,6 +39,7 @@ MIXTURE: Mapping[Kind | Plain, int] = {
     "second_turn": 2,
     "third_turn": 2,
     "after_refusal": 2,
+    "follow_up": 3,
     "instruction": 3,
     "thanks": 1,
     "lead_in": 1,

@@ -316,7 +316,8 @@ def _choice(
 def _variants(
     fitting: Fitting, options: KeySpaceDetectionOptions, name: str, use: Use
 ) -> Mapping[Kind, Sequence[Record]]:
-    refused = earlier_refusals(options, fitting)[use] if "after_refusal" in options.variants else ()
+    behind_refusals = {"after_refusal", "follow_up"}.intersection(options.variants)
+    refused = earlier_refusals(options, fitting)[use] if behind_refusals else ()
     return fitting.variants(name, use, options.variants, seed=options.seed, refused=refused)
 
 
