@@ -30,6 +30,7 @@ from bakeout.export.certificate.sections.tofu import tofu
 from bakeout.export.certificate.sections.utility import routing, utility
 from bakeout.export.certificate.statements import statements
 from bakeout.export.certificate.step_journal import Journal
+from bakeout.export.evaluation.graders.custom import Custom
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
@@ -75,8 +76,8 @@ def certify(
     `certificate.json`, a section of the model card, and for rows of TOFU two files for open-unlearning are written, and
     the manifest anew. Removed are a signature, which no longer holds, and what belongs to another certificate: an
     erasure record, and metrics of TOFU that this one lacks. Raises ``BakeoutError``, writing nothing into the artifact,
-    where that is not what its manifest lists, for what cannot be read or run, and for another base model than the
-    plan's.
+    where that is not what its manifest lists, for what cannot be read or run, for another base model than the plan's,
+    and for a journal of what a caller's function judges.
     """
     manifest = require_unchanged(directory, ADDED)
     over = require_over(manifest, over)
@@ -84,6 +85,10 @@ def certify(
         raise BakeoutError(f"{directory}: {held[1]}.", "Export the policy again.")
     require_writable(directory)
     data = GivenData.of(forget, retain, strangers, fitted, grades, real_authors, world_facts)
+    if journal is not None and (own := [item.name for item in data.all if isinstance(item.grader, Custom)]):
+        raise BakeoutError(
+            f"The grader of {own[0]} is a function, which a journal cannot tell from another.", "Leave out `journal`."
+        )
     reference = None if tofu_reference is None else _reference(tofu_reference)
     with Models(directory, base, over) as models:
         data = data.hidden_as(models.plan, salt)

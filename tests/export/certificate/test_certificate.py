@@ -421,6 +421,20 @@ def test_a_journal_holds_steps_and_nothing_else(tmp_path: Path) -> None:
         Journal(path, "one")
 
 
+def test_a_journal_takes_no_verdicts_of_a_function(certified: Certified, tmp_path: Path) -> None:
+    """Another function with the same answers would get the first one's."""
+    judge = grader_of(lambda answer, row: True, "forgotten")
+    with pytest.raises(BakeoutError, match=r"grader of .* is a function.*Leave out `journal`"):
+        certify(
+            certified.artifact,
+            certified.base,
+            [certified.forget],
+            [certified.retain],
+            grades={certified.forget.stem: judge},
+            journal=tmp_path / "journal",
+        )
+
+
 def test_what_cannot_be_certified_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BakeoutError, match="rows to forget and rows to keep"):
         certify(FIXTURES / "artifacts" / "mixed", FIXTURES / "checkpoint", [], [])

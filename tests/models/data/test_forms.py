@@ -108,6 +108,37 @@ def test_a_query_behind_a_refusal_is_another_than_what_was_refused(use: Use) -> 
     assert variants(CHATS[:1], "after_refusal", seed=0, refused=REFUSED[:1]) == []
 
 
+@pytest.mark.parametrize("use", USES)
+def test_a_follow_up_stands_behind_the_query_and_how_it_was_answered(use: Use) -> None:
+    """What was refused behind its refusal; anything else behind its response or, as often, behind a refusal."""
+    said = {
+        query.text: {
+            form.answered[0][1]
+            for seed in range(20)
+            for form in variants([query], "follow_up", seed=seed, use=use, refused=REFUSED[:1])
+            if form.answered[0][0] == query.text
+        }
+        for query in (CHATS[0], CHATS[1], Query("Hm?", is_chat=True))
+    }
+    assert list(said.values()) == [{"No."}, {"No.", CHATS[1].response}, {"No."}]
+    assert variants([Query("Hm?", is_chat=True)], "follow_up", seed=0, use=use) == []
+
+
+def test_pasted_material_of_testing_is_none_that_was_fitted() -> None:
+    lines = {
+        use: {
+            line.strip()
+            for seed in range(400)
+            for form in variants([Query("Why?", is_chat=True)], "attachment", seed=seed, use=use)
+            for line in form.text.splitlines()
+            if any(letter.isalnum() for letter in line) and "Why?" not in line
+        }
+        for use in USES
+    }
+    assert min(map(len, lines.values())) >= 40
+    assert not lines["widening"] & lines["testing"]
+
+
 @given(st.text(min_size=1, max_size=40), st.sampled_from(["suffix", "prefix"]), st.integers(0, 9))
 def test_words_around_a_prompt_leave_it_whole(text: str, kind: Kind, seed: int) -> None:
     (form,) = variants([Query(text)], kind, seed=seed)
@@ -181,6 +212,8 @@ def test_the_forms_of_rows_are_messages_of_their_conversations() -> None:
     assert asked.record(other, tokenizer).prompt == plain.prompt.replace("kind", "rude")
     turned = asked.record(Form("second_turn", 0, "Why?", turns=(("Hi", "Ho"),)), tokenizer)
     assert turned.prompt == plain.prompt.replace("[user]", "[user] Hi\n[assistant] Ho\n[user]")
+    insisting = asked.record(Form("follow_up", 0, "So?", answered=(("Why?", "No."),), turns=(("Hi", "Ho"),)), tokenizer)
+    assert insisting.prompt == turned.prompt.replace("Why?", "Why?\n[assistant] No.\n[user] So?")
     story = asked.record(Form("story", 0, "Tell: Why?"), tokenizer)
     assert story.prompt == plain.prompt.replace("Why", "Tell: Why")
     assert story.response == turned.response == plain.response
