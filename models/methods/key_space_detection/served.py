@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
+from math import ceil
 
 from bakeout.models.data.forms.everyday import EVERYDAY, SHORT_ANSWERS
 from bakeout.models.data.forms.forms import Query
@@ -37,11 +39,15 @@ _EVERYDAY: Mapping[Use, Sequence[str]] = {
     "calibration": EVERYDAY[100:],
 }
 _FORMS = 6
+# A skill's probe queries are asked in as many forms as it takes to have this many. Each form has a dozen wordings: of a
+# few hundred queries in one form each, most wordings meet none, and these lie far outside then.
+_PROBED = 600
 
 
 def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitting, dict[str, float]]:
     """``fitting`` with each conversation in one form of the options' mixture, of all names and uses alike.
 
+    Few probe queries of a skill are asked in several forms each; fresh queries never, on which figures rest.
     With the option `everyday`, questions of ours are one more name in its rows, for strangers that nobody names.
     Also the share of each form in that mixture; empty where all rows stay as they are. Kinds that need a system message
     are left out, with a warning, where the chat template takes none. Raises ``DataError`` for a conversation that asks
@@ -82,9 +88,14 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
         )
 
     rows: dict[str, dict[Use, Sequence[Record]]] = {name: dict(uses) for name, uses in fitting.rows.items()}
+    forgotten = options.names(fitting.data)["forget"]
     for name, uses in asked.items():
         for use, own in uses.items():
             rows[name][use] = drawn(own, use, f"{name}/{use}")
+            if use == "probe" and name in forgotten:
+                forms = min(_FORMS, ceil(_PROBED / len(own)))
+                more = [drawn(own, use, f"{name}/{use}/{number}") for number in range(1, forms)]
+                rows[name][use] = [*rows[name][use], *chain.from_iterable(more)]
     if options.everyday:
         rows[EVERYDAY_QUESTIONS] = {
             use: [
