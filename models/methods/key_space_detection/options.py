@@ -148,7 +148,7 @@ class KeySpaceDetectionOptions(MethodOptions):
     augment: Literal["auto"] | Mixture | list[Kind] = Field(
         default="auto",
         description="The forms in which queries are asked for the fit. `auto`: conversations (rows of `messages`) "
-        "each in one drawn form, but a skill's probe queries in several if they are under 600: plain, in a second or "
+        "each in one drawn form, but a skill's probe queries in several if they are under 1,200: plain, in a second or "
         "third turn, behind a refusal, under other system prompts, in other words, beside pasted material, in frames; "
         "all other rows as they are. `{without: [translation]}`: the same but for these kinds. A list: the "
         "skill's queries as they are and, beside them, a variant of each kind (`suffix`, `prefix`, `whitespace`, "

@@ -41,7 +41,7 @@ _EVERYDAY: Mapping[Use, Sequence[str]] = {
 _FORMS = 6
 # A skill's probe queries are asked in as many forms as it takes to have this many. Each form has a dozen wordings: of a
 # few hundred queries in one form each, most wordings meet none, and these lie far outside then.
-_PROBED = 600
+_PROBED = 1200
 
 
 def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitting, dict[str, float]]:
