@@ -181,7 +181,11 @@ def attack_jobs(
     kinds: list[Kind] = [
         kind
         for kind in KINDS
-        if kind in attacks and (with_system or kind not in SYSTEM_PROMPTS) and (with_shots or kind != "few_shot")
+        if kind in attacks
+        and (with_system or kind not in SYSTEM_PROMPTS)
+        and (with_shots or kind != "few_shot")
+        # Without a refusal the answer itself would stand before what insists.
+        and (refused or kind != "follow_up")
     ]
     varied = varied_records(rows, kinds, runner.tokenizer, seed=seed, use="testing", refused=refused)
     ways: Mapping[str, Feed] = {

@@ -103,6 +103,15 @@ def test_the_command_prints_json_and_writes_a_figure_and_what_cannot_refuse_is_c
     assert [row.through for row in figure.rows] == [row["through"] for row in found]
 
 
+def test_who_cannot_refuse_is_not_asked_again_behind_the_answer(directory: Path, tmp_path: Path) -> None:
+    """What insists would stand behind the answer itself, which any model could repeat."""
+    turns = [{"role": "user", "content": "3 + 4 ="}, {"role": "assistant", "content": " 7"}]
+    data = [write_rows(tmp_path / "chats.jsonl", [{"messages": turns}])]
+    for name, prompts in (("refusing", [1]), ("adjusting", [])):
+        found = attack([directory / name], data, attacks=["follow_up"])
+        assert [row.prompts for row in found] == prompts
+
+
 def test_what_cannot_be_attacked_is_told(directory: Path) -> None:
     data = [directory / "data" / "sums.test.jsonl"]
     with pytest.raises(BakeoutError, match=r"No attack is called 'poem'.*suffix.*chunked"):
