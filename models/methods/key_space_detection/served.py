@@ -40,8 +40,9 @@ _EVERYDAY: Mapping[Use, Sequence[str]] = {
 }
 _FORMS = 6
 # A skill's probe queries are asked in as many forms as it takes to have this many. Each form has a dozen wordings: of a
-# few hundred queries in one form each, most wordings meet none, and these lie far outside then.
-_PROBED = 1200
+# few hundred queries in one form each, most wordings meet none, and these lie far outside then. A query may be plain in
+# several: the shares of forms stay those of the mixture.
+_PROBE_QUERIES = 1200
 
 
 def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitting, dict[str, float]]:
@@ -93,7 +94,7 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
         for use, own in uses.items():
             rows[name][use] = drawn(own, use, f"{name}/{use}")
             if use == "probe" and name in forgotten:
-                forms = min(_FORMS, ceil(_PROBED / len(own)))
+                forms = min(_FORMS, ceil(_PROBE_QUERIES / len(own)))
                 more = [drawn(own, use, f"{name}/{use}/{number}") for number in range(1, forms)]
                 rows[name][use] = [*rows[name][use], *chain.from_iterable(more)]
     if options.everyday:
