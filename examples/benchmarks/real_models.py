@@ -7,7 +7,7 @@ forgotten, GSM8K or MBPP, and all others but TOFU's world facts, which no fit se
 of the reference answers' probability per token to the base model's: exp of the mean difference of their log p per
 token. Nothing is generated. A method's best point keeps 0.9 of every retained name, and the least of what is forgotten.
 Stronger points are not measured behind one that leaves under 0.3 of a retained name. ``--output`` keeps the figures of
-each point: it stops and resumes.
+each point and what was probed: it stops and resumes. ``--only`` names skills to forget and methods.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ SKILLS = ("gsm8k", "mbpp")
 FITTED, MEASURED = 300, 300
 BETAS = (0.01, 0.03, 0.1, 0.2, 0.3)
 SHARES = (0.001, 0.005, 0.015, 0.05)
+TRIALS: Sequence[tuple[str, Mapping[str, str], Sequence[float]]] = (
+    ("neuron_adjust", {}, BETAS),
+    ("neuron_adjust", {"selection": "standardised"}, BETAS),
+    ("neuron_adjust", {"coin": "expected"}, BETAS),
+    ("selective_pruning", {}, SHARES),
+)
 # What the best point keeps of every name that is retained; under the second, stronger points are not measured.
 KEPT, RUINED = 0.9, 0.3
 
@@ -50,17 +56,20 @@ KEPT, RUINED = 0.9, 0.3
     help="bfloat16 takes a fraction of the time on a processor with AMX; statistics are float64 either way.",
 )
 @click.option("--rows", default=MEASURED, show_default=True, help="Rows of each name, fitted and measured, at most.")
-def main(model: Path, data: Path, output: Path, device: str, dtype: Dtype, rows: int) -> None:
+@click.option("--only", multiple=True, type=click.Choice([*SKILLS, *dict.fromkeys(trial[0] for trial in TRIALS)]))
+def main(model: Path, data: Path, output: Path, device: str, dtype: Dtype, rows: int, only: Sequence[str]) -> None:
     """Measure what ``--output`` does not hold yet, and print the table."""
     from bakeout.models.data.rows import to_record
     from bakeout.models.data.tokenizers.tokenization import load_tokenizer
     from bakeout.models.methods.fitting import Fitting, candidate_fitter
     from bakeout.models.methods.registry import methods
+    from bakeout.models.network.probe_cache import ProbeCache
 
     # Points of other rows, or in another type, compare with none of these.
     output = output / f"{model.name}-{dtype}-{rows}"
     output.mkdir(parents=True, exist_ok=True)
-    tokenizer, network = load_tokenizer(model), checkpoint_on(model, device, dtype).load()
+    checkpoint = checkpoint_on(model, device, dtype)
+    tokenizer, network = load_tokenizer(model), checkpoint.load()
     named = {name: [to_record(row, tokenizer, name) for row in own] for name, own in _conversations(data).items()}
     fitted: dict[str, Any] = {
         name: {"probe": own[: min(FITTED, rows, len(own) // 2)]} for name, own in named.items() if name != "facts"
@@ -68,43 +77,49 @@ def main(model: Path, data: Path, output: Path, device: str, dtype: Dtype, rows:
     measured = {
         name: own[min(FITTED, len(own) // 2) :][:rows] if name in fitted else own[:rows] for name, own in named.items()
     }
-    base = {name: _log_probabilities(network, own) for name, own in measured.items()}
-    for skill in SKILLS:
-        fitting: Any = Fitting(network, tokenizer, data=list(fitted), rows=fitted, batch_size=64)
-        for method_name, variation, ratios in (
-            ("neuron_adjust", {}, BETAS),
-            ("neuron_adjust", {"selection": "standardised"}, BETAS),
-            ("neuron_adjust", {"coin": "expected"}, BETAS),
-            ("selective_pruning", {}, SHARES),
-        ):
+    base = _once(output / "base.npz", lambda: _log_probabilities(network, measured))
+    fitting: Any = Fitting(
+        network,
+        tokenizer,
+        data=list(fitted),
+        rows=fitted,
+        batch_size=64,
+        cache=ProbeCache.of(output / "probed", network, checkpoint.digest, ()),
+    )
+    for skill in _among(SKILLS, only):
+        for method_name, variation, ratios in TRIALS:
+            if method_name not in _among([trial[0] for trial in TRIALS], only):
+                continue
             method = methods()[method_name]
             options = method.options.model_validate({"forget": skill, **variation})
             fit = candidate_fitter(method, options, fitting)
             for ratio in ratios:
                 told = " ".join([method_name, *variation.values(), f"{ratio:g}"])
                 path = output / f"{skill}-{told.replace(' ', '-')}.json"
-                if path.exists():
-                    if _is_ruined(json.loads(path.read_text())):
-                        break
-                    continue
-                began = time.monotonic()
-                intervention = fit({"ratio": ratio})
-                seconds = time.monotonic() - began
-                with applied(network, [intervention]):
-                    own = {name: _log_probabilities(network, records) for name, records in measured.items()}
-                figures = {
-                    "forgotten": skill,
-                    "point": told,
-                    "ratios": {name: float(np.exp((own[name] - base[name]).mean())) for name in own},
-                    "rows": {name: len(values) for name, values in own.items()},
-                    "base": {name: float(np.exp(values.mean())) for name, values in base.items()},
-                    "fitting_seconds": seconds,
-                }
-                path.write_text(json.dumps(figures))
-                print(skill, told, figures["ratios"], flush=True)
-                if _is_ruined(figures):
+                if not path.exists():
+                    began = time.monotonic()
+                    intervention = fit({"ratio": ratio})
+                    seconds = time.monotonic() - began
+                    with applied(network, [intervention]):
+                        own = _log_probabilities(network, measured)
+                    figures = {
+                        "forgotten": skill,
+                        "point": told,
+                        "ratios": {name: float(np.exp((own[name] - base[name]).mean())) for name in own},
+                        "rows": {name: len(values) for name, values in own.items()},
+                        "base": {name: float(np.exp(values.mean())) for name, values in base.items()},
+                        "fitting_seconds": seconds,
+                    }
+                    path.write_text(json.dumps(figures))
+                    print(skill, told, figures["ratios"], flush=True)
+                if _is_ruined(json.loads(path.read_text())):
                     break
     print_points(output)
+
+
+def _among(names: Sequence[str], only: Sequence[str]) -> Sequence[str]:
+    """Those of ``names`` that are asked for; all if none is."""
+    return [name for name in names if name in only] or names
 
 
 def print_points(output: Path) -> None:
@@ -138,8 +153,16 @@ def best_point(points: Sequence[Mapping[str, Any]]) -> str | None:
     return None if least is None else str(least["point"])
 
 
-def _log_probabilities(model: Any, records: Any) -> Any:
-    return np.array([reading.mean for reading in read(model, records)])
+def _log_probabilities(model: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: np.array([reading.mean for reading in read(model, records)]) for name, records in named.items()}
+
+
+def _once(path: Path, measure: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What ``measure`` gives, kept in ``path``."""
+    if not path.exists():
+        np.savez(path, **measure())
+    with np.load(path) as kept:
+        return dict(kept)
 
 
 def _conversations(data: Path) -> Mapping[str, list[Any]]:
