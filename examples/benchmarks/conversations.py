@@ -38,14 +38,14 @@ from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.running.cache_entries import TYPES
 from bakeout.export.running.refusals import Refusals, answer_text
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.forms.kinds import MIXTURE, PLAIN, SYSTEM_PROMPTS, Kind, Plain
+from bakeout.models.data.forms.kinds import MIXTURE, PLAIN, Kind, Plain
 from bakeout.models.data.forms.turns import Turn
 from bakeout.models.data.padding import left_padded
 from bakeout.models.data.prompt_rows import (
     PromptRow,
+    kinds_without_rendering,
     read_prompt_rows,
     refused_turns,
-    takes_system_messages,
     varied_records,
 )
 from bakeout.models.data.row_source import as_source
@@ -59,7 +59,7 @@ NEAR_MISSES = Path(__file__).parent / "near_misses.jsonl"
 PARTS = {"probe": 300, "selection": 200, "calibration": 250}
 # What strangers are asked in: plainly, in a conversation, beside pasted material, and in frames.
 STRANGERS: tuple[Kind | Plain, ...] = (
-    *(PLAIN, "second_turn", "after_refusal", "system_prompt", "attachment"),
+    *(PLAIN, "second_turn", "after_refusal", "follow_up", "system_prompt", "attachment"),
     *("few_shot", "story", "quotation", "translation", "role"),
 )
 # Prompts in a run.
@@ -211,11 +211,11 @@ def _asked(
     rows: Sequence[PromptRow], kinds: Sequence[Kind | Plain], runner: Runner, refused: Sequence[Turn]
 ) -> Iterator[tuple[Kind | Plain, list[Record]]]:
     """The rows in each kind of form."""
-    with_system = takes_system_messages(runner.tokenizer)
+    not_rendered = kinds_without_rendering(runner.tokenizer)
     for kind in kinds:
         if kind == PLAIN:
             yield kind, [row.plain(runner.tokenizer) for row in rows]
-        elif with_system or kind not in SYSTEM_PROMPTS:
+        elif kind not in not_rendered:
             varied = varied_records(rows, [kind], runner.tokenizer, seed=0, use="testing", refused=refused)
             yield kind, [record for _, record in varied[kind]]
 

@@ -138,7 +138,7 @@ def print_points(output: Path) -> None:
 
 
 def _is_ruined(point: Mapping[str, Any]) -> bool:
-    return min(_kept(point)) < RUINED
+    return not all(ratio >= RUINED for ratio in _kept(point))
 
 
 def _kept(point: Mapping[str, Any]) -> list[float]:
@@ -148,7 +148,7 @@ def _kept(point: Mapping[str, Any]) -> list[float]:
 
 def best_point(points: Sequence[Mapping[str, Any]]) -> str | None:
     """Of the points that keep ``KEPT`` of every retained name, the one that leaves least of what is forgotten."""
-    keeping = [point for point in points if min(_kept(point)) >= KEPT]
+    keeping = [point for point in points if all(ratio >= KEPT for ratio in _kept(point))]
     least = min(keeping, key=lambda point: point["ratios"][point["forgotten"]], default=None)
     return None if least is None else str(least["point"])
 

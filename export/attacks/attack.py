@@ -18,12 +18,12 @@ from bakeout.export.report.figures_file import Attack, Attacks
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.forms.forms import WAYS_OF_RUNNING
-from bakeout.models.data.forms.kinds import KINDS, SYSTEM_PROMPTS, Kind
+from bakeout.models.data.forms.kinds import KINDS, Kind
 from bakeout.models.data.prompt_rows import (
     PromptRow,
+    kinds_without_rendering,
     read_prompt_rows,
     refused_turns,
-    takes_system_messages,
     varied_records,
 )
 from bakeout.models.data.row_source import DataError
@@ -95,7 +95,8 @@ def attack(
 
     ``attacks``: names out of ``ATTACKS``; forms are those held out of `augment` (``forms.variants``). An attack
     that a file gives nothing for (``paraphrase``, ``language``; forms of conversations without any; ``few_shot`` of one
-    row) has no row, nor has ``batch_mixing`` without ``mixed``: prompts of other kinds that share a batch with those of
+    row) has no row, nor has a form that the chat template does not render, ``after_refusal`` and ``follow_up`` where
+    nothing can refuse, and ``batch_mixing`` without ``mixed``: prompts of other kinds that share a batch with those of
     ``data``. ``positions``: other settings of Key Space Detection than the artifact's own to measure as well, which
     needs ``base``, its base model.
 
@@ -175,14 +176,14 @@ def attack_jobs(
     """(attack, how its prompts are fed, the prompts, each with its row's index); those without prompts are left out."""
     plain = list(enumerate(row.plain(runner.tokenizer) for row in rows))
     refused = [turn for text in sorted(refusals.texts) for turn in refused_turns(rows, text)]
-    with_system = takes_system_messages(runner.tokenizer)
+    not_rendered = kinds_without_rendering(runner.tokenizer)
     answered = sum(row.query.response is not None for row in rows)
     with_shots = answered > 1 or all(row.query.is_chat for row in rows)
     kinds: list[Kind] = [
         kind
         for kind in KINDS
         if kind in attacks
-        and (with_system or kind not in SYSTEM_PROMPTS)
+        and kind not in not_rendered
         and (with_shots or kind != "few_shot")
         # Without a refusal the answer itself would stand before what insists.
         and (refused or kind != "follow_up")

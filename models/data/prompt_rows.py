@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.data.forms.forms import Form, Query, mixture, variants
-from bakeout.models.data.forms.kinds import PLAIN, Kind, Plain, Use
+from bakeout.models.data.forms.kinds import PLAIN, SYSTEM_PROMPTS, TURNS, Kind, Plain, Use
 from bakeout.models.data.forms.turns import Turn
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import in_known_layout
@@ -149,14 +149,27 @@ def has_conversations(source: Source) -> bool:
     return any("messages" in in_known_layout(row, where) for where, row in json_rows(source))
 
 
-def takes_system_messages(tokenizer: Tokenizer) -> bool:
-    """Whether the chat template renders a system message."""
-    messages = [{"role": "system", "content": "A system prompt."}, {"role": "user", "content": "A question?"}]
+def kinds_without_rendering(tokenizer: Tokenizer) -> tuple[Kind, ...]:
+    """The kinds of forms that the chat template refuses or drops: of system messages, of earlier turns, or both."""
+    asked = {"role": "user", "content": "A question?"}
+    before: Mapping[tuple[Kind, ...], list[dict[str, str]]] = {
+        SYSTEM_PROMPTS: [{"role": "system", "content": "A system prompt."}],
+        TURNS: _messages([("An earlier question?", "An earlier answer.")]),
+    }
+    return tuple(
+        kind
+        for kinds, messages in before.items()
+        if not _renders([*messages, asked], messages[0]["content"], tokenizer)
+        for kind in kinds
+    )
+
+
+def _renders(messages: Sequence[Mapping[str, str]], text: str, tokenizer: Tokenizer) -> bool:
     try:
-        record = to_record({"messages": messages}, tokenizer, "a system message")
+        record = to_record({"messages": list(messages)}, tokenizer, "a conversation of ours")
     except DataError:
         return False
-    return messages[0]["content"] in record.prompt
+    return text in record.prompt
 
 
 def refused_turns(rows: Sequence[PromptRow], refusal: str) -> list[Turn]:
@@ -180,7 +193,7 @@ def _asks_nothing(where: str) -> DataError:
 
 def _answer(messages: Sequence[Mapping[str, str]]) -> str | None:
     """The answer that ends a conversation, without what a chat template adds to it."""
-    return messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
+    return messages[-1]["content"] or None if messages[-1]["role"] == "assistant" else None
 
 
 def _strings(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:

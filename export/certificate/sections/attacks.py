@@ -51,9 +51,16 @@ def forms(measuring: Measuring) -> Section:
                 figures += _figures(measuring, data.name, form, by_model["base"].get(form), counts)
             else:
                 absent.append(form)
-        if absent:
-            why = "these rows, or this tokenizer, have no such forms"
-            missing.append(NotMeasured("attacks", f"{', '.join(absent)} on {data.name}", why))
+        behind_refusals = () if measuring.models.refusals else ("after_refusal", "follow_up")
+        for kinds, why in (
+            (
+                [form for form in absent if form not in behind_refusals],
+                "these rows, or this tokenizer, have no such forms",
+            ),
+            ([form for form in absent if form in behind_refusals], "the artifact refuses nothing"),
+        ):
+            if kinds:
+                missing.append(NotMeasured("attacks", f"{', '.join(kinds)} on {data.name}", why))
     return Section(figures, missing)
 
 

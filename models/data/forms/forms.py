@@ -89,7 +89,7 @@ def variants(
     ``instruction``, ``thanks``, ``lead_in``: whole phrases around it. ``attachment``: pasted material behind or before
     it. ``story``, ``quotation``, ``translation``, ``role``: a scene that holds it.
 
-    ``use``: what is drawn for testing shares no words, way of spacing or letter case with what is drawn for widening.
+    ``use``: what is drawn for testing shares no wording, way of spacing or letter case with what is drawn for widening.
     The same arguments give the same forms. A form that would be the query itself is left out.
     Raises ``BakeoutError`` for an unknown kind, and for few_shot without two answered queries outside conversations.
     """

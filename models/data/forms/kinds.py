@@ -26,6 +26,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # Kinds that only conversations have: they are for models that are spoken to.
 CHAT_KINDS: tuple[ChatKind, ...] = get_args(ChatKind)
 SYSTEM_PROMPTS: tuple[SystemPrompt, ...] = get_args(SystemPrompt)
+TURNS: tuple[Turns, ...] = get_args(Turns)
 
 Plain = Literal["plain"]
 PLAIN: Plain = "plain"

@@ -174,6 +174,12 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
 def require_queries(options: KeySpaceDetectionOptions, data: Sequence[str], rows: Rows) -> None:
     """Raise ``BakeoutError`` where queries are lacking, or too few for the guarantee. ``data``: the recipe's names."""
     for name in options.names(data)["forget"]:
+        # Each may be asked in several forms: their number says nothing then.
+        if len(rows[name]["probe"]) < 2:
+            raise BakeoutError(
+                f"Key Space Detection: one probe query of {name} is too few for a region.",
+                "Give at least 2; a few hundred are better.",
+            )
         if options.is_chosen and "selection" not in rows[name]:
             raise BakeoutError(
                 f"Key Space Detection: {name} has no queries to choose region, layers, cubes, floor or epsilon by.",

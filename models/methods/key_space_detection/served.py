@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from math import ceil
 
 from bakeout.models.data.forms.everyday import EVERYDAY, SHORT_ANSWERS
 from bakeout.models.data.forms.forms import Query
-from bakeout.models.data.forms.kinds import SYSTEM_PROMPTS
 from bakeout.models.data.forms.turns import Turn
 from bakeout.models.data.prompt_rows import (
     PromptRow,
     drawn_records,
     has_conversations,
+    kinds_without_rendering,
     read_prompt_rows,
     refused_turns,
-    takes_system_messages,
 )
 from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Use
@@ -40,8 +39,8 @@ _EVERYDAY: Mapping[Use, Sequence[str]] = {
 }
 _FORMS = 6
 # A skill's probe queries are asked in as many forms as it takes to have this many. Each form has a dozen wordings: of a
-# few hundred queries in one form each, most wordings meet none, and these lie far outside then. A query may be plain in
-# several: the shares of forms stay those of the mixture.
+# few hundred queries in one form each, most wordings meet none, and these lie far outside then. What is drawn twice is
+# one query: copies would pass for evidence wherever queries are counted.
 _PROBE_QUERIES = 1200
 
 
@@ -50,9 +49,9 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
 
     Few probe queries of a skill are asked in several forms each; fresh queries never, on which figures rest.
     With the option `everyday`, questions of ours are one more name in its rows, for strangers that nobody names.
-    Also the share of each form in that mixture; empty where all rows stay as they are. Kinds that need a system message
-    are left out, with a warning, where the chat template takes none. Raises ``DataError`` for a conversation that asks
-    nothing.
+    Also the share of each form in that mixture; empty where all rows stay as they are. Kinds that the chat template
+    does not render (``kinds_without_rendering``) are left out, with a warning. Raises ``DataError`` for a conversation
+    that asks nothing.
     """
     mixture = options.mixture
     conversations = {
@@ -61,10 +60,10 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
     }
     if not any(conversations.values()):
         return fitting, {}
-    if not takes_system_messages(fitting.tokenizer) and not mixture.keys().isdisjoint(SYSTEM_PROMPTS):
-        mixture = {kind: share for kind, share in mixture.items() if kind not in SYSTEM_PROMPTS}
+    if left_out := [kind for kind in kinds_without_rendering(fitting.tokenizer) if kind in mixture]:
+        mixture = {kind: share for kind, share in mixture.items() if kind not in left_out}
         _logger.warning(
-            "The chat template takes no system message: %s are left out of `augment`.", " and ".join(SYSTEM_PROMPTS)
+            "The chat template takes no such messages: %s are left out of `augment`.", " and ".join(left_out)
         )
     limits = model_limits(fitting.model)
 
@@ -96,7 +95,7 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
             if use == "probe" and name in forgotten:
                 forms = min(_FORMS, ceil(_PROBE_QUERIES / len(own)))
                 more = [drawn(own, use, f"{name}/{use}/{number}") for number in range(1, forms)]
-                rows[name][use] = [*rows[name][use], *chain.from_iterable(more)]
+                rows[name][use] = _with_others(rows[name][use], chain.from_iterable(more))
     if options.everyday:
         rows[EVERYDAY_QUESTIONS] = {
             use: [
@@ -123,6 +122,13 @@ def earlier_refusals(options: KeySpaceDetectionOptions, fitting: Fitting) -> dic
             if source := uses.get(use, uses.get("probe")):
                 turns[use] += refused_turns(read_prompt_rows(source, fitting.tokenizer, limits), options.refusal)
     return turns
+
+
+def _with_others(records: Sequence[Record], more: Iterable[Record]) -> list[Record]:
+    """``records``, and those of ``more`` whose prompt is none of an earlier one."""
+    asked = {tuple(record.prompt_ids) for record in records}
+    others = {tuple(record.prompt_ids): record for record in more}
+    return [*records, *(record for prompt, record in others.items() if prompt not in asked)]
 
 
 def _asked(questions: Sequence[str]) -> list[PromptRow]:

@@ -250,7 +250,7 @@ def test_conversations_are_fitted_in_drawn_forms_and_counted_by_form(llama_check
     skill, names = report["skills"]["sums"], report["retain"]["names"]
     before = plain.report.as_json()["skills"]["sums"]
     # Few probe queries are asked in up to six forms each; those that figures rest on in one.
-    assert skill["probe_queries"] == 6 * before["probe_queries"]
+    assert 5 * before["probe_queries"] < skill["probe_queries"] < 6 * before["probe_queries"]
     assert skill["calibration_queries"] == before["calibration_queries"]
     for figures, queries in ((skill, skill["calibration_queries"]), (names, names["queries"])):
         assert sum(form["queries"] for form in figures["forms"].values()) == queries

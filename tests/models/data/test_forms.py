@@ -16,7 +16,7 @@ from bakeout.models.data.forms.forms import Form, Query, mixture, variants
 from bakeout.models.data.forms.kinds import CHAT_KINDS, MIXTURE, Affix, Kind, Surface, Use
 from bakeout.models.data.forms.turns import TURNS
 from bakeout.models.data.limits import Limits
-from bakeout.models.data.prompt_rows import drawn_records, has_conversations, read_prompt_rows, takes_system_messages
+from bakeout.models.data.prompt_rows import drawn_records, has_conversations, kinds_without_rendering, read_prompt_rows
 from bakeout.models.data.row_source import as_source
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
@@ -239,10 +239,27 @@ def test_a_row_stays_plain_where_its_form_does_not_fit_or_is_rendered_alike() ->
     assert kinds(Limits()) == {"story", "plain"}
 
 
-def test_templates_that_refuse_or_drop_system_messages_take_none() -> None:
+def test_what_a_template_refuses_or_drops_is_told() -> None:
     tokenizer: Tokenizer = byte_tokenizer()
-    assert takes_system_messages(tokenizer)
+    assert not kinds_without_rendering(tokenizer)
+    systems = ("system_prompt", "no_system_prompt")
+    turns = ("second_turn", "third_turn", "after_refusal", "follow_up")
+    each = "{% for m in messages %}{{ m.content }}{% endfor %}"
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-    for template in (refusing, "{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}", None):
+    once = "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}"
+    for template, kinds in (
+        (refusing + each, systems),
+        (each.replace("m.content", "m.content if m.role != 'system'"), systems),
+        (once + each, turns),
+        ("{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}{{ messages[-1].content }}", turns),
+        ("{{ messages[-1].content }}", systems + turns),
+        (None, systems + turns),
+    ):
         tokenizer.chat_template = template
-        assert not takes_system_messages(tokenizer)
+        assert kinds_without_rendering(tokenizer) == kinds
+
+
+def test_an_empty_answer_is_none() -> None:
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": ""}]
+    (row,) = read_prompt_rows(as_source([{"messages": messages}]), byte_tokenizer())
+    assert row.query.response is None
