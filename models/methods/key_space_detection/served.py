@@ -62,9 +62,7 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
         return fitting, {}
     if left_out := [kind for kind in kinds_without_rendering(fitting.tokenizer) if kind in mixture]:
         mixture = {kind: share for kind, share in mixture.items() if kind not in left_out}
-        _logger.warning(
-            "The chat template takes no such messages: %s are left out of `augment`.", " and ".join(left_out)
-        )
+        _logger.warning("The chat template takes no such messages: %s are left out of `augment`.", ", ".join(left_out))
     limits = model_limits(fitting.model)
 
     asked = {

@@ -197,6 +197,8 @@ def test_a_certificate_is_of_the_policy(
     assert content["artifact"]["adapter"] == read_manifest(policy)["adapter"]
     assert content["artifact"]["plan"] == hash_file(policy / PLAN)
     assert all(check.ok for check in verify(policy)) and not (slotted / CERTIFICATE).exists()
+    told = {one["name"]: one["why"] for one in content["not_measured"] if one["section"] == "attacks"}
+    assert told["after_refusal, follow_up on sums"] == "the artifact refuses nothing"
     # What was measured is the artifact with the adapter: what the plan gives that is baked by itself.
     with Models(policy, base, slotted) as models:
         said = models.runner("artifact", "fp32").generate(PROMPTS, 4)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.forms.everyday import SHORT_ANSWERS
+from bakeout.models.data.forms.kinds import MIXTURE, TURNS
 from bakeout.models.data.row_source import as_source
 from bakeout.models.data.rows import Record, Rows, Sources, read_records
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
@@ -19,14 +22,23 @@ from bakeout.models.network.generation import continue_prompts
 from tests.tiny_models import random_prompts
 
 
+def _chats(count: int) -> list[dict[str, list[dict[str, str]]]]:
+    return [{"messages": [{"role": "user", "content": f"What is {n} + {n}?"}]} for n in range(count)]
+
+
+def _fitting(checkpoint: Path, **named: int) -> Fitting:
+    """Probe files of so many conversations."""
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    sources: Sources = {name: {"probe": as_source(_chats(count))} for name, count in named.items()}
+    rows: Rows = {
+        name: {use: read_records(source, tokenizer) for use, source in uses.items()} for name, uses in sources.items()
+    }
+    return Fitting(model, tokenizer, data=list(named), rows=rows, sources=sources)
+
+
 def test_everyday_questions_stand_behind_short_answered_ones_too(llama_checkpoint: Path) -> None:
     """Else whoever asks behind examples with short answers is taken for the skill."""
-    model, tokenizer = load_model(llama_checkpoint), load_tokenizer(llama_checkpoint)
-    source = as_source([{"messages": [{"role": "user", "content": f"What is {n} + {n}?"}]} for n in range(4)])
-    sources: Sources = {"sums": {"probe": source}}
-    rows: Rows = {"sums": {"probe": read_records(source, tokenizer)}}
-    fitting = Fitting(model, tokenizer, data=["sums"], rows=rows, sources=sources)
-    served, _ = as_served(KeySpaceDetectionOptions(forget=["sums"]), fitting)
+    served, _ = as_served(KeySpaceDetectionOptions(forget=["sums"]), _fitting(llama_checkpoint, sums=4))
     everyday = served.rows[EVERYDAY_QUESTIONS]
     behind = [record for records in everyday.values() for record in records if record.form == "few_shot"]
     short = [record for record in behind if any(f" {answer}\n" in record.prompt for answer in SHORT_ANSWERS.values())]
@@ -52,3 +64,38 @@ def test_only_what_is_asked_plainly_can_be_answered_wrongly(llama_checkpoint: Pa
     assert counted.tolist() == [True] * len(right) + [False, True, True]
     # A model that answers in its own words is not judged by exact answers.
     assert correctly_answered(fitting, "sums", [*right[:1], *[wrong] * 9]) is None
+
+
+@pytest.mark.parametrize(("rows", "forms"), [(30, 6), (250, 5), (1200, 1)])
+def test_few_probe_queries_of_a_skill_are_asked_in_several_forms(llama_checkpoint: Path, rows: int, forms: int) -> None:
+    served, _ = as_served(
+        KeySpaceDetectionOptions(forget=["sums"], everyday=False), _fitting(llama_checkpoint, sums=rows, names=30)
+    )
+    prompts = [tuple(record.prompt_ids) for record in served.rows["sums"]["probe"]]
+    # A form that is drawn twice is one query.
+    assert (forms - 1) * rows < len(prompts) <= forms * rows
+    assert len(set(prompts)) == len(prompts)
+    assert len(served.rows["names"]["probe"]) == 30
+
+
+def test_copies_of_plain_queries_are_no_more_queries(llama_checkpoint: Path) -> None:
+    options = KeySpaceDetectionOptions(
+        forget=["sums"], augment={"without": [kind for kind in MIXTURE if kind not in ("plain", "thanks")]}
+    )
+    served, _ = as_served(options, _fitting(llama_checkpoint, sums=30))
+    prompts = [tuple(record.prompt_ids) for record in served.rows["sums"]["probe"]]
+    assert 30 < len(set(prompts)) == len(prompts) < 4 * 30
+
+
+def test_a_template_of_single_turns_takes_no_earlier_ones(
+    llama_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fitting = _fitting(llama_checkpoint, sums=100)
+    fitting.tokenizer.chat_template = (
+        "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    served, mixture = as_served(KeySpaceDetectionOptions(forget=["sums"]), fitting)
+    assert mixture.keys() == MIXTURE.keys() - set(TURNS)
+    assert {record.form for record in served.rows["sums"]["probe"]} <= mixture.keys()
+    assert "second_turn, third_turn, after_refusal, follow_up are left out" in caplog.text
