@@ -33,11 +33,12 @@ SKILLS = ("gsm8k", "mbpp")
 FITTED, MEASURED = 300, 300
 BETAS = (0.01, 0.03, 0.1, 0.2, 0.3)
 SHARES = (0.001, 0.005, 0.015, 0.05)
+# The defaults first.
 TRIALS: Sequence[tuple[str, Mapping[str, str], Sequence[float]]] = (
     ("neuron_adjust", {}, BETAS),
+    ("selective_pruning", {}, SHARES),
     ("neuron_adjust", {"selection": "standardised"}, BETAS),
     ("neuron_adjust", {"coin": "expected"}, BETAS),
-    ("selective_pruning", {}, SHARES),
 )
 # What the best point keeps of every name that is retained; under the second, stronger points are not measured.
 KEPT, RUINED = 0.9, 0.3
@@ -86,11 +87,11 @@ def main(model: Path, data: Path, output: Path, device: str, dtype: Dtype, rows:
         batch_size=64,
         cache=ProbeCache.of(output / "probed", network, checkpoint.digest, ()),
     )
-    for skill in _among(SKILLS, only):
-        for method_name, variation, ratios in TRIALS:
-            if method_name not in _among([trial[0] for trial in TRIALS], only):
-                continue
-            method = methods()[method_name]
+    for method_name, variation, ratios in TRIALS:
+        if method_name not in _among([trial[0] for trial in TRIALS], only):
+            continue
+        method = methods()[method_name]
+        for skill in _among(SKILLS, only):
             options = method.options.model_validate({"forget": skill, **variation})
             fit = candidate_fitter(method, options, fitting)
             for ratio in ratios:
