@@ -177,7 +177,7 @@ def require_queries(options: KeySpaceDetectionOptions, data: Sequence[str], rows
         # Each may be asked in several forms: their number says nothing then.
         if len(rows[name]["probe"]) < 2:
             raise BakeoutError(
-                f"Key Space Detection: one probe query of {name} is too few for a region.",
+                f"Key Space Detection: {name} has fewer than two probe queries.",
                 "Give at least 2; a few hundred are better.",
             )
         if options.is_chosen and "selection" not in rows[name]:

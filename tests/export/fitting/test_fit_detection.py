@@ -238,6 +238,14 @@ def _chat_data(directory: Path) -> dict[str, Any]:
     return {name: {use: f"data/chat.{name}.{use}.jsonl" for use in uses} for name in ("sums", "names")}
 
 
+def test_one_question_in_several_forms_is_too_few(llama_checkpoint: Path, tmp_path: Path) -> None:
+    data = _chat_data(tmp_path)
+    probe = tmp_path / data["sums"]["probe"]
+    probe.write_text(probe.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(BakeoutError, match="sums has fewer than two probe queries"):
+        _fitted(tmp_path, llama_checkpoint, {"layers": [2]}, data=data)
+
+
 def test_conversations_are_fitted_in_drawn_forms_and_counted_by_form(llama_checkpoint: Path, tmp_path: Path) -> None:
     data = _chat_data(tmp_path)
     plain = _fitted(tmp_path, llama_checkpoint, {"layers": [2], "augment": []}, data=data)
