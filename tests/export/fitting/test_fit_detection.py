@@ -298,7 +298,7 @@ def test_a_template_without_system_messages_is_told(
     data = _chat_data(tmp_path)
     fitted = _fitted(tmp_path, checkpoint, {"layers": [2]}, data=data)
     assert not {"system_prompt", "no_system_prompt"} & fitted.report.as_json()["mixture"].keys()
-    assert "system_prompt and no_system_prompt are left out" in caplog.text
+    assert "system_prompt, no_system_prompt are left out" in caplog.text
 
 
 def test_an_unknown_kind_of_variant_is_an_error_of_the_recipe(llama_checkpoint: Path, tmp_path: Path) -> None:
