@@ -27,7 +27,7 @@ def _chats(count: int) -> list[dict[str, list[dict[str, str]]]]:
 
 
 def _fitting(checkpoint: Path, **named: int) -> Fitting:
-    """Probe files of so many conversations."""
+    """A fitting of names that have a probe file each, of the given number of conversations."""
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     sources: Sources = {name: {"probe": as_source(_chats(count))} for name, count in named.items()}
     rows: Rows = {
