@@ -65,7 +65,10 @@ def cluster(keys: Floats | Floats32, skill: str, *, layers: int, count: int, see
         )
     overall = keys.std(axis=0, ddof=1)
     dead = np.concatenate([np.full(len(part), _dead_floor(part, skill)) for part in np.split(overall, layers)])
-    labels = _labels((keys - keys.mean(axis=0)) / np.maximum(overall, dead), count, seed)
+    if count > 1:
+        labels = _labels((keys - keys.mean(axis=0)) / np.maximum(overall, dead), count, seed)
+    else:
+        labels = np.zeros(len(keys), dtype=np.int32)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     members.sort(key=lambda rows: (-len(rows), rows[0]))
     # One query alone has no deviation: its cube is the floor's.
@@ -79,14 +82,16 @@ def cluster(keys: Floats | Floats32, skill: str, *, layers: int, count: int, see
     )
 
 
-def joint_keys(keys: LayerKeys, layers: Sequence[int], what: str) -> Floats:
-    """The layers' keys side by side, float64 [queries, layers * F]. ``what`` names them in errors.
+def joint_keys(
+    keys: LayerKeys, layers: Sequence[int], what: str, dtype: type[np.floating[Any]] = np.float64
+) -> NDArray[Any]:
+    """The layers' keys side by side, in ``dtype`` [queries, layers * F]. ``what`` names them in errors.
 
     Raises ``BakeoutError`` for layers that are not there, keys that do not fit together and ones that are not finite.
     """
     if absent := [layer for layer in layers if layer not in keys]:
         raise BakeoutError(f"Key Space Detection: the {what} have no keys of layer {absent[0]}.", "Probe that layer.")
-    parts = [np.asarray(keys[layer], dtype=np.float64) for layer in layers]
+    parts = [np.asarray(keys[layer]) for layer in layers]
     widths = sorted({part.shape[-1] for part in parts})
     if len(widths) > 1:
         raise BakeoutError(
@@ -99,13 +104,43 @@ def joint_keys(keys: LayerKeys, layers: Sequence[int], what: str) -> Floats:
             f"Key Space Detection: the keys of the {what} have shapes {[part.shape for part in parts]}.",
             "Probe the same queries, at least one, in every layer.",
         )
-    joint = np.concatenate(parts, axis=1)
+    joint = np.concatenate(parts, axis=1, dtype=dtype)
     if not np.isfinite(joint).all():
         raise BakeoutError(
             f"Key Space Detection: the keys of the {what} hold NaN or infinite values.",
             "Probe again, in float32, and look for overflow.",
         )
     return joint
+
+
+def stacked_keys(
+    named: Mapping[str, LayerKeys], layers: Sequence[int], use: str, dtype: type[np.floating[Any]]
+) -> NDArray[Any]:
+    """All names' ``joint_keys`` below each other, [queries of all, layers * F]; no second copy of all is made.
+
+    Raises ``BakeoutError`` as ``joint_keys`` does, and where names have keys of different widths.
+    """
+    joint: NDArray[np.floating[Any]] | None = None
+    start = 0
+    for name, keys in named.items():
+        own = joint_keys(keys, layers, f"{use} queries of {name}", dtype)
+        if joint is None:
+            queries = sum(len(keys[layers[0]]) for keys in named.values())
+            joint = np.empty((queries, own.shape[1]), dtype=dtype)
+        require_dimension(own, joint.shape[1], f"{use} queries of {name}")
+        joint[start : start + len(own)] = own
+        start += len(own)
+    assert joint is not None
+    return joint
+
+
+def require_dimension(keys: NDArray[np.floating[Any]], dimension: int, what: str) -> None:
+    """Raise ``BakeoutError`` where keys [n, D] are not of ``dimension`` numbers."""
+    if keys.shape[1] != dimension:
+        raise BakeoutError(
+            f"Key Space Detection: the keys of the {what} have {keys.shape[1]} numbers, not {dimension}.",
+            "Probe all queries on one model.",
+        )
 
 
 def _dead_floor(deviation: Floats, skill: str) -> float:
@@ -119,7 +154,7 @@ def _dead_floor(deviation: Floats, skill: str) -> float:
 
 def _labels(standardised: Floats, count: int, seed: int) -> NDArray[np.int32]:
     # k-means++ needs as many different keys as clusters.
-    count = min(count, len(np.unique(standardised, axis=0))) if count > 1 else 1
+    count = min(count, len(np.unique(standardised, axis=0)))
     if count == 1:
         return np.zeros(len(standardised), dtype=np.int32)
     with warnings.catch_warnings():

@@ -17,7 +17,14 @@ from scipy.stats import binomtest
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.choosing.candidate import LOST
-from bakeout.models.methods.key_space_detection.cubes import DEAD_FLOOR, LayerKeys, cluster, joint_keys
+from bakeout.models.methods.key_space_detection.cubes import (
+    DEAD_FLOOR,
+    LayerKeys,
+    cluster,
+    joint_keys,
+    require_dimension,
+    stacked_keys,
+)
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, TimesLargest
 from bakeout.models.methods.key_space_detection.regions.fitter import Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
@@ -43,7 +50,7 @@ Measure = Callable[[KeySpaceDetection, Any, str], Floats]
 def margins_of_keys(check: KeySpaceDetection, keys: LayerKeys, what: str) -> Floats:
     """The margins of queries that are the keys by which they are tested."""
     joint = joint_keys(keys, check.layers, what)
-    _require_dimension(joint, check.regions.shape[1], what)
+    require_dimension(joint, check.regions.shape[1], what)
     return check.margins(joint)
 
 
@@ -94,16 +101,17 @@ def fit_key_space_detection(
         raise BakeoutError(
             f"Key Space Detection: calibration queries for {unknown[0]}, which is not probed.", "Probe it too."
         )
-    probe_keys = {skill: joint_keys(keys, layers, f"probe queries of {skill}") for skill, keys in probe.items()}
+    fitter = FITTERS[structure.region]
+    # A half-space is computed in float64 some dimensions at a time; of many layers all keys in float64 are too many.
+    dtype = np.float32 if fitter.needs_retained else np.float64
+    probe_keys = {skill: joint_keys(keys, layers, f"probe queries of {skill}", dtype) for skill, keys in probe.items()}
     dimension = next(iter(probe_keys.values())).shape[1]
     for skill, keys in probe_keys.items():
-        _require_dimension(keys, dimension, f"probe queries of {skill}")
-    fitter = FITTERS[structure.region]
+        require_dimension(keys, dimension, f"probe queries of {skill}")
     retained = None
     if fitter.needs_retained and against:
-        names = [joint_keys(keys, layers, f"probe queries of {name}") for name, keys in against.items()]
-        retained = np.concatenate(names)
-        _require_dimension(retained, dimension, "retained queries")
+        retained = stacked_keys(against, layers, "probe", dtype)
+        require_dimension(retained, dimension, "retained queries")
     skills: list[str] = []
     regions: list[Regions] = []
     sizes, floored = {}, {}
@@ -255,11 +263,3 @@ def _by_form(inside: Sequence[bool] | NDArray[np.bool_], forms: Sequence[str]) -
     forms = [form or "plain" for form in forms]
     counts, caught = Counter(forms), Counter(form for form, is_in in zip(forms, inside, strict=True) if is_in)
     return {form: FormCoverage(queries=count, inside=caught[form] / count) for form, count in sorted(counts.items())}
-
-
-def _require_dimension(keys: Floats, dimension: int, what: str) -> None:
-    if keys.shape[1] != dimension:
-        raise BakeoutError(
-            f"Key Space Detection: the keys of the {what} have {keys.shape[1]} numbers, not {dimension}.",
-            "Probe all queries on one model.",
-        )

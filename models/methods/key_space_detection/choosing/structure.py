@@ -13,18 +13,12 @@ from numpy.typing import NDArray
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.choosing.candidate import Candidate, Choice
 from bakeout.models.methods.key_space_detection.choosing.unseen_forms import Forms
-from bakeout.models.methods.key_space_detection.cubes import Clusters, LayerKeys, cluster, joint_keys
+from bakeout.models.methods.key_space_detection.cubes import Clusters, LayerKeys, cluster, joint_keys, stacked_keys
 from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.methods.key_space_detection.options import Region, Structure
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
-from bakeout.models.methods.key_space_detection.separation import (
-    Auroc,
-    Share,
-    auroc,
-    distance,
-    harmonic_mean,
-)
+from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc, distance, harmonic_mean
 from bakeout.models.plan import Floats, Floats32, Keys
 from bakeout.models.progress import Track, untracked
 
@@ -38,9 +32,9 @@ _QUERIES_A_CUBE = 20
 _PREFERENCE = list(FITTERS)
 # Cubes in the first comparison of layers.
 _FEW = 8
-# How many depths `auto` examines, alone and as neighbours, and how many neighbours jointly.
+# How many depths `auto` examines, and how many neighbours among them jointly.
 _DEPTHS = 12
-_JOINTLY = 3
+_NEIGHBOURS = 3
 Correct = Mapping[str, NDArray[np.bool_]]
 # By name the margins of its queries to the regions of each skill that they are held against.
 _Margins = dict[str, dict[str, Floats]]
@@ -49,16 +43,13 @@ _Setting = tuple[Region, tuple[int, ...], int, float]
 
 
 def layer_sets(layers: int) -> list[tuple[int, ...]]:
-    """The sets of layers that `auto` examines: single layers, and two or three neighbours jointly.
+    """The sets of layers that `auto` examines: single layers, two or three neighbours jointly, and all of them.
 
     Deep models are examined at twelve evenly spaced depths, which include the last layer.
     """
     depths = sorted({round((index + 1) * layers / min(layers, _DEPTHS)) - 1 for index in range(min(layers, _DEPTHS))})
-    return [
-        tuple(depths[start : start + jointly])
-        for jointly in range(1, _JOINTLY + 1)
-        for start in range(len(depths) - jointly + 1)
-    ]
+    sizes = sorted({*range(1, min(_NEIGHBOURS, len(depths)) + 1), len(depths)})
+    return [tuple(depths[start : start + jointly]) for jointly in sizes for start in range(len(depths) - jointly + 1)]
 
 
 def choose_structure(
@@ -128,9 +119,9 @@ def choose_structure(
         blocks,
     )
     probed = min(len(next(iter(keys.values()))) for keys in probe.values())
-    sets = _sets(layers, probe)
     candidates: list[Candidate] = []
     for shape in _shapes(region, against):
+        sets = _sets(layers, probe, FITTERS[shape].layers)
         counts = _counts(cubes, probed, FITTERS[shape].counts)
         floors = _floors(floor, FITTERS[shape])
         few = [count for count in counts if count <= _FEW] or counts[:1]
@@ -280,7 +271,7 @@ class _Search:
                 if len(keys) < count:
                     continue
                 clusters = cluster(keys, skill, layers=len(layers), count=count, seed=self._seed)
-                regions = fitter.fit(Probed(keys, clusters, own.retained[split.against]), floor)
+                regions = fitter.fit(Probed(keys, clusters, own.retained[split.against], np.float32), floor)
                 for name, rows in split.judged.items():
                     if skill in unseen[name] and len(rows):
                         unseen[name][skill][rows] = fitter.nearest(joint[name][rows], regions)
@@ -293,23 +284,24 @@ class _Search:
         for skill, keys in joint.probe.items():
             if skill not in clusters:
                 clusters[skill] = cluster(keys, skill, layers=len(layers), count=count, seed=self._seed)
-            yield skill, Probed(keys, clusters[skill], joint.against if fitter.needs_retained else None)
+            yield skill, Probed(keys, clusters[skill], joint.against if fitter.needs_retained else None, np.float32)
 
     def _joint(self, layers: tuple[int, ...]) -> _Joint:
         """The keys of some layers. Those of the latest are kept: settings of the same layers follow each other."""
         if self._latest is None or self._latest.layers != layers:
 
-            def joint(queries: Mapping[str, LayerKeys], use: str) -> dict[str, Floats32]:
+            def joint(queries: Mapping[str, LayerKeys], use: str) -> dict[str, Any]:
                 return {
-                    name: joint_keys(keys, layers, f"{use} queries of {name}").astype(np.float32)
+                    name: joint_keys(keys, layers, f"{use} queries of {name}", np.float32)
                     for name, keys in queries.items()
                 }
 
-            against = joint(self._against, "probe")
+            # The latest ones' memory is free before the next are read.
+            self._latest = None
             self._latest = _Joint(
                 layers,
                 joint(self._probe, "probe"),
-                np.concatenate(list(against.values())) if against else None,
+                stacked_keys(self._against, layers, "probe", np.float32) if self._against else None,
                 joint(self._selection, "selection"),
             )
         return self._latest
@@ -359,14 +351,14 @@ def _promising(candidates: Sequence[Candidate], sets: Sequence[tuple[int, ...]])
     return sorted({*kept, choose(candidates).structure.layers})
 
 
-def _sets(layers: Literal["auto"] | Sequence[int], probe: Mapping[str, LayerKeys]) -> list[tuple[int, ...]]:
+def _sets(layers: Literal["auto"] | Sequence[int], probe: Mapping[str, LayerKeys], most: int) -> list[tuple[int, ...]]:
     if layers != "auto":
         return [tuple(sorted(set(layers)))]
     available = sorted(set.intersection(*(set(keys) for keys in probe.values())))
     some = next(iter(probe.values()))
     sets = [tuple(available[index] for index in places) for places in layer_sets(len(available))]
     # Keys of several widths are not tested jointly.
-    return [layers for layers in sets if len({some[layer].shape[1] for layer in layers}) == 1]
+    return [own for own in sets if len(own) <= most and len({some[layer].shape[1] for layer in own}) == 1]
 
 
 def _counts(cubes: Literal["auto"] | int | Sequence[int], queries: int, most: int) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from bakeout.models.methods.key_space_detection.cubes import Clusters
 from bakeout.models.methods.key_space_detection.options import Region
@@ -18,13 +18,14 @@ from bakeout.models.plan import Floats, Floats32, Regions
 class Probed:
     """What a skill's regions are fitted to: its probe keys, [queries, D], and their clusters.
 
-    ``retained``: keys of queries that must not be refused, [n, D]; None where no shape in play needs them. In float64
-    to fit what is baked, in float32 to choose among many.
+    ``retained``: keys of queries that must not be refused, [n, D]; None where no shape in play needs them. ``dtype``:
+    what is computed in, float64 to fit what is baked, float32 to choose among many.
     """
 
     keys: Floats | Floats32
     clusters: Clusters
     retained: Floats | Floats32 | None = None
+    dtype: DTypeLike = np.float64
 
 
 def _nearest(keys: NDArray[np.float32], regions: Any) -> Floats:
@@ -38,7 +39,7 @@ class Fitter:
 
     ``nearest``: the margin of each key [n, D] to the nearest region, float64 [n], for a choice among many.
     ``needs_retained``: it is fitted against retained keys. ``uses_floor``: `floor` is the lowest deviation in it;
-    ``counts``: the most regions a skill that a choice tries.
+    ``counts``, ``layers``: the most regions a skill that a choice tries, and the most layers jointly.
     """
 
     name: Region
@@ -47,3 +48,4 @@ class Fitter:
     needs_retained: bool = False
     uses_floor: bool = False
     counts: int = 1
+    layers: int = 3

@@ -37,7 +37,7 @@ def axes(deviations: Floats) -> Axes:
     ``BakeoutError`` for keys that do not vary.
     """
     count, dimensions = deviations.shape
-    shrinkage = ledoit_wolf(deviations)
+    shrinkage = ledoit_wolf(deviations @ deviations.T, deviations.shape[1])
     if not shrinkage.variance > 0:
         raise BakeoutError("Key Space Detection: no cluster's key vectors vary.", "Use fewer regions, or a cube.")
     variances, vectors = np.linalg.eigh(deviations @ deviations.T / count)

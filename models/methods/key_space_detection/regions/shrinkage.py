@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from bakeout.models.plan import Floats
 
 
@@ -15,16 +17,16 @@ class Shrinkage:
     variance: float
 
 
-def ledoit_wolf(centred: Floats) -> Shrinkage:
-    """The shrinkage of least expected squared error for rows [n, D] whose mean is 0, by their n x n products.
+def ledoit_wolf(products: Floats, dimensions: int) -> Shrinkage:
+    """The shrinkage of least expected squared error, from the ``products`` [n, n] of centred rows with each other.
 
-    ``sklearn.covariance.ledoit_wolf`` gives the same.
+    ``sklearn.covariance.ledoit_wolf`` gives the same of the rows.
     """
-    rows, dimensions = centred.shape
-    squares = (centred**2).sum(axis=1)
+    rows = len(products)
+    squares = np.diag(products)
     variance = float(squares.sum() / rows / dimensions)
     # Squared Frobenius norms, D times too large each: of S, and the sum over rows of x x^T.
-    of_covariance = float(((centred @ centred.T) ** 2).sum() / rows**2)
+    of_covariance = float((products**2).sum() / rows**2)
     spread = of_covariance - dimensions * variance**2
     error = (float((squares**2).sum() / rows) - of_covariance) / rows
     if error <= 0 or spread <= 0:

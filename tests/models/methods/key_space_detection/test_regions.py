@@ -172,7 +172,7 @@ def test_the_shrinkage_is_scikit_learns(rows: int) -> None:
     generator = np.random.default_rng(rows)
     values = generator.normal(size=(rows, 40)) * generator.uniform(0.1, 3, 40)
     values -= values.mean(axis=0)
-    shrinkage = ledoit_wolf(values)
+    shrinkage = ledoit_wolf(values @ values.T, values.shape[1])
     covariance, share = ledoit_wolf_of_scikit_learn(values, assume_centered=True)
     assert shrinkage.share == pytest.approx(share)
     assert shrinkage.variance == pytest.approx(np.trace(covariance) / 40)
