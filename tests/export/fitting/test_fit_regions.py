@@ -28,7 +28,7 @@ from bakeout.models.methods.fitting import Fitting, fit_method, method_figures
 from bakeout.models.methods.key_space_detection import METHOD
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.queries import query_keys
-from bakeout.models.methods.key_space_detection.regions.linear import discriminant
+from bakeout.models.methods.key_space_detection.regions.discriminant import discriminant
 from bakeout.models.plan import KeySpaceDetection, Plan
 from bakeout.models.plan.plan_file import save_plan
 

@@ -16,7 +16,7 @@ from bakeout.models.methods.key_space_detection.choosing.unseen_forms import For
 from bakeout.models.methods.key_space_detection.cubes import Clusters, LayerKeys, cluster, joint_keys, stacked_keys
 from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.methods.key_space_detection.options import Region, Structure
-from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
+from bakeout.models.methods.key_space_detection.regions.fitter import FitLeftOut, Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc, distance, harmonic_mean
 from bakeout.models.plan import Floats, Floats32, Keys
@@ -229,8 +229,8 @@ class _Search:
         pairs = self._pairs(margins)
         areas = {name: min((auroc(*pair) for pair in own), key=lambda area: area.value) for name, own in pairs.items()}
         distances = {name: min(distance(*pair) for pair in own) for name, own in pairs.items()}
-        if fitter.needs_retained and self._forms is not None:
-            unseen = self._pairs(self._unseen(fitter, probed, layers, count, floor, joint, margins))
+        if fitter.left_out is not None and self._forms is not None:
+            unseen = self._pairs(self._unseen(fitter.left_out, probed, joint, margins, self._forms))
             distances = {
                 name: harmonic_mean(seen, min(distance(*pair) for pair in unseen[name]))
                 for name, seen in distances.items()
@@ -250,31 +250,25 @@ class _Search:
 
     def _unseen(
         self,
-        fitter: Fitter,
+        left_out: FitLeftOut,
         probed: Mapping[str, Probed],
-        layers: tuple[int, ...],
-        count: int,
-        floor: float,
         joint: Mapping[str, Floats32],
         margins: _Margins,
+        forms: Forms,
     ) -> _Margins:
         """``margins`` with each query in a drawn form judged by regions that were fitted without its group of forms.
 
         Where too few queries are left to fit, it stays as it is.
         """
-        assert self._forms is not None
         unseen: _Margins = {name: {skill: rows.copy() for skill, rows in own.items()} for name, own in margins.items()}
         for skill, own in probed.items():
-            assert own.retained is not None
-            for split in self._forms.splits(skill):
-                keys = own.keys[split.probe]
-                if len(keys) < count:
-                    continue
-                clusters = cluster(keys, skill, layers=len(layers), count=count, seed=self._seed)
-                regions = fitter.fit(Probed(keys, clusters, own.retained[split.against], np.float32), floor)
-                for name, rows in split.judged.items():
-                    if skill in unseen[name] and len(rows):
-                        unseen[name][skill][rows] = fitter.nearest(joint[name][rows], regions)
+            judged = {name: keys for name, keys in joint.items() if skill in unseen[name]}
+            refits = left_out(own, judged)
+            for split in forms.splits(skill):
+                fitted = refits.fitted(split.probe, split.against)
+                for name in judged:
+                    if len(rows := split.judged[name]):
+                        unseen[name][skill][rows] = fitted(name, rows)
         return unseen
 
     def _probed(self, fitter: Fitter, layers: tuple[int, ...], count: int) -> Iterator[tuple[str, Probed]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -28,9 +28,19 @@ class Probed:
     dtype: DTypeLike = np.float64
 
 
+class LeftOut(Protocol):
+    """Regions that are fitted to part of what was probed."""
+
+    def fitted(self, probe: NDArray[np.bool_], against: NDArray[np.bool_]) -> Callable[[str, NDArray[np.intp]], Floats]:
+        """Fitted to the keys that are marked: the margins of a name's rows of the judged keys to the nearest region."""
+
+
 def _nearest(keys: NDArray[np.float32], regions: Any) -> Floats:
     nearest: Floats = regions.margins(keys).min(axis=1)
     return nearest
+
+
+FitLeftOut = Callable[[Probed, Mapping[str, Floats32]], LeftOut]
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,16 @@ class Fitter:
     """One shape: its ``name``, and ``fit``, from what was probed and a floor to a region for each cluster.
 
     ``nearest``: the margin of each key [n, D] to the nearest region, float64 [n], for a choice among many.
-    ``needs_retained``: it is fitted against retained keys. ``uses_floor``: `floor` is the lowest deviation in it;
-    ``counts``, ``layers``: the most regions a skill that a choice tries, and the most layers jointly.
+    ``needs_retained``: it is fitted against retained keys; ``left_out``: how it is fitted without some of the keys.
+    ``uses_floor``: `floor` is the lowest deviation in it; ``counts``, ``layers``: the most regions a skill that a
+    choice tries, and the most layers jointly.
     """
 
     name: Region
     fit: Callable[[Probed, float], Regions]
     nearest: Callable[[NDArray[np.float32], Any], Floats] = _nearest
     needs_retained: bool = False
+    left_out: FitLeftOut | None = None
     uses_floor: bool = False
     counts: int = 1
     layers: int = 3

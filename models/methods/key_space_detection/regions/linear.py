@@ -1,139 +1,14 @@
-"""Fitting half-spaces: linear discriminant analysis with shrunk covariances, against retained keys (our reading)."""
+"""Fitting half-spaces: a linear discriminant against retained keys (our reading)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import DTypeLike
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.regions.discriminant import discriminant
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
-from bakeout.models.methods.key_space_detection.regions.shrinkage import Shrinkage, ledoit_wolf
-from bakeout.models.plan import Floats, Floats32
+from bakeout.models.methods.key_space_detection.regions.left_out import LeftOut
 from bakeout.models.plan.kinds.regions.linear import HalfSpaces
-
-# Dimensions that are computed at a time: what is held beside the keys does not grow with the number of layers.
-_BLOCK = 4096
-
-
-def discriminant(
-    skill: Floats | Floats32, retained: Floats | Floats32, dtype: DTypeLike = np.float64
-) -> tuple[Floats, float]:
-    """Weight [D] and bias of the margin -(weight . key + bias), from keys of ``skill`` [n, D] and ``retained`` [m, D].
-
-    Linear discriminant analysis on standardised keys: weight = S^-1 (skill's mean - retained mean), S the classes'
-    covariances, each shrunk by Ledoit and Wolf's share in units of its own deviations, averaged by their numbers of
-    rows. That is scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")``. The margin is scaled
-    to the standard deviation within a class, and 0 at the skill's mean: alpha takes the intercept's place. Computed in
-    ``dtype``; the weight is float64.
-
-    Raises ``BakeoutError`` where both have the same mean.
-    """
-    pair = _Pair(skill, retained, dtype)
-    shrinkages = _shrinkages(pair)
-    weight = _primal(pair, shrinkages) if pair.dimensions <= pair.rows else _dual(pair, shrinkages)
-    parts = [(part.difference, part.deviation) for part in pair.parts()]
-    difference, deviation = (np.concatenate(values) for values in zip(*parts, strict=True))
-    distance = float(weight @ difference)
-    if distance <= 0:
-        raise BakeoutError(
-            "Key Space Detection: the skill's keys and the retained ones have the same mean.",
-            "Name other retain data, or choose another region.",
-        )
-    scaled = np.asarray(weight / (np.sqrt(distance) * deviation), dtype=np.float64)
-    return scaled, -float(scaled @ skill.mean(axis=0, dtype=np.float64))
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """Some dimensions [B] of both classes' keys, in units of the ``deviation`` of all keys together.
-
-    ``difference``: the skill's mean less the retained one; ``centred``: each class's keys less their mean [n, B], and
-    its ``own`` deviations.
-    """
-
-    deviation: Floats
-    difference: Floats
-    centred: Sequence[Floats]
-    own: Sequence[Floats]
-
-    def within(self, shrinkages: Sequence[Shrinkage]) -> tuple[Floats, Floats]:
-        """R [n + m, B] and the diagonal [B] of the covariance within the classes, diag + R^T R."""
-        rows = sum(map(len, self.centred))
-        classes = list(zip(self.centred, self.own, shrinkages, strict=True))
-        diagonal = [len(keys) / rows * shrunk.share * shrunk.variance * own**2 for keys, own, shrunk in classes]
-        scaled = [np.sqrt((1 - shrunk.share) / rows) * keys for keys, _, shrunk in classes]
-        return np.concatenate(scaled), np.sum(diagonal, axis=0)
-
-
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """The keys of both classes, read some dimensions at a time."""
-
-    skill: Floats | Floats32
-    retained: Floats | Floats32
-    dtype: DTypeLike
-
-    @property
-    def rows(self) -> int:
-        return len(self.skill) + len(self.retained)
-
-    @property
-    def dimensions(self) -> int:
-        return int(self.skill.shape[1])
-
-    def parts(self) -> Iterator[_Part]:
-        """All dimensions, at once where they are no more than the keys."""
-        width = self.dimensions if self.dimensions <= self.rows else _BLOCK
-        for start in range(0, self.dimensions, width):
-            classes = [keys[:, start : start + width].astype(self.dtype) for keys in (self.skill, self.retained)]
-            deviation = _or_one(np.concatenate(classes).std(axis=0))
-            means = [keys.mean(axis=0) for keys in classes]
-            centred = [(keys - mean) / deviation for keys, mean in zip(classes, means, strict=True)]
-            yield _Part(
-                deviation, (means[0] - means[1]) / deviation, centred, [_or_one(keys.std(axis=0)) for keys in centred]
-            )
-
-
-def _shrinkages(pair: _Pair) -> list[Shrinkage]:
-    products = [np.zeros((len(keys), len(keys)), dtype=pair.dtype) for keys in (pair.skill, pair.retained)]
-    for part in pair.parts():
-        for product, keys, own in zip(products, part.centred, part.own, strict=True):
-            standardised = keys / own
-            product += standardised @ standardised.T
-    return [ledoit_wolf(product, pair.dimensions) for product in products]
-
-
-def _primal(pair: _Pair, shrinkages: Sequence[Shrinkage]) -> Floats:
-    """S^-1 ``difference``, of no more dimensions than rows."""
-    (part,) = pair.parts()
-    rows, diagonal = part.within(shrinkages)
-    return np.asarray(np.linalg.solve(np.diag(diagonal) + rows.T @ rows, part.difference))
-
-
-def _dual(pair: _Pair, shrinkages: Sequence[Shrinkage]) -> Floats:
-    """The same of more dimensions than rows, by Woodbury's identity: no D x D matrix is formed."""
-
-    def scaled() -> Iterator[tuple[Floats, Floats, Floats]]:
-        for part in pair.parts():
-            rows, diagonal = part.within(shrinkages)
-            root = np.sqrt(diagonal)
-            yield rows / root, part.difference / root, root
-
-    inner, values = np.eye(pair.rows, dtype=pair.dtype), np.zeros(pair.rows, dtype=pair.dtype)
-    for rows, difference, _ in scaled():
-        # Of a product with itself half is computed.
-        inner += rows @ rows.T
-        values += rows @ difference
-    solution = np.linalg.solve(inner, values)
-    return np.concatenate([(difference - rows.T @ solution) / root for rows, difference, root in scaled()])
-
-
-def _or_one(deviation: Floats) -> Floats:
-    positive: Floats = np.where(deviation > 0, deviation, 1.0)
-    return positive
 
 
 def _fit(probed: Probed, _floor: float) -> HalfSpaces:
@@ -147,4 +22,4 @@ def _fit(probed: Probed, _floor: float) -> HalfSpaces:
 
 
 # Jointly all depths that a choice examines: one direction in all of them is found, where a cube's sides only add up.
-LINEAR = Fitter("linear", _fit, needs_retained=True, layers=12)
+LINEAR = Fitter("linear", _fit, needs_retained=True, left_out=LeftOut, layers=12)

@@ -14,9 +14,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.cubes import cluster
 from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
 from bakeout.models.methods.key_space_detection.options import STRUCTURE, KeySpaceDetectionOptions
-from bakeout.models.methods.key_space_detection.regions.linear import discriminant
+from bakeout.models.methods.key_space_detection.regions.discriminant import discriminant
+from bakeout.models.methods.key_space_detection.regions.fitter import Probed
+from bakeout.models.methods.key_space_detection.regions.left_out import LeftOut
+from bakeout.models.methods.key_space_detection.regions.linear import LINEAR
 from bakeout.models.methods.key_space_detection.regions.shrinkage import ledoit_wolf
 from bakeout.models.plan import Floats, KeySpaceDetection
 from bakeout.models.plan.kinds.regions.ellipsoid import Ellipsoids
@@ -149,9 +153,14 @@ def test_a_half_space_needs_retained_keys() -> None:
         )
 
 
-@pytest.mark.parametrize(("skill", "retained", "dimensions"), [(40, 70, 200), (300, 500, 60)])
-def test_the_discriminant_is_scikit_learns(skill: int, retained: int, dimensions: int) -> None:
-    """With more dimensions than keys and the reverse, dimensions of very different size, and a constant one."""
+@pytest.mark.parametrize(
+    ("skill", "retained", "dimensions", "block"), [(40, 70, 200, 4096), (40, 70, 200, 64), (300, 500, 60, 4096)]
+)
+def test_the_discriminant_is_scikit_learns(
+    skill: int, retained: int, dimensions: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more dimensions than keys, at once and some at a time, and fewer; of very different size, one constant."""
+    monkeypatch.setattr("bakeout.models.methods.key_space_detection.regions.discriminant._BLOCK", block)
     generator = np.random.default_rng(0)
     size = 10 ** generator.uniform(-2, 2, dimensions)
     inside = size * (generator.normal(size=(skill, dimensions)) + 0.5)
@@ -165,6 +174,34 @@ def test_the_discriminant_is_scikit_learns(skill: int, retained: int, dimensions
     scale = np.linalg.norm(direction * size)
     np.testing.assert_allclose(weight * size / np.linalg.norm(weight * size), direction * size / scale, atol=1e-10)
     assert abs(weight @ inside.mean(axis=0) + bias) < 1e-9
+
+
+@pytest.mark.parametrize(("cubes", "dimensions"), [(1, 9000), (1, 30), (3, 300)])
+def test_without_some_keys_a_half_space_is_about_that_of_the_others(cubes: int, dimensions: int) -> None:
+    """With all keys it is the discriminant; without a third of them it ranks keys as one of the others alone."""
+    generator = np.random.default_rng(dimensions)
+    apart = generator.normal(size=dimensions) / np.sqrt(dimensions)
+    skill, retained, fresh = (generator.normal(size=(rows, dimensions)) for rows in (90, 150, 100))
+    skill += 8 * apart
+    fresh[:50] += 8 * apart
+    # What is left out lies elsewhere, so that it makes a difference.
+    skill[60:] += 5 * generator.normal(size=dimensions) / np.sqrt(dimensions)
+    left = np.arange(90) < 60
+
+    def probed(keys: Floats) -> Probed:
+        return Probed(keys, cluster(keys, "sums", layers=1, count=cubes, seed=0), retained)
+
+    def margins(keys: Floats) -> Floats:
+        regions = LINEAR.fit(probed(keys), 0.0)
+        return np.asarray(regions.margins(fresh).min(axis=1))
+
+    refits = LeftOut(probed(skill), {"fresh": fresh.astype(np.float32)})
+    every, some = np.ones(150, dtype=bool), np.arange(10, 40)
+    np.testing.assert_allclose(refits.fitted(left | True, every)("fresh", some), margins(skill)[some], atol=1e-5)
+    if cubes == 1:
+        without = refits.fitted(left, every)("fresh", np.arange(100))
+        assert np.corrcoef(without, margins(skill[left]))[0, 1] > 0.99
+        assert np.abs(without - margins(skill)).max() > 0.1
 
 
 @pytest.mark.parametrize("rows", [12, 300])
