@@ -86,8 +86,9 @@ class KeySpaceDetectionOptions(MethodOptions):
     layers: Literal["auto", "last"] | Layers = Field(
         default="auto",
         description="The layers whose key vectors are checked, jointly: `last` (the paper), a list counted from 0, or "
-        "`auto`: the shallowest that separate as well as the best, but of half-spaces the farthest from what is "
-        "retained, chosen on the selection queries. By default `auto`, but `last` where alpha is named.",
+        "`auto`: the shallowest that separate as well as the best, but of half-spaces, which are tried in all examined "
+        "depths jointly too, the farthest from what is retained; chosen on the selection queries. By default `auto`, "
+        "but `last` where alpha is named.",
     )
     keys: Literal["auto"] | Keys = Field(
         default="auto",
