@@ -25,8 +25,8 @@ class Clusters:
     """A skill's probe keys in clusters, the largest first: what regions of any shape are made from.
 
     ``members``: the rows of each. ``centre`` and ``measured``, the clusters' means and deviations (n - 1; 0 for one
-    query alone): float64 [clusters, D]. ``overall``: the whole skill's deviation, ``dead``: the lowest that a dimension
-    may have, [D] each.
+    query alone): [clusters, D], in the keys' type. ``overall``: the whole skill's deviation, ``dead``: the lowest that
+    a dimension may have, [D] each.
     """
 
     members: tuple[Integers, ...]
@@ -39,6 +39,10 @@ class Clusters:
     def sizes(self) -> tuple[int, ...]:
         """How many queries are in each."""
         return tuple(len(rows) for rows in self.members)
+
+    def parts(self, keys: Floats | Floats32) -> list[Floats | Floats32]:
+        """The keys [queries, D] of each cluster; those of the only one are not copied."""
+        return [keys] if len(self.members) == 1 else [keys[rows] for rows in self.members]
 
     def cubes(self, floor: float) -> Cubes:
         """A cube per cluster, with deviations of at least ``floor`` times the skill's in that dimension."""
@@ -71,11 +75,12 @@ def cluster(keys: Floats | Floats32, skill: str, *, layers: int, count: int, see
         labels = np.zeros(len(keys), dtype=np.int32)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     members.sort(key=lambda rows: (-len(rows), rows[0]))
+    parts = [keys] if len(members) == 1 else [keys[rows] for rows in members]
     # One query alone has no deviation: its cube is the floor's.
-    measured = [keys[rows].std(axis=0, ddof=1) if len(rows) > 1 else np.zeros_like(overall) for rows in members]
+    measured = [part.std(axis=0, ddof=1) if len(part) > 1 else np.zeros_like(overall) for part in parts]
     return Clusters(
         members=tuple(members),
-        centre=np.stack([keys[rows].mean(axis=0) for rows in members]),
+        centre=np.stack([part.mean(axis=0) for part in parts]),
         measured=np.stack(measured),
         overall=overall,
         dead=dead,
@@ -125,7 +130,7 @@ def stacked_keys(
     for name, keys in named.items():
         own = joint_keys(keys, layers, f"{use} queries of {name}", dtype)
         if joint is None:
-            queries = sum(len(keys[layers[0]]) for keys in named.values())
+            queries = sum(len(next(iter(each.values()))) for each in named.values())
             joint = np.empty((queries, own.shape[1]), dtype=dtype)
         require_dimension(own, joint.shape[1], f"{use} queries of {name}")
         joint[start : start + len(own)] = own

@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.choosing.candidate import Candidate, Choice
 from bakeout.models.methods.key_space_detection.choosing.unseen_forms import Forms
-from bakeout.models.methods.key_space_detection.cubes import Clusters, LayerKeys, cluster, joint_keys, stacked_keys
+from bakeout.models.methods.key_space_detection.cubes import (
+    Clusters,
+    LayerKeys,
+    cluster,
+    joint_keys,
+    require_dimension,
+    stacked_keys,
+)
 from bakeout.models.methods.key_space_detection.detection import least_queries
 from bakeout.models.methods.key_space_detection.options import Region, Structure
-from bakeout.models.methods.key_space_detection.regions.fitter import FitLeftOut, Fitter, Probed
+from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share, auroc, distance, harmonic_mean
 from bakeout.models.plan import Floats, Floats32, Keys
@@ -121,7 +128,7 @@ def choose_structure(
     probed = min(len(next(iter(keys.values()))) for keys in probe.values())
     candidates: list[Candidate] = []
     for shape in _shapes(region, against):
-        sets = _sets(layers, probe, FITTERS[shape].layers)
+        sets = _sets(layers, probe, FITTERS[shape])
         counts = _counts(cubes, probed, FITTERS[shape].counts)
         floors = _floors(floor, FITTERS[shape])
         few = [count for count in counts if count <= _FEW] or counts[:1]
@@ -229,8 +236,8 @@ class _Search:
         pairs = self._pairs(margins)
         areas = {name: min((auroc(*pair) for pair in own), key=lambda area: area.value) for name, own in pairs.items()}
         distances = {name: min(distance(*pair) for pair in own) for name, own in pairs.items()}
-        if fitter.left_out is not None and self._forms is not None:
-            unseen = self._pairs(self._unseen(fitter.left_out, probed, joint, margins, self._forms))
+        if fitter.refits is not None and self._forms is not None:
+            unseen = self._pairs(self._unseen(fitter, probed, joint, margins))
             distances = {
                 name: harmonic_mean(seen, min(distance(*pair) for pair in unseen[name]))
                 for name, seen in distances.items()
@@ -249,23 +256,25 @@ class _Search:
         }
 
     def _unseen(
-        self,
-        left_out: FitLeftOut,
-        probed: Mapping[str, Probed],
-        joint: Mapping[str, Floats32],
-        margins: _Margins,
-        forms: Forms,
+        self, fitter: Fitter, probed: Mapping[str, Probed], joint: Mapping[str, Floats32], margins: _Margins
     ) -> _Margins:
         """``margins`` with each query in a drawn form judged by regions that were fitted without its group of forms.
 
         Where too few queries are left to fit, it stays as it is.
         """
+        refits_of, forms = fitter.refits, self._forms
+        assert refits_of is not None and forms is not None
         unseen: _Margins = {name: {skill: rows.copy() for skill, rows in own.items()} for name, own in margins.items()}
         for skill, own in probed.items():
+            splits = list(forms.splits(skill))
+            if not splits:
+                continue
             judged = {name: keys for name, keys in joint.items() if skill in unseen[name]}
-            refits = left_out(own, judged)
-            for split in forms.splits(skill):
+            refits = refits_of(own, judged)
+            for split in splits:
                 fitted = refits.fitted(split.probe, split.against)
+                if fitted is None:
+                    continue
                 for name in judged:
                     if len(rows := split.judged[name]):
                         unseen[name][skill][rows] = fitted(name, rows)
@@ -292,12 +301,11 @@ class _Search:
 
             # The latest ones' memory is free before the next are read.
             self._latest = None
-            self._latest = _Joint(
-                layers,
-                joint(self._probe, "probe"),
-                stacked_keys(self._against, layers, "probe", np.float32) if self._against else None,
-                joint(self._selection, "selection"),
-            )
+            probe = joint(self._probe, "probe")
+            against = stacked_keys(self._against, layers, "probe", np.float32) if self._against else None
+            if against is not None:
+                require_dimension(against, next(iter(probe.values())).shape[1], "retained queries")
+            self._latest = _Joint(layers, probe, against, joint(self._selection, "selection"))
         return self._latest
 
     def _at(
@@ -345,14 +353,17 @@ def _promising(candidates: Sequence[Candidate], sets: Sequence[tuple[int, ...]])
     return sorted({*kept, choose(candidates).structure.layers})
 
 
-def _sets(layers: Literal["auto"] | Sequence[int], probe: Mapping[str, LayerKeys], most: int) -> list[tuple[int, ...]]:
+def _sets(
+    layers: Literal["auto"] | Sequence[int], probe: Mapping[str, LayerKeys], fitter: Fitter
+) -> list[tuple[int, ...]]:
     if layers != "auto":
         return [tuple(sorted(set(layers)))]
     available = sorted(set.intersection(*(set(keys) for keys in probe.values())))
     some = next(iter(probe.values()))
     sets = [tuple(available[index] for index in places) for places in layer_sets(len(available))]
     # Keys of several widths are not tested jointly.
-    return [own for own in sets if len(own) <= most and len({some[layer].shape[1] for layer in own}) == 1]
+    sets = [own for own in sets if len({some[layer].shape[1] for layer in own}) == 1]
+    return sets if fitter.everywhere else [own for own in sets if len(own) <= _NEIGHBOURS]
 
 
 def _counts(cubes: Literal["auto"] | int | Sequence[int], queries: int, most: int) -> list[int]:

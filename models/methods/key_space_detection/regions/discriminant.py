@@ -86,8 +86,8 @@ class Pair:
         for start in range(0, self.dimensions, width):
             columns = slice(start, start + width)
             classes = [keys[:, columns].astype(self.dtype) for keys in (self.skill, self.retained)]
-            deviation = _or_one(np.concatenate(classes).std(axis=0))
-            means = [keys.mean(axis=0) for keys in classes]
+            deviation = self._deviation(np.concatenate(classes))
+            means = [keys.mean(axis=0, dtype=np.float64).astype(self.dtype) for keys in classes]
             centred = [(keys - mean) / deviation for keys, mean in zip(classes, means, strict=True)]
             yield Part(
                 columns,
@@ -95,8 +95,13 @@ class Pair:
                 deviation,
                 (means[0] - means[1]) / deviation,
                 centred,
-                [_or_one(keys.std(axis=0)) for keys in centred],
+                [self._deviation(keys) for keys in centred],
             )
+
+    def _deviation(self, keys: Floats) -> Floats:
+        # In float32 the mean of equal numbers may be another number, and a constant dimension would seem to vary.
+        deviation: Floats = keys.std(axis=0, dtype=np.float64).astype(self.dtype)
+        return np.where(deviation > 0, deviation, np.ones_like(deviation))
 
 
 def spread_of(distance: float) -> float:
@@ -145,8 +150,3 @@ def _dual(pair: Pair, shrinkages: Sequence[Shrinkage]) -> Floats:
         values += rows @ difference
     solution = np.linalg.solve(inner, values)
     return np.concatenate([(difference - rows.T @ solution) / root for rows, difference, root in scaled()])
-
-
-def _or_one(deviation: Floats) -> Floats:
-    positive: Floats = np.where(deviation > 0, deviation, 1.0)
-    return positive

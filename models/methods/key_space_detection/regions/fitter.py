@@ -28,11 +28,16 @@ class Probed:
     dtype: DTypeLike = np.float64
 
 
-class LeftOut(Protocol):
+Marks = NDArray[np.bool_]
+# The margins of a name's rows of the judged keys to the nearest region.
+Refitted = Callable[[str, NDArray[np.intp]], Floats]
+
+
+class Refits(Protocol):
     """Regions that are fitted to part of what was probed."""
 
-    def fitted(self, probe: NDArray[np.bool_], against: NDArray[np.bool_]) -> Callable[[str, NDArray[np.intp]], Floats]:
-        """Fitted to the keys that are marked: the margins of a name's rows of the judged keys to the nearest region."""
+    def fitted(self, probe: Marks, against: Marks) -> Refitted | None:
+        """Fitted to the keys that are marked; None where that cannot be."""
 
 
 def _nearest(keys: NDArray[np.float32], regions: Any) -> Floats:
@@ -40,24 +45,21 @@ def _nearest(keys: NDArray[np.float32], regions: Any) -> Floats:
     return nearest
 
 
-FitLeftOut = Callable[[Probed, Mapping[str, Floats32]], LeftOut]
-
-
 @dataclass(frozen=True)
 class Fitter:
     """One shape: its ``name``, and ``fit``, from what was probed and a floor to a region for each cluster.
 
     ``nearest``: the margin of each key [n, D] to the nearest region, float64 [n], for a choice among many.
-    ``needs_retained``: it is fitted against retained keys; ``left_out``: how it is fitted without some of the keys.
-    ``uses_floor``: `floor` is the lowest deviation in it; ``counts``, ``layers``: the most regions a skill that a
-    choice tries, and the most layers jointly.
+    ``needs_retained``: it is fitted against retained keys; ``refits``: how it is fitted without some of the keys.
+    ``uses_floor``: `floor` is the lowest deviation in it; ``counts``: the most regions a skill that a choice tries;
+    ``everywhere``: whether it tries all depths jointly.
     """
 
     name: Region
     fit: Callable[[Probed, float], Regions]
     nearest: Callable[[NDArray[np.float32], Any], Floats] = _nearest
     needs_retained: bool = False
-    left_out: FitLeftOut | None = None
+    refits: Callable[[Probed, Mapping[str, Floats32]], Refits] | None = None
     uses_floor: bool = False
     counts: int = 1
-    layers: int = 3
+    everywhere: bool = False

@@ -19,8 +19,8 @@ from bakeout.models.methods.key_space_detection.detection import fit_key_space_d
 from bakeout.models.methods.key_space_detection.options import STRUCTURE, KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.regions.discriminant import discriminant
 from bakeout.models.methods.key_space_detection.regions.fitter import Probed
-from bakeout.models.methods.key_space_detection.regions.left_out import LeftOut
 from bakeout.models.methods.key_space_detection.regions.linear import LINEAR
+from bakeout.models.methods.key_space_detection.regions.refits import HalfSpaceRefits
 from bakeout.models.methods.key_space_detection.regions.shrinkage import ledoit_wolf
 from bakeout.models.plan import Floats, KeySpaceDetection
 from bakeout.models.plan.kinds.regions.ellipsoid import Ellipsoids
@@ -186,22 +186,40 @@ def test_without_some_keys_a_half_space_is_about_that_of_the_others(cubes: int, 
     fresh[:50] += 8 * apart
     # What is left out lies elsewhere, so that it makes a difference.
     skill[60:] += 5 * generator.normal(size=dimensions) / np.sqrt(dimensions)
-    left = np.arange(90) < 60
+    left, every, some = np.arange(90) < 60, np.ones(150, dtype=bool), np.arange(10, 40)
 
     def probed(keys: Floats) -> Probed:
         return Probed(keys, cluster(keys, "sums", layers=1, count=cubes, seed=0), retained)
 
     def margins(keys: Floats) -> Floats:
-        regions = LINEAR.fit(probed(keys), 0.0)
-        return np.asarray(regions.margins(fresh).min(axis=1))
+        return np.asarray(LINEAR.nearest(fresh.astype(np.float32), LINEAR.fit(probed(keys), 0.0)))
 
-    refits = LeftOut(probed(skill), {"fresh": fresh.astype(np.float32)})
-    every, some = np.ones(150, dtype=bool), np.arange(10, 40)
-    np.testing.assert_allclose(refits.fitted(left | True, every)("fresh", some), margins(skill)[some], atol=1e-5)
+    refits = HalfSpaceRefits(probed(skill), {"fresh": fresh.astype(np.float32)})
+    whole = refits.fitted(left | True, every)
+    assert whole is not None
+    np.testing.assert_allclose(whole("fresh", some), margins(skill)[some], atol=1e-5)
+    without = refits.fitted(left, every)
+    assert without is not None
     if cubes == 1:
-        without = refits.fitted(left, every)("fresh", np.arange(100))
-        assert np.corrcoef(without, margins(skill[left]))[0, 1] > 0.99
-        assert np.abs(without - margins(skill)).max() > 0.1
+        assert np.corrcoef(without("fresh", np.arange(100)), margins(skill[left]))[0, 1] > 0.99
+        assert np.abs(without("fresh", np.arange(100)) - margins(skill)).max() > 0.1
+    assert refits.fitted(left & False, every) is None
+
+
+@pytest.mark.parametrize("dimensions", [64, 1000])
+def test_a_constant_dimension_does_not_vary_in_float32_either(dimensions: int) -> None:
+    """The float32 mean of equal numbers can be another number."""
+    generator = np.random.default_rng(0)
+    skill, retained, fresh = (generator.normal(size=(rows, dimensions)).astype(np.float32) for rows in (200, 300, 50))
+    skill += 0.3
+    for keys in (skill, retained, fresh):
+        keys[:, :5] = 0.1
+    probed = Probed(skill, cluster(skill, "sums", layers=1, count=1, seed=0), retained, np.float32)
+    exact = LINEAR.nearest(fresh, LINEAR.fit(replace(probed, dtype=np.float64), 0.0))
+    np.testing.assert_allclose(LINEAR.nearest(fresh, LINEAR.fit(probed, 0.0)), exact, atol=1e-3)
+    whole = HalfSpaceRefits(probed, {"fresh": fresh}).fitted(np.ones(200, dtype=bool), np.ones(300, dtype=bool))
+    assert whole is not None
+    np.testing.assert_allclose(whole("fresh", np.arange(50)), exact, atol=1e-3)
 
 
 @pytest.mark.parametrize("rows", [12, 300])

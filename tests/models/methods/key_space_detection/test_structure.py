@@ -82,6 +82,35 @@ def test_cubes_are_taken_where_one_covers_too_much() -> None:
     assert several.chosen.refused["poems"].count == 0
 
 
+@pytest.mark.parametrize(("widths", "jointly"), [((24, 24, 24, 24, 24), True), ((24, 24, 24, 24, 8), False)])
+def test_half_spaces_alone_are_tried_in_all_depths_jointly(widths: tuple[int, ...], jointly: bool) -> None:
+    """Each layer tells a little; keys of several widths are not joined."""
+    data = _data(dict.fromkeys(range(5), 1.0))
+    data["against"] = {"poems": _keys(200, 4, dict.fromkeys(range(5), 1.0))}
+    for queries in (data["probe"], data["selection"], data["against"]):
+        for name, keys in queries.items():
+            queries[name] = {layer: rows[:, : widths[layer]] for layer, rows in keys.items()}
+    choice = _choose(**data, region="auto")
+    tried = {(one.structure.region, len(one.structure.layers)) for one in choice.candidates}
+    assert (("linear", 5) in tried) == jointly
+    assert max(count for shape, count in tried if shape != "linear") == 3
+    if jointly:
+        assert choice.chosen.structure.region == "linear"
+        assert choice.chosen.structure.layers == (0, 1, 2, 3, 4)
+
+
+def test_retained_keys_of_another_model_are_an_error() -> None:
+    data = _data({0: 1.0, 1: 1.0})
+    wide = {layer: np.zeros((50, WIDTH + 1), dtype=np.float32) for layer in (0, 1)}
+    with pytest.raises(BakeoutError, match=f"retained queries have {WIDTH + 1} numbers, not {WIDTH}"):
+        _choose(**data, region="linear", against={"poems": wide})
+    some = {0: _keys(50, 5, {0: 1.0})[0]}
+    with pytest.raises(BakeoutError, match="probe queries of songs have no keys of layer 1"):
+        _choose(
+            **{**data, "layers": [0, 1]}, region="linear", against={"poems": _keys(50, 4, {0: 1, 1: 1}), "songs": some}
+        )
+
+
 def test_queries_that_the_model_answers_wrongly_cost_nothing() -> None:
     data = _data({0: 0.0, 1: 12.0})
     data["selection"]["poems"][0][:60] += 12
@@ -151,6 +180,8 @@ def test_layer_sets_are_of_layers_that_exist_and_reach_the_last(layers: int) -> 
     sets = layer_sets(layers)
     assert len(set(sets)) == len(sets) <= 34
     assert (layers - 1,) in sets
+    depths = sorted({one[0] for one in sets if len(one) == 1})
+    assert tuple(depths) in sets
     assert all(0 <= layer < layers for one in sets for layer in one)
     assert all(list(one) == sorted(set(one)) for one in sets)
     if layers <= 12:
