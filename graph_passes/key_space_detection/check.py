@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from bakeout.graph_passes.graph.anatomy import Anatomy
+from bakeout.graph_passes.graph.anatomy import Anatomy, Key
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
 from bakeout.graph_passes.key_space_detection.latch import Latched, may_be_latched, read_latch
-from bakeout.graph_passes.key_space_detection.margins import Margins
+from bakeout.graph_passes.key_space_detection.margins import Margins, keys_of_rows
 from bakeout.graph_passes.key_space_detection.query_end import ends_query
 from bakeout.graph_passes.key_space_detection.query_start import tokens_of_query
 from bakeout.graph_passes.key_space_detection.refusal import refusal_tokens_matched
@@ -91,8 +92,11 @@ class Check:
         def latched(build: GraphBuilder) -> tuple[ir.Value]:
             return (may_be_latched(build, self._cache.past, self._cache.newest_slot(build, window)),)
 
+        # Taken here: keys that a branch reads are held until then, those of all tokens in all layers.
+        rows = None if self._detection.positions == "mean" else self._rows(build, window)
+
         def judged(build: GraphBuilder) -> tuple[ir.Value, ...]:
-            verdict, _ = self._judge_all(build)
+            verdict, _ = self._judge_all(build, rows)
             return tuple(vars(verdict).values())
 
         def nothing(build: GraphBuilder) -> tuple[ir.Value, ...]:
@@ -103,15 +107,25 @@ class Check:
         (needed,) = build.choose(may_be_query, yes, latched, ["needed"])
         return Verdict(*build.choose(needed, judged, nothing, [f"verdict.{name}" for name in Verdict.__annotations__]))
 
-    def _judge_all(self, build: GraphBuilder) -> tuple[Verdict, Monitored | None]:
+    def _rows(self, build: GraphBuilder, window: Window, counted: ir.Value | None = None) -> list[ir.Value]:
+        keys, batch = self._keys, build.dimension(self._anatomy.input_ids, 0)
+        return keys_of_rows(build, [key.value for key in keys], [key.width for key in keys], window, batch, counted)
+
+    @property
+    def _keys(self) -> list[Key]:
+        return [self._anatomy.keys(self._detection.keys)[layer] for layer in self._detection.layers]
+
+    def _judge_all(
+        self, build: GraphBuilder, rows: Sequence[ir.Value] | None = None
+    ) -> tuple[Verdict, Monitored | None]:
         window = self.window(build)
         newest = self._cache.newest_slot(build, window)
         longest = len(self._detection.refusal)
         latched = read_latch(build, self._cache.past, newest, longest, self._cache.head_size, self._cache.unit)
-        keys = [self._anatomy.keys(self._detection.keys)[layer] for layer in self._detection.layers]
-        margins = Margins(build, self._detection, [key.width for key in keys])
-        decide = self._every if self._detection.positions == "every" else self._last
-        return decide(build, margins, [key.value for key in keys], window, latched)
+        margins = Margins(build, self._detection, [key.width for key in self._keys])
+        if self._detection.positions == "every":
+            return self._every(build, margins, [key.value for key in self._keys], window, latched)
+        return self._last(build, margins, rows, window, latched)
 
     def _every(
         self, build: GraphBuilder, margins: Margins, keys: list[ir.Value], window: Window, latched: Latched
@@ -135,10 +149,15 @@ class Check:
         return verdict, Monitored(at_last, margin)
 
     def _last(
-        self, build: GraphBuilder, margins: Margins, keys: list[ir.Value], window: Window, latched: Latched
+        self,
+        build: GraphBuilder,
+        margins: Margins,
+        rows: Sequence[ir.Value] | None,
+        window: Window,
+        latched: Latched,
     ) -> tuple[Verdict, Monitored | None]:
         """A row's last real token, or its mean key, is tested, or that of a query alone: all or nothing is refused."""
-        detection, batch = self._detection, build.dimension(self._anatomy.input_ids, 0)
+        detection = self._detection
         tested = window.has_any
         counted = None
         if detection.positions == "mean":
@@ -150,10 +169,11 @@ class Check:
                 is_several = build("And", is_several, ends)
             is_query = build("Or", build("Equal", window.past, 0), is_several)
             tested = build("And", tested, is_query)
+        rows = self._rows(build, window, counted) if rows is None else rows
         if margins.are_many and self._tests_queries and self._branches and not self._monitor:
-            margin = margins.where_tested(build, any_of(build, tested, "any_tested"), keys, window, batch, counted)
+            margin = margins.where_tested(build, any_of(build, tested, "any_tested"), rows)
         else:
-            margin = margins.of_rows(build, keys, window, batch, counted)
+            margin = margins.of_rows(build, rows)
         inside = build("And", margins.inside(build, margin), tested)
         refused = build("Or", latched.latched, inside, name="refused_rows")
         from_last = build("GreaterOrEqual", window.index, window.last)

@@ -15,6 +15,8 @@ from bakeout.models.plan import KeySpaceDetection, Positions
 
 # How many numbers a bank of regions has whose test costs more than a branch around it.
 BANK = 2**18
+# How many tensors are joined at a time: a stage of WebGPU binds eight, the result among them.
+_JOINED = 6
 
 
 def margins_name(prefix: str, positions: Positions) -> str:
@@ -36,42 +38,16 @@ class Margins:
         self._test = region_test(build, detection.regions)
         self._alpha = build.constant(detection.alpha.astype(np.float32), "alpha")
 
-    def of_rows(
-        self,
-        build: GraphBuilder,
-        keys: Sequence[ir.Value],
-        window: Window,
-        batch: ir.Value,
-        counted: ir.Value | None = None,
-    ) -> ir.Value:
-        """The margins of each row's last real token, or of its mean key over the ``counted`` ones (bool [B, W]).
+    def of_rows(self, build: GraphBuilder, rows: Sequence[ir.Value]) -> ir.Value:
+        """The margins of one key of each row, its ``keys_of_rows``: float32 [B, regions]."""
+        return self._test.of_few(build, joined(build, rows))
 
-        Float32 [B, regions]. A key is [B, W, F] or [B * W, F].
-        """
-        if counted is not None:
-            return self._test.of_few(build, self._means(build, keys, window, batch, counted))
-        row = build("Unsqueeze", build("Mul", build.range(batch), window.length), [1])
-        position = build("Squeeze", build("Add", row, window.last), [1])
-        chosen = [
-            build("Gather", self._flat(build, key, width), position, axis=0)
-            for key, width in zip(keys, self._widths, strict=True)
-        ]
-        return self._test.of_few(build, self._joined(build, chosen))
-
-    def where_tested(
-        self,
-        build: GraphBuilder,
-        any_tested: ir.Value,
-        keys: Sequence[ir.Value],
-        window: Window,
-        batch: ir.Value,
-        counted: ir.Value | None = None,
-    ) -> ir.Value:
+    def where_tested(self, build: GraphBuilder, any_tested: ir.Value, rows: Sequence[ir.Value]) -> ir.Value:
         """The same, computed where any row is tested; zeros, float32 [1, regions], for answers, which are not."""
         names = []
 
         def margin(build: GraphBuilder) -> tuple[ir.Value]:
-            value = self.of_rows(build, keys, window, batch, counted)
+            value = self.of_rows(build, rows)
             names.append(value.name)
             value.name = f"{value.name}.tested"
             return (value,)
@@ -125,8 +101,7 @@ class Margins:
 
     def _rows(self, build: GraphBuilder, keys: Sequence[ir.Value]) -> ir.Value:
         """The keys of all tokens: float32 [N, D]."""
-        rows = [self._flat(build, key, width) for key, width in zip(keys, self._widths, strict=True)]
-        return self._joined(build, rows)
+        return joined(build, [_flat(build, key, width) for key, width in zip(keys, self._widths, strict=True)])
 
     def _by_token(
         self, build: GraphBuilder, margins: ir.Value, window: Window, batch: ir.Value, name: str | None = None
@@ -135,26 +110,59 @@ class Margins:
         shape = build("Concat", batch, window.length, [self.count], axis=0)
         return build("Reshape", margins, shape, name=name)
 
-    def _means(
-        self, build: GraphBuilder, keys: Sequence[ir.Value], window: Window, batch: ir.Value, counted: ir.Value
-    ) -> ir.Value:
-        """The mean keys of each row's ``counted`` tokens: float32 [B, D]."""
-        zero = build.constant(np.array(0, np.float32), "zero")
-        number = build("ReduceSum", build("Cast", counted, to=ir.DataType.FLOAT), [1])
-        # A row without a token is not tested.
-        number = build("Where", build("Greater", number, zero), number, build.constant(np.array(1, np.float32), "one"))
-        each = build("Unsqueeze", counted, [2])
-        sums = []
-        for key, width in zip(keys, self._widths, strict=True):
-            shape = build("Concat", batch, window.length, [width], axis=0)
-            by_token = build("Cast", build("Reshape", key, shape), to=ir.DataType.FLOAT)
-            # A product would let padding's NaN in.
-            sums.append(build("ReduceSum", build("Where", each, by_token, zero), [1], keepdims=0))
-        return build("Div", self._joined(build, sums), number, name="mean_key")
 
-    def _flat(self, build: GraphBuilder, key: ir.Value, width: int) -> ir.Value:
-        return build("Reshape", key, [-1, width])
+def keys_of_rows(
+    build: GraphBuilder,
+    keys: Sequence[ir.Value],
+    widths: Sequence[int],
+    window: Window,
+    batch: ir.Value,
+    counted: ir.Value | None = None,
+) -> list[ir.Value]:
+    """The key of each row's last real token, or its mean key over the ``counted`` ones (bool [B, W]), layer by layer.
 
-    def _joined(self, build: GraphBuilder, keys: Sequence[ir.Value]) -> ir.Value:
-        single = [build("Cast", key, to=ir.DataType.FLOAT) for key in keys]
-        return single[0] if len(single) == 1 else build("Concat", *single, axis=-1)
+    [B, F] each. A key is [B, W, F] or [B * W, F].
+    """
+    if counted is not None:
+        return _means(build, keys, widths, window, batch, counted)
+    row = build("Unsqueeze", build("Mul", build.range(batch), window.length), [1])
+    position = build("Squeeze", build("Add", row, window.last), [1])
+    return [
+        build("Gather", _flat(build, key, width), position, axis=0) for key, width in zip(keys, widths, strict=True)
+    ]
+
+
+def joined(build: GraphBuilder, keys: Sequence[ir.Value]) -> ir.Value:
+    """The layers' keys side by side, in float32."""
+    values = [build("Cast", key, to=ir.DataType.FLOAT) for key in keys]
+    while len(values) > 1:
+        groups = [values[start : start + _JOINED] for start in range(0, len(values), _JOINED)]
+        values = [group[0] if len(group) == 1 else build("Concat", *group, axis=-1) for group in groups]
+    return values[0]
+
+
+def _means(
+    build: GraphBuilder,
+    keys: Sequence[ir.Value],
+    widths: Sequence[int],
+    window: Window,
+    batch: ir.Value,
+    counted: ir.Value,
+) -> list[ir.Value]:
+    zero = build.constant(np.array(0, np.float32), "zero")
+    number = build("ReduceSum", build("Cast", counted, to=ir.DataType.FLOAT), [1])
+    # A row without a token is not tested.
+    number = build("Where", build("Greater", number, zero), number, build.constant(np.array(1, np.float32), "one"))
+    each = build("Unsqueeze", counted, [2])
+    means = []
+    for key, width in zip(keys, widths, strict=True):
+        shape = build("Concat", batch, window.length, [width], axis=0)
+        by_token = build("Cast", build("Reshape", key, shape), to=ir.DataType.FLOAT)
+        # A product would let padding's NaN in.
+        total = build("ReduceSum", build("Where", each, by_token, zero), [1], keepdims=0)
+        means.append(build("Div", total, number))
+    return means
+
+
+def _flat(build: GraphBuilder, key: ir.Value, width: int) -> ir.Value:
+    return build("Reshape", key, [-1, width])

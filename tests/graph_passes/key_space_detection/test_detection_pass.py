@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bakeout.graph_passes.errors import GraphError
+from bakeout.graph_passes.graph.anatomy import read_anatomy
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.key_space_detection.detection_pass import KeySpaceDetectionPass
 from bakeout.models.plan import Cubes, KeySpaceDetection, Positions
@@ -199,6 +200,17 @@ def test_the_branch_free_variant_has_no_branch(llama_onnx: Path) -> None:
     model = load_graph(llama_onnx / "model.onnx")
     KeySpaceDetectionPass(detection_of(llama_onnx, FORGOTTEN, layers=(1,)), 0, early_exit=False)(model)
     assert "If" not in {node.op_type for node in model.graph.all_nodes()}
+
+
+def test_no_branch_holds_the_keys_of_all_tokens(llama_onnx: Path) -> None:
+    """What a branch reads is kept until it runs: of twelve layers and a long prompt, more than the rest of a run."""
+    model = load_graph(llama_onnx / "model.onnx")
+    keys = [key.value for key in read_anatomy(model).keys("key_vector")]
+    KeySpaceDetectionPass(detection_of(llama_onnx, FORGOTTEN, layers=(0, 2), positions="query"), 0)(model)
+    assert any(node.op_type == "If" for node in model.graph)
+    # What follows on the deepest layer's is in the branch of the early exit.
+    for key in keys[:2]:
+        assert all(use.node.graph is model.graph for use in key.uses())
 
 
 def test_each_checked_layer_leaves_a_receipt(llama_onnx: Path) -> None:

@@ -18,7 +18,7 @@ from bakeout.graph_passes.apply import apply_plan
 from bakeout.graph_passes.errors import GraphError
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
 from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
-from bakeout.graph_passes.key_space_detection.margins import Margins
+from bakeout.graph_passes.key_space_detection.margins import Margins, keys_of_rows
 from bakeout.graph_passes.key_space_detection.query_start import tokens_of_query
 from bakeout.graph_passes.key_space_detection.window import read_window
 from bakeout.models.plan import Plan
@@ -138,7 +138,8 @@ def test_padding_that_is_not_a_number_says_nothing(dtype: Any, flat: bool) -> No
         window = read_window(build, values["ids"], values["mask"])
         counted = tokens_of_query(build, check.query_start, values["ids"], window)
         batch = build.dimension(values["ids"], 0)
-        return [Margins(build, check, [width]).of_rows(build, [values["keys"]], window, batch, counted)]
+        rows = keys_of_rows(build, [values["keys"]], [width], window, batch, counted)
+        return [Margins(build, check, [width]).of_rows(build, rows)]
 
     (margins,) = evaluate(build, {"ids": ids, "mask": mask, "keys": given})
     means = np.stack([keys[0, 2:].astype(np.float64).mean(axis=0), keys[1, 1].astype(np.float64), np.zeros(width)])

@@ -13,12 +13,14 @@ import onnxruntime
 import pytest
 
 from bakeout.graph_passes.graph.graph_builder import GraphBuilder
+from bakeout.graph_passes.key_space_detection.margins import joined
 from bakeout.graph_passes.key_space_detection.regions.region_test import TOGETHER
 from bakeout.graph_passes.key_space_detection.regions.registry import region_test
 from bakeout.models.plan import Cubes, Floats, Regions
 from bakeout.models.plan.kinds.regions.linear import HalfSpaces
 
 from tests.fitted_regions import SHAPES, fitted_regions
+from tests.graph_passes.small_graphs import evaluate
 
 WIDTH = 192
 
@@ -82,3 +84,20 @@ def test_a_bank_is_tested_in_parts(shape: type[Cubes | HalfSpaces], tmp_path: Pa
     )
     margins, _ = session.run(None, {"keys": keys})
     np.testing.assert_allclose(margins, regions.margins(keys.astype(np.float64)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 12, 40])
+def test_keys_of_many_layers_are_joined_by_no_more_than_a_device_binds(count: int) -> None:
+    """A stage of WebGPU binds eight tensors, the result among them."""
+    keys = {f"key{index}": np.full((2, 3), index, np.float16) for index in range(count)}
+    bound: list[int] = []
+
+    def build(build: GraphBuilder, **values: ir.Value) -> list[ir.Value]:
+        result = joined(build, list(values.values()))
+        bound.extend(len(node.inputs) for node in build.nodes if node.op_type == "Concat")
+        return [result]
+
+    (result,) = evaluate(build, keys)
+    np.testing.assert_array_equal(result, np.concatenate(list(keys.values()), axis=1))
+    assert result.dtype == np.float32
+    assert max(bound, default=0) < 8
