@@ -77,7 +77,7 @@ def choose_structure(
     calibration_queries: int | None = None,
     track: Track = untracked,
 ) -> Choice:
-    """Choose the shallowest structure that separates as well as the best, within the best one's confidence interval.
+    """Choose a structure that separates as well as the best: the shallowest, or of half-spaces the farthest.
 
     ``probe``: keys per layer of the skills to forget, ``selection``: fresh ones of these and of the names to retain,
     ``against``: other keys of the names to retain, for shapes that are fitted against them. All are ``keys`` of one
