@@ -133,7 +133,7 @@ def keys_of_rows(
 
 
 def joined(build: GraphBuilder, keys: Sequence[ir.Value]) -> ir.Value:
-    """The layers' keys side by side, in float32."""
+    """The layers' keys, [N, F] each, side by side: float32 [N, D]."""
     values = [build("Cast", key, to=ir.DataType.FLOAT) for key in keys]
     while len(values) > 1:
         groups = [values[start : start + _JOINED] for start in range(0, len(values), _JOINED)]

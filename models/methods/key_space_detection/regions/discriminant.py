@@ -34,7 +34,7 @@ def discriminant(
     weight = _primal(pair, shrinkages) if pair.dimensions <= pair.rows else _dual(pair, shrinkages)
     parts = [(part.difference, part.deviation) for part in pair.parts()]
     difference, deviation = (np.concatenate(values) for values in zip(*parts, strict=True))
-    scaled = np.asarray(weight / (spread_of(float(weight @ difference)) * deviation), dtype=np.float64)
+    scaled = np.asarray(weight / (_spread(float(weight @ difference)) * deviation), dtype=np.float64)
     return scaled, -float(scaled @ skill.mean(axis=0, dtype=np.float64))
 
 
@@ -104,7 +104,7 @@ class Pair:
         return np.where(deviation > 0, deviation, np.ones_like(deviation))
 
 
-def spread_of(distance: float) -> float:
+def _spread(distance: float) -> float:
     """The standard deviation of margins within a class, from the ``distance`` of the classes' means along the weight.
 
     Raises ``BakeoutError`` where there is none.

@@ -37,10 +37,11 @@ def axes(deviations: Floats) -> Axes:
     ``BakeoutError`` for keys that do not vary.
     """
     count, dimensions = deviations.shape
-    shrinkage = ledoit_wolf(deviations @ deviations.T, deviations.shape[1])
+    products = deviations @ deviations.T
+    shrinkage = ledoit_wolf(products, dimensions)
     if not shrinkage.variance > 0:
         raise BakeoutError("Key Space Detection: no cluster's key vectors vary.", "Use fewer regions, or a cube.")
-    variances, vectors = np.linalg.eigh(deviations @ deviations.T / count)
+    variances, vectors = np.linalg.eigh(products / count)
     variances, vectors = variances[::-1], vectors[:, ::-1]
     held = np.cumsum(variances) / variances.sum()
     # At least one direction is left to ``rest``, and none without variance is taken.

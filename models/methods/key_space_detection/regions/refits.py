@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 from scipy.linalg import solve
 
 from bakeout.models.methods.key_space_detection.regions.discriminant import Pair, discriminant, shrinkages_of
-from bakeout.models.methods.key_space_detection.regions.fitter import Marks, Probed, Refitted
+from bakeout.models.methods.key_space_detection.regions.fitter import Marks, Probed, Refits, Refitted
 from bakeout.models.plan import Floats, Floats32
 
 # The least share of a dimension's variance that counts as shrunk.
@@ -29,7 +28,7 @@ class HalfSpaceRefits:
         assert probed.retained is not None
         pairs = [Pair(keys, probed.retained, probed.dtype) for keys in probed.clusters.parts(probed.keys)]
         self._members = probed.clusters.members
-        self._refits: list[_Refits] = [
+        self._refits: list[Refits] = [
             _Direct(pair, judged) if pair.dimensions <= pair.rows else _Kernel(pair, judged) for pair in pairs
         ]
 
@@ -38,11 +37,6 @@ class HalfSpaceRefits:
         own = [refits.fitted(probe[rows], against) for refits, rows in zip(self._refits, self._members, strict=True)]
         fitted = [margins for margins in own if margins is not None]
         return (lambda name, rows: np.min([margins(name, rows) for margins in fitted], axis=0)) if fitted else None
-
-
-class _Refits(Protocol):
-    def fitted(self, probe: Marks, against: Marks) -> Refitted | None:
-        """The margins to one half-space."""
 
 
 class _Direct:
@@ -64,7 +58,7 @@ class _Kernel:
 
     def __init__(self, pair: Pair, judged: Mapping[str, Floats32]) -> None:
         shrinkages = shrinkages_of(pair)
-        self._kept = np.repeat([1 - one.share for one in shrinkages], [len(pair.skill), len(pair.retained)])
+        self._kept = np.repeat([1 - shrinkage.share for shrinkage in shrinkages], [len(pair.skill), len(pair.retained)])
         self._products = np.zeros((pair.rows, pair.rows), dtype=pair.dtype)
         self._judged = {name: np.zeros((len(keys), pair.rows), dtype=pair.dtype) for name, keys in judged.items()}
         for part in pair.parts():

@@ -91,7 +91,8 @@ def test_half_spaces_alone_are_tried_in_all_depths_jointly(widths: tuple[int, ..
         for name, keys in queries.items():
             queries[name] = {layer: rows[:, : widths[layer]] for layer, rows in keys.items()}
     choice = _choose(**data, region="auto")
-    tried = {(one.structure.region, len(one.structure.layers)) for one in choice.candidates}
+    structures = [candidate.structure for candidate in choice.candidates]
+    tried = {(structure.region, len(structure.layers)) for structure in structures}
     assert (("linear", 5) in tried) == jointly
     assert max(count for shape, count in tried if shape != "linear") == 3
     if jointly:
@@ -180,7 +181,7 @@ def test_layer_sets_are_of_layers_that_exist_and_reach_the_last(layers: int) -> 
     sets = layer_sets(layers)
     assert len(set(sets)) == len(sets) <= 34
     assert (layers - 1,) in sets
-    depths = sorted({one[0] for one in sets if len(one) == 1})
+    depths = sorted({layers_of[0] for layers_of in sets if len(layers_of) == 1})
     assert tuple(depths) in sets
     assert all(0 <= layer < layers for one in sets for layer in one)
     assert all(list(one) == sorted(set(one)) for one in sets)
