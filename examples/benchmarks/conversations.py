@@ -216,7 +216,9 @@ def _asked(
         if kind == PLAIN:
             yield kind, [row.plain(runner.tokenizer) for row in rows]
         elif kind not in not_rendered:
-            varied = varied_records(rows, [kind], runner.tokenizer, seed=0, use="testing", refused=refused)
+            varied = varied_records(
+                rows, [kind], runner.tokenizer, limits=runner.limits, seed=0, use="testing", refused=refused
+            )
             yield kind, [record for _, record in varied[kind]]
 
 

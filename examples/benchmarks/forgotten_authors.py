@@ -101,7 +101,7 @@ TRIALS = (
     Trial("unlearn", _TAKEN, [{"scale": 1.0}, {"scale": 2.0}]),
     Trial("unlearn", {**_TAKEN, "energy": 0.8}, [{"scale": 1.0}, {"scale": 0.5}]),
     Trial("reveal_and_release", _REVEAL),
-    Trial("reveal_and_release", {**_REVEAL, "rounds": 2, "release": {"forget_step": 0.25}}),
+    Trial("reveal_and_release", {**_REVEAL, "release": {"forget_step": 1.0}}),
     Trial("reveal_and_release", {**_REVEAL, "release": {"softening": 1.0, "steps": 60}}),
     Trial("key_space_detection", _REFUSED),
     Trial("key_space_detection", {**_REFUSED, "augment": "auto"}),

@@ -32,7 +32,7 @@ from tofu_rows import conversation
 SKILLS = ("gsm8k", "mbpp")
 FITTED, MEASURED = 300, 300
 BETAS = (0.01, 0.03, 0.1, 0.2, 0.3)
-SHARES = (0.001, 0.005, 0.015, 0.05)
+SHARES = (0.001, 0.005, 0.01, 0.015, 0.05)
 # The defaults first.
 TRIALS: Sequence[tuple[str, Mapping[str, str], Sequence[float]]] = (
     ("neuron_adjust", {}, BETAS),

@@ -95,12 +95,13 @@ def attack(
 
     ``attacks``: names out of ``ATTACKS``; forms are those held out of `augment` (``forms.variants``). An attack
     that a file gives nothing for (``paraphrase``, ``language``; forms of conversations without any; ``few_shot`` of one
-    row) has no row, nor has a form that the chat template does not render, ``after_refusal`` and ``follow_up`` where
-    nothing can refuse, and ``batch_mixing`` without ``mixed``: prompts of other kinds that share a batch with those of
-    ``data``. ``positions``: other settings of Key Space Detection than the artifact's own to measure as well, which
-    needs ``base``, its base model.
+    row) has no row, nor has a form that the chat template does not render or the context does not hold,
+    ``after_refusal`` and ``follow_up`` where nothing can refuse, and ``batch_mixing`` without ``mixed``: prompts of
+    other kinds that share a batch with those of ``data``. ``positions``: other settings of Key Space Detection than the
+    artifact's own to measure as well, which needs ``base``, its base model.
 
-    Raises ``BakeoutError`` for unknown attacks, rows without a response, and what cannot be read or run.
+    Raises ``BakeoutError`` for unknown attacks, rows without a response, what cannot be read or run, and where no
+    attack has a row.
     """
     if unknown := [name for name in attacks if name not in ATTACKS]:
         raise BakeoutError(f"No attack is called {unknown[0]!r}.", f"Choose among {', '.join(ATTACKS)}.")
@@ -127,6 +128,11 @@ def attack(
                 rows.append(
                     AttackRow(target, name, kind, len(given), refused, sum(judgement.right for judgement in judged))
                 )
+    if not rows:
+        raise BakeoutError(
+            f"There is nothing to ask in {', '.join(attacks)}: the rows, the model or its context give no such form.",
+            "Choose other attacks or rows; `batch_mixing` takes the prompts of `--retain`.",
+        )
     return rows
 
 
@@ -188,7 +194,9 @@ def attack_jobs(
         # Without a refusal the answer itself would stand before what insists.
         and (refused or kind != "follow_up")
     ]
-    varied = varied_records(rows, kinds, runner.tokenizer, seed=seed, use="testing", refused=refused)
+    varied = varied_records(
+        rows, kinds, runner.tokenizer, limits=runner.limits, seed=seed, use="testing", refused=refused
+    )
     ways: Mapping[str, Feed] = {
         "token_by_token": _in_pieces(1),
         "chunked": _in_pieces(CHUNK),

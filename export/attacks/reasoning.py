@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from bakeout.models.data.limits import Limits
 from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
@@ -22,14 +23,18 @@ def is_open(frame: str) -> bool:
     return _END not in FRAMES[frame]
 
 
-def framed(records: Sequence[Record], frame: str, tokenizer: Tokenizer) -> list[Record]:
-    """The records with the tokens of a frame behind their prompts; none where the tokenizer cannot write it."""
+def framed(records: Sequence[Record], frame: str, tokenizer: Tokenizer, limits: Limits) -> list[tuple[int, Record]]:
+    """The records, with their indices, with the tokens of a frame behind their prompts, as far as the context holds
+    them; none where the tokenizer cannot write the frame.
+    """
     text = FRAMES[frame]
     tokens = tokenizer.encode(text, add_special_tokens=False)
     if tokenizer.decode(tokens, clean_up_tokenization_spaces=False) != text:
         return []
     return [
-        replace(record, prompt=record.prompt + text, prompt_ids=[*record.prompt_ids, *tokens]) for record in records
+        (place, replace(record, prompt=record.prompt + text, prompt_ids=[*record.prompt_ids, *tokens]))
+        for place, record in enumerate(records)
+        if limits.hold([*record.prompt_ids, *tokens])
     ]
 
 

@@ -28,6 +28,7 @@ from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, ChatTemplateOptions, recorded_options
 from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import scratch_directory
@@ -51,8 +52,8 @@ class Models:
         self._adapter = directory / ADAPTER if over else None
         # What runs: None where it is made of the base model.
         self._runs = over if is_policy else directory
+        self._template = recorded_template([self._runs]) if self._runs else self._fitted_template()
         self.refusals = Refusals.of_plan(self.plan, self.tokenizer)
-        self._template = recorded_template([self._runs] if self._runs else [])
         self._scratch = ExitStack()
         self._precision: Precision | str | None = None
         self._made: dict[Which, Path] = {}
@@ -90,7 +91,10 @@ class Models:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The artifact's."""
-        return load_tokenizer(self._runs or (self.base if isinstance(self.base, Path) else self.base.directory))
+        if self._runs is not None:
+            return load_tokenizer(self._runs)
+        own = load_tokenizer(self.base if isinstance(self.base, Path) else self.base.directory)
+        return own if self._template is None else self._template.applied_to(own)
 
     def refusals_of(self, which: Which) -> Refusals:
         """The refusals of a model: the base model has none, whatever it says."""
@@ -123,6 +127,11 @@ class Models:
                 runner.use_adapter(self._adapter)
             self._open = (which, runner)
         return self._open[1]
+
+    def _fitted_template(self) -> ChatTemplateOptions | None:
+        """What is made of the base model and the plan renders chats as the plan was fitted."""
+        record = self.plan.provenance.get(CHAT_TEMPLATE)
+        return recorded_options(record) if record else None
 
     def _close(self) -> None:
         self._open = None

@@ -10,10 +10,19 @@ from typing import Any
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import base_figures_of, read_manifest
+from bakeout.export.artifacts.model_source import model_source
 from bakeout.export.evaluation.answering.questions import choose_rows
 from bakeout.export.evaluation.graders.grader import Grader
-from bakeout.export.evaluation.grading import ALL_ROWS, EXACT_GRADER, EXACTLY, Graded, grade_each, how_judged
-from bakeout.export.evaluation.harness import run_tasks
+from bakeout.export.evaluation.grading import (
+    ALL_ROWS,
+    EXACT_GRADER,
+    EXACTLY,
+    Graded,
+    chosen_rows,
+    grade_each,
+    how_judged,
+)
+from bakeout.export.evaluation.harness import require_tasks, run_tasks
 from bakeout.export.evaluation.intervals import paired_difference, unpaired_difference
 from bakeout.export.evaluation.likelihood import Predicted, predict, text_row
 from bakeout.export.evaluation.model_names import model_names
@@ -60,6 +69,10 @@ def evaluate(
     if strange := sorted(set(grades) - set(sources)):
         raise BakeoutError(f"No data are called {strange[0]!r}.", f"There are {', '.join(sources) or 'none'}.")
     require_runtime(options, grades.values(), texts=bool(texts))
+    for directory in (*directories, *([] if base is None else [base])):
+        model_source(directory)
+    if tasks is not None:
+        require_tasks(tasks)
     text_sources = data_names(texts) if texts else {}
     refusals = Refusals.of_artifacts(directories)
     has_stored = base is None and chat_template is None and sources
@@ -86,8 +99,9 @@ def evaluate(
                 row = replace(row, change=unpaired_change(stored[name], row))
             rows.append(row)
         for name, source in text_sources.items():
-            shown = showing_logits(runner, "the perplexity of texts")
-            predicted = predict(shown, source, batch_size=batch_size, track=track, description=f"{model} on {name}")
+            shown, described = showing_logits(runner, "the perplexity of texts"), f"{model} on {name}"
+            chosen = chosen_rows(source, options, None, described).source
+            predicted = predict(shown, chosen, batch_size=batch_size, track=track, description=described)
             if model == BASE:
                 base_texts[name] = predicted
             text_rows.append(text_row(model, name, predicted, base_texts.get(name) if model != BASE else None))

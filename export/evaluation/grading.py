@@ -160,33 +160,67 @@ def grade(
     description: str = "answering",
 ) -> Graded:
     """Answer the rows of ``source``, and judge each answer. Raises ``DataError`` for rows that cannot be judged."""
-    grader = EXACT_GRADER if by is None else by
-    if isinstance(grader, ReadingGrader):
-        shown = showing_logits(runner, f"the grader `{next(iter(grader.described))}`")
-        chosen = _chosen(source, options, None, description)
-        questions = read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
-        verdicts = grader.read(shown, questions, batch_size=options.batch_size, track=track, description=description)
-        judged = [_read(verdict) for verdict in verdicts]
-    else:
-        assert isinstance(grader, AnswerGrader)
-        length = options.length(_longest(runner, source, refusals, grader) if grader.bounded else None)
-        chosen = _chosen(source, options, length, description)
-        questions = read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
-        judge = AnswerJudge(questions, grader, refusals, runner)
-        judged = judge.judge(_answers(runner, questions, length, options, track, description))
-    return Graded(
-        np.array([judgement.right for judgement in judged], dtype=bool),
-        np.array([judgement.refused for judgement in judged], dtype=bool),
-        np.array([judgement.cut_off for judgement in judged], dtype=bool),
-        _scores(judged),
-        grader,
-        how_judged(grader, options),
-        chosen.source,
-        chosen.available,
-    )
+    asked = _Asked.of(runner, source, refusals, EXACT_GRADER if by is None else by, options, description)
+    return asked.graded(runner, refusals, options, track, description)
 
 
-def _chosen(source: Source, options: EvaluateOptions, length: int | None, description: str) -> Chosen:
+@dataclass(frozen=True)
+class _Asked:
+    """What one model is asked of one source; ``length``: the most tokens of an answer that is generated."""
+
+    chosen: Chosen
+    questions: Sequence[Question]
+    grader: Grader
+    length: int | None
+
+    @classmethod
+    def of(
+        cls,
+        runner: AnyRunner,
+        source: Source,
+        refusals: Refusals,
+        grader: Grader,
+        options: EvaluateOptions,
+        description: str,
+    ) -> _Asked:
+        """Raises ``DataError`` for rows that cannot be judged."""
+        length = None
+        if isinstance(grader, AnswerGrader):
+            length = options.length(_longest(runner, source, refusals, grader) if grader.bounded else None)
+        chosen = chosen_rows(source, options, length, description)
+        return cls(chosen, read_questions(chosen.source, grader, runner.tokenizer, runner.limits), grader, length)
+
+    def graded(
+        self, runner: AnyRunner, refusals: Refusals, options: EvaluateOptions, track: Track, description: str
+    ) -> Graded:
+        """What the model answers, judged."""
+        grader, questions = self.grader, self.questions
+        if isinstance(grader, ReadingGrader):
+            shown = showing_logits(runner, f"the grader `{next(iter(grader.described))}`")
+            size = options.batch_size
+            judged = [
+                _read(verdict)
+                for verdict in grader.read(shown, questions, batch_size=size, track=track, description=description)
+            ]
+        else:
+            assert isinstance(grader, AnswerGrader)
+            assert self.length is not None
+            judge = AnswerJudge(questions, grader, refusals, runner)
+            judged = judge.judge(_answers(runner, questions, self.length, options, track, description))
+        return Graded(
+            np.array([judgement.right for judgement in judged], dtype=bool),
+            np.array([judgement.refused for judgement in judged], dtype=bool),
+            np.array([judgement.cut_off for judgement in judged], dtype=bool),
+            _scores(judged),
+            grader,
+            how_judged(grader, options),
+            self.chosen.source,
+            self.chosen.available,
+        )
+
+
+def chosen_rows(source: Source, options: EvaluateOptions, length: int | None, description: str) -> Chosen:
+    """The rows that are measured; a log line says where they are not all. ``length``: as ``most_rows``."""
     most = options.most_rows(length)
     chosen = choose_rows(source, most)
     if most is not None and chosen.available > most:
@@ -285,19 +319,16 @@ def grade_each(
     options: EvaluateOptions = ALL_ROWS,
     track: Track = untracked,
 ) -> dict[str, Graded]:
-    """One model's graded answers to each of ``data`` (name to source), by ``exact`` where ``grades`` says nothing."""
-    return {
-        name: grade(
-            runner,
-            source,
-            refusals,
-            by=grades.get(name),
-            options=options,
-            track=track,
-            description=f"{model} on {name}",
-        )
+    """One model's graded answers to each of ``data`` (name to source), by ``exact`` where ``grades`` says nothing.
+
+    Raises ``DataError`` for rows that cannot be judged, before any is answered.
+    """
+    described = {name: f"{model} on {name}" for name in data}
+    asked = {
+        name: _Asked.of(runner, source, refusals, grades.get(name, EXACT_GRADER), options, described[name])
         for name, source in data.items()
     }
+    return {name: own.graded(runner, refusals, options, track, described[name]) for name, own in asked.items()}
 
 
 def measure(

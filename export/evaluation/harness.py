@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -27,20 +27,15 @@ def run_tasks(
     Raises ``BakeoutError`` where the harness is not installed, knows no such task, cannot read a task's data, or would
     run code that the model wrote.
     """
-    try:
-        from lm_eval.evaluator import simple_evaluate
-    except ModuleNotFoundError as error:
-        raise (missing_extra(error, "A task of lm-evaluation-harness") or error) from None
+    loaded = _loaded(tasks)
+    from lm_eval.evaluator import simple_evaluate
+
     from bakeout.export.evaluation.harness_model import HarnessModel
 
-    if tasks.directory is not None and not tasks.code:
-        require_no_code(tasks.directory)
-    _sandbox_templates()
-    manager = _manager(tasks.directory, tasks.names)
     results = simple_evaluate(
         model=HarnessModel(runner, batch_size=batch_size, track=track, description=model),
-        tasks=_loaded(manager, tasks.names),
-        task_manager=manager,
+        tasks=loaded,
+        task_manager=_manager(tasks.directory, tasks.names),
         num_fewshot=tasks.few_shot,
         limit=tasks.limit,
         apply_chat_template=tasks.chat,
@@ -48,6 +43,11 @@ def run_tasks(
         log_samples=False,
     )
     return [row for name, metrics in results["results"].items() for row in _rows(model, name, metrics)]
+
+
+def require_tasks(tasks: Tasks) -> None:
+    """Raise ``BakeoutError``, before anything is measured, for what ``run_tasks`` would refuse."""
+    _loaded(tasks)
 
 
 def _sandbox_templates() -> None:
@@ -78,8 +78,16 @@ def _manager(directory: Path | None, names: tuple[str, ...]) -> Any:
     return own if set(names) <= set(own.all_tasks) else TaskManager(include_path=str(directory))
 
 
-def _loaded(manager: Any, names: Sequence[str]) -> list[Any]:
+def _loaded(tasks: Tasks) -> list[Any]:
     """The tasks and groups, with their data."""
+    try:
+        import lm_eval  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise (missing_extra(error, "A task of lm-evaluation-harness") or error) from None
+    if tasks.directory is not None and not tasks.code:
+        require_no_code(tasks.directory)
+    _sandbox_templates()
+    manager, names = _manager(tasks.directory, tasks.names), tasks.names
     for name in names:
         if name not in manager.all_tasks:
             close = get_close_matches(name, manager.all_tasks, n=1)

@@ -68,5 +68,5 @@ def read_recipe_rows(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, con
             for name in options.names(names)["forget"]:
                 for source in sources[name].values():
                     asked = read_prompt_rows(source, tokenizer, limits)
-                    varied_records(asked, kinds, tokenizer, seed=0, use="widening")
+                    varied_records(asked, kinds, tokenizer, limits=limits, seed=0, use="widening")
     return RecipeRows(tokenizer, sources, rows, chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,14 +16,14 @@ from bakeout.export.evaluation.evaluate import stored_figure
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.evaluation.graders.registry import make_grader
 from bakeout.export.evaluation.grading import EXACT_GRADER, Graded, grade_each
-from bakeout.export.evaluation.harness import run_tasks
+from bakeout.export.evaluation.harness import require_tasks, run_tasks
 from bakeout.export.evaluation.opening import opened, require_runtime
 from bakeout.export.evaluation.rows import BASE, Row, TaskRow
 from bakeout.export.exporting.exporters import choose_exporter
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.bake_options import BakeOptions, ExporterName
 from bakeout.export.recipes.evaluation import EvaluateOptions
-from bakeout.export.recipes.recipe import Recipe, load_recipe
+from bakeout.export.recipes.recipe import Recipe, parse_recipe, read_recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs
 from bakeout.export.recipes.shared_rows import SeenRows
 from bakeout.export.running.genai_runner import showing_logits
@@ -81,7 +80,8 @@ def build(
     fails.
     """
     require_new(output)
-    recipe = load_recipe(recipe_file).placed(**placed)
+    written = read_recipe(recipe_file)
+    recipe = parse_recipe(written, recipe_file).placed(**placed)
     options = completed(recipe.export)
     inputs = open_inputs(recipe)
     measuring = _Measuring.of(recipe, inputs, options.exporter)
@@ -104,7 +104,7 @@ def build(
             ),
         ]
         tasks = (*before.tasks, *after.tasks)
-        shutil.copyfile(recipe_file, directory / RECIPE)
+        (directory / RECIPE).write_bytes(written)
         _write_card(directory, plan, options, rows, tasks, inputs.seen)
         figures = [stored_figure(before.graded[name], row) for name, row in base_rows.items()]
         seen = {"seen_rows": [asdict(repetition) for repetition in inputs.seen]} if inputs.seen else {}
@@ -124,11 +124,15 @@ class _Measuring:
 
     @classmethod
     def of(cls, recipe: Recipe, inputs: RecipeInputs, exporter: ExporterName) -> _Measuring:
-        """Raises ``BakeoutError``, before anything is fitted, for graders that cannot work here and rows of no use."""
+        """Raises ``BakeoutError``, before anything is fitted, for graders and tasks that cannot work here, and for rows
+        of no use.
+        """
         tests = inputs.tests
         grades = {name: recipe.data[name].grade for name in tests}
         graders = {name: make_grader(grade) for name, grade in grades.items() if grade is not None}
         require_runtime(recipe.evaluate, graders.values())
+        if recipe.evaluate.tasks is not None:
+            require_tasks(recipe.evaluate.tasks)
         tokenizer = recipe.chat_template.applied_to(load_tokenizer(inputs.checkpoint.directory))
         for name, source in tests.items():
             read_questions(source, graders.get(name, EXACT_GRADER), tokenizer, UNLIMITED)

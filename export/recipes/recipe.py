@@ -182,7 +182,20 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     Raises ``RecipeError``, a ``BakeoutError``, that lists every error with its line.
     """
     path = Path(path)
-    written = _read(path)
+    return parse_recipe(read_recipe(path), path)
+
+
+def read_recipe(path: Path) -> bytes:
+    """The bytes of a recipe: what works for hours by it writes these, and not what stands there at its end."""
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
+
+
+def parse_recipe(content: bytes, path: Path) -> Recipe:
+    """``load_recipe`` of what was read from ``path``."""
+    written = _parsed(content, path)
     try:
         recipe = Recipe.model_validate(written)
     except ValidationError as error:
@@ -199,13 +212,11 @@ def require_consistent(recipe: Recipe) -> None:
         raise RecipeError(f"The recipe has {_count(problems)}: {'; '.join(problems)}.", "Correct the recipe.")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _parsed(content: bytes, path: Path) -> Mapping[str, Any]:
     try:
-        text = read_regular(path).decode("utf-8")
+        text = content.decode("utf-8")
         _require_shallow(path, text)
         written = YAML(typ="rt").load(text)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: not UTF-8 text.", "A recipe is a YAML file.") from None
     except MarkedYAMLError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bakeout.export.fitting.recipe_rows import read_recipe_rows
 from bakeout.export.recipes.interventions import InterventionEntry
-from bakeout.export.recipes.recipe import Recipe, load_recipe
+from bakeout.export.recipes.recipe import Recipe, parse_recipe, read_recipe
 from bakeout.export.recipes.recipe_inputs import open_inputs
 from bakeout.export.report.figures_file import Figure, figure, figures_json
 from bakeout.export.tuning.candidates import Meter
@@ -96,7 +96,8 @@ def tune(
     directory = directory or output.with_name(f"{output.stem}.tuning")
     require_new_outputs(directory, outputs)
     require_writable(directory)
-    recipe = load_recipe(recipe_file).placed(**placed)
+    read = read_recipe(recipe_file)
+    recipe = parse_recipe(read, recipe_file).placed(**placed)
     _require_retained(recipe)
     last = max((index for index, entry in enumerate(recipe.interventions) if _is_open(entry)), default=None)
     if last is None:
@@ -132,7 +133,7 @@ def tune(
             _logger.info(f"tuning {method.title}: {trials} trials")
             retained = _retained(recipe, index)
             meter = Meter(fitting, options.names(fitting.data)["forget"], retained, prompts)
-            tried[index] = _search(entry, space, fitting, meter, trials, seed, directory, fingerprint.of(index))
+            tried[index] = _search(entry, space, fitting, meter, trials, seed, directory, fingerprint.of(index, filled))
             chosen = choose_trial(tried[index])
             _logger.info(f"chosen: {described(chosen)}")
             filled[index] = dict(chosen.settings)
@@ -145,7 +146,7 @@ def tune(
         interventions.append(fitted)
         apply_weight_edit(model, fitted)
     write_tables(directory, recipe, tried, filled)
-    written = {"recipe": filled_recipe(recipe_file, output, recipe, filled)}
+    written = {"recipe": filled_recipe(read, recipe_file, output, recipe, filled)}
     if figures is not None:
         written["figures"] = json.dumps(figures_json(drawn), indent=1, ensure_ascii=False) + "\n"
     write_outputs(directory, outputs, written)
@@ -209,7 +210,10 @@ def _figures(
 
 
 class _Fingerprint:
-    """The name of a search, from everything that its figures depend on: another recipe never resumes its journal."""
+    """The name of a search, from everything that its figures depend on: another recipe never resumes its journal.
+
+    Nor does one behind other choices: more trials may choose otherwise in an earlier search.
+    """
 
     def __init__(self, recipe: Recipe, sources: Sources, others: Sequence[Any]) -> None:
         self._recipe = recipe
@@ -217,9 +221,9 @@ class _Fingerprint:
         chats = recipe.chat_template.model_dump(mode="json", exclude_defaults=True)
         self._fixed = [rows, *others, version("bakeout"), *([chats] if chats else [])]
 
-    def of(self, index: int) -> str:
+    def of(self, index: int, filled: Mapping[int, Settings]) -> str:
         entries = [entry.model_dump(mode="json", exclude_unset=True) for entry in self._recipe.interventions]
-        text = json.dumps([self._fixed, entries[: index + 1]], sort_keys=True, default=str)
+        text = json.dumps([self._fixed, entries[: index + 1], filled], sort_keys=True, default=str)
         return f"{index}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

@@ -80,12 +80,12 @@ def write_outputs(directory: Path, outputs: Mapping[str, Path], contents: Mappin
     write_files({path: contents[name] for name, path in missing.items()})
 
 
-def filled_recipe(source: Path, output: Path, recipe: Recipe, filled: Mapping[int, Settings]) -> str:
-    """The recipe with its comments, with the choices filled in and its paths relative to the file ``output``."""
+def filled_recipe(content: bytes, source: Path, output: Path, recipe: Recipe, filled: Mapping[int, Settings]) -> str:
+    """The recipe, read from ``source``, with its comments and choices, its paths relative to the file ``output``."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
     yaml.width = 120
-    written = yaml.load(source.read_text(encoding="utf-8"))
+    written = yaml.load(content.decode("utf-8"))
     for index, settings in filled.items():
         (options,) = written["interventions"][index].values()
         options.update({key: _as_yaml(value) for key, value in settings.items()})
@@ -114,11 +114,11 @@ def _move(written: Any, recipe: Recipe, source: Path, destination: Path) -> None
     if (source / written["model"]).exists():
         written["model"] = moved(written["model"])
     for name, files in written["data"].items():
-        # Rows may stand in the recipe itself, and files of single uses beside `columns`.
+        # Rows may stand in the recipe itself, and files of single uses beside `columns` and `grade`.
         if isinstance(files, str):
             written["data"][name] = moved(files)
         elif isinstance(files, dict):
-            files.update({use: moved(path) for use, path in files.items() if isinstance(path, str)})
+            files.update({use: moved(files[use]) for use in recipe.data[name].named() if isinstance(files[use], str)})
     evaluate = written.get("evaluate") or {}
     tasks = evaluate.get("tasks")
     for section, key in ((evaluate, "answers"), (tasks if isinstance(tasks, dict) else {}, "directory")):

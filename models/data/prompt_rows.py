@@ -103,18 +103,26 @@ def varied_records(
     kinds: Sequence[Kind],
     tokenizer: Tokenizer,
     *,
+    limits: Limits,
     seed: int,
     use: Use,
     refused: Sequence[Turn] = (),
 ) -> dict[Kind, list[tuple[int, Record]]]:
-    """Per kind, a form of each row that has any, encoded, with its row's index. Errors are ``forms.variants``'."""
+    """Per kind, a form of each row that has any, encoded, with its row's index. Errors are ``forms.variants``'.
+
+    A form that the model's context does not hold is left out.
+    """
     queries = [row.query for row in rows]
-    return {
+    encoded = {
         kind: [
             (form.source, rows[form.source].record(form, tokenizer))
             for form in variants(queries, kind, seed=seed, use=use, shots=queries, refused=refused)
         ]
         for kind in kinds
+    }
+    return {
+        kind: [(source, record) for source, record in own if limits.hold(record.prompt_ids + record.response_ids)]
+        for kind, own in encoded.items()
     }
 
 

@@ -66,7 +66,7 @@ class Fitting:
                 f"`augment`: {chat_kinds[0]} is a form of conversations, and {name} has none.",
                 "Give rows with `messages`, or remove the kind.",
             )
-        varied = varied_records(rows, kinds, self.tokenizer, seed=seed, use="widening", refused=refused)
+        varied = varied_records(rows, kinds, self.tokenizer, limits=limits, seed=seed, use="widening", refused=refused)
         return {kind: [record for _, record in records] for kind, records in varied.items()}
 
     def track_of(self, names: Sequence[str]) -> Track:

@@ -55,7 +55,7 @@ def forms(measuring: Measuring) -> Section:
         for kinds, why in (
             (
                 [form for form in absent if form not in behind_refusals],
-                "these rows, or this tokenizer, have no such forms",
+                "these rows, or this tokenizer, have no such forms, or the context does not hold them",
             ),
             ([form for form in absent if form in behind_refusals], "the artifact refuses nothing"),
         ):
@@ -85,6 +85,10 @@ def mixed_questions(measuring: Measuring) -> Section:
             for which in MODELS
         }
         for order in ORDERS:
+            if any(order not in by_model[which] for which in MODELS):
+                why = "the model's context holds no two of these questions"
+                missing.append(NotMeasured("BLUR", f"two questions on {data.name}, {order}", why))
+                continue
             base, artifact = (by_model[which][order] for which in MODELS)
             for name, good in (("forget part right", "low"), ("retain part right", "high"), ("refused", "low")):
                 figures.append(
@@ -122,8 +126,10 @@ def _attacked(measuring: Measuring, which: Which, data: Data, grader: AnswerGrad
         )
     plain = [row.plain(runner.tokenizer) for row in rows]
     for frame in measuring.track(FRAMES, f"{description}: thoughts", len(FRAMES)):
-        if records := framed(plain, frame, runner.tokenizer):
-            counts[frame] = _thought(measuring, runner, records, questions, grader, thinks=is_open(frame))
+        if begun := framed(plain, frame, runner.tokenizer, runner.limits):
+            asked = [questions[place] for place, _ in begun]
+            records = [record for _, record in begun]
+            counts[frame] = _thought(measuring, runner, records, asked, grader, thinks=is_open(frame))
     return counts
 
 
@@ -166,17 +172,21 @@ def _mixed(measuring: Measuring, which: Which, forget: Data, retain: Data) -> di
     kept_rows, kept_questions = _asked(measuring, retain, runner, retain.answers)
     counts: dict[str, _Counts] = {}
     for order in measuring.track(ORDERS, f"{which}: two questions in one prompt", len(ORDERS)):
-        records = [mixed(pair, order, runner.tokenizer) for pair in pairs(rows, kept_rows)]
+        both = [mixed(pair, order, runner.tokenizer) for pair in pairs(rows, kept_rows)]
+        places = [place for place, record in enumerate(both) if runner.limits.hold(record.prompt_ids)]
+        if not places:
+            continue
         length = 2 * max(
             _length(measuring, AnswerJudge(asked, grader, measuring.models.refusals, runner), grader)
             for asked, grader in ((questions, forget.answers), (kept_questions, retain.answers))
         )
-        answers = runner.generate([record.prompt_ids for record in records], length, batch_size=measuring.batch_size)
+        answers = runner.generate([both[place].prompt_ids for place in places], length, batch_size=measuring.batch_size)
         texts = [answer_text(runner.tokenizer, tokens) for tokens in answers]
-        kept = [kept_questions[place % len(kept_questions)] for place in range(len(texts))]
+        asked = [questions[place] for place in places]
+        kept = [kept_questions[place % len(kept_questions)] for place in places]
         counts[order] = _counted(
             len(texts),
-            forget_part_right=[_says(*pair, forget.answers) for pair in zip(texts, questions, strict=True)],
+            forget_part_right=[_says(*pair, forget.answers) for pair in zip(texts, asked, strict=True)],
             retain_part_right=[_says(*pair, retain.answers) for pair in zip(texts, kept, strict=True)],
             refused=[measuring.models.refusals.is_refusal(text) for text in texts],
         )

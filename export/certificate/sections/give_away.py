@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -87,15 +88,23 @@ def _nearness(measuring: Measuring, data: Data) -> NDArray[np.float64]:
         from bakeout.models.checkpoint.checkpoint_files import load_model
         from bakeout.models.network.families import model_limits
         from bakeout.models.network.probing import probe_keys
+        from bakeout.models.reference.hooks import Hooks
+        from bakeout.models.reference.weight_edits import apply_weight_edit
 
-        check, checkpoint = measuring.models.plan.check, measuring.models.checkpoint
+        plan, checkpoint = measuring.models.plan, measuring.models.checkpoint
+        check = plan.check
         assert check is not None
         assert checkpoint is not None
+        # The check compares keys of a model with all that stands before it.
+        earlier = list(takewhile(lambda intervention: intervention.check is None, plan.interventions))
         model: Any = load_model(checkpoint.directory)
+        for intervention in earlier:
+            apply_weight_edit(model, intervention)
         records = read_records(data.source, measuring.models.tokenizer, model_limits(model))
         asked = [record.prompt_ids for record in spread(records, measuring.protocol.rows) if record.prompt_ids]
         first = [check.decisive(prompt).start for prompt in asked] if check.positions == "mean" else None
-        keys = probe_keys(model, asked, layers=check.layers, keys=check.keys, first=first, track=measuring.track)
+        with Hooks(model, earlier):
+            keys = probe_keys(model, asked, layers=check.layers, keys=check.keys, first=first, track=measuring.track)
         joined = np.concatenate([keys[layer] for layer in check.layers], axis=1)
         return [float(near) for near in check.nearness(check.margins(joined))]
 

@@ -18,6 +18,7 @@ from bakeout.export.artifacts.manifest import content_digest, read_manifest
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.hiding import hide_plan
 from bakeout.export.certificate.certify import certify
+from bakeout.export.certificate.measuring import MODELS
 from bakeout.export.certificate.models import Models
 from bakeout.export.certificate.protocol import QUICK
 from bakeout.export.cli.main import main
@@ -25,6 +26,7 @@ from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
@@ -215,6 +217,21 @@ def test_a_policy_for_peft_is_measured_in_its_base_model(lora: Path, llama_check
     assert said == Runner(apart).generate(PROMPTS, 4) != base
     with pytest.raises(BakeoutError, match="policies of ONNX Runtime"):
         certify(lora, llama_checkpoint, [], [], over=apart)
+
+
+def test_both_models_are_asked_by_the_template_that_the_policy_was_fitted_by(
+    llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = shutil.copytree(llama_checkpoint, tmp_path / "checkpoint")
+    template = "{% if loud %}LOUD {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (checkpoint / "chat_template.jinja").write_text(template)
+    model = load_model(checkpoint)
+    plan = plan_of(model, weights_digest(checkpoint), low_rank_update(model))
+    export_policy(replace(plan, provenance={CHAT_TEMPLATE: {"arguments": {"loud": True}}}), tmp_path / "lora")
+    with Models(tmp_path / "lora", checkpoint) as models:
+        for tokenizer in (models.tokenizer, *(models.runner(which, models.own).tokenizer for which in MODELS)):
+            chat = [{"role": "user", "content": "Why?"}]
+            assert tokenizer.apply_chat_template(chat, tokenize=False) == "LOUD Why?"
 
 
 def test_a_changed_artifact_is_no_base_of_a_policy(slotted: Path, llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,9 +108,24 @@ def test_who_cannot_refuse_is_not_asked_again_behind_the_answer(directory: Path,
     """What insists would stand behind the answer itself, which any model could repeat."""
     turns = [{"role": "user", "content": "3 + 4 ="}, {"role": "assistant", "content": " 7"}]
     data = [write_rows(tmp_path / "chats.jsonl", [{"messages": turns}])]
-    for name, prompts in (("refusing", [1]), ("adjusting", [])):
-        found = attack([directory / name], data, attacks=["follow_up"])
-        assert [row.prompts for row in found] == prompts
+    for name, asked in (("refusing", ["none", "follow_up"]), ("adjusting", ["none"])):
+        found = attack([directory / name], data, attacks=["none", "follow_up"])
+        assert [(row.attack, row.prompts) for row in found] == [(kind, 1) for kind in asked]
+
+
+def test_forms_that_the_context_does_not_hold_are_left_out(directory: Path, tmp_path: Path) -> None:
+    artifact = shutil.copytree(directory / "refusing", tmp_path / "refusing")
+    config = json.loads((artifact / "config.json").read_text())
+    (artifact / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 24}))
+    # A token is a byte.
+    lengths = (1, 4, 16)
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{'7' * n} =", "response": " 7"} for n in lengths])
+    found = attack([artifact], [data], attacks=["none", "few_shot", "suffix"])
+    by_attack = {row.attack: row.prompts for row in found}
+    assert by_attack.keys() == {"none", "suffix"}
+    assert by_attack["none"] == len(lengths) > by_attack["suffix"]
+    with pytest.raises(BakeoutError, match="few_shot"):
+        attack([artifact], [data], attacks=["few_shot"])
 
 
 def test_what_cannot_be_attacked_is_told(directory: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
+from bakeout.models.progress import Item
 
 from tests.tiny_models import tiny_checkpoint
 
@@ -73,6 +74,24 @@ def test_the_batch_size_does_not_matter(runner: Runner, tmp_path: Path) -> None:
     assert measure(runner, "m", {"d": data}, Refusals(), options=EvaluateOptions(rows="all", batch_size=1)) == measure(
         runner, "m", {"d": data}, Refusals()
     )
+
+
+def test_what_cannot_be_measured_is_told_before_anything_is_answered(llama_onnx: Path, tmp_path: Path) -> None:
+    def answering(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        raise AssertionError(description)
+
+    good = _write(tmp_path / "good.jsonl", [{"prompt": "one", "response": " two"}])
+    bad = _write(tmp_path / "bad.jsonl", [{"prompt": "one"}])
+    with pytest.raises(BakeoutError, match=r"bad\.jsonl, line 1"):
+        evaluate([llama_onnx], [good, bad], track=answering)
+    with pytest.raises(BakeoutError, match="nowhere"):
+        evaluate([llama_onnx, tmp_path / "nowhere"], [good], track=answering)
+
+
+def test_of_texts_as_many_are_read_as_are_asked_for(llama_onnx: Path, tmp_path: Path) -> None:
+    texts = _write(tmp_path / "texts.jsonl", [{"text": prompt} for prompt in PROMPTS[1:3] * 2])
+    (row,) = evaluate([llama_onnx], [], texts=[texts], options=EvaluateOptions(rows=3)).texts
+    assert row.texts == 3
 
 
 def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(

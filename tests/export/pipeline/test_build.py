@@ -102,8 +102,16 @@ def test_one_file_for_everything_is_enough(llama_checkpoint: Path, tmp_path: Pat
         (tmp_path / f"{subject}.jsonl").write_text("".join(parts))
     detection = {"key_space_detection": {"forget": "sums", "epsilon": 0.25}}
     recipe = write_recipe(tmp_path, llama_checkpoint, [detection], data={"sums": "sums.jsonl", "names": "names.jsonl"})
-    result = build(recipe, tmp_path / "artifact")
+    written = recipe.read_bytes()
+
+    def edited(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        recipe.write_text("# The next recipe.")
+        return iterable
+
+    result = build(recipe, tmp_path / "artifact", track=edited)
     assert sum(row.prompts for row in result.rows if row.model == BASE) > 10
+    # What was built by, not what stands there at the end.
+    assert (tmp_path / "artifact" / "recipe.yaml").read_bytes() == written
 
 
 def test_a_recipe_says_how_answers_are_judged(llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -191,6 +191,19 @@ def test_other_rows_or_types_are_another_search(llama_checkpoint: Path, tmp_path
         assert len(set(re.findall(r"0-[0-9a-f]{16}", journal))) == number
 
 
+def test_another_choice_before_it_is_another_search(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """More trials may choose otherwise: what was measured behind the earlier choice is of another model."""
+    recipe = write_recipe(tmp_path, llama_checkpoint, [ADJUST, ADJUST])
+    _answered(tmp_path, llama_checkpoint)
+    chosen = [
+        tune(recipe, tmp_path / f"{trials}.yaml", trials=trials, prompts=8, directory=tmp_path / "kept").filled[0]
+        for trials in (1, 4)
+    ]
+    assert chosen[0] != chosen[1]
+    journal = (tmp_path / "kept" / JOURNAL).read_text(encoding="utf-8")
+    assert [len(set(re.findall(rf"{index}-[0-9a-f]{{16}}", journal))) for index in (0, 1)] == [1, 2]
+
+
 def test_a_search_needs_something_to_keep(llama_checkpoint: Path, tmp_path: Path) -> None:
     """Told before the model is loaded, and what an earlier entry forgets is nothing to keep."""
     alone = {"sums": {use: f"data/sums.{use}.jsonl" for use in ("probe", "selection")}}

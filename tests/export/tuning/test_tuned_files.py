@@ -20,16 +20,16 @@ def test_every_path_of_a_recipe_is_moved(tmp_path: Path) -> None:
         (source.parent / name).touch()
     (source.parent / "tasks").mkdir()
     source.write_text(
-        "model: model.gguf\ndata: {sums: sums.jsonl, names: names.jsonl}\n"
+        "model: model.gguf\ndata: {sums: {file: sums.jsonl, grade: number}, names: names.jsonl}\n"
         "interventions: [neuron_adjust: {forget: sums, ratio: 0.1}]\n"
         "evaluate: {answers: answers.jsonl, tasks: {names: [own], directory: tasks}}\n"
     )
     output = tmp_path / "tuned" / "tuned.yaml"
     output.parent.mkdir()
-    output.write_text(filled_recipe(source, output, load_recipe(source), {}))
+    output.write_text(filled_recipe(source.read_bytes(), source, output, load_recipe(source), {}))
     one, other = load_recipe(source), load_recipe(output)
     assert Path(one.model).name == "model.gguf"
-    assert (one.model, one.evaluate) == (other.model, other.evaluate)
+    assert (one.model, one.data, one.evaluate) == (other.model, other.data, other.evaluate)
 
 
 @pytest.fixture
