@@ -11,6 +11,7 @@ from typing import Any
 
 from bakeout.export.artifacts.onnx_directory import OTHER_TEMPLATES
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, recorded_options
+from bakeout.models.data.tokenizers.same_tokens import differing_sample
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
@@ -21,14 +22,6 @@ _LOG = logging.getLogger(__name__)
 _CONFIG = "tokenizer_config.json"
 # What transformers' tokenizers give where neither the file nor their class says otherwise.
 _GIVEN = ("input_ids", "token_type_ids", "attention_mask")
-
-# Words, numbers, code, spaces, accents, scripts with and without spaces, a joined emoji.
-_SAMPLES = (
-    "Now, fish and house in German?",
-    "What is 12 + 345,67?\n\n    return x_1 == 'y'\t# done",
-    "  Größe, naïve, Ελλάδα, Россия, שלום, العربية",
-    "東京の天気は。 안녕하세요 สวัสดี हिन्दी 👩‍👩‍👧 \u00a0½",
-)
 
 
 def limit_tokenizer(directory: Path, taken: Collection[str] = ("input_ids", "attention_mask")) -> None:
@@ -98,9 +91,8 @@ def require_same_tokenizer(base: Path, directory: Path) -> None:
             f"The base model's tokenizer can be loaded, and the artifact's cannot: {error.cause}",
             "A file that it needs has a name that is not known: save it with save_pretrained, and bake that.",
         ) from None
-    for text in _SAMPLES:
-        if tokenizer.encode(text) != expected.encode(text):
-            raise BakeoutError(
-                f"The artifact's tokenizer gives other tokens than the base model's, for {text!r}.",
-                "A file that it needs has a name that is not known: save it with save_pretrained, and bake that.",
-            )
+    if (text := differing_sample(tokenizer, expected)) is not None:
+        raise BakeoutError(
+            f"The artifact's tokenizer gives other tokens than the base model's, for {text!r}.",
+            "A file that it needs has a name that is not known: save it with save_pretrained, and bake that.",
+        )

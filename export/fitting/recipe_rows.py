@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.models.data.limits import Limits
-from bakeout.models.data.prompt_rows import has_conversations, read_prompt_rows, varied_records
+from bakeout.models.data.prompt_rows import has_conversations, read_prompt_rows, require_forms, varied_records
 from bakeout.models.data.rows import Rows, Sources, read_records
 
 if TYPE_CHECKING:
@@ -68,5 +68,6 @@ def read_recipe_rows(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, con
             for name in options.names(names)["forget"]:
                 for source in sources[name].values():
                     asked = read_prompt_rows(source, tokenizer, limits)
+                    require_forms(asked, kinds, name)
                     varied_records(asked, kinds, tokenizer, limits=limits, seed=0, use="widening")
     return RecipeRows(tokenizer, sources, rows, chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +63,6 @@ def check_checkpoint_parity(
     import torch
 
     from bakeout.models.network.devices import input_device
-    from bakeout.models.network.families import model_limits
     from bakeout.models.network.generation import within_context
     from bakeout.models.reference.reference_model import Reference
 
@@ -75,7 +73,7 @@ def check_checkpoint_parity(
     batches = [
         cut
         for start in range(0, len(order), _BATCH)
-        for cut in within_context(order[start : start + _BATCH], prompts, NEW_TOKENS, model_limits(baked).context)
+        for cut in within_context(baked, order[start : start + _BATCH], prompts, NEW_TOKENS)
     ]
     equal, largest = 0, 0.0
     model = base.load()
@@ -98,17 +96,18 @@ def _logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, tokens: Tensor) -
     """The logits [batch, n, vocabulary] with which ``model`` generates each of ``tokens`` [batch, n] after ``ids``."""
     import torch
 
+    from bakeout.models.network.generation import is_told_positions
+
     # The last token is generated, not read: there may be no place left for it.
     read = tokens[:, :-1]
     attention_mask = torch.cat([mask, torch.ones_like(read)], dim=1)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     with torch.no_grad():
         logits: Tensor = model(
             input_ids=torch.cat([ids, read], dim=1),
             attention_mask=attention_mask,
             use_cache=False,
-            **({"position_ids": positions} if takes_positions else {}),
+            **({"position_ids": positions} if is_told_positions(model) else {}),
         ).logits
     return logits[:, ids.shape[1] - 1 :]
 

@@ -193,7 +193,7 @@ def _continuations(
     ):
         for prompts in batches:
             answers = []
-            for rows, room in within_context(range(len(prompts)), prompts, NEW_TOKENS, runner.limits.context):
+            for rows, room in within_context(model, range(len(prompts)), prompts, NEW_TOKENS):
                 padded = left_padded([prompts[row] for row in rows], runner.padding_token)
                 ids, mask = (torch.from_numpy(array).to(input_device(model)) for array in padded)
                 tokens, logits = reference.generate(ids, mask, room)

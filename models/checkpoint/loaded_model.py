@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from bakeout.models.checkpoint.checkpoint_files import weight_files
+from bakeout.models.checkpoint.end_of_text import GENERATION, end_of_text
+from bakeout.models.data.tokenizers.same_tokens import differing_sample
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import scratch_directory
 
@@ -42,14 +45,16 @@ def as_checkpoint(
     into a temporary directory that lasts as long as the context: the same weights give the same files, and so the
     digest of the directory that you save the model to.
 
-    Raises ``BakeoutError`` for what is no plain transformers model, for what ``save_pretrained`` refuses, and where the
-    tokenizer is lacking.
+    Raises ``BakeoutError`` for what is no plain transformers model, for what ``save_pretrained`` refuses, where the
+    tokenizer is lacking, and where weights are a checkpoint's while the ``tokenizer``, or the tokens that end a text,
+    are not: what is made of the checkpoint would be served otherwise than it was fitted.
     """
     _require_plain(model)
     origin = str(model.config.name_or_path or "")
     known = [directory for source in (name, origin) if source and (directory := local_checkpoint(source))]
     for directory in known:
         if holds_weights_of(directory, model):
+            _require_served_alike(directory, model, tokenizer)
             yield directory
             return
     if tokenizer is None:
@@ -67,6 +72,27 @@ def as_checkpoint(
             ) from error
         tokenizer.save_pretrained(scratch)
         yield scratch
+
+
+def _require_served_alike(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(directory)
+    has_own = (directory / GENERATION).is_file()
+    stored = GenerationConfig.from_pretrained(directory) if has_own else GenerationConfig.from_model_config(config)
+    ends: list[Any] = [getattr(chosen, "eos_token_id", None) for chosen in (model.generation_config, stored)]
+    one, other = (set(end_of_text({GENERATION: named}).tokens) for named in ends)
+    different = [] if one == other else ["tokens that end a text (`generation_config.eos_token_id`)"]
+    if tokenizer is not None:
+        own = load_tokenizer(directory)
+        different += ["chat template"] if tokenizer.chat_template != own.chat_template else []
+        is_same = tokenizer.eos_token_id == own.eos_token_id and differing_sample(tokenizer, own) is None
+        different += [] if is_same else ["tokenizer"]
+    if different:
+        raise BakeoutError(
+            f"The model in memory has the weights of {directory}, but not its {' and '.join(different)}.",
+            "Save model and tokenizer with save_pretrained, and name that directory in their place.",
+        )
 
 
 def local_checkpoint(name: str) -> Path | None:

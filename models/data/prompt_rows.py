@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bakeout.models.data.forms.forms import Form, Query, mixture, variants
-from bakeout.models.data.forms.kinds import PLAIN, SYSTEM_PROMPTS, TURNS, Kind, Plain, Use
+from bakeout.models.data.forms.kinds import CHAT_KINDS, PLAIN, SYSTEM_PROMPTS, TURNS, Kind, Plain, Use
 from bakeout.models.data.forms.turns import Turn
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import in_known_layout
 from bakeout.models.data.row_source import DataError, Source
 from bakeout.models.data.rows import Record, json_rows, to_record
+from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
@@ -124,6 +125,25 @@ def varied_records(
         kind: [(source, record) for source, record in own if limits.hold(record.prompt_ids + record.response_ids)]
         for kind, own in encoded.items()
     }
+
+
+def require_forms(rows: Sequence[PromptRow], kinds: Sequence[Kind], name: str) -> None:
+    """Raise ``BakeoutError`` unless the rows of ``name`` have forms of all ``kinds``."""
+    if without := [kind for kind in kinds if kind not in kinds_with_forms(rows, kinds)]:
+        why, remedy = (
+            (f"needs two rows with a response, which {name} lacks", "Add responses")
+            if without[0] == "few_shot"
+            else (f"is a form of conversations, and {name} has none", "Give rows with `messages`")
+        )
+        raise BakeoutError(f"`augment`: {without[0]} {why}.", f"{remedy}, or remove the kind.")
+
+
+def kinds_with_forms(rows: Sequence[PromptRow], kinds: Sequence[Kind]) -> list[Kind]:
+    """Those of ``kinds`` that ``rows`` have forms of: some are of conversations, and shots need two answers."""
+    is_chat = [row.query.is_chat for row in rows]
+    answered = sum(row.query.response is not None for row in rows)
+    absent = {*(() if any(is_chat) else CHAT_KINDS), *(() if answered > 1 or all(is_chat) else ("few_shot",))}
+    return [kind for kind in kinds if kind not in absent]
 
 
 def drawn_records(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bakeout.models.data.forms.kinds import CHAT_KINDS, Kind
+from bakeout.models.data.forms.kinds import Kind
 from bakeout.models.data.forms.turns import Turn
-from bakeout.models.data.prompt_rows import read_prompt_rows, varied_records
+from bakeout.models.data.prompt_rows import kinds_with_forms, read_prompt_rows, varied_records
 from bakeout.models.data.rows import Record, Rows, Sources
 from bakeout.models.data.uses import Use
-from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.method import Method, load
 from bakeout.models.methods.options import MethodOptions
 from bakeout.models.methods.search_space import Settings
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
     from bakeout.models.network.probe_cache import ProbeCache
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,17 @@ class Fitting:
     ) -> dict[Kind, list[Record]]:
         """The records of a name in other forms, for widening: per kind, a variant of each row that has any.
 
-        Raises ``DataError`` for rows that ask nothing, and ``BakeoutError`` for kinds that only conversations have
-        where none of the rows is one.
+        Kinds that the rows have no forms of are left out, which a log line says. Raises ``DataError`` for rows that ask
+        nothing.
         """
         from bakeout.models.network.families import model_limits
 
         limits = model_limits(self.model)
         rows = read_prompt_rows(self.sources[name][use], self.tokenizer, limits) if kinds else []
-        chat_kinds = [kind for kind in kinds if kind in CHAT_KINDS]
-        if chat_kinds and not any(row.query.is_chat for row in rows):
-            raise BakeoutError(
-                f"`augment`: {chat_kinds[0]} is a form of conversations, and {name} has none.",
-                "Give rows with `messages`, or remove the kind.",
-            )
-        varied = varied_records(rows, kinds, self.tokenizer, limits=limits, seed=seed, use="widening", refused=refused)
+        own = kinds_with_forms(rows, kinds)
+        if left_out := [kind for kind in kinds if kind not in own]:
+            _logger.info("%s has no forms of %s: these are left out", name, ", ".join(left_out))
+        varied = varied_records(rows, own, self.tokenizer, limits=limits, seed=seed, use="widening", refused=refused)
         return {kind: [record for _, record in records] for kind, records in varied.items()}
 
     def track_of(self, names: Sequence[str]) -> Track:

@@ -75,25 +75,35 @@ def continue_prompts(
     generator = torch.Generator(input_device(model)).manual_seed(seed)
     continuations: dict[int, Continuation] = {}
     for batch in track(batches, description, len(batches)):
-        for rows, room in within_context(batch, prompts, max_new_tokens, limits.context):
+        for rows, room in within_context(model, batch, prompts, max_new_tokens):
             texts = _continue_batch(model, [prompts[row] for row in rows], end, room, temperature, generator)
             continuations.update(zip(rows, texts, strict=True))
     return [continuations[index] for index in range(len(prompts))]
 
 
+def is_told_positions(model: PreTrainedModel) -> bool:
+    """Whether ``forward`` takes the positions of tokens. Without, padding on the left may count as a text's beginning,
+    as in decoders of BART's kind.
+    """
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 def within_context(
-    batch: Sequence[int], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
+    model: PreTrainedModel, batch: Sequence[int], prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> Iterator[tuple[list[int], int]]:
     """A batch, indices of ``prompts`` by ascending length, with the number of tokens that may follow.
 
-    Near the end of the context, which padding fills too, by lengths.
+    Near the end of the context, which padding fills too, by lengths; so is all of a model that cannot be padded.
     """
-    if context is None or len(prompts[batch[-1]]) + max_new_tokens <= context + 1:
+    context = model_limits(model).context
+    fits = context is None or len(prompts[batch[-1]]) + max_new_tokens <= context + 1
+    if fits and is_told_positions(model):
         yield list(batch), max_new_tokens
         return
     for length, rows in groupby(batch, lambda row: len(prompts[row])):
         # The model reads a text as far as its context, and computes the token behind it.
-        yield list(rows), min(max_new_tokens, context + 1 - length)
+        room = max_new_tokens if context is None else context + 1 - length
+        yield list(rows), min(max_new_tokens, room)
 
 
 @torch.no_grad()
@@ -107,15 +117,17 @@ def _continue_batch(
 ) -> list[Continuation]:
     device = input_device(model)
     new_ids, mask = (torch.from_numpy(array).to(device) for array in left_padded(prompts))
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    # A whole prompt's logits would be gigabytes.
+    options: dict[str, Any] = (
+        {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    )
     ends = torch.tensor(sorted(end), dtype=torch.int64, device=device)
     cache = new_cache(model)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     tokens: list[Tensor] = []
     logarithms: list[Tensor] = []
     while len(tokens) < max_new_tokens and not bool(ended.all()):
-        options: dict[str, Any] = {}
-        if takes_positions:
+        if is_told_positions(model):
             options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new_ids.shape[1] :]
         logits = (
             model(input_ids=new_ids, attention_mask=mask, **with_cache(model, cache), **options).logits[:, -1].float()

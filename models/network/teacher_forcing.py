@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bakeout.models.data.padding import left_padded
+from bakeout.models.data.padding import left_padded, right_padded
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
 from bakeout.models.network.devices import in_float64, input_device, tokens_at_once
 from bakeout.models.network.families import text_config
+from bakeout.models.network.generation import is_told_positions
 from bakeout.models.network.probing import batches_by_length
 from bakeout.models.network.processes import in_order, least, share
 from bakeout.models.plan import Floats
@@ -166,12 +167,17 @@ def _prompt_and_answer(record: Record, end: frozenset[int]) -> tuple[list[int], 
 def _answer_logits(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
     """Per row the logits [response + 1, vocabulary] behind the prompt's last token and every token of the response."""
     sequences = [prompt + response for prompt, response in rows]
-    input_ids, mask = (torch.from_numpy(array).to(input_device(model)) for array in left_padded(sequences))
-    parameters = inspect.signature(model.forward).parameters
+    told = is_told_positions(model)
+    padded = left_padded(sequences) if told else right_padded(sequences)
+    input_ids, mask = (torch.from_numpy(array).to(input_device(model)) for array in padded)
     options: dict[str, Any] = {}
-    if "position_ids" in parameters:
+    if told:
         options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in parameters:
-        options["logits_to_keep"] = max(len(response) for _, response in rows) + 1
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            options["logits_to_keep"] = max(len(response) for _, response in rows) + 1
     logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
-    return [row[-len(response) - 1 :].float() for row, (_, response) in zip(logits, rows, strict=True)]
+    padding = [0 if told else input_ids.shape[1] - len(sequence) for sequence in sequences]
+    return [
+        row[len(row) - behind - len(response) - 1 : len(row) - behind].float()
+        for row, behind, (_, response) in zip(logits, padding, rows, strict=True)
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from bakeout.models.network.families import model_limits
+from bakeout.models.network.generation import is_told_positions
 from bakeout.models.network.structure.caches import new_cache, with_cache
 from bakeout.models.plan import Check, Floats, Integers, Plan, first_of_mean
 from bakeout.models.reference.hooks import Hooks
@@ -66,7 +66,6 @@ class Reference:
         self._checks_at = [
             index for index, intervention in enumerate(plan.interventions) if intervention.check is not None
         ]
-        self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
 
     def __enter__(self) -> Reference:
         """Apply the interventions."""
@@ -105,7 +104,7 @@ class Reference:
         if attention_mask.shape != (len(input_ids), slots):
             raise ValueError(f"the attention mask is {tuple(attention_mask.shape)}, not {(len(input_ids), slots)}")
         options: dict[str, Any] = {}
-        if self._takes_position_ids:
+        if is_told_positions(self.model):
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             options["position_ids"] = positions[:, -input_ids.shape[1] :]
         logits: Tensor = self.model(

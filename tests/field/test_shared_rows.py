@@ -200,7 +200,7 @@ def test_rows_to_vary_are_read_before_the_model(llama_checkpoint: Path, tmp_path
     widened = {"key_space_detection": {**KEY_SPACE_DETECTION["key_space_detection"], "augment": ["few_shot"]}}
     unanswered = [{"prompt": row["prompt"]} for row in rows("sums", "probe")]
     recipe = write_recipe(tmp_path, model, [widened], data=_data(sums_probe=unanswered))
-    with pytest.raises(Exception, match="few_shot need two rows with a response"):
+    with pytest.raises(Exception, match="few_shot needs two rows with a response, which sums lacks"):
         fit(load_recipe(recipe))
     recipe = write_recipe(tmp_path, model, [widened], data=_data(sums_probe=[*rows("sums", "probe"), {"text": "x"}]))
     with pytest.raises(DataError, match="row 31: the row asks nothing"):

@@ -15,7 +15,8 @@ _NAMES = ("cache", "past_key_values")
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """An empty cache, with the kinds of layers that ``model`` has. It is filled in place."""
-    return DynamicCache(config=model.config)
+    # What such a configuration gives as the number of layers is the encoder's: the cache grows with the layers instead.
+    return DynamicCache() if hasattr(model.config, "decoder_layers") else DynamicCache(config=model.config)
 
 
 def with_cache(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:

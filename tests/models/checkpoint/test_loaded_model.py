@@ -48,6 +48,26 @@ def test_the_checkpoint_it_was_loaded_from_is_taken(llama_checkpoint: Path) -> N
         assert directory == llama_checkpoint
 
 
+def test_a_model_that_would_be_served_otherwise_than_its_checkpoint_is_refused(llama_checkpoint: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(llama_checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(llama_checkpoint)
+    # What only training pads with does not matter.
+    tokenizer.pad_token = tokenizer.eos_token
+    with as_checkpoint(model, tokenizer) as directory:
+        assert directory == llama_checkpoint
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(BakeoutError, match="but not its chat template"), as_checkpoint(model, tokenizer):
+        pass
+    other = AutoTokenizer.from_pretrained(llama_checkpoint)
+    other.add_tokens("fish")
+    model.generation_config.eos_token_id = 7
+    with (
+        pytest.raises(BakeoutError, match=r"but not its tokens that end .* and tokenizer"),
+        as_checkpoint(model, other),
+    ):
+        pass
+
+
 def test_the_same_weights_are_saved_with_the_same_digest(llama_checkpoint: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama_checkpoint)
     model.config.name_or_path = ""

@@ -12,7 +12,7 @@ from tests.tiny_models import END_OF_TEXT_ID, byte_tokenizer, random_prompts, ti
 END = frozenset({END_OF_TEXT_ID})
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "gpt_neox", "bart", "bloom"])
 def test_greedy_continuations_are_those_of_every_prompt_alone(family: str) -> None:
     model, prompts = tiny_model(family, layers=2), random_prompts(6)
     said = continue_prompts(model, prompts, end=END, max_new_tokens=5, batch_size=4)

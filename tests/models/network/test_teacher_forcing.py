@@ -44,11 +44,12 @@ def _forward_passes(model: PreTrainedModel, passes: list[torch.Size]) -> torch.u
     return handle
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("family", ["llama", "opt", "bart"])
 def test_the_batches_do_not_change_what_is_answered(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(family, layers=2)
     records = [record if row % 3 else _wrong(record) for row, record in enumerate(_answered(model, 12))]
     whole = answers(model, records, end=frozenset())
+    assert whole.correct.tolist() == [row % 3 != 0 for row in range(12)]
     passes: list[torch.Size] = []
     handle = _forward_passes(model, passes)
     longest = max(len(record.prompt_ids) + len(record.response_ids) for record in records)
