@@ -36,6 +36,9 @@ CHECKPOINT_FILES = (
     "*.tiktoken",
     "*.tokenizer",
 )
+# The weights once more, in a form of the model's maker: fetched and hashed for nothing.
+_CONSOLIDATED = "consolidated*.safetensors"
+_NOT_FETCHED = (_CONSOLIDATED, "*/*.safetensors")
 
 
 def resolve_checkpoint(name: str | Path) -> Path:
@@ -203,8 +206,10 @@ def _readable(directory: Path) -> Iterator[Path]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The checkpoint's ``*.safetensors``, in order of name. Raises ``BakeoutError`` for none, or damaged ones."""
-    files = sorted(directory.glob("*.safetensors"))
+    """The checkpoint's ``*.safetensors``, in order of name, without the ``consolidated.safetensors`` that some
+    repositories hold beside. Raises ``BakeoutError`` for none, or damaged ones.
+    """
+    files = sorted(set(directory.glob("*.safetensors")) - set(directory.glob(_CONSOLIDATED)))
     if not files:
         pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth"))
         raise BakeoutError(
@@ -239,7 +244,7 @@ def _snapshot(name: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(_NOT_FETCHED)))
     except HFValidationError:
         raise BakeoutError(
             f"There is no directory {name}, and it is not a hub id.", "Give a checkpoint's directory or hub id."

@@ -11,12 +11,15 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.temporary import outside, remove_abandoned, temporary_directory
+
+# Bytes, text, or bytes in parts.
+Content = bytes | str | Iterable[bytes | memoryview]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
@@ -102,9 +105,9 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
             raise
 
 
-def replace_file(path: Path, content: bytes | str) -> None:
+def replace_file(path: Path, content: Content) -> None:
     """``write_file``, in the place of the file or symbolic link that may lie there. Either the old one is there or the
-    new one, at any time.
+    new one, at any time. Content in parts is never in memory as a whole.
     """
     with _beside(path) as scratch:
         _write_through(scratch / _NEW, content)
@@ -271,9 +274,11 @@ def _taken(path: Path) -> BakeoutError:
     return BakeoutError(f"{path} exists already.", "Name another output, or remove it first.")
 
 
-def _write_through(path: Path, content: bytes | str) -> None:
+def _write_through(path: Path, content: Content) -> None:
+    whole = content.encode() if isinstance(content, str) else content
     with path.open("xb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        for part in [whole] if isinstance(whole, bytes) else whole:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 

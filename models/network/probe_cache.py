@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,6 +33,8 @@ LIMIT = 4 << 30
 _SCHEMA = 1
 _ENDING = ".probed"
 _DIGEST = hashlib.sha256().digest_size
+# Bytes that are hashed and written at a time.
+_PART = 1 << 20
 
 _logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class ProbeCache:
                 # What is kept comes from the user's data.
                 self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path, array in zip(paths, computed, strict=True):
-                _write(path, array)
+                replace_file(path, _entry(array))
             self._make_room({path.name for path in paths})
         except BakeoutError as error:
             _logger.warning("What was probed is not kept for another fit: %s", error)
@@ -130,8 +132,8 @@ def _read(path: Path) -> Array | None:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size - _DIGEST
             digest = hashlib.sha256()
-            for start in range(0, size, 1 << 20):
-                digest.update(file.read(min(1 << 20, size - start)))
+            for start in range(0, size, _PART):
+                digest.update(file.read(min(_PART, size - start)))
             if file.read() != digest.digest():
                 return None
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -141,11 +143,19 @@ def _read(path: Path) -> Array | None:
     return array
 
 
-def _write(path: Path, array: Array) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    content = buffer.getvalue()
-    replace_file(path, content + hashlib.sha256(content).digest())
+def _entry(array: Array) -> Iterator[bytes | memoryview]:
+    """What lies in an entry's file, some bytes at a time: the keys of many prompts lie on the disk, not in memory."""
+    header = io.BytesIO()
+    array = np.require(array, requirements="C")
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    content = array.reshape(-1).view(np.uint8).data
+    parts: list[bytes | memoryview] = [header.getvalue()]
+    parts += [content[start : start + _PART] for start in range(0, len(content), _PART)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+        yield part
+    yield digest.digest()
 
 
 def _digest_of(intervention: Intervention) -> str:

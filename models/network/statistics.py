@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.reading import parse_json, read_regular
-from bakeout.models.files.writing import write_file
 from bakeout.models.plan import Floats
-
-SCHEMA = 1
-_KEY = "bakeout"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,38 +70,6 @@ class NeuronStatistics:
         return tuple(
             Moments(self.moments.count, mean, m2) for mean, m2 in zip(self.moments.mean, self.moments.m2, strict=True)
         )
-
-    def merge(self, other: NeuronStatistics) -> NeuronStatistics:
-        """The statistics of both data sets, probed on one model."""
-        return NeuronStatistics(self.moments.merge(other.moments))
-
-    def save(self, path: Path) -> None:
-        """Write a safetensors file: ``mean`` and ``m2``, float64 [layers, F], and the count. No code, no pickle."""
-        # One metadata key alone: safetensors writes two or more in a random order.
-        text = json.dumps({"schema": SCHEMA, "tokens": self.moments.count}, sort_keys=True)
-        write_file(path, save_tensors({"mean": self.moments.mean, "m2": self.moments.m2}, {_KEY: text}))
-
-    @classmethod
-    def load(cls, path: Path) -> NeuronStatistics:
-        """Read what ``save`` wrote. Raises ``BakeoutError`` for anything else."""
-        try:
-            data = read_regular(path)
-            arrays = load_tensors(data)
-            header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            described = parse_json(header["__metadata__"][_KEY])
-            moments = Moments(described["tokens"], arrays["mean"], arrays["m2"])
-            schema = described["schema"]
-        except OSError as error:
-            raise BakeoutError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise BakeoutError(f"{path}: not a file of neuron statistics ({error}).", "Probe again.") from None
-        if schema != SCHEMA:
-            raise BakeoutError(f"{path}: statistics of schema {schema}, this version reads {SCHEMA}.", "Probe again.")
-        shapes_agree = moments.mean.ndim == 2 and moments.mean.shape == moments.m2.shape
-        doubles = moments.mean.dtype == np.float64 and moments.m2.dtype == np.float64
-        if not (shapes_agree and doubles and isinstance(moments.count, int) and moments.count >= 0):
-            raise BakeoutError(f"{path}: the statistics contradict themselves.", "Probe again.")
-        return cls(moments)
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,7 +102,7 @@ def read_checkpoint_pair(
     for module, role in ends.items():
         stored = StoredWeight(f"{module}.weight", None, False)
         places[stored.name] = [_Weight(last if role == "head" else 0, role, stored, module)]
-    _require_same_names(edited, before, after, bool(read_config(base).get("tie_word_embeddings", False)))
+    _require_same_names(edited, before, after, _is_tied(base))
     updates: list[WeightUpdate] = []
     vectors: list[UpdatedVector] = []
     read: list[dict[str, Any]] = []
@@ -214,6 +214,13 @@ def _require_same_configuration(edited: Path, before: Mapping[str, Any], after: 
         for name in sorted(one_sided):
             if complete_before.get(name) != complete_after.get(name):
                 raise not_carried(edited, f"its configuration has another `{name}`", "Name the model it was made from.")
+
+
+def _is_tied(directory: Path) -> bool:
+    """Whether the head is the embedding: some architectures leave the entry out where it is as they have it."""
+    config = read_config(directory)
+    entry = "tie_word_embeddings"
+    return bool(config[entry] if entry in config else _complete(directory, config).get(entry, False))
 
 
 def _complete(edited: Path, config: Mapping[str, Any]) -> dict[str, Any]:

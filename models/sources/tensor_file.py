@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +51,6 @@ class FileTensor:
         if not np.isfinite(values).all():
             raise BakeoutError(f"{self.file}: {self.name} holds NaN or infinite values.", "Use a sound file.")
         return values
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
 
 
 def read_tensors(path: Path) -> Mapping[str, FileTensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -125,6 +126,18 @@ def test_the_entries_that_were_not_used_for_longest_go_first(tmp_path: Path) -> 
         cache.arrays([{"entry": number}], [[1, 2]], partial(compute, number))
     assert 0 not in computed
     assert 1 in computed
+
+
+def test_an_entry_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    keys = np.memmap(tmp_path / "keys", dtype=np.float32, mode="w+", shape=(64, 1 << 16))
+    keys[:] = np.arange(64)[:, None]
+    cache = ProbeCache(tmp_path / "kept", "m")
+    tracemalloc.start()
+    cache.arrays([{"layer": 0}], [[1]], lambda: [keys])
+    assert tracemalloc.get_traced_memory()[1] < keys.nbytes / 2
+    tracemalloc.stop()
+    (kept,) = cache.arrays([{"layer": 0}], [[1]], lambda: pytest.fail("it is probed again"))
+    np.testing.assert_array_equal(kept, keys)
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(

@@ -232,6 +232,18 @@ def test_embeddings_and_heads_of_a_pair(
         export_peft_adapter(plan, tmp_path / "adapter")
 
 
+def test_a_tied_head_may_be_stored_too(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    """Gemma's configuration leaves out that the head is tied: it always is."""
+    checkpoint = checkpoint_of("gemma")
+    assert "tie_word_embeddings" not in json.loads((checkpoint / "config.json").read_text())
+    edited = shutil.copytree(checkpoint, tmp_path / "edited") / "model.safetensors"
+    weights = load_file(edited)
+    weights["model.layers.0.mlp.down_proj.weight"][0] += 1
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, edited, {"format": "pt"})
+    assert {row["role"] for row in read_of(import_plan(tmp_path / "edited", str(checkpoint)))["read"]} == {"down"}
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_norms_and_biases_of_a_pair_are_carried_exactly(

@@ -11,8 +11,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
-
 from bakeout.export.artifacts.inspection import inspect, lines
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.artifacts.model_source import find_graph, model_source
@@ -53,7 +51,6 @@ from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles
 from bakeout.models.methods.search_space import Span
-from bakeout.models.network.statistics import Moments, NeuronStatistics
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
 
@@ -264,11 +261,6 @@ def _put_rounds(directory: Path) -> None:
     RoundFiles(directory / "rounds").save(1, Round(forget, retain, {"state": torch.ones(2)}, {"round": 1}))
 
 
-def _put_statistics(directory: Path) -> None:
-    (directory / "statistics.safetensors").unlink(missing_ok=True)
-    NeuronStatistics(Moments(3, np.zeros((2, 4)), np.ones((2, 4)))).save(directory / "statistics.safetensors")
-
-
 def _read_evaluation(directory: Path) -> object:
     write_csv(read_evaluation(directory / "evaluation.json"), directory / "scratch" / "table.csv")
     (directory / "scratch" / "table.csv").unlink()
@@ -381,13 +373,6 @@ LOADERS: Mapping[str, Target] = {
     "journal": Target("scratch/journal.log", ROWS, _search, 2, _put_journal),
     "round's figures": Target("rounds/round-1.json", JSON, _read_rounds, 1, _put_rounds),
     "round": Target("rounds/round-1.safetensors", PLAN, _read_rounds, 1, _put_rounds),
-    "statistics": Target(
-        "statistics.safetensors",
-        PLAN,
-        lambda directory: NeuronStatistics.load(directory / "statistics.safetensors"),
-        1,
-        _put_statistics,
-    ),
     "figures": Target("figures.json", JSON, _write_report, 1),
     "evaluation": Target("evaluation.json", JSON, _write_report, 1),
     "evaluation as a table": Target("evaluation.json", JSON, _read_evaluation),

@@ -70,6 +70,12 @@ def test_the_digest_is_of_names_and_contents(copy: Path, llama_checkpoint: Path)
     assert weights_digest(copy) not in (digest, changed)
 
 
+def test_weights_that_nobody_loads_are_not_digested(copy: Path) -> None:
+    digest = weights_digest(copy)
+    shutil.copyfile(copy / "model.safetensors", copy / "consolidated.safetensors")
+    assert weights_digest(copy) == digest
+
+
 def test_a_model_is_loaded_for_evaluation(llama_checkpoint: Path) -> None:
     model = load_model(llama_checkpoint)
     assert not model.training
