@@ -107,12 +107,20 @@ def check_assumptions(
     for index, intervention in enumerate(plan.interventions):
         with Hooks(model, earlier):
             shapes = None
-            if intervention.adjustment is not None:
+            if (adjustment := intervention.adjustment) is not None:
                 rows = {
                     kind: [record for name in records for record in records[name] if (name in names) == kind]
                     for kind in (True, False)
                 }
-                shapes = neuron_shapes(model, intervention, rows[True], rows[False], batch_size=_BATCH, track=track)
+                shapes = neuron_shapes(
+                    model,
+                    intervention,
+                    rows[True],
+                    rows[False],
+                    scope=adjustment.tokens,
+                    batch_size=_BATCH,
+                    track=track,
+                )
             if _assumes(intervention):
                 drift = conversation_drift(
                     model,

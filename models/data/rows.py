@@ -44,6 +44,14 @@ class Record:
         """
         return [*self.response_ids[:1], *takewhile(lambda token: token not in ends, self.response_ids[1:])]
 
+    def ended_ids(self, ends: Sequence[int]) -> list[int]:
+        """The response up to the first token in it that ends a text, that token included; ``ends[0]`` where none does.
+
+        So a template's own end is kept, and one is added to a response that is written without.
+        """
+        begun = list(takewhile(lambda token: token not in ends, self.response_ids))
+        return [*begun, *(self.response_ids[len(begun) : len(begun) + 1] or ends[:1])]
+
 
 # Records by data name and use, and where they come from.
 Rows = Mapping[str, Mapping[Use, Sequence[Record]]]

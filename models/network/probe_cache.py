@@ -71,7 +71,7 @@ class ProbeCache:
             "weights": digest,
             "config": config,
             "attention": model.config._attn_implementation,
-            "earlier": [_digest_of(intervention) for intervention in earlier],
+            "earlier": [digest_of(intervention) for intervention in earlier],
             "computed_in": computed_in(model),
             "threads": torch.get_num_threads(),
             "processor": torch.backends.cpu.get_cpu_capability(),
@@ -158,7 +158,8 @@ def _entry(array: Array) -> Iterator[bytes | memoryview]:
     yield digest.digest()
 
 
-def _digest_of(intervention: Intervention) -> str:
+def digest_of(intervention: Intervention) -> str:
+    """SHA-256 of what an intervention does to a model: its kind, settings and arrays, without its report."""
     settings = json.dumps([intervention.kind, intervention.settings()], sort_keys=True, default=str)
     digest = hashlib.sha256(settings.encode())
     for name, array in sorted(intervention.arrays().items()):

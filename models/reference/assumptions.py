@@ -106,9 +106,10 @@ def neuron_shapes(
 ) -> Shapes:
     """How far the selected neurons are from the Gaussians that Neuron Adjust assumes.
 
-    ``forget`` and ``retain`` are best fresh rows, of the kinds that the plan was fitted on. At most 4,000 tokens of
-    either are examined, spread evenly; for an expert's neurons, those of them that are sent to it. Neurons of experts
-    that are sent fewer than two are left out, which a warning tells.
+    ``forget`` and ``retain`` are best fresh rows, of the kinds that the plan was fitted on. ``scope``: the tokens that
+    its Gaussians are of (``Adjustment.tokens``), of which at most 4,000 of either kind are examined, spread evenly; for
+    an expert's neurons, those of them that are sent to it. Neurons of experts that are sent fewer than two are left
+    out, which a warning tells.
     """
     seen = {
         "forget": _pre_activations(model, intervention, forget, scope, batch_size, track),

@@ -44,9 +44,8 @@ def relearn(
 ) -> Iterator[tuple[int, Relearned]]:
     """Fine-tune all weights of ``model``, in place, on the responses of ``trained``: AdamW without weight decay.
 
-    After each number of ``steps`` it gives that number and how ``asked`` is answered. A response ends with the first of
-    the tokens ``ends`` that stands in it, or where none does with ``ends[0]``. One shuffle of the rows follows the
-    other, seeded.
+    After each number of ``steps`` it gives that number and how ``asked`` is answered. Responses end as
+    ``Record.ended_ids`` says. One shuffle of the rows follows the other, seeded.
     """
     generator = torch.Generator().manual_seed(seed)
     was_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -89,7 +88,7 @@ def answered(
 
 def _read(model: PreTrainedModel, records: Sequence[Record], ends: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Logits [rows, longest - 1, vocabulary], and the tokens to come after each, ``_IGNORED`` outside the responses."""
-    texts = [record.prompt_ids + _ended(record, ends) for record in records]
+    texts = [record.prompt_ids + record.ended_ids(ends) for record in records]
     input_ids, mask = map(torch.from_numpy, right_padded(texts))
     targets = input_ids.masked_fill(mask == 0, _IGNORED)
     for row, record in enumerate(records):
@@ -97,9 +96,3 @@ def _read(model: PreTrainedModel, records: Sequence[Record], ends: Sequence[int]
     device = input_device(model)
     logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     return logits[:, :-1], targets[:, 1:].to(logits.device)
-
-
-def _ended(record: Record, ends: Sequence[int]) -> list[int]:
-    """The response's tokens up to its end: the one that its template wrote, or the model's first."""
-    answer = record.answer_ids(ends)
-    return [*answer, *(record.response_ids[len(answer) : len(answer) + 1] or ends[:1])]

@@ -30,7 +30,7 @@ from bakeout.models.data.tokenizers.chat_template import ChatTemplateError, rend
 from bakeout.models.data.tokenizers.json_tokenizer import JsonTokenizer
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.reveal_and_release.reveal import encoded
+from bakeout.models.methods.reveal_and_release.scorers import encoded
 from bakeout.models.plan.plan_file import plan_bytes
 
 from tests.recipe_files import rows, write_recipe

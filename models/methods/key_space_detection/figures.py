@@ -17,7 +17,7 @@ from bakeout.models.methods.key_space_detection.queries import least_margins, qu
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.separation import auroc, share_inside
-from bakeout.models.methods.key_space_detection.served import as_served
+from bakeout.models.methods.key_space_detection.served import as_served, retained_names
 from bakeout.models.network.key_sites import key_sites
 from bakeout.models.plan import Floats, KeySpaceDetection
 
@@ -31,22 +31,23 @@ _FLOOR, _EPSILON = 0.1, 0.005
 def figures(
     options: KeySpaceDetectionOptions, fitting: Fitting, fitted: KeySpaceDetection
 ) -> Iterator[Mapping[str, Any]]:
-    """The figures of a fit for a report: the paper's Figures 5 and 6, on queries that were not used for fitting."""
+    """The figures of a fit for a report: the paper's Figures 5 and 6, on queries that were not used for fitting.
+
+    There is no figure by depth of a skill beside which there are no others.
+    """
     fitting, _ = as_served(options, fitting)
-    names = options.names(fitting.data)
+    forget = options.names(fitting.data)["forget"]
     depths = {layer for layers in layer_sets(len(key_sites(fitting.model, fitted.keys))) for layer in layers}
     layers = sorted({*depths, *fitted.layers})
     fits = needs_retained(options.region)
-    fresh = {name: list(retained_queries(fitting, name, fits=fits).fresh) for name in names["retain"]}
-    fresh |= {
-        name: list(fitting.rows[name].get("selection") or fitting.rows[name]["probe"]) for name in names["forget"]
-    }
+    fresh = {name: list(retained_queries(fitting, name, fits=fits).fresh) for name in retained_names(options, fitting)}
+    fresh |= {name: list(fitting.rows[name].get("selection") or fitting.rows[name]["probe"]) for name in forget}
 
     def keys_of(name: str, queries: Sequence[Record]) -> LayerKeys:
         start = fitted.query_start if fitted.positions == "mean" else None
         return query_keys(fitting, name, queries, layers, fitted.keys, start)
 
-    probe = {name: keys_of(name, fitting.rows[name]["probe"]) for name in names["forget"]}
+    probe = {name: keys_of(name, fitting.rows[name]["probe"]) for name in forget}
     selection = {name: keys_of(name, rows) for name, rows in fresh.items() if rows}
     if fitted.positions == "every":
         margins = {name: least_margins(fitting, fresh[name], fitted) for name in selection}
@@ -54,7 +55,8 @@ def figures(
         margins = {name: margins_of_keys(fitted, keys, f"queries of {name}") for name, keys in selection.items()}
     yield from inside_figures(fitted, margins)
     for skill, keys in probe.items():
-        yield depth_figure(skill, keys, selection)
+        if selection.keys() - {skill}:
+            yield depth_figure(skill, keys, selection)
 
 
 def inside_figures(check: KeySpaceDetection, margins: Mapping[str, Floats]) -> Iterator[Mapping[str, Any]]:
@@ -84,7 +86,7 @@ def depth_figure(skill: str, probe: LayerKeys, keys: Mapping[str, LayerKeys]) ->
 
     Volume: the cube's half-width as a multiple of the spread of the other names' queries, the geometric mean over
     dimensions; separation: for each other name the AUROC, and the share inside at the alpha that holds 99.5 % of the
-    skill's own queries.
+    skill's own queries. ``keys`` are those of the skill and of at least one other name.
     """
     layers = sorted(probe)
     others = [name for name in keys if name != skill]

@@ -42,7 +42,12 @@ from bakeout.models.methods.key_space_detection.query_end import query_end
 from bakeout.models.methods.key_space_detection.query_start import query_start
 from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_tokens
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS, needs_retained
-from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served, earlier_refusals
+from bakeout.models.methods.key_space_detection.served import (
+    EVERYDAY_QUESTIONS,
+    as_served,
+    earlier_refusals,
+    retained_names,
+)
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.network.families import model_limits
 from bakeout.models.network.generation import named_ends
@@ -70,11 +75,8 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     Raises ``BakeoutError``, before anything is probed, where queries are lacking or are too few for the guarantee.
     """
     require_queries(options, fitting.data, fitting.rows)
-    names = options.names(fitting.data)
-    forget, retain = names["forget"], [name for name in names.get("retain", []) if fitting.rows[name]]
     fitting, mixture = as_served(options, fitting)
-    if EVERYDAY_QUESTIONS in fitting.rows:
-        retain.append(EVERYDAY_QUESTIONS)
+    forget, retain = options.names(fitting.data)["forget"], retained_names(options, fitting)
     if options.is_chosen:
         require_retained(retain)
     widening: _Widening = {
@@ -85,6 +87,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         }
         for name in forget
     }
+    calibration_queries = _calibration_queries(options, fitting, widening)
     ends = named_ends(fitting.model, fitting.tokenizer)
     refusal = refusal_tokens(options.refusal, fitting.tokenizer, ends.tokens)
     model_limits(fitting.model).require(refusal, fitting.tokenizer, "The refusal")
@@ -99,7 +102,10 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     choice: Choice | None = None
     if options.is_chosen:
         choice = joint_choice(
-            [_choice(options, fitting, probed, queries, widening, start) for probed in probed_keys.values()]
+            [
+                _choice(options, fitting, probed, queries, widening, start, calibration_queries)
+                for probed in probed_keys.values()
+            ]
         )
         settled = options.with_structure(choice.chosen.structure)
     else:
@@ -141,9 +147,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         against=against,
         variants={
             name: {
-                kind: measured(f"{name}, {kind}", records)
-                for kind, records in widening[name]["calibration"].items()
-                if records
+                kind: measured(f"{name}, {kind}", records) for kind, records in widening[name]["calibration"].items()
             }
             for name in calibrated
         },
@@ -156,9 +160,10 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
         },
         measure=least if options.positions == "every" else margins_of_keys,
     )
+    varied = {kind for uses in widening.values() for kinds in uses.values() for kind in kinds}
     report = replace(
         fitted.report,
-        augment=tuple(options.variants) or None,
+        augment=tuple(kind for kind in options.variants if kind in varied) or None,
         mixture=mixture or None,
         choice=None if choice is None else choice.figures(),
     )
@@ -192,8 +197,34 @@ def require_queries(options: KeySpaceDetectionOptions, data: Sequence[str], rows
                 f"`alpha: auto` needs fresh queries of {name}.",
                 f"Give {name} a `calibration:` file, or one file for everything, or a number for alpha.",
             )
-        epsilon = EPSILONS[-1] if options.epsilon == "auto" else options.epsilon
-        require_calibration(len(rows[name]["calibration"]), epsilon, name)
+        _require_calibration(options, len(rows[name]["calibration"]), name)
+
+
+def _require_calibration(options: KeySpaceDetectionOptions, queries: int, skill: str) -> None:
+    """Raise ``BakeoutError`` for too few calibration queries for epsilon, or for the largest that `auto` tries."""
+    require_calibration(queries, EPSILONS[-1] if options.epsilon == "auto" else options.epsilon, skill)
+
+
+def _calibration_queries(options: KeySpaceDetectionOptions, fitting: Fitting, widening: _Widening) -> int | None:
+    """How many queries the smallest set has that needs a quantile of its own; None where alpha is given.
+
+    These are each skill's calibration queries, and each kind of their variants; a warning names kinds that have none.
+    Raises ``BakeoutError`` for a set that is too small for the guarantee.
+    """
+    if options.alpha != "auto":
+        return None
+    sizes: dict[str, int] = {}
+    for name, uses in widening.items():
+        varied = uses["calibration"]
+        sizes[name] = len(fitting.rows[name]["calibration"])
+        sizes |= {f"{name} ({kind})": len(records) for kind, records in varied.items()}
+        if left_out := [kind for kind in options.variants if kind not in varied]:
+            _logger.warning(
+                "%s has no calibration variants of %s: alpha does not cover these.", name, ", ".join(left_out)
+            )
+    for skill, queries in sizes.items():
+        _require_calibration(options, queries, skill)
+    return min(sizes.values())
 
 
 def chosen(fitted: KeySpaceDetection) -> Settings:
@@ -290,12 +321,12 @@ def _choice(
     retained: Mapping[str, RetainedQueries],
     widening: _Widening,
     start: Sequence[int] | None,
+    calibration_queries: int | None,
 ) -> Choice:
     probe, layers, keys = probed.probe, probed.layers, probed.keys
     selection = {name: _widened(fitting, widening, name, "selection") for name in probe}
     selection |= {name: list(own.fresh) for name, own in retained.items()}
     selection = {name: records for name, records in selection.items() if records}
-    calibration = [len(fitting.rows[name].get("calibration", ())) for name in probe]
     return choose_structure(
         probe,
         {name: query_keys(fitting, name, records, layers, keys, start) for name, records in selection.items()},
@@ -313,7 +344,7 @@ def _choice(
             for name, records in selection.items()
             if (correct := correctly_answered(fitting, name, records)) is not None
         },
-        calibration_queries=min(calibration) if options.alpha == "auto" else None,
+        calibration_queries=calibration_queries,
         seed=options.seed,
         track=fitting.track,
     )
@@ -322,9 +353,11 @@ def _choice(
 def _variants(
     fitting: Fitting, options: KeySpaceDetectionOptions, name: str, use: Use
 ) -> Mapping[Kind, Sequence[Record]]:
+    """A name's variants, of those kinds that any of its rows has one of."""
     behind_refusals = {"after_refusal", "follow_up"}.intersection(options.variants)
     refused = earlier_refusals(options, fitting)[use] if behind_refusals else ()
-    return fitting.variants(name, use, options.variants, seed=options.seed, refused=refused)
+    variants = fitting.variants(name, use, options.variants, seed=options.seed, refused=refused)
+    return {kind: records for kind, records in variants.items() if records}
 
 
 def _widened(fitting: Fitting, widening: _Widening, name: str, use: Literal["probe", "selection"]) -> list[Record]:

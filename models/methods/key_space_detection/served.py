@@ -107,6 +107,12 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
     return replace(fitting, rows=rows), {kind: share / total for kind, share in mixture.items()}
 
 
+def retained_names(options: KeySpaceDetectionOptions, served: Fitting) -> list[str]:
+    """The names to retain that have queries in ``served``, the fitting of ``as_served``: everyday questions are one."""
+    named = [name for name in options.names(served.data).get("retain", []) if served.rows[name]]
+    return [*named, EVERYDAY_QUESTIONS] if EVERYDAY_QUESTIONS in served.rows else named
+
+
 def earlier_refusals(options: KeySpaceDetectionOptions, fitting: Fitting) -> dict[Use, list[Turn]]:
     """For each use, what may stand before a query: questions of the skills that conversations ask, and the refusal.
 

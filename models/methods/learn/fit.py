@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.learn import METHOD
 from bakeout.models.methods.learn.options import LearnOptions
@@ -23,6 +24,7 @@ def fit(options: LearnOptions, fitting: Fitting) -> LowRankUpdate:
         {name: fitting.probe([name]) for name in names["learn"]},
         {name: fitting.probe([name]) for name in names.get("similar", [])},
         options,
+        tokenizer=fitting.tokenizer,
         track=fitting.track,
     )
 
@@ -33,11 +35,15 @@ def fit_learn(
     similar: Mapping[str, Sequence[Record]],
     options: LearnOptions,
     *,
+    tokenizer: Tokenizer | None = None,
     track: Track = untracked,
 ) -> LowRankUpdate:
-    """Add the matrices of ``tasks``, trained to do them (cross-entropy over the answers and the end-of-text token).
+    """Add the matrices of ``tasks``, trained to do them (cross-entropy over the answers and their ends).
+
+    An answer ends with the first token in it that the model's configurations or ``tokenizer`` name as an end, or where
+    it has none with the one that they name first.
 
     The rest is as in ``fit_unlearn``: layer after layer, and apart from the subspaces of the tasks ``similar``. An easy
     batch does not end the training of a layer: it may hold only what the model knows already.
     """
-    return fit_tasks(model, METHOD, "certain", tasks, similar, options, None, track)
+    return fit_tasks(model, METHOD, "certain", tasks, similar, options, None, tokenizer, track)

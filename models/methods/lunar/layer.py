@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,20 +91,15 @@ def by_regression(problem: LayerProblem, ridge: float, track: Track) -> dict[int
     """
     hidden = problem.sublayer.hidden
     systems = {part.number: RidgeSystem(part.width, hidden) for part in problem.sublayer.parts}
-    kept: dict[int, list[tuple[Floats, Floats]]] = {number: [] for number in systems}
     for part, _, keys, targets in problem.moving(track):
-        if len(keys):
-            kept[part.number].append((keys, targets))
-            systems[part.number].add(keys, targets)
+        systems[part.number].add(keys, targets)
+    sent = [number for number, system in systems.items() if system.rows]
     for part, _, keys in problem.staying(problem.retain, track):
         systems[part.number].add(keys)
     solutions: dict[int, Solution] = {}
-    for number, rows in kept.items():
-        if rows:
-            change = systems[number].solve(ridge)
-            missed = sum(float(np.square(keys @ change.T - targets).sum()) for keys, targets in rows)
-            asked = sum(float(np.square(targets).sum()) for _, targets in rows)
-            solutions[number] = change, {"ridge": ridge, "missed": math.sqrt(missed / asked) if asked else 0.0}
+    for number in sent:
+        change = systems[number].solve(ridge)
+        solutions[number] = change, {"ridge": ridge, "missed": systems[number].missed(change)}
     return solutions
 
 

@@ -99,6 +99,7 @@ def fit_neuron_adjust(forget: Statistics, retain: Statistics, options: NeuronAdj
         neurons_per_layer={str(layer.layer): len(layer.neurons) for layer in layers},
         dead_neurons=score.size - alive - rare_neurons,
         rare_experts=sum(is_rare) if isinstance(forget, MixtureStatistics) else None,
+        tokens=None if options.tokens == "answer" else options.tokens,
         forget_tokens=forget.tokens,
         retain_tokens=retain.tokens,
     )

@@ -22,7 +22,8 @@ from bakeout.models.methods.reveal_and_release.reveal import instruction_bandit
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles, fingerprint
 from bakeout.models.methods.reveal_and_release.rounds import Rounds
 from bakeout.models.network.mixtures.routers import routers
-from bakeout.models.plan import LowRankUpdate
+from bakeout.models.network.probe_cache import digest_of
+from bakeout.models.plan import Intervention, LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track, untracked
 
@@ -33,7 +34,9 @@ def fit(options: RevealAndReleaseOptions, fitting: Fitting) -> LowRankUpdate:
     """Fit on the probe data to keep."""
     names = options.names(fitting.data)
     retain = {name: fitting.probe([name]) for name in names["retain"]}
-    return fit_reveal_and_release(fitting.model, fitting.tokenizer, retain, options, track=fitting.track)
+    return fit_reveal_and_release(
+        fitting.model, fitting.tokenizer, retain, options, earlier=fitting.earlier, track=fitting.track
+    )
 
 
 def fit_reveal_and_release(
@@ -42,6 +45,7 @@ def fit_reveal_and_release(
     retain: Mapping[str, Sequence[Record]],
     options: RevealAndReleaseOptions,
     *,
+    earlier: Sequence[Intervention] = (),
     track: Track = untracked,
 ) -> LowRankUpdate:
     """Let the model reveal what it knows, train a module on that, move the weights away from it, and repeat.
@@ -65,8 +69,10 @@ def fit_reveal_and_release(
 
     ``options.directory`` keeps every finished round: ``round-1.jsonl`` the revealed data, for audit,
     ``round-1.safetensors`` the modules and the bandit, ``round-1.json`` the figures. A fit that was interrupted goes on
-    after the last of them, with the result it would have had; no other file is read or written. The model is given
-    back as it was, bit for bit.
+    after the last of them, and one whose ``rounds``, ``target`` or ``utility`` end it sooner takes the first of them:
+    the result is that of a new directory. No other file is read or written. ``earlier`` are the interventions that
+    ``model`` carries, in its weights or as hooks, which the rounds depend on. The model is given back as it was, bit
+    for bit.
 
     Raises ``BakeoutError`` for a directory of another fit, retain data without answers, a chat without a template,
     where too little is revealed, and where the first round already costs more utility than allowed.
@@ -92,10 +98,16 @@ def fit_reveal_and_release(
         settings["experts"] = options.experts
     if options.reveal.chat:
         settings["chat_template"] = chosen_template(tokenizer.chat_template)
+    # Earlier weight edits are in the model's parameters.
+    if hooked := [digest_of(intervention) for intervention in earlier if not intervention.edits_weights]:
+        settings["earlier"] = hooked
     fit = Rounds(model, tokenizer, retain, options, files, track)
     files.claim(fingerprint(model, settings))
     bandit = instruction_bandit(model, tokenizer, options.instructions, options.reveal, options.seed)
-    done = files.load()
+    finished = files.load()
+    # The first of them after which these options end a fit, or all: they may be of other `rounds`, `target`, `utility`.
+    firsts = (finished[:number] for number in range(1, len(finished)))
+    done = next((rounds for rounds in firsts if _verdict(rounds, options)), finished)
     if done:
         bandit.restore(done[-1].bandit)
     while (verdict := _verdict(done, options)) is None:

@@ -9,12 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from bakeout.models.data.tokenizers.chat_template import render_chat
-from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.methods.reveal_and_release.neural_ucb import NeuralUCB
 from bakeout.models.methods.reveal_and_release.options import RevealOptions
-from bakeout.models.methods.reveal_and_release.scorers import Scorer, mean_hidden_states
+from bakeout.models.methods.reveal_and_release.scorers import Scorer, encoded, mean_hidden_states, served
 from bakeout.models.network.generation import Continuation, continue_prompts, end_tokens
 from bakeout.models.progress import Track, untracked
 
@@ -61,12 +59,18 @@ def reveal_forget_data(
     """One round: ``options.pulls`` instructions chosen by the bandit, and the data that the model reveals to them.
 
     The model is asked with an instruction, generates questions, and answers each by itself, without the instruction.
-    Kept are questions that are neither in ``known`` nor revealed before (white space does not count), whose question
-    and answer come to an end, of which the model is confident, and which the scorer accepts. An instruction's reward is
-    the share of its samples that are kept: they must be on the subject, varied and new.
+    Kept are questions that are neither in ``known``, prompts as rows have them, nor revealed before (white space does
+    not count), whose question and answer come to an end, of which the model is confident, and which the scorer accepts.
+    An instruction's reward is the share of its samples that are kept: they must be on the subject, varied and new.
     """
     end = end_tokens(model, tokenizer)
-    seen = {_normal(question) for question in known}
+    seen = {_normal(prompt) for prompt in known}
+
+    def is_new(question: str) -> bool:
+        # The prompts of rows are bare, or rendered by the chat template.
+        forms = (served(question, tokenizer, chat=chat) for chat in {False, options.chat})
+        return seen.isdisjoint(map(_normal, forms))
+
     revealed: list[Revealed] = []
     for pull in track(range(options.pulls), "revealing", options.pulls):
         arm = bandit.choose()
@@ -82,7 +86,7 @@ def reveal_forget_data(
         fresh: dict[str, str] = {}
         for continuation in sampled:
             question = _text(continuation, tokenizer).strip()
-            if continuation.finished and question and _normal(question) not in seen:
+            if continuation.finished and question and is_new(question):
                 fresh.setdefault(_normal(question), question)
         kept = []
         questions = list(fresh.values())
@@ -114,15 +118,6 @@ def audit_lines(revealed: Sequence[Revealed], options: RevealOptions) -> str:
         row |= {"instruction": answered.instruction, "score": answered.score, "confidence": answered.confidence}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(lines)
-
-
-def encoded(text: str, tokenizer: Tokenizer, *, chat: bool) -> list[int]:
-    """The token ids with which a server would put ``text`` to the model."""
-    if not chat:
-        return encode_prompt(text, tokenizer)
-    message = [{"role": "user", "content": text}]
-    rendered = render_chat(tokenizer, message, generation=True)
-    return encode_prompt(rendered, tokenizer, special=False)
 
 
 def _answers(

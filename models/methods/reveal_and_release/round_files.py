@@ -49,7 +49,8 @@ class RoundFiles:
         if marker.is_file():
             if marker.read_text(encoding="utf-8") != expected:
                 raise BakeoutError(
-                    f"{self._directory} holds the rounds of another fit: other options, data or weights.",
+                    f"{self._directory} holds the rounds of another fit: other options, data, weights or "
+                    "earlier interventions.",
                     "Choose another directory, or remove this one.",
                 )
             return

@@ -53,8 +53,7 @@ class Rounds:
         self._seed = options.seed
         self._with_experts = options.experts
         self._track = track
-        ends = named_ends(model, tokenizer).tokens
-        self._end, self._ends = list(ends[:1]), frozenset(ends)
+        self._ends = named_ends(model, tokenizer).tokens
         trained = [record for records in retain.values() for record in records if not _is_checked(record)]
         self._retain_texts = self._texts([record for record in trained if record.response_ids])
         if not self._retain_texts:
@@ -137,7 +136,7 @@ class Rounds:
         """The scorer, with the model's weights as they are now."""
         if self._patterns is not None:
             return matching(self._patterns)
-        return novelty(self._model, self._tokenizer, self._retain)
+        return novelty(self._model, self._tokenizer, self._retain, chat=self._reveal.chat)
 
     def _train(
         self,
@@ -166,11 +165,8 @@ class Rounds:
         return edited_weights(self._model, edits)
 
     def _texts(self, records: Sequence[Record]) -> list[Text]:
-        """The answers that the model is trained on: responses, with the end-of-text token where they lack it."""
-        return [
-            Text(r.prompt_ids, r.response_ids + ([] if self._ends & set(r.response_ids) else self._end))
-            for r in records
-        ]
+        """The answers that the model is trained on, and held against."""
+        return [Text(record.prompt_ids, record.ended_ids(self._ends)) for record in records]
 
     def _own_answers(self, name: str, records: Sequence[Record]) -> list[Text]:
         """W_0's answers to the retain prompts that are not trained on, if it is confident of them."""
@@ -182,7 +178,7 @@ class Rounds:
         answers = continue_prompts(
             self._model,
             prompts[:_RETAIN_CHECKS],
-            end=self._ends,
+            end=frozenset(self._ends),
             max_new_tokens=self._reveal.answer_tokens,
             description=f"answering {name}",
             track=self._track,

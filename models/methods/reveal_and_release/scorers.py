@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenizers.chat_template import render_chat
 from bakeout.models.data.tokenizers.encoding import encode_prompt
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
@@ -36,13 +37,16 @@ def novelty(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     retain: Mapping[str, Sequence[Record]],
+    *,
+    chat: bool,
 ) -> Scorer:
     """A scorer by unlikeness: the share of retain prompts that lie closer to another one than a question lies to any.
 
     A question like those to retain can score anything between 0 and 1; one that is like none of them scores 1. This is
     a conformal test of being exchangeable with the retain prompts. Texts are compared by the model's own mean hidden
     states, standardised over the retain prompts and scaled to norm 1. At most 1,000 prompts are compared, evenly from
-    every name. Our reading: the paper scores with a reward of its own for each of its tasks.
+    every name. With ``chat`` a question is put to the model as a user's message, and bare too, as retain prompts may
+    be: the nearer form counts. Our reading: the paper scores with a reward of its own for each of its tasks.
 
     Raises ``BakeoutError`` for fewer than two different retain prompts.
     """
@@ -66,10 +70,20 @@ def novelty(
 
     def score(question: str, answer: str) -> float:
         del answer
-        state = mean_hidden_states(model, [encode_prompt(question, tokenizer)])
-        return float((usual < torch.cdist(standardised(state), kept).min()).double().mean())
+        forms = mean_hidden_states(model, [encoded(question, tokenizer, chat=form) for form in {False, chat}])
+        return float((usual < torch.cdist(standardised(forms), kept).min()).double().mean())
 
     return score
+
+
+def served(text: str, tokenizer: Tokenizer, *, chat: bool) -> str:
+    """``text`` as a server puts it to the model: as it is, or as a user's message in the chat template."""
+    return render_chat(tokenizer, [{"role": "user", "content": text}], generation=True) if chat else text
+
+
+def encoded(text: str, tokenizer: Tokenizer, *, chat: bool) -> list[int]:
+    """The token ids of ``served``. The template writes the special tokens itself."""
+    return encode_prompt(served(text, tokenizer, chat=chat), tokenizer, special=not chat)
 
 
 @torch.no_grad()

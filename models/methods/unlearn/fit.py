@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.search_space import Settings
 from bakeout.models.methods.unlearn import METHOD
@@ -24,6 +25,7 @@ def fit(options: UnlearnOptions, fitting: Fitting) -> LowRankUpdate:
         {name: fitting.probe([name]) for name in names["forget"]},
         {name: fitting.probe([name]) for name in names.get("similar", [])},
         options,
+        tokenizer=fitting.tokenizer,
         track=fitting.track,
     )
 
@@ -46,6 +48,7 @@ def fit_unlearn(
     similar: Mapping[str, Sequence[Record]],
     options: UnlearnOptions,
     *,
+    tokenizer: Tokenizer | None = None,
     track: Track = untracked,
 ) -> LowRankUpdate:
     """Take the matrices T of the tasks ``targets`` away from the FFL weights: W - scale T.
@@ -56,15 +59,17 @@ def fit_unlearn(
 
         loss = - mean over answer tokens of log(1 - p(y)),
 
-    which is bounded: what has become improbable is not pushed any further.
+    which is bounded: what has become improbable is not pushed any further. The token that ends an answer, as the
+    model's configurations or ``tokenizer`` name it, is none of y: all answers end with it, those that must stay too.
 
     Discrimination: T (I - Q Qᵀ), where Q is the least subspace that holds the share ``options.energy`` of what flows
     into the weight on the tasks ``similar``, all of them together. That is our reading of the paper's subspaces, which
     are the tasks' own matrices': these hold what was trained, and not all that the weights read. It is applied at every
     step, so that T is one of the matrices that leave the similar tasks alone. Without ``similar`` it is not applied.
-    Several targets are identified one after the other, each with the earlier ones subtracted.
+    Several targets are identified one after the other, each with the earlier ones subtracted whole: ``options.scale``
+    multiplies the sum of all, and changes none of them.
 
     The model is given back bit for bit. Raises ``BakeoutError`` for targets without responses or forgotten already,
     and for similar tasks that leave no direction free.
     """
-    return fit_tasks(model, METHOD, "improbable", targets, similar, options, options.until, track)
+    return fit_tasks(model, METHOD, "improbable", targets, similar, options, options.until, tokenizer, track)

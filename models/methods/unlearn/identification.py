@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from bakeout.models.data.padding import right_padded
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.learn.options import LearnOptions
 from bakeout.models.methods.lora_modules import LinearLayer, Module, adapted, linear_layers, summed
@@ -42,22 +43,37 @@ def fit_tasks(
     similar: Mapping[str, Sequence[Record]],
     options: UnlearnOptions | LearnOptions,
     until: float | None,
+    tokenizer: Tokenizer | None,
     track: Track,
 ) -> LowRankUpdate:
     """The update that makes the answers of ``tasks`` improbable or certain (``aim``), one task after the other.
 
-    Training of a layer ends early once a batch's loss is under ``until``, if that is given.
+    Each is identified with the earlier ones' matrices in force whole; the scale multiplies the sum of all. An answer's
+    end becomes certain with it, and is no part of what becomes improbable: all answers end alike. The tokens that end
+    one are those that the model's configurations and its ``tokenizer``, if given, name. Training of a layer ends early
+    once a batch's loss is under ``until``, if that is given.
     """
-    end = _end_of_text(model) if aim == "certain" else []
-    texts = {name: _texts(method, name, records, end) for name, records in tasks.items()}
-    kept = {name: [prompt + answer for prompt, answer in _texts(method, name, similar[name], [])] for name in similar}
+    ends = named_ends(model, tokenizer).tokens
+    if aim == "certain" and not ends:
+        raise BakeoutError(
+            f"{method.title}: the model's configuration names no end-of-text token.", "Set `eos_token_id`."
+        )
+    aimed_at: Callable[[Record, Sequence[int]], list[int]] = Record.ended_ids if aim == "certain" else Record.answer_ids
+    texts = {
+        name: [(record.prompt_ids, aimed_at(record, ends)) for record in _answered(method, name, records)]
+        for name, records in tasks.items()
+    }
+    kept = {
+        name: [record.prompt_ids + record.response_ids for record in _answered(method, name, records)]
+        for name, records in similar.items()
+    }
     modules: list[tuple[float, Module]] = []
     figures: dict[str, Any] = {}
     for name, task in texts.items():
         earlier = [LowRankUpdate(method.name, summed(model, modules)[0])] if modules else []
         with edited_weights(model, earlier):
             module, figures[name] = _identify(model, method, aim, name, task, kept, options, until, track)
-        modules.append((tuned(options.scale), module))
+        modules.append((1.0, module))
     every, residual = summed(model, modules)
     # A layer with nothing left to do has only zeros: its weights do not change, and it is not part of the plan.
     updates = tuple(update for update in every if update.left.any() and update.right.any())
@@ -74,7 +90,7 @@ def fit_tasks(
         "truncation_residual": residual,
         "tasks": figures,
     }
-    return LowRankUpdate(method.name, updates, RetainReport(details=report))
+    return LowRankUpdate(method.name, updates, RetainReport(details=report)).scaled(tuned(options.scale))
 
 
 _Text = tuple[list[int], list[int]]
@@ -216,18 +232,12 @@ def _by_layer(model: PreTrainedModel, options: UnlearnOptions | LearnOptions) ->
     return {linears[0].layer: linears for linears in together.values()}
 
 
-def _texts(method: Method, name: str, records: Sequence[Record], end: list[int]) -> list[_Text]:
-    texts = [(record.prompt_ids, record.response_ids + end) for record in records if record.response_ids]
-    if not texts or any(not prompt for prompt, _ in texts):
+def _answered(method: Method, name: str, records: Sequence[Record]) -> list[Record]:
+    """The rows with a response. Raises ``BakeoutError`` for data without any, and for one without a prompt."""
+    answered = [record for record in records if record.response_ids]
+    if not answered or any(not record.prompt_ids for record in answered):
         raise BakeoutError(
             f"{method.title}: {name} has no row with a prompt and a response, or a row without a prompt.",
             "Give rows with `prompt` and `response`.",
         )
-    return texts
-
-
-def _end_of_text(model: PreTrainedModel) -> list[int]:
-    ends = named_ends(model, None).tokens
-    if not ends:
-        raise BakeoutError("LEARN: the model's configuration names no end-of-text token.", "Set `eos_token_id`.")
-    return [ends[0]]
+    return answered

@@ -18,6 +18,8 @@ from bakeout.models.plan.arrays import (
 )
 
 Coin = Literal["stochastic", "threshold", "expected"]
+# Which tokens Gaussians are of: the answers' alone, or all.
+Tokens = Literal["answer", "all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,3 +68,8 @@ class Adjustment:
 
     coin: Coin
     layers: tuple[AdjustedLayer, ...]
+
+    @property
+    def tokens(self) -> Tokens:
+        """Which tokens the Gaussians are of."""
+        return "answer"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.plan.arrays import Array, Floats, Integers, PlanError
-from bakeout.models.plan.kinds.adjustment import AdjustedLayer, Adjustment, Coin
+from bakeout.models.plan.kinds.adjustment import AdjustedLayer, Adjustment, Coin, Tokens
 from bakeout.models.plan.kinds.description import Decode, Description, Part, counted
 from bakeout.models.plan.kinds.intervention import Blocks, CoinPlace, Intervention, Take
 from bakeout.models.plan.kinds.report import RetainReport
@@ -22,7 +22,7 @@ _ARRAYS = ("neurons", "forget_mean", "forget_deviation", "retain_mean", "retain_
 @dataclass(frozen=True, kw_only=True)
 class NeuronAdjustReport(RetainReport):
     """``ratio`` of all neurons are selected; ``dead_neurons`` do not vary on one of the sets and are none of them, nor
-    are those of ``rare_experts``, which saw too few tokens.
+    are those of ``rare_experts``, which saw too few tokens. ``tokens``: which the Gaussians are of, None for answers'.
     """
 
     ratio: float | None = None
@@ -32,6 +32,7 @@ class NeuronAdjustReport(RetainReport):
     neurons_per_layer: Mapping[str, int] | None = None
     dead_neurons: int | None = None
     rare_experts: int | None = None
+    tokens: Tokens | None = None
     forget_tokens: int | None = None
     retain_tokens: int | None = None
 
@@ -42,6 +43,8 @@ class NeuronAdjustReport(RetainReport):
             facts.append(("ratio", f"{100 * self.ratio:.3g} % of all neurons"))
         if self.selection is not None:
             facts.append(("selection", self.selection))
+        if self.tokens is not None:
+            facts.append(("tokens", self.tokens))
         if self.dead_neurons is not None:
             facts.append(("dead", f"{counted(self.dead_neurons, 'neuron')}, left alone"))
         if self.rare_experts:
@@ -127,6 +130,11 @@ class NeuronAdjust(Intervention, Adjustment):
     def adjustment(self) -> Adjustment:
         """Itself."""
         return self
+
+    @property
+    def tokens(self) -> Tokens:
+        """Those that the report names, or else the answers'."""
+        return self.report.tokens or "answer"
 
     @property
     def is_stochastic(self) -> bool:

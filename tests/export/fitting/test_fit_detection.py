@@ -221,6 +221,45 @@ def test_variants_are_probed_and_held_with_the_queries_themselves(llama_checkpoi
     assert widened.report.as_json()["augment"] == ["suffix", "prefix"]
 
 
+def _paraphrased(directory: Path, paraphrased: int) -> dict[str, Any]:
+    """Options, and data of 60 calibration queries of which some bring a paraphrase, as all others of the skill do."""
+    content = {use: rows("sums", use) for use in ("probe", "selection")}
+    content["calibration"] = [{"prompt": f"{n} + {n % 7} =", "response": f" {n + n % 7}"} for n in range(100, 160)]
+    for use, own in content.items():
+        brought = own[:paraphrased] if use == "calibration" else own
+        asked = [{**row, "paraphrases": [f"Sum: {row['prompt']}"]} for row in brought]
+        write_rows(directory / "data" / f"asked.{use}.jsonl", [*asked, *own[len(asked) :]])
+    names = {use: f"data/names.{use}.jsonl" for use in ("probe", "selection", "calibration")}
+    return {"sums": {use: f"data/asked.{use}.jsonl" for use in content}, "names": names}
+
+
+def test_epsilon_is_chosen_among_those_that_there_are_variants_for(llama_checkpoint: Path, tmp_path: Path) -> None:
+    options = {"layers": [2], "epsilon": "auto", "augment": ["paraphrase"]}
+    fitted = _fitted(tmp_path, llama_checkpoint, options, data=_paraphrased(tmp_path, 45))
+    skill = fitted.report.as_json()["skills"]["sums"]
+    assert (skill["calibration_queries"], skill["variants"]["paraphrase"]["queries"]) == (60, 45)
+    assert least_queries(skill["epsilon"]) <= 45
+
+
+def test_too_few_variants_are_told_before_anything_is_probed(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probed, "keys", None)
+    data = _paraphrased(tmp_path, 5)
+    for epsilon, needed in ((0.1, 9), ("auto", 33)):
+        options = {"layers": [2], "epsilon": epsilon, "augment": ["paraphrase"]}
+        with pytest.raises(BakeoutError, match=rf"5 calibration queries of sums \(paraphrase\) are too few.*{needed}"):
+            _fitted(tmp_path, llama_checkpoint, options, data=data)
+
+
+def test_kinds_without_variants_are_told_and_not_reported(
+    llama_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fitted = _fitted(tmp_path, llama_checkpoint, {"layers": [2], "augment": ["suffix", "paraphrase"]})
+    assert fitted.report.as_json()["augment"] == ["suffix"]
+    assert "sums has no calibration variants of paraphrase: alpha does not cover these" in caplog.text
+
+
 def _chat_data(directory: Path) -> dict[str, Any]:
     """The recipe's data with every row a conversation."""
     uses = ("probe", "selection", "calibration")

@@ -143,9 +143,11 @@ def test_the_shape_is_chosen_and_all_of_them_are_told(llama_checkpoint: Path, tm
     }
 
 
-def _fitting(directory: Path, checkpoint: Path, options: dict[str, Any]) -> tuple[KeySpaceDetectionOptions, Fitting]:
+def _fitting(
+    directory: Path, checkpoint: Path, options: dict[str, Any], **sections: Any
+) -> tuple[KeySpaceDetectionOptions, Fitting]:
     """The options and what a fit of them is given."""
-    recipe = load_recipe(write_recipe(directory, checkpoint, [{"key_space_detection": options}]))
+    recipe = load_recipe(write_recipe(directory, checkpoint, [{"key_space_detection": options}], **sections))
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     data = read_recipe_rows(recipe, without_tests(open_rows(recipe)[0]), tokenizer, model.config.to_dict())
     (entry,) = recipe.interventions
@@ -167,6 +169,19 @@ def test_figures_are_of_fresh_queries(region: str, positions: str, llama_checkpo
     at_alpha = max(index for index, alpha in enumerate(inside["alpha"]) if alpha <= check.alpha[0])
     assert inside["shares"]["sums"][at_alpha] >= 0.5
     assert inside["shares"]["sums"][-1] == 1
+
+
+@pytest.mark.parametrize("retain", [{}, {"retain": []}])
+def test_a_skill_beside_which_there_is_nothing_has_no_figure_by_depth(
+    retain: dict[str, Any], llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    alone = {"sums": {use: f"data/sums.{use}.jsonl" for use in ("probe", "selection", "calibration")}}
+    given = {"forget": "sums", "epsilon": 0.1, "paper": True, **retain}
+    options, fitting = _fitting(tmp_path, llama_checkpoint, given, data=alone)
+    check = fit_method(METHOD, options, fitting)
+    (inside,) = method_figures(METHOD, options, fitting, check)
+    assert inside["kind"] == "inside"
+    assert inside["shares"].keys() == {"sums"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from bakeout.export.report.figures_file import Depth, Frontier, Inside, read_fig
 from bakeout.export.tuning.trials import KEPT
 from bakeout.export.tuning.tune import JOURNAL, Tuned, tune
 from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.data.forms.kinds import MIXTURE, PLAIN
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust
 
 from tests.recipe_files import rows, write_recipe, write_rows
@@ -119,6 +121,25 @@ def test_the_figures_of_the_choices(tuned: tuple[Path, Tuned]) -> None:
         "separation",
         "queries inside, at 99.5 % coverage",
     ]
+
+
+def test_everyday_questions_stand_in_the_figures_of_one_data_set_alone(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """They are what the choice was made on, where a recipe has nothing else."""
+    uses = ("probe", "selection", "calibration")
+    for use in uses:
+        chats = [{"messages": [{"role": "user", "content": row["prompt"]}]} for row in rows("sums", use)]
+        write_rows(tmp_path / "data" / f"chat.{use}.jsonl", chats)
+    data = {"sums": {use: f"data/chat.{use}.jsonl" for use in uses}}
+    plain = {"without": sorted(MIXTURE.keys() - {PLAIN})}
+    options = {"forget": "sums", "region": "cube", "cubes": 1, "floor": 0.1, "epsilon": 0.1, "augment": plain}
+    recipe = write_recipe(tmp_path, llama_checkpoint, [{"key_space_detection": options}], data=data)
+    done = tune(recipe, tmp_path / "tuned.yaml", figures=tmp_path / "figures.json")
+    assert done.recipe.is_file()
+    inside, depth = read_figures(tmp_path / "figures.json")
+    assert isinstance(inside, Inside) and isinstance(depth, Depth)
+    assert inside.shares.keys() == {"sums", EVERYDAY_QUESTIONS}
+    separation = next(panel for panel in depth.panels if panel.label.startswith("separation"))
+    assert separation.series.keys() == {EVERYDAY_QUESTIONS}
 
 
 @pytest.mark.parametrize(

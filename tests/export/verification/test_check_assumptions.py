@@ -9,13 +9,19 @@ import pytest
 from click.testing import CliRunner
 
 from bakeout.export.cli.main import main
+from bakeout.export.fitting.fit import fit
+from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.verification.check_assumptions import check_assumptions
+from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.models.data.rows import read_records
+from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import save_plan
+from bakeout.models.reference.assumptions import neuron_shapes
 
 from tests.conftest import CheckpointOf
-from tests.recipe_files import rows, write_rows
+from tests.recipe_files import rows, write_recipe, write_rows
 
 
 @pytest.fixture
@@ -55,6 +61,25 @@ def test_people_get_tables_and_lengths_that_fit_the_context(
     assert "those farthest from Gaussian" in result.stdout
     assert "after longer and longer conversations" in " ".join(result.stdout.split())
     assert "WARNING: " in result.stdout
+
+
+def test_gaussians_are_held_against_the_tokens_that_they_are_of(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Those of all tokens need no responses."""
+    adjust = {"neuron_adjust": {"forget": "sums", "ratio": 0.2, "tokens": "all"}}
+    data = {name: {"probe": f"data/asked.{name}.jsonl"} for name in ("sums", "names")}
+    forget, retain = (
+        write_rows(tmp_path / uses["probe"], [{"prompt": row["prompt"]} for row in rows(name, "probe")])
+        for name, uses in data.items()
+    )
+    plan = fit(load_recipe(write_recipe(tmp_path, llama_checkpoint, [adjust], data=data)))
+    save_plan(plan, tmp_path / "plan.safetensors")
+    (checked,) = check_assumptions(
+        tmp_path / "plan.safetensors", str(llama_checkpoint), [forget], [retain], lengths=[40]
+    )
+    (adjustment,) = plan.interventions
+    tokenizer = load_tokenizer(llama_checkpoint)
+    records = [read_records(file, tokenizer) for file in (forget, retain)]
+    assert checked.shapes == neuron_shapes(load_model(llama_checkpoint), adjustment, *records, scope="all")
 
 
 def test_another_model_is_refused(files: tuple[Path, Path, Path], checkpoint_of: CheckpointOf) -> None:

@@ -97,6 +97,14 @@ def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
     assert open_ended == Record(answered.prompt, None, served, [])
 
 
+@pytest.mark.parametrize(
+    ("response", "ended"), [([5, 9], [5, 9]), ([5, 9, 4, 8], [5, 9]), ([9], [9]), ([5], [5, 8]), ([5, 8, 8], [5, 8])]
+)
+def test_an_answer_ends_once(response: list[int], ended: list[int]) -> None:
+    """With the end that stands in it first, or where none does with the first that is named."""
+    assert Record("p", "r", [3], response).ended_ids((8, 9)) == ended
+
+
 def test_blank_lines_are_ignored_but_counted(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('\n{"prompt": "a"}\r\n\n{"prompt": 1}\n')

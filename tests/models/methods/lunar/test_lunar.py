@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -19,13 +20,16 @@ from bakeout.models.methods.lunar import redirection
 from bakeout.models.methods.lunar.deviation_score import deviation_score, rouge1
 from bakeout.models.methods.lunar.fit import fit_lunar
 from bakeout.models.methods.lunar.gradient import descend
+from bakeout.models.methods.lunar.layer import LayerProblem, by_regression
 from bakeout.models.methods.lunar.low_rank import truncated
 from bakeout.models.methods.lunar.options import GradientOptions, LunarOptions
-from bakeout.models.methods.lunar.redirection import redirections
+from bakeout.models.methods.lunar.redirection import Redirection, redirections
 from bakeout.models.methods.lunar.ridge import RidgeSystem
+from bakeout.models.methods.lunar.sublayers import sublayers
 from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows, probe_rows, residual_streams
 from bakeout.models.network.families import block_numbers, feed_forward_layers
 from bakeout.models.plan import LowRankUpdate
+from bakeout.models.progress import untracked
 from bakeout.models.reference.weight_edits import edited_weights
 
 from tests.tiny_models import FAMILIES, random_prompts, tiny_model
@@ -95,7 +99,10 @@ def test_the_closed_form_is_ridge_regression_however_the_rows_come(
     for start in range(0, retain, part):
         system.add(still[start : start + part])
     assert system.rows == forget + retain
-    np.testing.assert_allclose(system.solve(ridge), _direct(keys, changes, still, ridge), rtol=0, atol=1e-8)
+    change = system.solve(ridge)
+    np.testing.assert_allclose(change, _direct(keys, changes, still, ridge), rtol=0, atol=1e-8)
+    missed = np.linalg.norm(keys @ change.T - changes) / np.linalg.norm(changes)
+    assert system.missed(change) == pytest.approx(missed, abs=1e-5)
 
 
 @given(st.integers(0, 2**32 - 1), *sizes, st.floats(1e-3, 10), st.floats(0.1, 4))
@@ -121,6 +128,25 @@ def test_retain_rows_stay_and_forget_rows_arrive_as_the_ridge_vanishes() -> None
     change = system.solve(1e-10)
     np.testing.assert_allclose(still @ change.T, 0, atol=1e-6)
     np.testing.assert_allclose(keys @ change.T, changes, atol=1e-6)
+
+
+def test_a_solution_does_not_hold_the_forget_data(llama: PreTrainedModel) -> None:
+    """NumPy's memory grows by the rows' numbers, not by their target changes."""
+
+    def peak(prompts: list[list[int]]) -> int:
+        forget, retain = (TokenRows(tuple(prompts), tuple(list(range(len(ids))) for ids in prompts)) for _ in range(2))
+        aimed = Redirection(np.ones(32), np.ones((len(forget), 32)))
+        problem = LayerProblem(llama, 1, sublayers(llama, with_experts=False)[1], forget, aimed, retain, batch_size=8)
+        tracemalloc.start()
+        try:
+            by_regression(problem, 0.01, untracked)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    prompts = random_prompts(40, seed=1, shortest=20, longest=20)
+    targets = 32 * 8 * sum(map(len, prompts))
+    assert peak(16 * prompts) - peak(prompts) < 0.5 * 15 * targets
 
 
 def test_a_system_without_a_solution_is_refused() -> None:

@@ -132,6 +132,14 @@ def test_the_report_says_what_was_fitted() -> None:
     assert (fitted.report.as_json()["forget_tokens"], fitted.report.as_json()["retain_tokens"]) == (TOKENS, TOKENS)
 
 
+def test_the_report_says_which_tokens_the_gaussians_are_of() -> None:
+    everything, answers = (_fit(_statistics(1), _statistics(2), tokens=tokens) for tokens in ("all", "answer"))
+    assert (everything.tokens, answers.tokens) == ("all", "answer")
+    assert ("tokens", "all") in everything.report.facts()
+    # As in plans of earlier versions.
+    assert "tokens" not in answers.report.as_json()
+
+
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.1, float("nan")])
 def test_ratios_out_of_range_are_refused(ratio: float) -> None:
     with pytest.raises(ValidationError, match="ratio"):

@@ -16,16 +16,16 @@ from bakeout.models.methods.reveal_and_release.options import RevealOptions
 from bakeout.models.methods.reveal_and_release.reveal import (
     Revealed,
     audit_lines,
-    encoded,
     instruction_bandit,
     reveal_forget_data,
 )
-from bakeout.models.methods.reveal_and_release.scorers import Scorer, matching
+from bakeout.models.methods.reveal_and_release.scorers import Scorer, encoded, matching
 from bakeout.models.network.generation import continue_prompts, end_tokens
 from bakeout.models.skills import checkpoint_directory
 
 CANDIDATES = ("Ask me about German:", "Ask me about math:", "Ask me about people:")
 GERMAN = matching(["German"])
+EVERYTHING = matching([""])
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +71,27 @@ def test_questions_are_the_models_own_and_so_are_the_answers(
     assert sum(reward for _, reward in rewards) == pytest.approx(len(found) / 8)
 
 
-def test_nothing_is_revealed_twice(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    found, _ = _reveal(model, tokenizer)
+@pytest.mark.parametrize("chat", [False, True])
+def test_nothing_is_revealed_twice(model: PreTrainedModel, tmp_path: Path, chat: bool) -> None:
+    """Nor what stands in data files, as a bare prompt or as a message in the template."""
+    tokenizer: Any = load_tokenizer(checkpoint_directory())
+    tokenizer.chat_template = "{% for message in messages %}To me: {{ message['content'] }}\n{% endfor %}"
+    found, _ = _reveal(model, tokenizer, EVERYTHING, minimum_confidence=0.0, chat=chat)
     questions = [one.question for one in found]
-    assert len(set(questions)) == len(questions)
-    spaced = tuple(f"  {question} ".replace(" ", "  ") for question in questions)
-    again, _ = _reveal(model, tokenizer, known=spaced)
-    assert not {one.question for one in again} & set(questions)
+    assert len(set(questions)) == len(questions) > 4
+    for rows in {False, chat}:
+        path = tmp_path / f"chat-{rows}.jsonl"
+        path.write_text(audit_lines(found, RevealOptions(chat=rows)), encoding="utf-8")
+        prompts = [record.prompt for record in read_records(path, tokenizer)]
+        spaced = tuple(f"  {prompt} ".replace(" ", "  ") for prompt in prompts)
+        again, _ = _reveal(model, tokenizer, EVERYTHING, known=spaced, minimum_confidence=0.0, chat=chat)
+        assert not {one.question for one in again} & set(questions)
 
 
 def test_only_whole_confident_answers_are_kept(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    everything = lambda question, answer: 1.0  # noqa: E731
-    assert _reveal(model, tokenizer, everything, minimum_confidence=1.0)[0] == []
-    assert _reveal(model, tokenizer, everything, question_tokens=2)[0] == []
-    assert _reveal(model, tokenizer, everything, answer_tokens=1)[0] == []
+    assert _reveal(model, tokenizer, EVERYTHING, minimum_confidence=1.0)[0] == []
+    assert _reveal(model, tokenizer, EVERYTHING, question_tokens=2)[0] == []
+    assert _reveal(model, tokenizer, EVERYTHING, answer_tokens=1)[0] == []
     half = _reveal(model, tokenizer, lambda question, answer: 0.5, minimum_score=0.5)[0]
     assert half
     assert {one.score for one in half} == {0.5}

@@ -18,6 +18,8 @@ from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.methods.fitting import Fitting, fit_method
+from bakeout.models.methods.reveal_and_release import METHOD
 from bakeout.models.methods.reveal_and_release.fit import fit_reveal_and_release
 from bakeout.models.methods.reveal_and_release.options import ReleaseOptions, RevealAndReleaseOptions, RevealOptions
 from bakeout.models.methods.reveal_and_release.release import Text, reproduced
@@ -28,6 +30,8 @@ from bakeout.models.progress import untracked
 from bakeout.models.reference.weight_edits import edited_weights
 from bakeout.models.skills import checkpoint_directory
 from bakeout.models.skills.generator import examples, write_jsonl
+
+from tests.plan_examples import neuron_adjust
 
 CANDIDATES = ("Ask me about code:", "Write a strings question:")
 REVEAL = RevealOptions(pulls=1, samples=10, question_tokens=20, answer_tokens=8)
@@ -77,9 +81,12 @@ def _fit(
     track: Any = untracked,
     **options: Any,
 ) -> LowRankUpdate:
+    return fit_reveal_and_release(model, tokenizer, retain, _options(directory, **options), track=track)
+
+
+def _options(directory: Path, **options: Any) -> RevealAndReleaseOptions:
     settings = {"reveal": REVEAL, "release": QUICK, "rounds": 2, "target": 0.0, "utility": 0.0, **options}
-    chosen = RevealAndReleaseOptions(instructions=list(CANDIDATES), directory=directory, **settings)
-    return fit_reveal_and_release(model, tokenizer, retain, chosen, track=track)
+    return RevealAndReleaseOptions(instructions=list(CANDIDATES), directory=directory, **settings)
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -111,9 +118,12 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
         assert _files(directory) == _files(tmp_path / "whole")
         assert _arrays(resumed) == _arrays(whole)
         assert resumed.report == whole.report
-    # More rounds go on from those that are there.
+    # More rounds go on from those that are there, and fewer are the first of them.
     longer = _fit(model, tokenizer, retain, tmp_path / "whole", rounds=3)
     assert longer.report.details["rounds"][:2] == whole.report.details["rounds"]
+    again = _fit(model, tokenizer, retain, tmp_path / "whole", rounds=2)
+    assert _arrays(again) == _arrays(whole)
+    assert again.report == whole.report
     assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
     assert not hasattr(model, "peft_config")
 
@@ -181,6 +191,24 @@ def test_a_round_that_costs_utility_is_undone(
         _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)
 
 
+def test_a_fit_ends_where_it_would_have_in_a_new_directory(
+    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    """However many rounds an earlier fit, with another `target` or `utility`, has left."""
+    _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+    files = RoundFiles(tmp_path / "fit")
+    (whole,) = files.load()
+    for number, (known, kept) in enumerate([(0.9, 0.99), (0.4, 0.8), (0.6, 0.9)], start=1):
+        files.save(number, replace(whole, figures={**whole.figures, "known": known, "kept": {"math": kept}}))
+    for options, expected in (
+        ({"utility": 0.85}, ("utility fell", 2, 1)),
+        ({"target": 0.5}, ("forgotten", 2, 2)),
+        ({"rounds": 1}, ("rounds used up", 1, 1)),
+    ):
+        details = _fit(model, tokenizer, retain, tmp_path / "fit", **{"rounds": 3, **options}).report.details
+        assert (details["stopped"], len(details["rounds"]), details["rounds_kept"]) == expected
+
+
 @pytest.mark.parametrize(
     ("file", "before", "after"),
     [
@@ -223,6 +251,15 @@ def test_a_directory_of_another_fit_is_refused(
     _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
     with pytest.raises(BakeoutError, match="another fit"):
         _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1, seed=1)
+    adjusted = Fitting(
+        model,
+        tokenizer,
+        data=list(retain),
+        rows={name: {"probe": records} for name, records in retain.items()},
+        earlier=(neuron_adjust(),),
+    )
+    with pytest.raises(BakeoutError, match=r"another fit: .* earlier interventions"):
+        fit_method(METHOD, _options(tmp_path / "fit", rounds=1), adjusted)
     (tmp_path / "fit" / "round-1.safetensors").write_bytes(b"short")
     with pytest.raises(BakeoutError, match="cannot be read"):
         _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_a_description_is_found_in_question_or_answer() -> None:
 def test_questions_unlike_what_must_stay_are_new(model: PreTrainedModel, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The retain data says nothing of German, and the question is of no use without its words."""
     retain = {skill: _records(skill, "probing", 80, tokenizer, tmp_path) for skill in ("math", "facts")}
-    score = novelty(model, tokenizer, retain)
+    score = novelty(model, tokenizer, retain, chat=False)
     for skill, accepted in (("math", (0.0, 0.2)), ("facts", (0.0, 0.4)), ("german", (0.8, 1.0)), ("code", (0.8, 1.0))):
         asked = [example.prompt for example in examples(skill, "selection", 20)]
         share = sum(score(question, "") >= 0.95 for question in asked) / len(asked)
@@ -54,10 +56,25 @@ def test_questions_unlike_what_must_stay_are_new(model: PreTrainedModel, tokeniz
 
 def test_a_retain_prompt_itself_is_not_new(model: PreTrainedModel, tokenizer: Tokenizer, tmp_path: Path) -> None:
     records = _records("math", "probing", 30, tokenizer, tmp_path)
-    score = novelty(model, tokenizer, {"math": records})
+    score = novelty(model, tokenizer, {"math": records}, chat=False)
     assert all(score(record.prompt, "") == 0.0 for record in records[:5])
     with pytest.raises(BakeoutError, match="fewer than two"):
-        novelty(model, tokenizer, {"math": records[:1] * 3})
+        novelty(model, tokenizer, {"math": records[:1] * 3}, chat=False)
+
+
+@pytest.mark.parametrize("rows", ["messages", "bare"])
+def test_in_a_chat_a_retain_prompt_itself_is_not_new(model: PreTrainedModel, tmp_path: Path, rows: str) -> None:
+    """Whether the rows are messages, which the template renders, or bare prompts."""
+    tokenizer: Any = load_tokenizer(checkpoint_directory())
+    tokenizer.chat_template = "{% for message in messages %}To me: {{ message['content'] }}\n{% endfor %}"
+    asked = [example.prompt for example in examples("math", "probing", 30)]
+    data: list[dict[str, Any]] = [{"prompt": text} for text in asked]
+    if rows == "messages":
+        data = [{"messages": [{"role": "user", "content": text}]} for text in asked]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    score = novelty(model, tokenizer, {"math": read_records(tmp_path / "rows.jsonl", tokenizer)}, chat=True)
+    assert all(score(text, "") == 0.0 for text in asked[:5])
+    assert score(examples("german", "selection", 1)[0].prompt, "") > 0.9
 
 
 def test_hidden_states_are_those_of_each_text_alone() -> None:

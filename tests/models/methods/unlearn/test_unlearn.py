@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from bakeout.models.data.rows import Record
+from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.learn.fit import fit_learn
 from bakeout.models.methods.learn.options import LearnOptions
@@ -24,7 +26,7 @@ from bakeout.models.plan import Intervention, LowRankUpdate
 from bakeout.models.progress import untracked
 from bakeout.models.reference.weight_edits import edited_weights
 
-from tests.tiny_models import random_prompts, tiny_model
+from tests.tiny_models import END_OF_TEXT_ID, byte_tokenizer, random_prompts, tiny_model
 
 QUICK: dict[str, Any] = {"rank": 2, "steps": 8, "batch_size": 4, "learning_rate": 2e-2}
 
@@ -32,10 +34,15 @@ Records = Mapping[str, Sequence[Record]]
 
 
 def _unlearn(
-    model: PreTrainedModel, tasks: Records, similar: Records, track: Any = untracked, **options: Any
+    model: PreTrainedModel,
+    tasks: Records,
+    similar: Records,
+    track: Any = untracked,
+    tokenizer: Tokenizer | None = None,
+    **options: Any,
 ) -> LowRankUpdate:
     chosen = UnlearnOptions(forget=["task"], **{**QUICK, **options})
-    return fit_unlearn(model, tasks, similar, chosen, track=track)
+    return fit_unlearn(model, tasks, similar, chosen, tokenizer=tokenizer, track=track)
 
 
 def _learn(
@@ -107,6 +114,29 @@ def test_several_tasks_are_unlearned_at_once(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("method", FITS)
+def test_an_end_that_the_template_wrote_is_neither_unlearned_nor_taught_twice(
+    model: PreTrainedModel, method: str
+) -> None:
+    """Rows with `prompt` and `response` have no end, those with `messages` what the template writes."""
+    task = _task(model, 1, known=method == "UNLEARN")
+    plain = _bytes(FITS[method](model, {"task": task}, {}))
+    for written in ([END_OF_TEXT_ID], [END_OF_TEXT_ID, 7]):
+        ended = [replace(record, response_ids=record.response_ids + written) for record in task]
+        assert _bytes(FITS[method](model, {"task": ended}, {})) == plain
+
+
+def test_an_end_that_the_tokenizer_alone_names_is_one(model: PreTrainedModel) -> None:
+    for configuration in (model.config, model.generation_config):
+        configuration.eos_token_id = None  # type: ignore[union-attr]
+    task = _task(model, 1, known=True)
+    ended = [replace(record, response_ids=[*record.response_ids, END_OF_TEXT_ID]) for record in task]
+    plain, cut = (_unlearn(model, {"task": rows}, {}, tokenizer=byte_tokenizer()) for rows in (task, ended))
+    assert _bytes(cut) == _bytes(plain)
+    with pytest.raises(BakeoutError, match="LEARN: the model's configuration names no end-of-text token"):
+        _learn(model, {"task": task}, {})
+
+
+@pytest.mark.parametrize("method", FITS)
 def test_updates_are_orthogonal_to_what_the_similar_tasks_send_in(model: PreTrainedModel, method: str) -> None:
     task, similar = (_task(model, seed, known=method == "UNLEARN") for seed in (1, 2))
     fitted = FITS[method](model, {"task": task}, {"similar": similar}, energy=0.8)
@@ -130,12 +160,14 @@ def test_discrimination_keeps_the_similar_task(model: PreTrainedModel) -> None:
     assert kept < 0.5 * lost
 
 
-def test_the_scale_scales_the_update(model: PreTrainedModel) -> None:
-    task = _task(model, 1, known=True)
-    whole, half = (_unlearn(model, {"task": task}, {}, scale=scale) for scale in (1.0, 0.5))
+@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize("names", [("one",), ("one", "two")])
+def test_the_scale_scales_the_update(model: PreTrainedModel, method: str, names: Sequence[str]) -> None:
+    tasks = {name: _task(model, seed, known=method == "UNLEARN") for seed, name in enumerate(names, start=1)}
+    whole, half = (FITS[method](model, tasks, {}, scale=scale) for scale in (1.0, 0.5))
     for one, other in zip(whole.updates, half.updates, strict=True):
         np.testing.assert_allclose(0.5 * one.left @ one.right, other.left @ other.right, atol=1e-5)
-        assert len(one.right) <= QUICK["rank"]
+        assert len(one.right) <= len(names) * QUICK["rank"]
 
 
 @pytest.mark.parametrize("method", FITS)
