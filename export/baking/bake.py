@@ -168,7 +168,7 @@ def write_record(
     """Write the manifest of all files in ``directory``: what they were made of, and with ``measured`` more entries."""
     chosen = options.model_dump(mode="json")
     chosen["exporter"], exporter_packages = _exported_by(options, plan, edited)
-    if edited.form == "graph":
+    if edited.form != "exported graph":
         # It kept its own.
         chosen["dtype"] = None
     entries = {

@@ -28,7 +28,7 @@ from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.genai_config import (
     GENAI_CONFIG,
     copy_genai_config,
-    has_cache,
+    genai_feeds_back,
     require_whole_prompts,
     write_genai_config,
 )
@@ -90,7 +90,8 @@ def graph_base(
 def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan, variant: str | None = None) -> Path | Checkpoint:
     """The graph's file that ``model`` is, or the checkpoint to export; with ``variant`` the graph of this name in it.
 
-    Raises ``BakeoutError`` for a graph that a plan is baked into, and for another checkpoint than the plan's.
+    Raises ``BakeoutError`` for a graph that a plan is baked into, for another checkpoint than the plan's, and where
+    prompts are read in chunks and the plan's check needs them whole.
     """
     source = model_source(model, variant)
     if isinstance(source, Path):
@@ -101,6 +102,9 @@ def graph_or_checkpoint(model: str | Path | Checkpoint, plan: Plan, variant: str
             )
     else:
         require_weights(source, plan)
+    is_pair = isinstance(source, Path) and len(graphs_of(source)) > 1
+    if not is_pair and plan.check is not None and plan.check.positions == "mean":
+        require_whole_prompts(home_of(source) if isinstance(source, Path) else source.directory)
     return source
 
 
@@ -126,14 +130,20 @@ def edit_graph(
     )
 
 
-def edited_graphs(path: Path, plan: Plan, options: BakeOptions) -> Iterator[tuple[ir.Model, list[Receipt]]]:
-    """The graph in ``path``, or both of its pair, edited in memory, each with its receipts."""
-    layer = _latch_layer(path, plan, options)
-    for source in graphs_of(path):
+def edited_graphs(base: GraphBase, plan: Plan, options: BakeOptions) -> Iterator[tuple[ir.Model, list[Receipt]]]:
+    """The graph of ``base``, or both of its pair, edited in memory, each with its receipts; not quantised."""
+    layer = _latch_layer(base.graph, plan, options)
+    companions = companion_files(base.directory)
+    for source in graphs_of(base.graph):
         graph = load_graph(source)
         past = add_empty_past(graph) if _reads_prompts(source) else []
+        place = _place(base, source, options)
+        name_data_for(options.runtimes, graph, place)
         receipts = edit_graph(graph, plan, options, latch_layer=layer)
         remove_empty_past(graph, past)
+        require_served(options.runtimes, graph, {path.name for path in companions})
+        if options.quantize is None:
+            _require_own_names(source, data_files(graph), companions, place)
         yield graph, _named(source, receipts)
 
 
@@ -149,9 +159,7 @@ def write_baked_graph(
     layer = _latch_layer(base.graph, plan, options)
     first, *second = graphs_of(base.graph)
     is_pair = bool(second)
-    if not is_pair and plan.check is not None and plan.check.positions == "mean":
-        require_whole_prompts(base.directory)
-    place = base.graph.name if is_pair else place_of_graph(options.runtimes, _variant(base, options))
+    place = _place(base, base.graph, options)
     graph, receipts = _write_graph(base.graph, base, plan, options, directory, place, track, layer)
     if is_pair:
         with scratch_directory(directory) as scratch:
@@ -249,6 +257,12 @@ def _joined(scratch: Path, name: str, directory: Path) -> str:
     return str(free)
 
 
+def _place(base: GraphBase, source: Path, options: BakeOptions) -> str:
+    """Where the graph in ``source``, of ``base``, lies in the artifact: those of a pair keep their names."""
+    is_pair = len(graphs_of(base.graph)) > 1
+    return source.name if is_pair else place_of_graph(options.runtimes, _variant(base, options))
+
+
 def _variant(base: GraphBase, options: BakeOptions) -> str:
     """Which variant of the model the baked graph is, by the names of public repositories."""
     if options.quantize:
@@ -259,7 +273,7 @@ def _variant(base: GraphBase, options: BakeOptions) -> str:
 def _describe_to_genai(graph: ir.Model, source: Path, directory: Path, place: str) -> None:
     if (source / GENAI_CONFIG).is_file():
         copy_genai_config(source, directory, place)
-    elif (directory / "config.json").is_file() and has_cache(graph):
+    elif (directory / "config.json").is_file() and genai_feeds_back(graph):
         write_genai_config(directory, graph, place)
 
 

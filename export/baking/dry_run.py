@@ -9,16 +9,16 @@ from typing import Any
 
 from bakeout.export.artifacts.inspection import receipt_lines
 from bakeout.export.artifacts.onnx_directory import companion_files
-from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.artifacts.titles import described
 from bakeout.export.baking.bake import completed
 from bakeout.export.baking.bake_checkpoint import checkpoint_base
-from bakeout.export.baking.bake_graph import edited_graphs, graph_or_checkpoint
+from bakeout.export.baking.bake_graph import GraphBase, edited_graphs, graph_or_checkpoint
 from bakeout.export.baking.quantise import require_quantisable
-from bakeout.export.baking.runtimes import require_served
+from bakeout.export.exporting.exporters import choose_exporter
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.graph_passes.graph.graph_file import data_files, data_tensors, graph_bytes, load_graph
 from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.checkpoint.checkpoint_writer import find_edits, parameter_count, preview_edits
 from bakeout.models.files.disk_room import gigabytes, room_on_disk
 from bakeout.models.plan import Plan
@@ -36,8 +36,8 @@ _EXPORT_COPIES = 3
 class DryRun:
     """What ``bake`` would do with the same arguments.
 
-    ``receipts``: those it would give. If a checkpoint would be exported first (``exports``), those of Neuron Adjust and
-    Key Space Detection lack names and digests, and those of weights are for the checkpoint's tensors; if the graph
+    ``receipts``: those it would give. If a checkpoint would be exported first, by ``exporter``, those of Neuron Adjust
+    and Key Space Detection lack names and digests, and those of weights are for the checkpoint's tensors; if the graph
     would be quantised first, those of the two lack digests. ``disk``: the bytes it needs at most while it runs,
     ``memory``: about how many are resident at most.
     """
@@ -46,7 +46,12 @@ class DryRun:
     receipts: tuple[Receipt, ...]
     disk: int
     memory: int
-    exports: bool
+    exporter: str | None = None
+
+    @property
+    def exports(self) -> bool:
+        """Whether a checkpoint would be exported first."""
+        return self.exporter is not None
 
     def as_json(self) -> dict[str, Any]:
         """The dry run as it stands in ``--json``."""
@@ -69,7 +74,7 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
     if options.to == "safetensors":
         base = checkpoint_base(model, plan)
         room = base.room + len(plan_bytes(plan))
-        return DryRun(plan, tuple(base.preview()), room, _PROCESS + 2 * base.in_memory, False)
+        return DryRun(plan, tuple(base.preview()), room, _PROCESS + 2 * base.in_memory)
     source = graph_or_checkpoint(model, plan, options.variant)
     if isinstance(source, Path):
         return _into_graph(source, plan, options)
@@ -77,11 +82,11 @@ def dry_run(model: str | Path, plan: Plan, options: BakeOptions) -> DryRun:
 
 
 def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
-    companions = companion_files(home_of(path))
+    base = GraphBase(path, exported=False)
+    companions = companion_files(base.directory)
     receipts: list[Receipt] = []
     content = weights = largest = 0
-    for graph, own in edited_graphs(path, plan, options):
-        require_served(options.runtimes, graph, {companion.name for companion in companions})
+    for graph, own in edited_graphs(base, plan, options):
         receipts += own
         content += len(graph_bytes(graph))
         weights += sum(room_on_disk(file) for file in data_files(graph).values())
@@ -93,18 +98,13 @@ def _into_graph(path: Path, plan: Plan, options: BakeOptions) -> DryRun:
             receipt if plan.interventions[receipt.intervention].edits_weights else replace(receipt, before="", after="")
             for receipt in receipts
         ]
-        return DryRun(plan, tuple(kept), disk + 2 * content + weights, _PROCESS + 3 * content + 2 * weights, False)
-    return DryRun(
-        plan,
-        tuple(receipts),
-        disk,
-        _PROCESS + 3 * content + 2 * largest,
-        False,
-    )
+        return DryRun(plan, tuple(kept), disk + 2 * content + weights, _PROCESS + 3 * content + 2 * weights)
+    return DryRun(plan, tuple(receipts), disk, _PROCESS + 3 * content + 2 * largest)
 
 
 def _by_export(checkpoint: Checkpoint, plan: Plan, options: BakeOptions) -> DryRun:
     directory = checkpoint.directory
+    exporter, _ = choose_exporter(options.exporter, str(read_config(directory).get("model_type")))
     edits = find_edits(directory, plan) if plan.edits_weights else ()
     receipts = [*preview_edits(directory, edits), *_in_graph_alone(plan)]
     exported = _BYTES[options.dtype] * parameter_count(directory)
@@ -113,7 +113,7 @@ def _by_export(checkpoint: Checkpoint, plan: Plan, options: BakeOptions) -> DryR
         tuple(sorted(receipts, key=lambda receipt: (receipt.intervention, receipt.layer))),
         _EXPORT_COPIES * exported,
         _PROCESS + _EXPORT_COPIES * exported,
-        exports=True,
+        exporter,
     )
 
 
@@ -135,6 +135,6 @@ def lines(outlook: DryRun) -> Iterator[str]:
             if receipt.intervention == number:
                 yield from receipt_lines(receipt.as_json())
     if outlook.exports:
-        yield "export         first, through optimum: names, and norms in the exported type, are known then"
+        yield f"export         first, by {outlook.exporter}: names, and norms in the exported type, are known then"
     yield f"disk           {gigabytes(outlook.disk)} at most, while it runs"
     yield f"memory         about {gigabytes(outlook.memory)} at most"

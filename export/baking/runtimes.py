@@ -17,7 +17,7 @@ import onnx_ir as ir
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.export.artifacts.onnx_layout import DECODE, PREFILL, public_graph, variant_of
 from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
-from bakeout.export.running.genai_config import GENAI_CONFIG, has_cache
+from bakeout.export.running.genai_config import GENAI_CONFIG, genai_feeds_back, has_cache
 from bakeout.graph_passes.graph.graph_file import data_files, name_data_files
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
@@ -113,6 +113,12 @@ def require_served(names: Sequence[RuntimeName], graph: ir.Model, files: Collect
             raise BakeoutError(
                 f"{name} needs a graph with past keys and values.",
                 "Export the model with them (optimum: --task text-generation-with-past).",
+            )
+        if name == "genai" and GENAI_CONFIG not in files and not genai_feeds_back(graph):
+            raise BakeoutError(
+                "genai feeds back keys and values of every layer alone, and this graph has layers without them, or "
+                "other states.",
+                "Leave out this runtime.",
             )
         for alternatives in runtime.files:
             if not set(alternatives) & set(files):

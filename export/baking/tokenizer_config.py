@@ -11,8 +11,7 @@ from typing import Any
 
 from bakeout.export.artifacts.onnx_directory import OTHER_TEMPLATES
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, recorded_options
-from bakeout.models.data.tokenizers.same_tokens import differing_sample
-from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import differing_sample, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 from bakeout.models.plan import Plan

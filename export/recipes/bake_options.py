@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,6 +16,19 @@ RuntimeName = Literal[
 Quantisation = Literal["int8", "int4"]
 DType = Literal["fp32", "fp16"]
 ExporterName = Literal["auto", "optimum", "dynamo"]
+
+# The options that are for graphs alone, and why a checkpoint takes none of them.
+_OF_GRAPHS: Mapping[str, str] = {
+    "runtimes": "runtimes run graphs, not checkpoints",
+    "quantize": "a checkpoint keeps its type",
+    "variant": "a checkpoint has one form",
+    "adapter_slots": "a checkpoint has no inputs",
+    "dtype": "a checkpoint keeps its type",
+    "exporter": "a checkpoint is not exported",
+    "inline": "a checkpoint has no operators",
+    "early_exit": "a checkpoint has no branches",
+    "monitor": "a checkpoint has no outputs",
+}
 
 
 def _each_once(names: tuple[RuntimeName, ...]) -> tuple[RuntimeName, ...]:
@@ -79,14 +92,9 @@ class BakeOptions(Section):
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Contradictions that the types cannot express."""
-        if self.to == "safetensors" and self.runtimes:
-            yield Contradiction("runtimes", "runtimes run graphs, not checkpoints", "Leave out `runtimes`, or `to`.")
-        if self.to == "safetensors" and self.quantize:
-            yield Contradiction("quantize", "a checkpoint keeps its type", "Leave out `quantize`, or `to`.")
-        if self.to == "safetensors" and self.variant:
-            yield Contradiction("variant", "a checkpoint has one form", "Leave out `variant`, or `to`.")
-        if self.to == "safetensors" and self.adapter_slots:
-            yield Contradiction("adapter_slots", "a checkpoint has no inputs", "Leave out `adapter_slots`, or `to`.")
+        for option, cause in _OF_GRAPHS.items() if self.to == "safetensors" else ():
+            if getattr(self, option) != BakeOptions.model_fields[option].default:
+                yield Contradiction(option, cause, f"Leave out `{option}`, or `to`.")
         if self.quantize and self.dtype == "fp16":
             yield Contradiction(
                 "quantize", f"{self.quantize} comes from fp32, not from fp16", "Leave out `quantize`, or `dtype`."

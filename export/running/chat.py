@@ -70,12 +70,15 @@ def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
 
 
 def pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    """Token ids as text, as they come: a piece is held back until its characters are whole."""
+    """Token ids as text, as they come: a piece is held back until its characters are whole.
+
+    No space is cleaned up: a later token would change what was shown.
+    """
     seen: list[int] = []
-    shown = ""
+    text = shown = ""
     for token in tokens:
         seen.append(token)
-        text = str(tokenizer.decode(seen, skip_special_tokens=True))
+        text = str(tokenizer.decode(seen, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         tail = text[len(shown) :]
         # Bytes that never become a character are shown as they are, in time.
         if tail.endswith(_INCOMPLETE) and len(tail) < _LONGEST_CHARACTER:
@@ -83,6 +86,5 @@ def pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
         if tail:
             yield tail
             shown = text
-    rest = str(tokenizer.decode(seen, skip_special_tokens=True))[len(shown) :]
-    if rest:
+    if rest := text[len(shown) :]:
         yield rest

@@ -11,7 +11,9 @@ from typing import Any
 import onnx_ir as ir
 
 from bakeout.export.artifacts.file_names import GRAPH
-from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
+from bakeout.graph_passes.graph.exporter_names import past_name
+from bakeout.models.checkpoint.end_of_text import config_value, read_end_of_text, read_padding
+from bakeout.models.data.limits import Limits
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 
@@ -19,7 +21,6 @@ GENAI_CONFIG = "genai_config.json"
 
 # The names that architectures give to these in config.json.
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads")
-_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 # For architectures whose positions are distances (ALiBi), which name none: what Bloom was trained with.
 _UNBOUNDED_CONTEXT = 2048
 _SEARCH: Mapping[str, Any] = {
@@ -42,16 +43,23 @@ def write_genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> 
 def genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> dict[str, Any]:
     """The content of ``genai_config.json`` for ``model``, the graph at ``place`` in ``directory``, by names and shapes.
 
-    Heads, context length and special tokens come from ``config.json`` and ``generation_config.json`` beside it. Raises
-    ``BakeoutError`` where these are missing there, or where the graph has no cache that genai could feed back.
+    Heads, context length and special tokens come from ``config.json``, of a multimodal model from its text decoder's
+    part, and ``generation_config.json`` beside it. Raises ``BakeoutError`` where these are missing there, or where
+    genai cannot feed back what the graph keeps.
     """
     config = read_json(directory / "config.json")
+    text = config.get("text_config")
+    own: Mapping[str, Any] = text if isinstance(text, Mapping) else config
     ends, padding = read_end_of_text(directory).require(directory), read_padding(directory)
     inputs = {value.name or "": value for value in model.graph.inputs}
     past = _cache_templates(list(inputs))
     present = _cache_templates([value.name or "" for value in model.graph.outputs])
-    if past.keys() != {"key", "value"} or present.keys() != past.keys():
-        raise BakeoutError(f"{directory / place} has no cache of keys and values.", "Export it with past.")
+    if not genai_feeds_back(model) or present.keys() != past.keys():
+        raise BakeoutError(
+            f"{directory / place} has no keys and values of every layer, or other states beside them, and "
+            "onnxruntime-genai feeds back nothing else.",
+            "Run it with ONNX Runtime.",
+        )
     layers = sum(_CACHE.fullmatch(name) is not None for name in inputs) // 2
     key = inputs[past["key"] % 0].shape
     heads, size = (key[1], key[3]) if key is not None and len(key) == 4 else (None, None)
@@ -59,20 +67,23 @@ def genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> dict[s
         raise BakeoutError(
             f"{directory / place}: the number of heads is not in the cache's shape.", "Export it with optimum."
         )
-    context = _first({**config, "seq_length": config.get("seq_length", _UNBOUNDED_CONTEXT)}, _CONTEXT, directory)
+    context = Limits.of_config(config).context
+    if context is None:
+        context = _first({"seq_length": _UNBOUNDED_CONTEXT, **own}, ("seq_length",), directory)
+    begin = config_value(config, "bos_token_id")
     return {
         "model": {
-            **({"bos_token_id": config["bos_token_id"]} if isinstance(config.get("bos_token_id"), int) else {}),
+            **({"bos_token_id": begin} if isinstance(begin, int) else {}),
             "context_length": context,
             "decoder": {
                 "filename": place,
                 "head_size": size,
-                "hidden_size": _first(config, ("hidden_size", "n_embd", "d_model"), directory),
+                "hidden_size": _first(own, ("hidden_size", "n_embd", "d_model"), directory),
                 "inputs": {
                     **{name: name for name in _INPUTS if name in inputs},
                     **{f"past_{kind}_names": template for kind, template in past.items()},
                 },
-                "num_attention_heads": _first(config, _HEADS, directory),
+                "num_attention_heads": _first(own, _HEADS, directory),
                 "num_hidden_layers": layers,
                 "num_key_value_heads": heads,
                 "outputs": {
@@ -85,7 +96,7 @@ def genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> dict[s
             "pad_token_id": ends[0] if padding is None else padding,
             # genai's name for any decoder whose graph does all the work.
             "type": "decoder",
-            "vocab_size": _first(config, ("vocab_size",), directory),
+            "vocab_size": _first(own, ("vocab_size",), directory),
         },
         "search": {
             **_search(directory),
@@ -97,8 +108,19 @@ def genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> dict[s
 
 
 def has_cache(model: ir.Model) -> bool:
-    """Whether a graph takes past keys and values, without which genai cannot run it."""
+    """Whether a graph takes past keys and values."""
     return bool(_cache_templates([value.name or "" for value in model.graph.inputs]))
+
+
+def genai_feeds_back(model: ir.Model) -> bool:
+    """Whether all that a graph takes from the run before is what genai feeds back: keys and values of every layer.
+
+    By default it knows of no layer without them, such as those of hybrid models, nor of recurrent states.
+    """
+    names = [value.name or "" for value in model.graph.inputs]
+    past = {name for name in names if past_name(name) is not None}
+    templates = _cache_templates(names).values()
+    return bool(past) and past == {template % layer for template in templates for layer in range(len(past) // 2)}
 
 
 def copy_genai_config(source: Path, directory: Path, place: str = GRAPH) -> None:

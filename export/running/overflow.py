@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from bakeout.export.artifacts.onnx_layout import graphs_of
-from bakeout.export.running.runner import Runner
-from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph, name_data_files_as_stored
+from bakeout.export.running.observing import observing_runner
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.errors import BakeoutError
 
@@ -23,10 +23,7 @@ def require_finite(graph_file: Path, prompts: Sequence[Sequence[int]]) -> None:
     graph = load_graph(graph_file)
     if not prompts or stored_precision(graph) == "float32":
         return
-    # As it was loaded: ONNX Runtime cannot read a tensor in an attribute that lies in a data file.
-    folder = name_data_files_as_stored(graph)
-    runner = Runner(graph_file, graph=graph_bytes(graph), data=folder, mapped=True)
-    for _, logits in runner.each_logits(prompts):
+    for _, logits in observing_runner(graph_file, graph, ()).each_logits(prompts):
         if not np.isfinite(logits).all():
             raise overflow()
 

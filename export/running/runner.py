@@ -290,7 +290,8 @@ class Runner:
         seen: list[list[Logits]] = [[] for _ in prompts]
         for row, token, logits in self._tokens(prompts, max_new_tokens, None, batch_size):
             answers[row].append(token)
-            seen[row].append(logits)
+            # Of its own: it is a row of what the graph gave of the whole batch, which would stay.
+            seen[row].append(logits.copy())
         return [(tokens, np.stack(values)) for tokens, values in zip(answers, seen, strict=True)]
 
     def logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> list[Logits]:

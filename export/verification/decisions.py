@@ -9,12 +9,12 @@ import numpy as np
 
 from bakeout.export.artifacts.manifest import receipts_for
 from bakeout.export.artifacts.onnx_layout import graphs_of
+from bakeout.export.running.observing import observing_runner
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.graph_canary import measure_graph
 from bakeout.export.verification.refusals_said import check_refusals
-from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
-from bakeout.graph_passes.graph.observe import ObservePass
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import Precision
 from bakeout.graph_passes.key_space_detection.detection_pass import PREFIX
 from bakeout.graph_passes.key_space_detection.margins import margins_name
@@ -73,8 +73,6 @@ def check_decisions(graph_file: Path, plan: Plan, receipts: Sequence[Receipt]) -
 def _margins(graph_file: Path, positions: Positions, input_ids: Integers) -> list[Floats]:
     """The margins that the graph computes of each sequence's checked tokens, float64 [tokens, regions]."""
     name = margins_name(PREFIX, positions)
-    model = load_graph(graph_file)
-    ObservePass([name])(model)
-    runner = Runner(graph_file, graph=graph_bytes(model), mapped=True)
+    runner = observing_runner(graph_file, load_graph(graph_file), [name])
     seen = [runner.step(ids[None], np.ones_like(ids[None])).others[name] for ids in input_ids]
     return [margins.reshape(-1, margins.shape[-1]).astype(np.float64) for margins in seen]

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from bakeout.export.artifacts.manifest import receipts_for
 from bakeout.export.artifacts.onnx_layout import graphs_of
+from bakeout.export.running.observing import observing_runner
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.export.verification.graph_canary import by_neuron
-from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
-from bakeout.graph_passes.graph.observe import ObservePass
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.graph_passes.neuron_adjust import adjusted_value
 from bakeout.models.plan import AdjustedLayer, Check, Coin, Floats, Plan
@@ -63,8 +63,8 @@ def check_formulas(
     receipts = receipts_for(reader, receipts)
     model = load_graph(reader)
     tolerance = 1e-3 if stored_precision(model) == "float32" else 1e-2
-    ObservePass([name for receipt in receipts for name in _observed(receipt, plan)])(model)
-    looking, shipped = Runner(reader, graph=graph_bytes(model)), Runner(graph_file)
+    observed = [name for receipt in receipts for name in _observed(receipt, plan)]
+    looking, shipped = observing_runner(reader, model, observed, mapped=False), Runner(graph_file)
     tally = Tally()
     for prompt in track(prompts, "comparing the interventions with their formulas", len(prompts)):
         ids = np.array([prompt], dtype=np.int64)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bakeout.export.running.observing import observing_runner
 from bakeout.export.running.runner import Runner
-from bakeout.graph_passes.graph.graph_file import graph_bytes, load_graph
-from bakeout.graph_passes.graph.observe import ObservePass
+from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.plan import Floats, Integers, Plan, PlanError
 from bakeout.models.plan.canary_check import CanaryMatch, compare_canary, fitted_tolerance, unmeasured
@@ -47,8 +47,7 @@ def measure_graph(
     Rows that share a batch can share a scale of quantised values.
     """
     model = load_graph(graph_file)
-    ObservePass([name for receipt in receipts for name in _all_observed(receipt)])(model)
-    runner = Runner(graph_file, graph=graph_bytes(model), mapped=True)
+    runner = observing_runner(graph_file, model, [name for receipt in receipts for name in _all_observed(receipt)])
     ids = plan.canary.input_ids
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     steps = [_observed_step(runner, rows) for rows in batches]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -185,7 +183,7 @@ def _continuations(
     from bakeout.models.reference.reference_model import Reference
 
     model = base.load()
-    of_batches = []
+    of_batches, stored = [], 0
     with (
         disk_errors(Path(tempfile.gettempdir())),
         tempfile.TemporaryFile() as file,
@@ -196,21 +194,18 @@ def _continuations(
             for rows, room in within_context(model, range(len(prompts)), prompts, NEW_TOKENS):
                 padded = left_padded([prompts[row] for row in rows], runner.padding_token)
                 ids, mask = (torch.from_numpy(array).to(input_device(model)) for array in padded)
-                tokens, logits = reference.generate(ids, mask, room)
-                for row, step_logits in zip(tokens.tolist(), logits.float().cpu().numpy(), strict=True):
+                tokens, at_steps = reference.generate(ids, mask, room)
+                for row, values in zip(tokens.tolist(), at_steps.float().cpu().numpy(), strict=True):
                     ends = [step for step, token in enumerate(row) if token in runner.end_tokens]
                     length = ends[0] + 1 if ends else len(row)
-                    answers.append((row[:length], _on_disk(step_logits[:length], file)))
+                    file.write(values[:length].tobytes())
+                    answers.append((row[:length], stored))
+                    stored += length
             of_batches.append(answers)
-    return of_batches
-
-
-def _on_disk(values: Logits, file: IO[bytes]) -> Logits:
-    """An array at the end of a file."""
-    start = file.seek(0, os.SEEK_END)
-    file.write(values.tobytes())
-    file.flush()
-    return np.memmap(file, dtype=values.dtype, mode="r", offset=start, shape=values.shape)
+        file.flush()
+        # Once: every mapping keeps a file descriptor.
+        logits = np.memmap(file, np.float32, mode="r").reshape(stored, -1)
+    return [[(tokens, logits[start : start + len(tokens)]) for tokens, start in answers] for answers in of_batches]
 
 
 def _agreed(answer: Sequence[int], expected: Sequence[int]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bakeout.export.artifacts.decoding_bans import find_bans
+from bakeout.export.artifacts.onnx_layout import home_of
 from bakeout.export.running.refusals import is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
@@ -21,16 +22,20 @@ _BATCH = 32
 def check_refusals(graph_file: Path, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[bool, str]:
     """Whether every one of ``prompts`` that a graph refuses gets ``refusal`` and no token more; and that in words.
 
-    Neither may a file beside the graph end texts with other tokens, nor forbid the refusal's. Raises ``BakeoutError``
-    where the graph cannot be run.
+    Neither may a file of its configuration end texts with other tokens, nor forbid the refusal's. Raises
+    ``BakeoutError`` where the graph cannot be run.
     """
-    if problems := list(_obstacles(graph_file.parent, refusal)):
+    if problems := list(_obstacles(home_of(graph_file), refusal)):
         return False, "; ".join(problems)
     runner = Runner(graph_file, mapped=True)
     # Rows that share a batch can share a scale of quantised values, which can change a decision.
     batch_size = 1 if stored_precision(load_graph(graph_file)) == "quantised" else _BATCH
-    begun = runner.generate_with_logits(prompts, 1, batch_size=batch_size)
-    refused = [prompt for prompt, (_, logits) in zip(prompts, begun, strict=True) if is_refused(logits[0])]
+    by_length = sorted(prompts, key=len)
+    refused: list[Sequence[int]] = []
+    for start in range(0, len(by_length), _BATCH):
+        rows = by_length[start : start + _BATCH]
+        begun = runner.generate_with_logits(rows, 1, batch_size=batch_size)
+        refused += [prompt for prompt, (_, logits) in zip(rows, begun, strict=True) if is_refused(logits[0])]
     if not refused:
         return True, "no prompt was refused"
     answers = runner.generate(refused, len(refusal) + _MORE, batch_size=batch_size)

@@ -261,11 +261,14 @@ class _Graph(_Artifact):
         import onnx
         from google.protobuf.message import DecodeError
 
+        from bakeout.graph_passes.graph.graph_file import load_graph, without_data
+
         try:
             if others := self._other_graphs():
                 return False, f"runtimes may run another graph than {self.graph.name}: {', '.join(others)}"
             for graph in graphs_of(self.graph):
-                onnx.checker.check_model(str(graph))
+                onnx.checker.check_model(without_data(graph))
+                load_graph(graph)
         except BakeoutError as error:
             return False, str(error)
         except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:

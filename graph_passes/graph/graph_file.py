@@ -200,6 +200,22 @@ def graph_digest(model: ir.Model) -> str:
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
+def without_data(path: Path) -> onnx.ModelProto:
+    """The graph in ``path`` as it is, but initialisers in data files are empty: what the ONNX checker can be given.
+
+    It opens data files, and takes the links of a hub's cache for attacks; ``load_graph`` checks these files. Raises as
+    ``onnx.load`` does.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    for graph in _graphs(proto.graph):
+        for tensor in graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                tensor.ClearField("data_location")
+                del tensor.external_data[:]
+                tensor.dims[:] = [0]
+    return proto
+
+
 def _reason(error: Exception) -> str:
     """The root of onnx_ir's errors, which show the whole graph before they come to it."""
     while isinstance(error, ir.serde.SerdeError) and isinstance(error.__cause__, Exception):

@@ -13,8 +13,7 @@ from safetensors import safe_open
 
 from bakeout.models.checkpoint.checkpoint_files import weight_files
 from bakeout.models.checkpoint.end_of_text import GENERATION, end_of_text
-from bakeout.models.data.tokenizers.same_tokens import differing_sample
-from bakeout.models.data.tokenizers.tokenization import load_tokenizer
+from bakeout.models.data.tokenizers.tokenization import differing_sample, load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import scratch_directory
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bakeout.export.baking.bake import bake
 from bakeout.export.exporting.onnx_export import export_checkpoint
-from bakeout.models.checkpoint.checkpoint_files import load_model
+from bakeout.export.running.genai_config import GENAI_CONFIG
+from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.network.families import identity
 
-from tests.exported_graphs import compared, holds
+from tests.baked_parity import plan_of
+from tests.exported_graphs import PROMPTS, compared, holds, intervention_of
 from tests.tiny_models import NEWER_FAMILIES, tiny_checkpoint
 
 # What `make test-transformers5` runs; `make test` runs `tests/export/exporting/test_exporters.py`.
@@ -27,3 +32,13 @@ def test_it_says_what_the_reference_says(tmp_path: Path, family: str) -> None:
     for kind in ("neuron_adjust", "middle"):
         parity = compared(tmp_path / "onnx", load_model(checkpoint), kind)
         assert holds(parity, kind), (kind, parity)
+
+
+def test_a_hybrid_whose_first_layer_has_no_cache_is_baked_without_a_configuration_for_genai(tmp_path: Path) -> None:
+    pytest.importorskip("transformers.exporters", reason="lfm2 is exported beside transformers 5")
+    checkpoint = tiny_checkpoint("lfm2", tmp_path / "checkpoint", layers=2)
+    model = load_model(checkpoint)
+    plan = plan_of(model, [intervention_of(model, "neuron_adjust")], PROMPTS)
+    plan = replace(plan, model=identity(model, weights_digest(checkpoint)))
+    artifact = bake(checkpoint, plan, tmp_path / "baked").directory
+    assert not (artifact / GENAI_CONFIG).exists()

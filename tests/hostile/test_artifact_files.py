@@ -15,12 +15,14 @@ import pytest
 from click.testing import CliRunner
 
 from bakeout.export.artifacts.file_names import MANIFEST, PLAN
-from bakeout.export.artifacts.manifest import write_manifest
+from bakeout.export.artifacts.manifest import read_manifest, receipts_of, write_manifest
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
+from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.verify import Check, verify
 from bakeout.models.plan import Canary, Cubes, KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import plan_bytes
+from bakeout.models.progress import untracked
 
 _SECONDS = 20
 
@@ -106,14 +108,17 @@ def test_a_wrong_size_is_told(copy: Path) -> None:
     assert _failed(verify(copy))["files"] == "changed: config.json"
 
 
-def test_the_links_of_a_hubs_cache_stand_for_their_files(artifact: Path, tmp_path: Path) -> None:
+def test_the_links_of_a_hubs_cache_stand_for_their_files(artifact: Path, tiny_plan: Plan, tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
     for number, path in enumerate(sorted(artifact.iterdir())):
         shutil.copyfile(path, blobs / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
-    assert "files" not in _failed(verify(snapshot, checks=["hashes"]))
+    assert not _failed(verify(snapshot, checks=["hashes", "graph", "canary"]))
+    receipts = receipts_of(read_manifest(snapshot))
+    prompts = tiny_plan.canary.input_ids[:2].tolist()
+    assert check_formulas(snapshot / "model.onnx", tiny_plan, receipts, prompts, untracked)[0]
 
 
 def _with_a_cube_more(plan: Plan) -> Plan:

@@ -370,6 +370,15 @@ def test_verify_says_refusals_to_their_end(
     assert "genai_config.json does not name 1" in parity.detail
 
 
+def test_verify_reads_the_configuration_above_a_graph(llama_onnx: Path, plan: Plan, tmp_path: Path) -> None:
+    artifact = bake(llama_onnx, plan, tmp_path / "artifact", BakeOptions(runtimes=("transformers.js",))).directory
+    edit(artifact / GENERATION, min_length=40)
+    assert plan.check
+    whole, told = check_refusals(artifact / "onnx" / "model.onnx", plan.check.refusal.tolist(), [[40, 41]])
+    assert not whole
+    assert told == "generation_config.json: min_length is 40, which garbles the refusal"
+
+
 @each_disagreement
 def test_in_node(disagreeing: Disagreeing, tmp_path: Path, disagree: Disagree) -> None:
     example = installed("node")

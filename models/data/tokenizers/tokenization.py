@@ -13,6 +13,14 @@ from bakeout.models.extras import is_installed
 
 Message = dict[str, str]
 
+# Words, numbers, code, spaces, accents, scripts with and without spaces, a joined emoji.
+_SAMPLES = (
+    "Now, fish and house in German?",
+    "What is 12 + 345,67?\n\n    return x_1 == 'y'\t# done",
+    "  Größe, naïve, Ελλάδα, Россия, שלום, العربية",
+    "東京の天気は。 안녕하세요 สวัสดี हिन्दी 👩‍👩‍👧 \u00a0½",
+)
+
 
 class Tokenizer(Protocol):
     """A tokenizer: one of transformers', or ``JsonTokenizer``, which needs no transformers."""
@@ -81,6 +89,11 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             f"{directory}: the tokenizer cannot be loaded ({(str(error).strip().splitlines() or ['?'])[0]}).",
             "Put the model's tokenizer.json and tokenizer_config.json beside its config.json.",
         ) from None
+
+
+def differing_sample(one: Tokenizer, other: Tokenizer) -> str | None:
+    """The first text of ours for which the two give other tokens; None where there is none."""
+    return next((text for text in _SAMPLES if one.encode(text) != other.encode(text)), None)
 
 
 def _read(directory: Path) -> Tokenizer:

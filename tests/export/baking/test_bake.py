@@ -15,6 +15,7 @@ import pytest
 
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import bake
+from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
@@ -145,8 +146,12 @@ def test_a_mean_key_is_not_baked_for_prompts_in_chunks(
     if positions == "query":
         bake(tmp_path / "source", plan, tmp_path / "baked", canary=False)
         return
-    with pytest.raises(BakeoutError, match=r"chunks of 64 tokens.*Take `chunk_size` out"):
-        bake(tmp_path / "source", plan, tmp_path / "baked", canary=False)
+    for refused in (
+        lambda: dry_run(tmp_path / "source", plan, BakeOptions()),
+        lambda: bake(tmp_path / "source", plan, tmp_path / "baked", canary=False),
+    ):
+        with pytest.raises(BakeoutError, match=r"chunks of 64 tokens.*Take `chunk_size` out"):
+            refused()
     assert not (tmp_path / "baked").exists()
 
 
@@ -196,9 +201,13 @@ def test_weights_named_like_the_artifacts_own_files_are_refused(
     source = tmp_path / "source"
     source.mkdir()
     model = onnx.load(llama_onnx / "model.onnx")
-    onnx.save(model, source / "model.onnx", save_as_external_data=True, location="plan.safetensors", size_threshold=100)
-    with pytest.raises(BakeoutError, match=r"plan\.safetensors"):
-        bake(source, tiny_plan, tmp_path / "baked")
+    onnx.save(model, source / "model.onnx", save_as_external_data=True, location="recipe.yaml", size_threshold=100)
+    for refused in (
+        lambda: dry_run(source, tiny_plan, BakeOptions()),
+        lambda: bake(source, tiny_plan, tmp_path / "baked"),
+    ):
+        with pytest.raises(BakeoutError, match=r"the name of another file, recipe\.yaml"):
+            refused()
     assert not (tmp_path / "baked").exists()
 
 

@@ -104,6 +104,18 @@ def test_half_precision_stays_and_rounds_as_torch_does(family: str, dtype: str, 
     _require_equals_torch(checkpoint, plan, tmp_path / "baked")
 
 
+def test_what_is_for_graphs_is_neither_taken_nor_recorded(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path / "base", dtype="bfloat16")
+    plan = _plan(checkpoint)
+    asked = BakeOptions(to="safetensors", dtype="fp16", monitor=True)
+    for run in (lambda: bake(checkpoint, plan, tmp_path / "baked", asked), lambda: dry_run(checkpoint, plan, asked)):
+        with pytest.raises(BakeoutError, match="`dtype`: a checkpoint keeps its type"):
+            run()
+    bake(checkpoint, plan, tmp_path / "baked", TO)
+    recorded = read_manifest(tmp_path / "baked")["options"]
+    assert (recorded["dtype"], recorded["exporter"], recorded["monitor"]) == (None, None, False)
+
+
 def test_shards_without_an_edit_are_copied_as_they_are(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "base", shard="40KB")
     plan = plan_of(load_model(checkpoint), weights_digest(checkpoint), zero_columns(2))

@@ -14,12 +14,13 @@ import pytest
 
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import bake
-from bakeout.export.baking.dry_run import dry_run
+from bakeout.export.baking.dry_run import dry_run, lines
 from bakeout.export.baking.model_card import model_card
 from bakeout.export.cli.main import main
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.plan import (
@@ -38,7 +39,7 @@ from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.canary import measure_canary
 from bakeout.models.reference.weight_edits import edited_weights
 
-from tests.tiny_models import END_OF_TEXT_ID, byte_tokenizer
+from tests.tiny_models import END_OF_TEXT_ID, byte_tokenizer, tiny_checkpoint
 from tests.weight_plans import PROMPTS, low_rank_update, plan_of, zero_columns
 
 
@@ -167,6 +168,17 @@ def test_a_dry_run_of_a_checkpoint_does_not_export_it(llama_checkpoint: Path, tm
         ("key_space_detection", 2, 1),
     ]
     assert found.receipts[0].detail["norm_asked"] > 0
+    by_dynamo = dry_run(llama_checkpoint, plan, BakeOptions(exporter="dynamo"))
+    assert any("first, by dynamo" in line for line in lines(by_dynamo))
+
+
+def test_a_dry_run_refuses_an_exporter_where_baking_does(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("ernie4_5", tmp_path / "checkpoint", layers=2)
+    model = load_model(checkpoint)
+    plan = plan_of(model, weights_digest(checkpoint), zero_columns(1))
+    assert dry_run(checkpoint, plan, BakeOptions()).exporter == "dynamo"
+    with pytest.raises(BakeoutError, match="optimum cannot export ernie4_5"):
+        dry_run(checkpoint, plan, BakeOptions(exporter="optimum"))
 
 
 def _run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

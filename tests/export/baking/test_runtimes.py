@@ -18,6 +18,7 @@ from bakeout.export.baking.dry_run import dry_run
 from bakeout.export.baking.runtimes import NEWEST_OPSET, RUNTIMES
 from bakeout.export.cli.main import main
 from bakeout.export.recipes.bake_options import BakeOptions, RuntimeName
+from bakeout.export.running.genai_config import GENAI_CONFIG
 from bakeout.export.running.runner import Runner
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
@@ -102,6 +103,23 @@ def test_a_newer_opset(llama_export: Path, tiny_plan: Plan, tmp_path: Path) -> N
     model.opset_import[0].version = NEWEST_OPSET + 1
     onnx.save(model, base / "model.onnx")
     refused(base, tiny_plan, tmp_path / "baked", "web", f"up to opset {NEWEST_OPSET}")
+
+
+def test_genai_is_refused_a_state_that_it_does_not_feed_back(
+    llama_export: Path, tiny_plan: Plan, tmp_path: Path
+) -> None:
+    """As hybrid models have them, beside keys and values. Without that runtime it gets no configuration for it."""
+    base = copied(llama_export, tmp_path / "base")
+    model = onnx.load(base / "model.onnx", load_external_data=False)
+    past, present = (
+        onnx.helper.make_tensor_value_info(name, 1, ["rows", 4, 3]) for name in ("past_conv.0", "present_conv.0")
+    )
+    model.graph.input.append(past)
+    model.graph.output.append(present)
+    model.graph.node.append(onnx.helper.make_node("Identity", [past.name], [present.name]))
+    onnx.save(model, base / "model.onnx")
+    refused(base, tiny_plan, tmp_path / "baked", "genai", "genai feeds back keys and values of every layer alone")
+    assert not (bake(base, tiny_plan, tmp_path / "baked").directory / GENAI_CONFIG).exists()
 
 
 @pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if not runtime.contributed])

@@ -12,6 +12,10 @@ from bakeout.export.recipes.bake_options import BakeOptions
         (BakeOptions(), []),
         (BakeOptions(quantize="int8", runtimes=("web",)), []),
         (BakeOptions(to="safetensors", runtimes=("web",), quantize="int8"), ["runtimes", "quantize"]),
+        (
+            BakeOptions(to="safetensors", dtype="fp16", exporter="dynamo", inline=True, early_exit=False, monitor=True),
+            ["dtype", "exporter", "inline", "early_exit", "monitor"],
+        ),
         (BakeOptions(dtype="fp16", quantize="int8"), ["quantize"]),
     ],
 )

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,17 @@ def test_bytes_that_never_become_a_character_do_not_hold_up_what_follows(tokeniz
     lone = tokenizer.encode("😀")[:1]
     shown = "".join(pieces(tokenizer, iter([*lone, *tokenizer.encode("and on")])))
     assert shown.endswith("and on")
+
+
+def test_no_letter_is_lost_where_the_tokenizer_cleans_up_spaces(llama_onnx: Path, tmp_path: Path) -> None:
+    """Of ` 's`, which it makes `'s`, the space is shown by then."""
+    directory = shutil.copytree(llama_onnx, tmp_path / "model", ignore=shutil.ignore_patterns("*.onnx*"))
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps({**settings, "clean_up_tokenization_spaces": True}))
+    cleaning = load_tokenizer(directory)
+    text = "name = 'sam' , and he 's here"
+    assert cleaning.decode(cleaning.encode(text)) != text
+    assert "".join(pieces(cleaning, iter(cleaning.encode(text)))) == text
 
 
 def test_a_conversation_goes_through_the_chat_template(runner: Runner) -> None:

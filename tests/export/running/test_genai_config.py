@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bakeout.export.running.genai_config import copy_genai_config, has_cache, write_genai_config
+from bakeout.export.running.genai_config import copy_genai_config, genai_config, has_cache, write_genai_config
 from bakeout.export.running.runner import Runner
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.errors import BakeoutError
@@ -58,6 +58,33 @@ def test_a_configuration_that_does_not_say_enough_is_refused(llama_onnx: Path, t
     assert has_cache(load_graph(directory / "model.onnx"))
     with pytest.raises(BakeoutError, match=r"config\.json does not give"):
         write_genai_config(directory, load_graph(directory / "model.onnx"))
+
+
+def test_sizes_of_a_multimodal_model_are_its_text_decoders(llama_onnx: Path, tmp_path: Path) -> None:
+    directory = _copy(llama_onnx, tmp_path / "model")
+    graph = load_graph(directory / "model.onnx")
+    expected = genai_config(directory, graph)
+    own = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": own}))
+    assert genai_config(directory, graph) == expected
+
+
+def test_the_context_is_the_one_that_its_positions_are_stretched_to(llama_onnx: Path, tmp_path: Path) -> None:
+    directory = _copy(llama_onnx, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    scaled = {**config, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    (directory / "config.json").write_text(json.dumps(scaled))
+    context = genai_config(directory, load_graph(directory / "model.onnx"))["model"]["context_length"]
+    assert context == 4 * config["max_position_embeddings"]
+
+
+@pytest.mark.parametrize("name", ["past_key_values.7.key", "past_conv.0"])
+def test_what_genai_does_not_feed_back_is_told(llama_onnx: Path, name: str) -> None:
+    """The first layer's cache bears another's number, or a convolution's state stands in its place."""
+    graph = load_graph(llama_onnx / "model.onnx")
+    next(value for value in graph.graph.inputs if value.name == "past_key_values.0.key").name = name
+    with pytest.raises(BakeoutError, match="onnxruntime-genai feeds back nothing else"):
+        genai_config(llama_onnx, graph)
 
 
 def test_anothers_configuration_is_taken_over_for_our_graph(tmp_path: Path) -> None:

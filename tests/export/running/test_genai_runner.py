@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from bakeout.export.running.genai_config import GENAI_CONFIG, write_genai_config
@@ -109,6 +110,15 @@ def test_what_cannot_be_run_is_told(llama_onnx: Path, tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
     with pytest.raises(BakeoutError, match=r"needs onnxruntime_genai\. Install it: pip install 'bakeout\[genai\]'"):
         GenaiRunner(llama_onnx)
+
+
+def test_a_state_that_it_does_not_feed_back_is_told(llama_onnx: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(llama_onnx, tmp_path / "graph")
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("past_conv.0", 1, ["rows", 4, 3]))
+    onnx.save(model, directory / "model.onnx")
+    with pytest.raises(BakeoutError, match=r"model\.onnx has .* other states .* Run it with ONNX Runtime\."):
+        GenaiRunner(directory)
 
 
 def _configure(directory: Path, section: str, **values: object) -> None:

@@ -3,6 +3,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bakeout.export.running.runner import Runner
+from bakeout.export.running.runner import Runner, Step
 from bakeout.export.running.sampling import Sampling
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
@@ -69,6 +70,23 @@ def test_the_logits_behind_each_token_choose_it(runner: Runner) -> None:
         runner.generate_with_logits(PROMPTS, NEW), runner.generate(PROMPTS, NEW), strict=True
     ):
         assert tokens == alone == logits.argmax(axis=-1).tolist()
+
+
+def test_the_logits_of_whole_prompts_are_not_kept(llama_onnx: Path) -> None:
+    batches: list[weakref.ref[Any]] = []
+
+    class Watched(Runner):
+        def step(self, *arguments: Any) -> Step:
+            step = super().step(*arguments)
+            memory = step.logits
+            while isinstance(memory.base, np.ndarray):
+                memory = memory.base
+            batches.append(weakref.ref(memory))
+            assert sum(batch() is not None for batch in batches) <= 2
+            return step
+
+    Watched(llama_onnx).generate_with_logits([[5, 6, 7]] * 8, 1, batch_size=1)
+    assert len(batches) == 8
 
 
 def test_stops_at_any_token_that_ends_a_text(llama_onnx: Path, runner: Runner) -> None:

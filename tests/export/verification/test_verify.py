@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import resource
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -170,6 +172,20 @@ def test_another_base_model_is_not_parity(artifact: Path, tmp_path: Path) -> Non
     (parity,) = (check for check in verify(artifact, base=other) if check.name == "parity")
     assert not parity.ok
     assert "digest" in parity.detail
+
+
+def test_many_prompts_are_compared_with_few_open_files(artifact: Path, llama_checkpoint: Path) -> None:
+    _, most = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = [os.open(os.devnull, os.O_RDONLY) for _ in range(32)]
+    # No number below is free but these.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(room) + 1, most))
+    for descriptor in room:
+        os.close(descriptor)
+    try:
+        (parity,) = verify(artifact, base=llama_checkpoint, prompts=random_prompts(64), checks=["parity"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert parity.ok, parity.detail
 
 
 def test_what_is_no_artifact_is_an_error(tmp_path: Path) -> None:
