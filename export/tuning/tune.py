@@ -71,10 +71,10 @@ def tune(
 ) -> Tuned:
     """Search what a recipe leaves `auto`, and write the recipe with the choices filled in and its comments kept.
 
-    Neuron Adjust's ratio (with selection, tokens and coin, where the recipe does not set them), LUNAR's coefficient and
-    UNLEARN's scale take a search of ``trials`` candidates each (``search.search``), measured on ``prompts`` rows of
-    every name's selection file; the rule is ``search.choose_trial``. What Key Space Detection chooses while it is
-    fitted is filled in too.
+    Neuron Adjust's and Selective Pruning's ratio (with selection, tokens and coin, where they have these and the recipe
+    does not set them), LUNAR's coefficient and UNLEARN's scale take a search of ``trials`` candidates each
+    (``search.search``), measured on ``prompts`` rows of every name's selection file; the rule is
+    ``search.choose_trial``. What Key Space Detection chooses while it is fitted is filled in too.
 
     Candidates are fitted and measured in PyTorch: one forward pass for each row shows what a greedy loop would
     generate (``teacher_forcing``), so that no graph has to be baked for each. All trials are kept in ``directory`` (by

@@ -1,7 +1,7 @@
 """Selective Pruning (arXiv 2403.01267)."""
 
 from bakeout.models.methods.method import Method
-from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
+from bakeout.models.methods.selective_pruning.options import SEARCH, SelectivePruningOptions
 from bakeout.models.plan import ZeroColumns
 
 METHOD = Method(
@@ -12,4 +12,6 @@ METHOD = Method(
     options=SelectivePruningOptions,
     kind=ZeroColumns,
     fit="bakeout.models.methods.selective_pruning.fit:fit",
+    search=SEARCH,
+    fitter="bakeout.models.methods.selective_pruning.fit:fitter",
 )

@@ -11,6 +11,7 @@ from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.search_space import Settings, tuned
 from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
 from bakeout.models.network.statistics import KeyMagnitudes, MixtureMagnitudes, shape_of
 from bakeout.models.plan import ZeroColumns, ZeroedColumns
@@ -25,12 +26,28 @@ SILENT = 1e-8
 
 def fit(options: SelectivePruningOptions, fitting: Fitting) -> ZeroColumns:
     """Probe the data to forget and to keep, and fit."""
+    return fitter(options, fitting)({})
+
+
+def fitter(options: SelectivePruningOptions, fitting: Fitting) -> Callable[[Settings], ZeroColumns]:
+    """Fits of other settings, from magnitudes that are probed once for each choice of `tokens`."""
+    gathered: dict[Scope, tuple[Magnitudes, Magnitudes]] = {}
+
+    def fit_settings(settings: Settings) -> ZeroColumns:
+        candidate = options.model_copy(update=dict(settings))
+        if candidate.tokens not in gathered:
+            gathered[candidate.tokens] = _magnitudes(candidate, fitting)
+        return fit_selective_pruning(*gathered[candidate.tokens], ratio=tuned(candidate.ratio))
+
+    return fit_settings
+
+
+def _magnitudes(options: SelectivePruningOptions, fitting: Fitting) -> tuple[Magnitudes, Magnitudes]:
     names = options.names(fitting.data)
     probe: Callable[[Fitting, Sequence[str], Scope], Magnitudes] = probed.key_magnitudes
     if probed.is_layer_by_layer(fitting, experts=options.experts):
         probe = partial(probed.mixture_magnitudes, with_experts=options.experts)
-    forget, retain = (probe(fitting, names[role], options.tokens) for role in ("forget", "retain"))
-    return fit_selective_pruning(forget, retain, ratio=options.ratio)
+    return probe(fitting, names["forget"], options.tokens), probe(fitting, names["retain"], options.tokens)
 
 
 def fit_selective_pruning(forget: Magnitudes, retain: Magnitudes, *, ratio: float) -> ZeroColumns:

@@ -169,6 +169,7 @@ def test_a_build_never_searches(llama_checkpoint: Path, tmp_path: Path, entry: d
     [
         ("lunar", "coefficient", {"reference": "names", "retain": "names", "layers": [1]}),
         ("unlearn", "scale", {"steps": 2}),
+        ("selective_pruning", "ratio", {"tokens": "answer"}),
     ],
 )
 def test_the_strengths_of_weight_methods_are_searched_too(
