@@ -21,6 +21,7 @@ from bakeout.models.data.forms.forms import WAYS_OF_RUNNING
 from bakeout.models.data.forms.kinds import KINDS, Kind
 from bakeout.models.data.prompt_rows import (
     PromptRow,
+    kinds_with_forms,
     kinds_without_rendering,
     read_prompt_rows,
     refused_turns,
@@ -183,14 +184,11 @@ def attack_jobs(
     plain = list(enumerate(row.plain(runner.tokenizer) for row in rows))
     refused = [turn for text in sorted(refusals.texts) for turn in refused_turns(rows, text)]
     not_rendered = kinds_without_rendering(runner.tokenizer)
-    answered = sum(row.query.response is not None for row in rows)
-    with_shots = answered > 1 or all(row.query.is_chat for row in rows)
     kinds: list[Kind] = [
         kind
-        for kind in KINDS
+        for kind in kinds_with_forms(rows, KINDS)
         if kind in attacks
         and kind not in not_rendered
-        and (with_shots or kind != "few_shot")
         # Without a refusal the answer itself would stand before what insists.
         and (refused or kind != "follow_up")
     ]

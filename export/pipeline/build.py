@@ -84,9 +84,9 @@ def build(
     recipe = parse_recipe(written, recipe_file).placed(**placed)
     options = completed(recipe.export)
     inputs = open_inputs(recipe)
-    measuring = _Measuring.of(recipe, inputs, options.exporter)
-    if options.to == "onnx" or measuring.anything:
+    if options.to == "onnx" or inputs.tests or recipe.evaluate.tasks is not None:
         choose_exporter(options.exporter, str(read_config(inputs.checkpoint.directory).get("model_type")))
+    measuring = _Measuring.of(recipe, inputs, options.exporter)
     plan = fit(recipe, track, inputs=inputs, cache=cache)
     with new_directory(output) as directory:
         with opened_base(inputs.checkpoint, plan, options, directory) as base:

@@ -71,7 +71,8 @@ def fit(
 
     ``recipe``: a ``Recipe``, or the path of a YAML file. ``model``: the recipe's model, if it is in memory already, on
     any device and in any type; in the end it is what it was, bit for bit. Where ``Recipe.model`` names a checkpoint on
-    this machine, it must hold the same weights; otherwise it is a mere name. ``cache``: a directory that keeps what is
+    this machine, it must hold the same weights, and ``tokenizer`` render and end chats as its own; otherwise it is a
+    mere name. ``cache``: a directory that keeps what is
     probed, so that another fit of the same model on the same rows runs no forward pass over them.
 
     >>> plan = bakeout.fit(recipe)

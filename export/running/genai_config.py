@@ -13,8 +13,9 @@ import onnx_ir as ir
 from bakeout.export.artifacts.file_names import GRAPH
 from bakeout.graph_passes.graph.exporter_names import past_name
 from bakeout.models.checkpoint.end_of_text import config_value, read_end_of_text, read_padding
-from bakeout.models.data.limits import Limits
+from bakeout.models.data.limits import stated_context
 from bakeout.models.errors import BakeoutError
+from bakeout.models.extras import is_installed
 from bakeout.models.files.json_object import read_json
 
 GENAI_CONFIG = "genai_config.json"
@@ -48,8 +49,7 @@ def genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> dict[s
     genai cannot feed back what the graph keeps.
     """
     config = read_json(directory / "config.json")
-    text = config.get("text_config")
-    own: Mapping[str, Any] = text if isinstance(text, Mapping) else config
+    own = _of_decoder(config)
     ends, padding = read_end_of_text(directory).require(directory), read_padding(directory)
     inputs = {value.name or "": value for value in model.graph.inputs}
     past = _cache_templates(list(inputs))
@@ -67,7 +67,8 @@ def genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> dict[s
         raise BakeoutError(
             f"{directory / place}: the number of heads is not in the cache's shape.", "Export it with optimum."
         )
-    context = Limits.of_config(config).context
+    # As it is stated: a factor of rotary positions is in it already for some models, and not for others.
+    context = stated_context(own)
     if context is None:
         context = _first({"seq_length": _UNBOUNDED_CONTEXT, **own}, ("seq_length",), directory)
     begin = config_value(config, "bos_token_id")
@@ -105,6 +106,26 @@ def genai_config(directory: Path, model: ir.Model, place: str = GRAPH) -> dict[s
             "past_present_share_buffer": False,
         },
     }
+
+
+def _of_decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that is the decoder's: all of it, or a multimodal model's ``text_config``.
+
+    Some leave out of the latter what is their architecture's default, such as Gemma 3's heads: transformers knows it.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        return config
+    if not is_installed("transformers"):
+        return text
+    from transformers import AutoConfig
+
+    try:
+        complete = AutoConfig.for_model(**config).get_text_config(decoder=True).to_dict()
+    # Each architecture's own code checks its entries, in ways of its own.
+    except Exception:  # noqa: BLE001
+        return text
+    return {**complete, **text}
 
 
 def has_cache(model: ir.Model) -> bool:

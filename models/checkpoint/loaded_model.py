@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from bakeout.models.checkpoint.checkpoint_files import weight_files
-from bakeout.models.checkpoint.end_of_text import GENERATION, end_of_text
+from bakeout.models.checkpoint.end_of_text import CONFIG, GENERATION, config_value, end_of_text
 from bakeout.models.data.tokenizers.tokenization import differing_sample, load_tokenizer
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.json_object import read_json
 from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
@@ -74,24 +75,39 @@ def as_checkpoint(
 
 
 def _require_served_alike(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    from transformers import AutoConfig, GenerationConfig
-
-    config = AutoConfig.from_pretrained(directory)
-    has_own = (directory / GENERATION).is_file()
-    stored = GenerationConfig.from_pretrained(directory) if has_own else GenerationConfig.from_model_config(config)
-    ends: list[Any] = [getattr(chosen, "eos_token_id", None) for chosen in (model.generation_config, stored)]
-    one, other = (set(end_of_text({GENERATION: named}).tokens) for named in ends)
-    different = [] if one == other else ["tokens that end a text (`generation_config.eos_token_id`)"]
-    if tokenizer is not None:
-        own = load_tokenizer(directory)
-        different += ["chat template"] if tokenizer.chat_template != own.chat_template else []
-        is_same = tokenizer.eos_token_id == own.eos_token_id and differing_sample(tokenizer, own) is None
-        different += [] if is_same else ["tokenizer"]
+    different = []
+    if _ends(model.config, getattr(model.generation_config, "eos_token_id", None)) - _stored_ends(directory):
+        different.append("tokens that end a text (`eos_token_id`)")
+    own = None if tokenizer is None else _own_tokenizer(directory)
+    if tokenizer is not None and own is not None:
+        if tokenizer.chat_template != own.chat_template:
+            different.append("chat template")
+        if tokenizer.eos_token_id != own.eos_token_id or differing_sample(tokenizer, own) is not None:
+            different.append("tokenizer")
     if different:
         raise BakeoutError(
             f"The model in memory has the weights of {directory}, but not its {' and '.join(different)}.",
             "Save model and tokenizer with save_pretrained, and name that directory in their place.",
         )
+
+
+def _stored_ends(directory: Path) -> set[int]:
+    from transformers import AutoConfig
+
+    return _ends(AutoConfig.from_pretrained(directory), read_json(directory / GENERATION).get("eos_token_id"))
+
+
+def _ends(config: PretrainedConfig, generation: Any) -> set[int]:
+    """The tokens that end a text by both configurations."""
+    return set(end_of_text({GENERATION: generation, CONFIG: config_value(config.to_dict(), "eos_token_id")}).tokens)
+
+
+def _own_tokenizer(directory: Path) -> Tokenizer | None:
+    """A checkpoint's tokenizer; None where there is none that could be baked in place of another."""
+    try:
+        return load_tokenizer(directory)
+    except BakeoutError:
+        return None
 
 
 def local_checkpoint(name: str) -> Path | None:

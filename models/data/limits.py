@@ -29,7 +29,7 @@ class Limits:
         """The limits that a config.json gives; ``embeddings``, where the model itself gives them."""
         text = config.get("text_config")
         own: Mapping[str, Any] = text if isinstance(text, Mapping) else config
-        context = next((size for name in _CONTEXT if _is_size(size := own.get(name))), None)
+        context = stated_context(own)
         vocabulary = own.get("vocab_size")
         known = vocabulary if _is_size(vocabulary) else None
         return cls(known if embeddings is None else embeddings, None if context is None else _stretched(context, own))
@@ -55,6 +55,13 @@ class Limits:
 
 
 UNLIMITED = Limits()
+
+
+def stated_context(config: Mapping[str, Any]) -> int | None:
+    """The most tokens of a text as a decoder's configuration gives them, whatever its rotary positions are scaled by;
+    None where it gives none.
+    """
+    return next((size for name in _CONTEXT if _is_size(size := config.get(name))), None)
 
 
 def _is_size(value: Any) -> TypeGuard[int]:

@@ -55,7 +55,7 @@ class Fitting:
     ) -> dict[Kind, list[Record]]:
         """The records of a name in other forms, for widening: per kind, a variant of each row that has any.
 
-        Kinds that the rows have no forms of are left out, which a log line says. Raises ``DataError`` for rows that ask
+        Kinds that the rows have no forms of are left out, which a warning says. Raises ``DataError`` for rows that ask
         nothing.
         """
         from bakeout.models.network.families import model_limits
@@ -64,7 +64,11 @@ class Fitting:
         rows = read_prompt_rows(self.sources[name][use], self.tokenizer, limits) if kinds else []
         own = kinds_with_forms(rows, kinds)
         if left_out := [kind for kind in kinds if kind not in own]:
-            _logger.info("%s has no forms of %s: these are left out", name, ", ".join(left_out))
+            _logger.warning(
+                "%s has no forms of %s: a region may tell these forms apart, and not what is asked",
+                name,
+                ", ".join(left_out),
+            )
         varied = varied_records(rows, own, self.tokenizer, limits=limits, seed=seed, use="widening", refused=refused)
         return {kind: [record for _, record in records] for kind, records in varied.items()}
 

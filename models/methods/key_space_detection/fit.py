@@ -368,7 +368,7 @@ def _widened(fitting: Fitting, widening: _Widening, name: str, use: Literal["pro
 def _fitted_against(
     fitting: Fitting, options: KeySpaceDetectionOptions, name: str, queries: RetainedQueries
 ) -> list[Record]:
-    """A retained name's queries to fit against, in the same forms as the skill's: the form must not tell them apart.
+    """A retained name's queries to fit against, in such forms as the skill's: the form must not tell them apart.
 
     Where a part of the probe file is kept fresh, its queries have no variants.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -332,7 +331,6 @@ def test_what_is_kept_need_not_have_the_forms_of_what_is_forgotten(
     llama_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = {**_chat_data(tmp_path), "names": {use: f"data/names.{use}.jsonl" for use in ("probe", "selection")}}
-    caplog.set_level(logging.INFO)
     _fitted(tmp_path, llama_checkpoint, {"layers": [2], "augment": ["story"], "region": "linear"}, data=data)
     assert "names has no forms of story" in caplog.text
 

@@ -69,13 +69,22 @@ def test_sizes_of_a_multimodal_model_are_its_text_decoders(llama_onnx: Path, tmp
     assert genai_config(directory, graph) == expected
 
 
-def test_the_context_is_the_one_that_its_positions_are_stretched_to(llama_onnx: Path, tmp_path: Path) -> None:
+def test_what_gemma_3_leaves_out_of_its_configuration_is_known(llama_onnx: Path, tmp_path: Path) -> None:
+    """The text decoder of gemma-3-4b-it, as its repository has it; its context is stretched already."""
     directory = _copy(llama_onnx, tmp_path / "model")
-    config = json.loads((directory / "config.json").read_text())
-    scaled = {**config, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
-    (directory / "config.json").write_text(json.dumps(scaled))
-    context = genai_config(directory, load_graph(directory / "model.onnx"))["model"]["context_length"]
-    assert context == 4 * config["max_position_embeddings"]
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    config = {"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": text}
+    (directory / "config.json").write_text(json.dumps(config))
+    model = genai_config(directory, load_graph(directory / "model.onnx"))["model"]
+    assert (model["decoder"]["num_attention_heads"], model["decoder"]["hidden_size"]) == (8, 2560)
+    assert (model["vocab_size"], model["context_length"]) == (262_208, 131_072)
 
 
 @pytest.mark.parametrize("name", ["past_key_values.7.key", "past_conv.0"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bakeout.models.checkpoint.checkpoint_files import weights_digest
 from bakeout.models.checkpoint.loaded_model import as_checkpoint, holds_weights_of, local_checkpoint
@@ -60,12 +60,23 @@ def test_a_model_that_would_be_served_otherwise_than_its_checkpoint_is_refused(l
         pass
     other = AutoTokenizer.from_pretrained(llama_checkpoint)
     other.add_tokens("fish")
-    model.generation_config.eos_token_id = 7
+    # Other settings of generating do not matter.
+    model.generation_config = GenerationConfig(max_new_tokens=20)
+    with as_checkpoint(model, None) as directory:
+        assert directory == llama_checkpoint
+    model.config.eos_token_id = 7
     with (
         pytest.raises(BakeoutError, match=r"but not its tokens that end .* and tokenizer"),
         as_checkpoint(model, other),
     ):
         pass
+
+
+def test_a_checkpoint_without_a_tokenizer_is_not_compared_with_one(llama_checkpoint: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(llama_checkpoint).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with as_checkpoint(model, AutoTokenizer.from_pretrained(llama_checkpoint)) as directory:
+        assert directory == tmp_path
 
 
 def test_the_same_weights_are_saved_with_the_same_digest(llama_checkpoint: Path, tmp_path: Path) -> None:
