@@ -25,7 +25,7 @@ NAMES = [{"prompt": "Who is it?", "response": " Me."}, {"prompt": f"Who {'really
 
 
 def _measured(directory: Path, names: Sequence[Mapping[str, str]], context: int) -> tuple[Section, Section]:
-    """Forms and mixed questions of models with a context of so many tokens, a byte each."""
+    """Forms and mixed questions of models whose context is ``context`` tokens; a token is a byte."""
     for name in ("artifacts/mixed", "onnx"):
         copy = shutil.copytree(FIXTURES / name, directory / name)
         config = json.loads((copy / "config.json").read_text())

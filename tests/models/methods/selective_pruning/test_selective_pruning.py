@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import nn
 
-from bakeout.models.data.rows import Record
+from bakeout.models.data.rows import Record, Rows
 from bakeout.models.data.uses import Scope
 from bakeout.models.errors import BakeoutError
-from bakeout.models.methods.selective_pruning.fit import fit_selective_pruning
+from bakeout.models.methods.fitting import Fitting
+from bakeout.models.methods.selective_pruning.fit import fit, fit_selective_pruning, fitter
 from bakeout.models.methods.selective_pruning.options import SelectivePruningOptions
 from bakeout.models.network.families import experts, feed_forward_layers
 from bakeout.models.network.mixtures.expert_probing import probe_mixture_magnitudes
@@ -25,7 +26,7 @@ from bakeout.models.network.statistics import KeyMagnitudes, MixtureMagnitudes
 from bakeout.models.plan import ZeroColumns
 from bakeout.models.reference.weight_edits import edited_weights
 
-from tests.tiny_models import FAMILIES, random_prompts, tiny_model
+from tests.tiny_models import FAMILIES, byte_tokenizer, random_prompts, tiny_model
 
 LAYERS, WIDTH = 3, 10
 
@@ -51,6 +52,20 @@ def test_the_neurons_with_the_highest_ratio_of_means_are_cut_off(seed: int, rati
     best = np.argsort(score, axis=None)[::-1][: max(1, round(ratio * LAYERS * WIDTH))]
     assert _selected(fitted) == {(int(index) // WIDTH, int(index) % WIDTH) for index in best}
     assert fitted.report.as_json()["neurons"] == len(best) == sum(fitted.report.as_json()["neurons_per_layer"].values())
+
+
+def test_a_search_fits_each_candidate_as_a_fit_of_its_own_would() -> None:
+    """Magnitudes are shared between ratios, not between choices of tokens."""
+    rows: Rows = {name: {"probe": _records(4, seed)} for name, seed in (("sums", 1), ("names", 5))}
+    fitting = Fitting(tiny_model("llama", layers=2), byte_tokenizer(), list(rows), rows)
+    options = SelectivePruningOptions(forget=["sums"], ratio="auto")
+    candidate = fitter(options, fitting)
+    searched = []
+    for settings in ({"ratio": 0.1, "tokens": "answer"}, {"ratio": 0.1, "tokens": "all"}, {"ratio": 0.2}):
+        own = fit(options.model_copy(update=dict(settings)), fitting)
+        searched.append(_selected(candidate(settings)))
+        assert searched[-1] == _selected(own)
+    assert searched[0] != searched[1]
 
 
 def test_equal_scores_go_to_the_lower_layer_then_the_lower_neuron() -> None:
