@@ -93,7 +93,7 @@ def test_its_mistakes_in_a_recipe_are_told(printed: Mapping[str, dict[str, Any]]
 
 
 def test_it_is_tuned_before_it_is_built(printed: Mapping[str, dict[str, Any]]) -> None:
-    assert "forget_direction  strength: auto" in printed["help"]["out"]
+    assert "forget_direction strength: auto" in " ".join(printed["help"]["out"].split())
     assert printed["untuned"]["status"] == 1
     assert "`strength: auto` of `forget_direction` takes a search" in printed["untuned"]["err"]
     assert printed["tune"]["status"] == 0, printed["tune"]["err"]
