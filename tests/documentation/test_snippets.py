@@ -35,6 +35,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(GUIDE.glob("*.md"
 SHOWN = {"mermaid"}
 # The reasons that pages give for blocks that are not run.
 NOT_RUN = ["it measures for minutes"]
+# Pages whose commands are tested elsewhere, and take longest here.
+SLOW = {GUIDE / "measuring.md", GUIDE / "choosing.md"}
 LOCAL = {
     "meta-llama/Llama-3.2-1B-Instruct": "model",
     "gsm8k,mmlu": "questions",
@@ -63,7 +65,13 @@ def directory(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return directory
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page in SLOW else [], id=str(page.relative_to(ROOT)))
+        for page in PAGES
+    ],
+)
 def test_the_blocks_of_a_page_run(page: Path, request: pytest.FixtureRequest) -> None:
     runnable = [block for block in blocks(page.read_text(encoding="utf-8")) if block.language not in SHOWN]
     if page == ROOT / "README.md":

@@ -224,8 +224,22 @@ OF_GRAPHS: list[Disagree] = [
     _genai_config_names_none,
     _all_four_name_different_ones,
 ]
+# One of each kind: another end, one that has no text, none, and all at once.
+QUICK: list[Disagree] = [
+    _tokenizer_names_another,
+    _both_configurations_name_one_without_text,
+    _generation_config_names_none,
+    _tokenizer_names_none,
+    _all_name_different_ones,
+    _genai_config_names_two_others,
+    _all_four_name_different_ones,
+]
 each_disagreement = pytest.mark.parametrize(
-    "disagree", [*OF_CHECKPOINTS, *OF_GRAPHS], ids=lambda disagree: disagree.__name__.strip("_")
+    "disagree",
+    [
+        pytest.param(disagree, marks=[] if disagree in QUICK else pytest.mark.slow, id=disagree.__name__.strip("_"))
+        for disagree in [*OF_CHECKPOINTS, *OF_GRAPHS]
+    ],
 )
 Disagreeing = Callable[[Disagree], tuple[Path, Plan]]
 

@@ -246,6 +246,7 @@ def test_a_quantised_artifact_is_compared_with_a_base_model_quantised_alike(tmp_
             assert stored_precision(load_graph(models.runner("artifact", "fp32").path)) == "float32"
 
 
+@pytest.mark.slow
 def test_the_base_model_is_exported_by_what_exported_the_artifact(tmp_path: Path) -> None:
     plan = load_plan(FIXTURES / "artifacts" / "mixed" / PLAN)
     artifact = bake(FIXTURES / "checkpoint", plan, tmp_path / "dynamo", BakeOptions(exporter="dynamo")).directory

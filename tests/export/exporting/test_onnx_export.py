@@ -131,7 +131,7 @@ def test_an_export_holds_weights_once(tmp_path: Path) -> None:
     assert not onnx.load(tmp_path / "model.onnx").graph.initializer
 
 
-@pytest.mark.parametrize("exporter", ["optimum", "dynamo"])
+@pytest.mark.parametrize("exporter", ["optimum", pytest.param("dynamo", marks=pytest.mark.slow)])
 def test_an_export_lets_go_of_the_model(
     llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exporter: ExporterName
 ) -> None:

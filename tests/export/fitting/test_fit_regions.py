@@ -64,7 +64,7 @@ def test_it_is_told_everywhere(plan: Plan, tmp_path: Path) -> None:
     assert "cube" not in told.replace("rotated cube", "")
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_the_artifact_is_verified_and_its_edits_are_found(
     plan: Plan, dtype: Any, llama_checkpoint: Path, tmp_path: Path
 ) -> None:
