@@ -81,7 +81,8 @@ class KeySpaceDetectionOptions(MethodOptions):
         "strangers perhaps included. `ellipsoid`: near the mean by the skill's shrunk covariance, with up to 64 "
         "directions of its own. `rotated_cube`: within alpha deviations of the mean along these directions. All but "
         "`cube` are our reading of the paper's open question. `auto` is chosen with the layers; where a cube does "
-        "as well as the best, it is taken. By default `auto`, but `cube` (the paper) where layers or alpha are named.",
+        "as well as the best, and not by a hair, it is taken. By default `auto`, but `cube` (the paper) where layers "
+        "or alpha are named.",
     )
     layers: Literal["auto", "last"] | Layers = Field(
         default="auto",

@@ -37,6 +37,9 @@ EPSILONS = (0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03)
 _QUERIES_A_CUBE = 20
 # Of shapes that do equally well, the first is taken.
 _PREFERENCE = list(FITTERS)
+# What separates the selection queries by a hair does not separate others: a structure whose distance is at least this
+# is taken before all others that separate as well.
+CLEAR = 2.0
 # Cubes in the first comparison of layers.
 _FEW = 8
 # How many depths `auto` examines, and how many neighbours among them jointly.
@@ -90,16 +93,17 @@ def choose_structure(
     The best candidate has the lowest error (``Candidate.error``) at the alpha that contains 1 - epsilon of the
     selection queries. A candidate is as good as the best if its error does not exceed the upper end of the best one's
     Clopper-Pearson interval (nor the tolerated error, if the best one does not exceed that) and if the AUROC of its
-    worst name is not below the lower end of the interval of the highest such AUROC. Among those as good as the best,
-    those of one shape are taken: the cube if any of them is one, or else the next that ``FITTERS`` has. A half-space
-    can hold anything that looks unlike the retained data, so of half-spaces the one is taken whose ``distance`` from
-    the nearest name is the largest: with ``forms`` the harmonic mean of the distance in forms that it was fitted to,
-    which tells strangers apart, and of that in forms that it was not, which tells how it does in words that nobody
-    fitted (our reading, measured in examples/benchmarks/README.md). Of other shapes the ones whose deepest layer is
-    the shallowest are taken (an early exit that costs no quality saves the most compute); among these the one of lowest
-    feared error (``Candidate.feared_error``), then the one of fewest layers and cubes. ``epsilon`` auto tries the
-    values that ``calibration_queries`` can guarantee, and keeps for each structure the smallest one with the lowest
-    feared error.
+    worst name is not below the lower end of the interval of the highest such AUROC. Neither tells a gap from a hair: of
+    those as good as the best the ones are taken whose ``distance`` from the nearest name is at least ``CLEAR``, if
+    there are any. Among these, those of one shape are taken: the cube if any of them is one, or else the next that
+    ``FITTERS`` has. A half-space can hold anything that looks unlike the retained data, so of half-spaces the one is
+    taken whose ``distance`` from the nearest name is the largest: with ``forms`` the harmonic mean of the distance in
+    forms that it was fitted to, which tells strangers apart, and of that in forms that it was not, which tells how it
+    does in words that nobody fitted (our reading, measured in examples/benchmarks/README.md). Of other shapes the ones
+    whose deepest layer is the shallowest are taken (an early exit that costs no quality saves the most compute); among
+    these the one of lowest feared error (``Candidate.feared_error``), then the one of fewest layers and cubes.
+    ``epsilon`` auto tries the values that ``calibration_queries`` can guarantee, and keeps for each structure the
+    smallest one with the lowest feared error.
 
     Not every combination is tried, because that would take long: all layers are tried with few cubes and a medium
     floor, and those that could still be the best with all other settings.
@@ -165,6 +169,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     as_good = [candidate for candidate in candidates if candidate.error <= highest]
     clearest = max(as_good, key=lambda candidate: candidate.worst_auroc.value).worst_auroc
     as_good = [candidate for candidate in as_good if candidate.worst_auroc.value >= clearest.low]
+    as_good = [candidate for candidate in as_good if candidate.least_distance >= CLEAR] or as_good
     preferred = min(as_good, key=lambda candidate: _PREFERENCE.index(candidate.structure.region)).structure.region
     alike = [candidate for candidate in as_good if candidate.structure.region == preferred]
     if FITTERS[preferred].needs_retained:

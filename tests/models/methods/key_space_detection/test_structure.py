@@ -226,6 +226,17 @@ def test_a_cube_is_taken_where_it_does_as_well() -> None:
     assert choose([best, mixed_up]) is best
 
 
+def test_a_cube_that_spares_others_by_a_hair_is_not_as_good() -> None:
+    """On Gemma 3, one that refused nothing falsely on the selection queries refused 12 % of fresh instructions."""
+    far = _candidate(2, 0, region="linear", apart=9)
+    assert choose([far, _candidate(1, 0, apart=3.9)]) is far
+    clear = _candidate(1, 0, apart=4.1)
+    assert choose([far, clear, _candidate(0, 0, apart=3.9)]) is clear
+    # Where none is clear, counts alone decide.
+    near = _candidate(3, 0, region="linear", apart=3.9)
+    assert choose([near, (cube := _candidate(4, 0, apart=3))]) is cube
+
+
 def test_of_half_spaces_the_farthest_is_taken() -> None:
     near, far, deep = (
         _candidate(layer, 0, region="linear", apart=apart) for layer, apart in ((1, 7.9), (3, 8), (4, 8))
