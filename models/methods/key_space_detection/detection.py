@@ -209,6 +209,11 @@ def conformal_quantile(margins: Floats, epsilon: float, skill: str) -> float:
     return float(np.sort(margins)[rank - 1])
 
 
+def queries_beyond(epsilon: float, queries: int) -> int:
+    """How many of the calibration queries lie beyond their conformal quantile; -1 where they are too few for one."""
+    return math.floor((queries + 1) * Fraction(str(epsilon))) - 1
+
+
 def require_calibration(queries: int, epsilon: float, skill: str) -> None:
     """Raise ``BakeoutError`` for fewer calibration queries than ``least_queries(epsilon)``."""
     if queries < least_queries(epsilon):

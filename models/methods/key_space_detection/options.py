@@ -113,7 +113,8 @@ class KeySpaceDetectionOptions(MethodOptions):
     epsilon: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         default="auto",
         description="The share of the skill's queries that may get through. `auto` is chosen with the layers, among "
-        "shares for which there are enough calibration queries. By default `auto`, but 0.005 where layers or alpha are "
+        "shares for which there are enough calibration queries: two more than the guarantee takes, if there are, so "
+        "that one far query does not decide. By default `auto`, but 0.005 where layers or alpha are "
         "named.",
     )
     positions: Positions = Field(

@@ -21,7 +21,7 @@ from bakeout.models.methods.key_space_detection.cubes import (
     require_dimension,
     stacked_keys,
 )
-from bakeout.models.methods.key_space_detection.detection import least_queries
+from bakeout.models.methods.key_space_detection.detection import queries_beyond
 from bakeout.models.methods.key_space_detection.options import Region, Structure
 from bakeout.models.methods.key_space_detection.regions.fitter import Fitter, Probed
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
@@ -33,6 +33,9 @@ from bakeout.models.progress import Track, untracked
 # its deviations are measured.
 CUBES = (1, 2, 4, 8, 16, 32)
 FLOORS = (0.1, 0.3, 1.0)
+# Calibration queries that `epsilon: auto` leaves beyond alpha, if there are enough: the farthest of all says little of
+# the others, and alpha must not go wherever it lies.
+SPARE = 2
 EPSILONS = (0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03)
 _QUERIES_A_CUBE = 20
 # Of shapes that do equally well, the first is taken.
@@ -102,8 +105,8 @@ def choose_structure(
     does in words that nobody fitted (our reading, measured in examples/benchmarks/README.md). Of other shapes the ones
     whose deepest layer is the shallowest are taken (an early exit that costs no quality saves the most compute); among
     these the one of lowest feared error (``Candidate.feared_error``), then the one of fewest layers and cubes.
-    ``epsilon`` auto tries the values that ``calibration_queries`` can guarantee, and keeps for each structure the
-    smallest one with the lowest feared error.
+    ``epsilon`` auto tries the values that ``calibration_queries`` can guarantee, with ``SPARE`` of them beyond alpha
+    where there are enough, and keeps for each structure the smallest one with the lowest feared error.
 
     Not every combination is tried, because that would take long: all layers are tried with few cubes and a medium
     floor, and those that could still be the best with all other settings.
@@ -395,8 +398,10 @@ def _floors(floor: Literal["auto"] | float, fitter: Fitter) -> Sequence[float]:
 def _epsilons(epsilon: Literal["auto"] | float, calibration_queries: int | None) -> list[float]:
     if epsilon != "auto":
         return [epsilon]
-    guaranteed = [
-        value for value in EPSILONS if calibration_queries is None or least_queries(value) <= calibration_queries
-    ]
+    if calibration_queries is None:
+        return list(EPSILONS)
+    beyond = {value: queries_beyond(value, calibration_queries) for value in EPSILONS}
+    guaranteed = [value for value, queries in beyond.items() if queries >= 0]
+    steady = [value for value in guaranteed if beyond[value] >= SPARE]
     # With too few queries for any of them, the error of the fit gives the number needed.
-    return guaranteed or [EPSILONS[-1]]
+    return steady or guaranteed or [EPSILONS[-1]]

@@ -15,7 +15,11 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.methods.key_space_detection.choosing.candidate import Candidate, Choice
 from bakeout.models.methods.key_space_detection.choosing.structure import choose, choose_structure, layer_sets
 from bakeout.models.methods.key_space_detection.choosing.unseen_forms import GROUPS, Forms
-from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection
+from bakeout.models.methods.key_space_detection.detection import (
+    conformal_quantile,
+    fit_key_space_detection,
+    queries_beyond,
+)
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions, Region, Structure
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
@@ -143,7 +147,14 @@ def test_a_given_option_is_kept_and_auto_epsilon_is_one_that_can_be_guaranteed()
     data = {**_data({0: 12.0, 1: 12.0}), "layers": [1], "floor": 0.7}
     assert _choose(**data, epsilon=0.02).chosen.structure == Structure((1,), 1, 0.7, 0.02)
     assert _choose(**data, epsilon="auto").chosen.structure.epsilon == 0.005
-    assert _choose(**data, epsilon="auto", calibration_queries=99).chosen.structure.epsilon == 0.01
+    # Two queries lie beyond alpha where there are enough: one alone must not decide where it goes.
+    for queries, epsilon in ((99, 0.03), (250, 0.0125), (599, 0.005), (98, 0.0125)):
+        chosen = _choose(**data, epsilon="auto", calibration_queries=queries).chosen.structure
+        assert chosen.epsilon == epsilon
+        margins = np.arange(queries, dtype=float)
+        beyond = int((margins > conformal_quantile(margins, epsilon, "math")).sum())
+        assert beyond == queries_beyond(epsilon, queries)
+        assert (beyond >= 2) == (queries != 98)
     assert _choose(**data, epsilon="auto", calibration_queries=5).chosen.structure.epsilon == 0.03
 
 
