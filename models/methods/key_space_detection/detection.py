@@ -204,13 +204,12 @@ def conformal_quantile(margins: Floats, epsilon: float, skill: str) -> float:
     Raises ``BakeoutError`` for fewer than ``least_queries(epsilon)``.
     """
     require_calibration(len(margins), epsilon, skill)
-    # In fractions: the product must not be rounded up to the next rank.
-    rank = math.ceil((len(margins) + 1) * (1 - Fraction(str(epsilon))))
-    return float(np.sort(margins)[rank - 1])
+    return float(np.sort(margins)[-1 - queries_beyond(epsilon, len(margins))])
 
 
 def queries_beyond(epsilon: float, queries: int) -> int:
     """How many of the calibration queries lie beyond their conformal quantile; -1 where they are too few for one."""
+    # In fractions: the product must not be rounded down to the next rank.
     return math.floor((queries + 1) * Fraction(str(epsilon))) - 1
 
 
