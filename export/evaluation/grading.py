@@ -186,7 +186,9 @@ class _Asked:
         """Raises ``DataError`` for rows that cannot be judged."""
         length = None
         if isinstance(grader, AnswerGrader):
-            length = options.length(_longest(runner, source, refusals, grader) if grader.bounded else None)
+            named = options.length(_longest(runner, source, refusals, grader) if grader.bounded else None)
+            # A refusal that is cut off would count as an answer.
+            length = max(named, refusals.longest(runner.tokenizer))
         chosen = chosen_rows(source, options, length, description)
         return cls(chosen, read_questions(chosen.source, grader, runner.tokenizer, runner.limits), grader, length)
 

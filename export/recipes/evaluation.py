@@ -43,8 +43,8 @@ class EvaluateOptions(Section):
     )
     max_new_tokens: PositiveInt | Literal["auto"] = Field(
         "auto",
-        description="Where answers are cut off. `auto`: one more than the longest response for `exact`, else "
-        f"{_LENGTH}.",
+        description="Where answers are cut off, and never before a refusal would be told. `auto`: one more than the "
+        f"longest response for `exact`, else {_LENGTH}.",
     )
     runtime: Literal["onnxruntime", "genai"] = Field(
         "onnxruntime",

@@ -74,7 +74,8 @@ class StructureFigures(Figures):
     """A structure, and what it does on the selection queries: shares missed and refused, AUROC with its interval.
 
     ``cubes``: how many regions a skill, of the shape ``region``, None for cubes. ``keys``: None for key vectors.
-    ``distance``: of half-spaces, by which the farthest is chosen.
+    ``distance``: per name to retain, means over the sum of deviations; what is near is not taken. None in plans of
+    before it was kept of every shape.
     """
 
     layers: tuple[int, ...]
@@ -167,7 +168,8 @@ def _told(figures: StructureFigures) -> str:
     where = figures.keys or ("layers" if len(figures.layers) > 1 else "layer")
     layers = f"{where} {', '.join(map(str, figures.layers))}"
     outcome = f"{figures.missed:.1%} missed, at most {max(figures.refused.values(), default=0.0):.1%} refused falsely"
-    return f"{figures.shape}, {figures.cubes} in {layers}: {outcome}"
+    apart = f", {min(figures.distance.values()):.1f} deviations apart" if figures.distance else ""
+    return f"{figures.shape}, {figures.cubes} in {layers}: {outcome}{apart}"
 
 
 def _covered(skill: str, figures: SkillCoverage) -> str:

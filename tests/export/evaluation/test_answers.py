@@ -16,7 +16,7 @@ from bakeout.export.evaluation.answering.questions import choose_rows
 from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.evaluation.grading import grade
 from bakeout.export.recipes.evaluation import EvaluateOptions
-from bakeout.export.running.refusals import Refusals
+from bakeout.export.running.refusals import Refusals, answer_text
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.row_source import as_source
 from bakeout.models.errors import BakeoutError
@@ -31,20 +31,30 @@ def runner(llama_onnx: Path) -> Runner:
 
 def test_four_outcomes_exclude_each_other_and_add_up(runner: Runner) -> None:
     prompts = [runner.tokenizer.encode(row["prompt"]) for row in ROWS]
-    answers = runner.generate(prompts, 8)
+    answers = runner.generate(prompts, 3)
     texts = [runner.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in answers]
-    by = grader_of(lambda answer, row: answer == texts[1], "d")
-    options = EvaluateOptions(max_new_tokens=8)
-    graded = grade(runner, as_source(ROWS), Refusals(frozenset({texts[0]})), by=by, options=options)
+    by = grader_of(lambda answer, row: answer == texts[0], "d")
+    options = EvaluateOptions(max_new_tokens=3)
+    graded = grade(runner, as_source(ROWS), Refusals(frozenset({texts[1]})), by=by, options=options)
     ended = [tokens[-1] in runner.end_tokens for tokens in answers]
-    assert graded.refused.tolist() == [text == texts[0] for text in texts]
-    assert graded.correct.tolist() == [text == texts[1] != texts[0] for text in texts]
+    assert graded.refused.tolist() == [text == texts[1] for text in texts]
+    assert graded.correct.tolist() == [text == texts[0] != texts[1] for text in texts]
     row = graded.row("m", "d")
     assert row.wrong is not None
     assert row.cut_off is not None
     assert row.accuracy + row.refusals + row.cut_off + row.wrong == pytest.approx(1)
     others = [not end for end, text in zip(ended, texts, strict=True) if text not in texts[:2]]
     assert graded.cut_off.sum() == sum(others)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_limit_does_not_cut_a_refusal_off(runner: Runner, limit: int) -> None:
+    prompts = [runner.tokenizer.encode(row["prompt"]) for row in ROWS]
+    texts = [answer_text(runner.tokenizer, tokens) for tokens in runner.generate(prompts, 3)]
+    refusals = Refusals(frozenset({texts[1]}))
+    assert refusals.longest(runner.tokenizer) == 3
+    graded = grade(runner, as_source(ROWS), refusals, options=EvaluateOptions(max_new_tokens=limit))
+    assert graded.refused.tolist() == [text == texts[1] for text in texts]
 
 
 def test_some_rows_are_spread_over_all(runner: Runner) -> None:

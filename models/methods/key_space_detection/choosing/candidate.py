@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bakeout.models.methods.key_space_detection.options import Structure
-from bakeout.models.methods.key_space_detection.regions.registry import FITTERS
 from bakeout.models.methods.key_space_detection.separation import Auroc, Share
 from bakeout.models.plan.kinds.detection_report import StructureChoice, StructureFigures
 
@@ -80,7 +80,8 @@ class Candidate:
             error=self.error,
             region=None if self.structure.region == "cube" else self.structure.region,
             keys=None if self.structure.keys == "key_vector" else self.structure.keys,
-            distance=dict(self.distance) if FITTERS[self.structure.region].needs_retained else None,
+            # Margins without any deviation are infinitely far apart, which JSON cannot say.
+            distance={name: apart for name, apart in self.distance.items() if math.isfinite(apart)} or None,
         )
 
 

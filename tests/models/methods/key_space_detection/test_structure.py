@@ -237,6 +237,15 @@ def test_a_cube_is_taken_where_it_does_as_well() -> None:
     assert choose([best, mixed_up]) is best
 
 
+def test_a_report_says_how_far_apart_each_shape_is_where_that_is_a_number() -> None:
+    far, near = _candidate(1, 0, region="linear"), _candidate(2, 0, apart=3)
+    without = replace(_candidate(3, 0, region="ellipsoid"), distance={"poems": float("inf")})
+    figures = Choice(far, (far, near, without)).figures()
+    json.dumps(figures.as_json(), allow_nan=False)
+    told = {text.partition(",")[0]: text.partition("falsely, ")[2] for text in figures.regions()}
+    assert told == {"linear": "4.5 deviations apart", "cube": "1.5 deviations apart", "ellipsoid": ""}
+
+
 def test_a_cube_that_spares_others_by_a_hair_is_not_as_good() -> None:
     """On Gemma 3, one that refused nothing falsely on the selection queries refused 12 % of fresh instructions."""
     far = _candidate(2, 0, region="linear", apart=9)
