@@ -11,7 +11,7 @@ from typing import Any
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import base_figures_of, read_manifest
 from bakeout.export.artifacts.model_source import model_source
-from bakeout.export.evaluation.answering.questions import choose_rows
+from bakeout.export.evaluation.answering.questions import Chosen, choose_rows
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.evaluation.grading import (
     ALL_ROWS,
@@ -82,9 +82,11 @@ def evaluate(
     text_rows: list[TextRow] = []
     task_rows: list[TaskRow] = []
     base_answers: dict[str, Graded] = {}
+    asked: dict[str, Chosen] = {}
     base_texts: dict[str, Predicted] = {}
     for model, runner in _runners(directories, base, chat_template, options):
-        graded = grade_each(runner, model, sources, refusals, grades=grades, options=options, track=track)
+        graded = grade_each(runner, model, sources, refusals, grades=grades, options=options, asked=asked, track=track)
+        asked = {name: Chosen(rows_graded.source, rows_graded.available) for name, rows_graded in graded.items()}
         for name, graded_rows in graded.items():
             row = graded_rows.row(model, name)
             if model == BASE:

@@ -19,7 +19,7 @@ from bakeout.export.evaluation.answering.questions import Chosen, choose_rows, r
 from bakeout.export.evaluation.graders.exact import Exact
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Grader, Question, ReadingGrader, Verdict
 from bakeout.export.evaluation.graders.registry import make_grader
-from bakeout.export.evaluation.intervals import bootstrap
+from bakeout.export.evaluation.intervals import bootstrap, mean_interval, share_interval
 from bakeout.export.evaluation.rows import Row, Score
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.recipes.grades import EXACT, ExactOptions
@@ -87,6 +87,9 @@ class Graded:
 
         value = ratio(np.arange(len(both)))
         interval = bootstrap(len(both), ratio)
+        if not own[both].any() and not self.grader.is_logarithm:
+            # Every resample is 0, which is no certainty.
+            interval = 0.0, share_interval(0, len(both))[1] / float(others[both].mean() or np.nan)
         if not np.isfinite([value, *interval]).all():
             return score
         return Score(score.name, score.mean, score.interval, value, interval)
@@ -97,7 +100,8 @@ class Graded:
         known = self.scores[~np.isnan(self.scores)]
         if len(known) < 2:
             return None
-        interval = bootstrap(len(known), lambda chosen: float(known[chosen].mean()))
+        interval = mean_interval(known)
+        assert interval is not None
         return Score(self.grader.score, float(known.mean()), interval)
 
 
@@ -182,14 +186,18 @@ class _Asked:
         grader: Grader,
         options: EvaluateOptions,
         description: str,
+        asked: Chosen | None = None,
     ) -> _Asked:
-        """Raises ``DataError`` for rows that cannot be judged."""
+        """``asked``: the rows, where another model was asked before.
+
+        Raises ``DataError`` for rows that cannot be judged.
+        """
         length = None
         if isinstance(grader, AnswerGrader):
             named = options.length(_longest(runner, source, refusals, grader) if grader.bounded else None)
             # A refusal that is cut off would count as an answer.
             length = max(named, refusals.longest(runner.tokenizer))
-        chosen = chosen_rows(source, options, length, description)
+        chosen = asked or chosen_rows(source, options, length, description)
         return cls(chosen, read_questions(chosen.source, grader, runner.tokenizer, runner.limits), grader, length)
 
     def graded(
@@ -319,18 +327,22 @@ def grade_each(
     *,
     grades: Mapping[str, Grader] = MappingProxyType({}),
     options: EvaluateOptions = ALL_ROWS,
+    asked: Mapping[str, Chosen] = MappingProxyType({}),
     track: Track = untracked,
 ) -> dict[str, Graded]:
     """One model's graded answers to each of ``data`` (name to source), by ``exact`` where ``grades`` says nothing.
 
+    ``asked``: the rows of each that another model was asked before, for how many are chosen depends on the tokenizer.
     Raises ``DataError`` for rows that cannot be judged, before any is answered.
     """
     described = {name: f"{model} on {name}" for name in data}
-    asked = {
-        name: _Asked.of(runner, source, refusals, grades.get(name, EXACT_GRADER), options, described[name])
+    each = {
+        name: _Asked.of(
+            runner, source, refusals, grades.get(name, EXACT_GRADER), options, described[name], asked.get(name)
+        )
         for name, source in data.items()
     }
-    return {name: own.graded(runner, refusals, options, track, described[name]) for name, own in asked.items()}
+    return {name: own.graded(runner, refusals, options, track, described[name]) for name, own in each.items()}
 
 
 def measure(

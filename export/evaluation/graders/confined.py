@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+from types import ModuleType
 from typing import Any
 
 _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
@@ -41,10 +42,12 @@ def main() -> None:
             os.write(result, f"isolation: {error.strerror}".encode())
             return
     limit(job["memory"], job["seconds"])
-    space: dict[str, Any] = {"__name__": "__main__"}
+    # What an answer does only when it is run as a script, such as reading input, is no part of what is tested.
+    answer = ModuleType("answer")
+    sys.modules[answer.__name__] = answer
     for program in job["programs"]:
         # A program is judged by what it does, and whatever it raises ends it.
-        exec(compile(program, "<answer>", "exec"), space)
+        exec(compile(program, "<answer>", "exec", dont_inherit=True), vars(answer))
     os.write(result, job["token"].encode())
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Question, Verdict
 from bakeout.export.recipes.grades import ContainsOptions
 from bakeout.models.data.row_source import DataError
 
+# Scripts whose words run on without spaces, or take particles without one: Thai, Lao, Tibetan, Burmese, Khmer, Korean,
+# Japanese and Chinese.
+_RUNNING_ON = (
+    r"\u0E00-\u109F\u1100-\u11FF\u1780-\u17FF\u3040-\u30FF\u3400-\u4DBF\u4E00-\u9FFF\uA960-\uA97F"
+    r"\uAC00-\uD7FF\uF900-\uFAFF\uFF66-\uFFDC\U00020000-\U0003FFFF"
+)
+# A letter or digit that may belong to the word beside it. Underscores are emphasis in Markdown.
+_OF_A_WORD = rf"[^\W_{_RUNNING_ON}]"
+
 
 class Contains(AnswerGrader):
-    """Looks for whole words: `art` is not in `start`."""
+    """Looks for whole words: `art` is not in `start`. In scripts without spaces it is found anywhere."""
 
     title = "contains the response"
 
@@ -24,8 +34,14 @@ class Contains(AnswerGrader):
     def judge(self, answer: str, question: Question) -> Verdict:
         """Right where any accepted answer is in it, however its words are spaced."""
         text = _spaced(answer)
-        patterns = (rf"(?<!\w){re.escape(_spaced(accepted))}(?!\w)" for accepted in _accepted(question))
+        patterns = (_as_words(_spaced(accepted)) for accepted in _accepted(question))
         return Verdict(any(re.search(pattern, text, self._flags) for pattern in patterns))
+
+
+def _as_words(text: str) -> str:
+    """A pattern of ``text`` where no word goes on beyond either end."""
+    first, last = (re.match(f"[{_RUNNING_ON}]", end) is not None for end in (text[:1], text[-1:]))
+    return ("" if first else f"(?<!{_OF_A_WORD})") + re.escape(text) + ("" if last else f"(?!{_OF_A_WORD})")
 
 
 def _accepted(question: Question) -> list[str]:
@@ -43,4 +59,5 @@ def _accepted(question: Question) -> list[str]:
 
 
 def _spaced(text: str) -> str:
-    return " ".join(text.split())
+    """Single spaces, and letters with their accents as one character each."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Question, Verdict
 from bakeout.export.recipes.grades import NumberOptions
@@ -32,15 +33,15 @@ _NUMBER = re.compile(
 class Quantity:
     """A number in a text, and whether a percent sign stands behind it."""
 
-    value: float
+    value: Decimal
     percent: bool
 
     def equals(self, other: Quantity) -> bool:
-        """Whether both are the same, `50%` being 50 and 0.5."""
+        """Whether both are the same, `50%` being 50 and 0.5: whole numbers exactly, others to a millionth."""
         pairs = [(self.value, other.value)]
         if self.percent != other.percent:
             pairs.append((self.value / 100, other.value) if self.percent else (self.value, other.value / 100))
-        return any(math.isclose(number, expected, rel_tol=1e-6, abs_tol=1e-9) for number, expected in pairs)
+        return any(_alike(number, expected) for number, expected in pairs)
 
 
 class Number(AnswerGrader):
@@ -66,9 +67,9 @@ def final_number(text: str, mark: str) -> Quantity | None:
     """The first number behind the last ``mark`` of a text, or its last number where it has no mark; None for none.
 
     >>> final_number("He pays $1,234.50 in all.", "####")
-    Quantity(value=1234.5, percent=False)
+    Quantity(value=Decimal('1234.50'), percent=False)
     >>> final_number("4 of 8 is 50%", "####"), final_number("so 3 - 5 = #### -2 apples, not 8", "####")
-    (Quantity(value=50.0, percent=True), Quantity(value=-2.0, percent=False))
+    (Quantity(value=Decimal('50'), percent=True), Quantity(value=Decimal('-2'), percent=False))
     """
     _, marked, behind = text.rpartition(mark)
     quantities = (_quantity(match) for match in _NUMBER.finditer(behind))
@@ -88,5 +89,11 @@ def _quantity(match: re.Match[str]) -> Quantity:
         digits = digits.replace(",", "")
     elif points > 1:
         digits = digits.replace(".", "")
-    value = float(digits.replace(",", ".") + (match["exponent"] or ""))
+    value = Decimal(digits.replace(",", ".") + (match["exponent"] or ""))
     return Quantity(-value if match["minus"] or match["inner"] else value, match["percent"] is not None)
+
+
+def _alike(number: Decimal, expected: Decimal) -> bool:
+    if all(value == value.to_integral_value() for value in (number, expected)):
+        return number == expected
+    return math.isclose(number, expected, rel_tol=1e-6)

@@ -101,17 +101,20 @@ def depth_figure(skill: str, probe: LayerKeys, keys: Mapping[str, LayerKeys]) ->
         alpha = float(np.quantile(margins[skill], 1 - _EPSILON, method="higher"))
         around = np.concatenate([keys[name][layer] for name in others]).astype(np.float64).std(axis=0)
         wide = around > 0
-        volume.append(float(np.exp(np.log(alpha * cubes.deviation[0][wide] / around[wide]).mean())))
+        if wide.any():
+            volume.append(float(np.exp(np.log(alpha * cubes.deviation[0][wide] / around[wide]).mean())))
         for name in others:
             areas[name].append(auroc(margins[skill], margins[name]).value)
         for name in inside:
             inside[name].append(float((margins[name] <= alpha).mean()))
+    # A single query of the others has no spread.
+    volumes = [{"label": "volume: half-width, in others' spreads", "series": {skill: volume}}]
     return {
         "kind": "depth",
         "skill": skill,
         "layers": layers,
         "panels": [
-            {"label": "volume: half-width, in others' spreads", "series": {skill: volume}},
+            *(volumes if len(volume) == len(layers) else []),
             {"label": "separation: AUROC against", "series": areas},
             {"label": "queries inside, at 99.5 % coverage", "series": inside},
         ],

@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bakeout.models.data.forms.kinds import Kind
-from bakeout.models.data.rows import Record, Rows
+from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.methods import probed
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.choosing.candidate import Choice
 from bakeout.models.methods.key_space_detection.choosing.structure import (
-    EPSILONS,
     choose_structure,
     joint_choice,
     layer_sets,
@@ -26,16 +25,15 @@ from bakeout.models.methods.key_space_detection.choosing.structure import (
 )
 from bakeout.models.methods.key_space_detection.choosing.unseen_forms import Forms
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys
-from bakeout.models.methods.key_space_detection.detection import (
-    fit_key_space_detection,
-    margins_of_keys,
-    require_calibration,
-)
+from bakeout.models.methods.key_space_detection.detection import fit_key_space_detection, margins_of_keys
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.queries import (
     RetainedQueries,
+    counted_once,
     least_margins,
     query_keys,
+    require_enough,
+    require_queries,
     retained_queries,
 )
 from bakeout.models.methods.key_space_detection.query_end import query_end
@@ -75,7 +73,7 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     Raises ``BakeoutError``, before anything is probed, where queries are lacking or are too few for the guarantee.
     """
     require_queries(options, fitting.data, fitting.rows)
-    fitting, mixture = as_served(options, fitting)
+    fitting, mixture = as_served(options, counted_once(fitting))
     forget, retain = options.names(fitting.data)["forget"], retained_names(options, fitting)
     if options.is_chosen:
         require_retained(retain)
@@ -176,35 +174,6 @@ def fit(options: KeySpaceDetectionOptions, fitting: Fitting) -> KeySpaceDetectio
     )
 
 
-def require_queries(options: KeySpaceDetectionOptions, data: Sequence[str], rows: Rows) -> None:
-    """Raise ``BakeoutError`` where queries are lacking, or too few for the guarantee. ``data``: the recipe's names."""
-    for name in options.names(data)["forget"]:
-        # Each may be asked in several forms: their number says nothing then.
-        if len(rows[name]["probe"]) < 2:
-            raise BakeoutError(
-                f"Key Space Detection: {name} has fewer than two probe queries.",
-                "Give at least 2; a few hundred are better.",
-            )
-        if options.is_chosen and "selection" not in rows[name]:
-            raise BakeoutError(
-                f"Key Space Detection: {name} has no queries to choose region, layers, cubes, floor or epsilon by.",
-                f"Give {name} a `selection:` file, or one file for everything, or name them: `paper: true` does.",
-            )
-        if options.alpha != "auto":
-            continue
-        if "calibration" not in rows[name]:
-            raise BakeoutError(
-                f"`alpha: auto` needs fresh queries of {name}.",
-                f"Give {name} a `calibration:` file, or one file for everything, or a number for alpha.",
-            )
-        _require_calibration(options, len(rows[name]["calibration"]), name)
-
-
-def _require_calibration(options: KeySpaceDetectionOptions, queries: int, skill: str) -> None:
-    """Raise ``BakeoutError`` for too few calibration queries for epsilon, or for the largest that `auto` tries."""
-    require_calibration(queries, EPSILONS[-1] if options.epsilon == "auto" else options.epsilon, skill)
-
-
 def _calibration_queries(options: KeySpaceDetectionOptions, fitting: Fitting, widening: _Widening) -> int | None:
     """How many queries the smallest set has that needs a quantile of its own; None where alpha is given.
 
@@ -223,7 +192,7 @@ def _calibration_queries(options: KeySpaceDetectionOptions, fitting: Fitting, wi
                 "%s has no calibration variants of %s: alpha does not cover these.", name, ", ".join(left_out)
             )
     for skill, queries in sizes.items():
-        _require_calibration(options, queries, skill)
+        require_enough(options, queries, skill)
     return min(sizes.values())
 
 

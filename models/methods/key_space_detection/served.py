@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from math import ceil
@@ -23,6 +23,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.data.uses import Use
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.queries import asked_once
 from bakeout.models.network.families import model_limits
 
 _logger = logging.getLogger(__name__)
@@ -65,8 +66,14 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
         _logger.warning("The chat template takes no such messages: %s are left out of `augment`.", ", ".join(left_out))
     limits = model_limits(fitting.model)
 
+    kept = {
+        name: {use: {row.where for row in rows} for use, rows in uses.items()} for name, uses in fitting.rows.items()
+    }
     asked = {
-        name: {use: read_prompt_rows(source, fitting.tokenizer, limits) for use, source in uses.items()}
+        name: {
+            use: [row for row in read_prompt_rows(source, fitting.tokenizer, limits) if row.where in kept[name][use]]
+            for use, source in uses.items()
+        }
         for name, uses in conversations.items()
     }
     refused = earlier_refusals(options, fitting)
@@ -93,14 +100,16 @@ def as_served(options: KeySpaceDetectionOptions, fitting: Fitting) -> tuple[Fitt
             if use == "probe" and name in forgotten:
                 forms = min(_FORMS, ceil(_PROBE_QUERIES / len(own)))
                 more = [drawn(own, use, f"{name}/{use}/{number}") for number in range(1, forms)]
-                rows[name][use] = _with_others(rows[name][use], chain.from_iterable(more))
+                rows[name][use] = asked_once([*rows[name][use], *chain.from_iterable(more)])
     if options.everyday:
         rows[EVERYDAY_QUESTIONS] = {
-            use: [
-                record
-                for number in range(_FORMS)
-                for record in drawn(_asked(questions), use, f"everyday/{use}/{number}")
-            ]
+            use: asked_once(
+                [
+                    record
+                    for number in range(_FORMS)
+                    for record in drawn(_asked(questions), use, f"everyday/{use}/{number}")
+                ]
+            )
             for use, questions in _EVERYDAY.items()
         }
     total = sum(mixture.values())
@@ -126,13 +135,6 @@ def earlier_refusals(options: KeySpaceDetectionOptions, fitting: Fitting) -> dic
             if source := uses.get(use, uses.get("probe")):
                 turns[use] += refused_turns(read_prompt_rows(source, fitting.tokenizer, limits), options.refusal)
     return turns
-
-
-def _with_others(records: Sequence[Record], more: Iterable[Record]) -> list[Record]:
-    """``records``, and those of ``more`` whose prompt is none of an earlier one."""
-    asked = {tuple(record.prompt_ids) for record in records}
-    others = {tuple(record.prompt_ids): record for record in more}
-    return [*records, *(record for prompt, record in others.items() if prompt not in asked)]
 
 
 def _asked(questions: Sequence[str]) -> list[PromptRow]:

@@ -17,7 +17,7 @@ from bakeout.export.exporting.onnx_export import export_checkpoint
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.row_source import source_digest
+from bakeout.models.data.row_source import as_source, source_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Item
 
@@ -102,6 +102,23 @@ def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(
         rows = evaluate([llama_onnx], [data], base=base).rows
         assert [(row.model, row.data, row.prompts) for row in rows] == [(BASE, "d", 1), (llama_onnx.name, "d", 1)]
         assert rows[0].accuracy == rows[1].accuracy
+
+
+def test_models_of_other_tokenizers_are_asked_the_same_rows(
+    llama_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many rows are chosen depends on how many tokens an answer has, of which another tokenizer makes fewer."""
+    other = shutil.copytree(llama_onnx, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["zz"] = 258
+    tokenizer["model"]["merges"] = [["z", "z"]]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    monkeypatch.setattr("bakeout.export.recipes.evaluation.GENERATED_TOKENS", 40)
+    data = {"d": as_source([{"prompt": f"q{row}", "response": " zzzzzzzzzz"} for row in range(9)])}
+    for directories in ([llama_onnx, other], [other, llama_onnx]):
+        (first, second) = evaluate(directories, data, options=EvaluateOptions()).rows
+        assert first.asked == second.asked != "9 prompts"
+    assert len({row.asked for row in evaluate([other], data, base=llama_onnx, options=EvaluateOptions()).rows}) == 1
 
 
 def test_the_base_model_is_exported_by_what_exported_the_artifacts(llama_onnx: Path, tmp_path: Path) -> None:

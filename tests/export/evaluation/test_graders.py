@@ -19,6 +19,7 @@ from bakeout.export.evaluation.graders.number import final_number
 from bakeout.export.evaluation.graders.python import code_of
 from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.evaluation.grading import grade
+from bakeout.export.evaluation.intervals import share_interval
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
@@ -66,7 +67,7 @@ def _right(grader: Any, answer: str, **row: Any) -> bool:
 def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
     number = final_number(text, "####")
     assert number is not None
-    assert number.value == pytest.approx(value)
+    assert float(number.value) == pytest.approx(value)
 
 
 def test_a_mark_without_a_number_gives_none() -> None:
@@ -88,6 +89,24 @@ def test_the_last_number_counts(answer: str, right: bool) -> None:
     assert _right("number", answer, response="9 * 2 = 18\n#### 18") is right
 
 
+@pytest.mark.parametrize(
+    ("answer", "response", "right"),
+    [
+        ("1000001", "1000000", False),
+        ("2,345,680", "2,345,678", False),
+        ("9007199254740993", "9007199254740992", False),
+        ("1,000,000.00", "1000000", True),
+        ("0.3333333", "0.33333334", True),
+        ("0", "0.0000000005", False),
+        ("1e400", "1e399", False),
+    ],
+)
+def test_whole_numbers_are_compared_exactly(answer: str, response: str, right: bool) -> None:
+    made = grader_of("number", "data")
+    assert isinstance(made, AnswerGrader)
+    assert made.judge(answer, _question({"response": response})).right is right
+
+
 def test_percent_signs_may_be_left_out() -> None:
     assert _right("number", "50", response="50%")
     assert _right("number", "0.5", response="50%")
@@ -104,6 +123,25 @@ def test_another_mark_counts() -> None:
 )
 def test_contained_answers_are_whole_words(answer: str, right: bool) -> None:
     assert _right("contains", answer, response="river Nile") is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "right"),
+    [
+        ("答案是东京。", "东京", True),
+        ("答案是Paris。", "Paris", True),
+        ("한국의 수도는 서울입니다.", "서울", True),
+        ("เมืองหลวงคือกรุงเทพครับ", "กรุงเทพ", True),
+        ("東京", "大阪", False),
+        ("It is _Paris_.", "Paris", True),
+        ("cafe\u0301", "café", True),
+        ("Это Москва.", "Москва", True),
+        ("Московская", "Москов", False),
+        ("Paris2", "Paris", False),
+    ],
+)
+def test_words_are_those_of_their_script(answer: str, response: str, right: bool) -> None:
+    assert _right("contains", answer, response=response) is right
 
 
 def test_any_of_several_answers_is_enough_and_case_can_count() -> None:
@@ -174,6 +212,13 @@ CODE = "```python\ndef add(a, b):\n    return a + b\n```"
         ("while True: pass", False),
         ("import time; time.sleep(60)", False),
         ("x = bytearray(10**9)", False),
+        # As Python runs it: nothing is imported beforehand, and what only a script does is not done.
+        ("def add(a: int, b: int) -> Sum[int]: return a + b", False),
+        ("def add(a, b): return a + b\nif __name__ == '__main__': input()", True),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass P:\n    a: 'int'\ndef add(a, b): return P(a).a + b",
+            True,
+        ),
         ("import os\nwhile True: os.fork()", False),
     ],
 )
@@ -218,6 +263,20 @@ def test_where_nothing_can_be_isolated_it_must_be_asked_for(monkeypatch: pytest.
     with pytest.raises(BakeoutError, match=r"cannot be isolated here \(unshare: .*unisolated: true"):
         grader_of("python", "data")
     assert _right({"python": {"unisolated": True}}, CODE, tests=["assert add(1, 2) == 3"])
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_equal_scores_are_no_certainty(llama_onnx: Path, score: float) -> None:
+    rows = as_source([{"prompt": f"q{row}"} for row in range(12)])
+    graded = grade(Runner(llama_onnx), rows, Refusals(), by=grader_of(lambda answer, row: score, "d"))
+    low, high = share_interval(int(12 * score), 12)
+    (figure,) = [graded.row("m", "d").score]
+    assert figure is not None
+    assert figure.interval == (low, high)
+    beside = graded.beside(graded)
+    assert beside is not None
+    # Of a base model that scores nothing there is no share.
+    assert (beside.ratio is None) is (score == 0)
 
 
 def test_a_function_of_the_callers_judges(llama_onnx: Path) -> None:

@@ -28,6 +28,7 @@ from bakeout.models.methods.key_space_detection.detection import conformal_quant
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
 from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS
 from bakeout.models.plan import KeySpaceDetection
+from bakeout.models.plan.kinds.detection_report import KeySpaceDetectionReport
 from bakeout.models.plan.plan_file import save_plan
 from bakeout.models.reference.hooks import Hooks
 
@@ -117,6 +118,35 @@ def test_too_few_queries_say_how_many_are_needed_before_anything_is_probed(
 ) -> None:
     with pytest.raises(BakeoutError, match=r"20 calibration queries of sums are too few for epsilon 0\.005.*199"):
         _fitted(tmp_path, llama_checkpoint, {"epsilon": 0.005})
+
+
+def _data(**other: str) -> dict[str, dict[str, str]]:
+    """The tiny recipe's files, of `sums` those of some uses in place of its own."""
+    files = {
+        name: {use: f"data/{name}.{use}.jsonl" for use in ("probe", "selection", "calibration")}
+        for name in ("sums", "names")
+    }
+    return {**files, "sums": {**files["sums"], **other}}
+
+
+def test_copies_of_a_question_are_one_calibration_query(
+    llama_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_rows(tmp_path / "copied.jsonl", rows("sums", "calibration") * 12)
+    alone = _fitted(tmp_path, llama_checkpoint, {}, data=_data()).report
+    copied = _fitted(tmp_path, llama_checkpoint, {}, data=_data(calibration="copied.jsonl")).report
+    assert isinstance(copied, KeySpaceDetectionReport)
+    assert isinstance(alone, KeySpaceDetectionReport)
+    assert copied.skills == alone.skills
+    assert "220 of 240 calibration rows ask what another asks" in caplog.text
+    with pytest.raises(BakeoutError, match="20 calibration queries of sums are too few"):
+        _fitted(tmp_path, llama_checkpoint, {"epsilon": 0.005}, data=_data(calibration="copied.jsonl"))
+
+
+def test_a_retained_row_that_is_alone_is_too_few(llama_checkpoint: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "one.jsonl", rows("names", "probe")[:1])
+    with pytest.raises(BakeoutError, match="one has one row, which regions are fitted against"):
+        _fitted(tmp_path, llama_checkpoint, {}, data={**_data(), "one": {"probe": "one.jsonl"}})
 
 
 def test_nothing_to_retain_is_told_before_anything_is_probed(

@@ -14,6 +14,9 @@ from bakeout.models.plan import Floats, Floats32
 
 # Dimensions that are computed at a time: what is held beside the keys does not grow with the number of layers.
 _BLOCK = 4096
+# The least share of a dimension's variance that counts as shrunk: of a few keys nothing would be, and of a covariance
+# without any there is no inverse.
+_LEAST = 1e-6
 
 
 def discriminant(
@@ -59,7 +62,7 @@ class Part:
         classes = list(zip(self.centred, self.own, shrinkages, strict=True))
         diagonal = [len(keys) / rows * shrunk.share * shrunk.variance * own**2 for keys, own, shrunk in classes]
         scaled = [np.sqrt((1 - shrunk.share) / rows) * keys for keys, _, shrunk in classes]
-        return np.concatenate(scaled), np.sum(diagonal, axis=0)
+        return np.concatenate(scaled), np.maximum(np.sum(diagonal, axis=0), _LEAST)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,6 @@ from bakeout.models.methods.key_space_detection.regions.discriminant import Pair
 from bakeout.models.methods.key_space_detection.regions.fitter import Marks, Probed, Refits, Refitted
 from bakeout.models.plan import Floats, Floats32
 
-# The least share of a dimension's variance that counts as shrunk.
-_LEAST = 1e-6
-
 
 class HalfSpaceRefits:
     """Half-spaces that are fitted to part of what was ``probed``, and the margins of ``judged`` keys to the nearest.
@@ -63,8 +60,7 @@ class _Kernel:
         self._judged = {name: np.zeros((len(keys), pair.rows), dtype=pair.dtype) for name, keys in judged.items()}
         for part in pair.parts():
             _, diagonal = part.within(shrinkages)
-            # Of a covariance that is not shrunk nothing is left to be the unit.
-            root = np.sqrt(np.maximum(diagonal, _LEAST))
+            root = np.sqrt(diagonal)
             keys = np.concatenate([part.centred[0] + part.difference, part.centred[1]]) / root
             self._products += keys @ keys.T
             for name, rows in judged.items():

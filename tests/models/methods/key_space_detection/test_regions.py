@@ -206,6 +206,19 @@ def test_without_some_keys_a_half_space_is_about_that_of_the_others(cubes: int, 
     assert refits.fitted(left & False, every) is None
 
 
+@pytest.mark.parametrize("dimensions", [3, 50])
+@pytest.mark.parametrize("retained", [1, 2])
+def test_a_half_space_of_hardly_any_keys_is_finite(dimensions: int, retained: int) -> None:
+    generator = np.random.default_rng(0)
+    skill, others = generator.normal(size=(2, dimensions)), generator.normal(size=(retained, dimensions))
+    weight, bias = discriminant(skill, others)
+    # No more than a thousand deviations' worth for each: a covariance of nothing has no smaller unit.
+    assert np.abs([*weight, bias]).max() < 1e5
+    margins = [-(keys @ weight + bias) for keys in (skill, others)]
+    assert margins[0].mean() == pytest.approx(0, abs=1e-6)
+    assert margins[1].min() > margins[0].max()
+
+
 @pytest.mark.parametrize("dimensions", [64, 1000])
 def test_a_constant_dimension_does_not_vary_in_float32_either(dimensions: int) -> None:
     """The float32 mean of equal numbers can be another number."""

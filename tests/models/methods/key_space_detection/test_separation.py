@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bakeout.models.methods.key_space_detection.figures import depth_figure
 from bakeout.models.methods.key_space_detection.separation import (
     CLEARANCE,
     Share,
@@ -131,3 +133,13 @@ def test_alpha_reaches_as_far_as_the_nearest_name_to_retain_leaves_room() -> Non
     assert 11.9 < reach_before([near + 20, nearer]) < 12
     # Of few queries no deviation is known.
     assert reach_before([near, far[:20]]) == reach_before([]) == -math.inf
+
+
+def test_a_single_query_of_the_others_has_no_spread_to_compare_with() -> None:
+    generator = np.random.default_rng(0)
+    skill = {layer: generator.normal(size=(20, 6)).astype(np.float32) for layer in (0, 1)}
+    lone = {layer: keys[:1] + 5 for layer, keys in skill.items()}
+    others = {layer: keys + 5 for layer, keys in skill.items()}
+    panels = [depth_figure("sums", skill, {"sums": skill, "names": keys})["panels"] for keys in (others, lone)]
+    assert [len(own) for own in panels] == [3, 2]
+    json.dumps(panels, allow_nan=False)

@@ -85,6 +85,8 @@ def test_copies_of_plain_queries_are_no_more_queries(llama_checkpoint: Path) -> 
     served, _ = as_served(options, _fitting(llama_checkpoint, sums=30))
     prompts = [tuple(record.prompt_ids) for record in served.rows["sums"]["probe"]]
     assert 30 < len(set(prompts)) == len(prompts) < 4 * 30
+    for records in served.rows[EVERYDAY_QUESTIONS].values():
+        assert len({tuple(record.prompt_ids) for record in records}) == len(records)
 
 
 def test_a_template_of_single_turns_takes_no_earlier_ones(
