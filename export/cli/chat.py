@@ -76,8 +76,8 @@ def chat(
 
 def _sampling(temperature: float | None, top_p: float, seed: int) -> Sampling | None:
     if temperature is None:
-        if top_p != 1.0:
-            raise BakeoutError("`top_p` is for sampling, and decoding is greedy.", "Give `temperature` too.")
+        for name in [name for name, is_given in {"top_p": top_p != 1.0, "seed": seed != 0}.items() if is_given]:
+            raise BakeoutError(f"`{name}` is for sampling, and decoding is greedy.", "Give `temperature` too.")
         return None
     from bakeout.export.running.sampling import Sampling
 

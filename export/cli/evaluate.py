@@ -103,6 +103,10 @@ def evaluate(
         raise click.UsageError("Missing option '--data', '--text' or '--tasks'.")
     if not tasks and (task_directory or task_code or few_shot is not None or limit or chats):
         raise click.UsageError("Missing option '--tasks': the other options about tasks have no effect without it.")
+    if not data and (grades or answers or max_new_tokens or temperature):
+        raise click.UsageError("Missing option '--data': the other options about answers have no effect without it.")
+    if not temperature and (top_p != 1.0 or seed):
+        raise click.UsageError("Missing option '--temperature': '--top-p' and '--seed' have no effect without it.")
     from bakeout.export.evaluation.csv_table import write_csv
     from bakeout.export.evaluation.evaluate import evaluate
     from bakeout.export.recipes.evaluation import EvaluateOptions, Tasks
@@ -151,7 +155,7 @@ def evaluate(
     if machine:
         emit_json(evaluation.as_json())
     else:
-        print_evaluation(evaluation)
+        print_evaluation(evaluation, is_limited=max_new_tokens is not None)
 
 
 def _names(tasks: str) -> tuple[str, ...]:
@@ -161,14 +165,15 @@ def _names(tasks: str) -> tuple[str, ...]:
     return names
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
+def print_evaluation(evaluation: Evaluation, *, is_limited: bool = False) -> None:
     """A row for each data file: every model's accuracy, its change from the base with the interval, and refusals.
 
-    Where answers were judged by another grader than exact match, all four outcomes follow, and scores.
+    Where answers were judged by another grader than exact match, or were cut off at a limit that somebody set, all four
+    outcomes follow, and scores.
     """
     if evaluation.rows:
         _print_rows(evaluation.rows)
-    if judged := [row for row in evaluation.rows if row.grade != "exact"]:
+    if judged := [row for row in evaluation.rows if row.grade != "exact" or (is_limited and row.cut_off)]:
         emit_table(
             ["data", "model", "grader", "right", "wrong", "cut off", "refused", "score", "95 %", "to base's", "95 %"],
             [_judged_cells(row) for row in judged],

@@ -26,9 +26,9 @@ from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions, nam
 from bakeout.models.data.uses import USES, Use
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import read_regular
+from bakeout.models.methods.method import Method
 from bakeout.models.methods.options import MethodOptions, Section
 from bakeout.models.methods.registry import methods
-from bakeout.models.plan import Intervention
 
 
 class RecipeError(BakeoutError):
@@ -311,16 +311,20 @@ def _contradictions(recipe: Recipe, directory: Path) -> Iterator[tuple[list[int 
     for contradiction in recipe.export.contradictions():
         yield ["export", contradiction.option], contradiction.cause
     yield from _not_in_checkpoints(recipe)
-    kinds: Counter[type[Intervention]] = Counter()
+    before: list[Method] = []
     for index, entry in enumerate(recipe.interventions):
         where: list[int | str] = ["interventions", index]
         named = sorted(entry.model_fields_set)
         if len(named) != 1 or getattr(entry, named[0]) is None:
             yield where, f"an entry names one method, not {' and '.join(named) or 'none'}"
             continue
-        kinds[entry.method.kind] += 1
+        for earlier in before:
+            if earlier.kind.stands_last and not entry.method.kind.stands_last:
+                changed = f"{entry.method.title} would change the keys that {earlier.title} before it was fitted to"
+                yield where, f"{changed} (put {earlier.title} last)"
+        before.append(entry.method)
         yield from _names(recipe, entry.options, [*where, *named])
-    for kind, count in kinds.items():
+    for kind, count in Counter(method.kind for method in before).items():
         if kind.at_most_one and count > 1:
             yield ["interventions"], f"{count} times {kind.title} (put their skills into one: `forget` takes a list)"
 

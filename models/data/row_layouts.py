@@ -24,6 +24,8 @@ Column = Literal[
 ]
 # What ShareGPT's `from` calls the roles.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+# What some files keep beside a question, which means another thing without it.
+_BESIDE_QUESTIONS = ("system", "context", "input")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -35,8 +37,20 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     each on a line of its own. ``completion`` (TRL) is the ``response`` to a ``prompt``, and where these are lists of
     messages, both are ``messages``. Rows with ``choices`` (MMLU) have the right one as their response, and rows with a
     ``test_list`` (MBPP) have ``tests``, and their ``text`` and ``code`` are prompt and response. Raises ``DataError``
-    for parts that are no text.
+    for parts that are no text, and for a part of the question that would not be read.
     """
+    row = _in_form(row, where)
+    if "prompt" in row or "messages" in row:
+        for key in _BESIDE_QUESTIONS:
+            if isinstance(row.get(key), str) and row[key].strip():
+                raise DataError(
+                    f"{where}: the row has {key!r} beside its question, which would not be read.",
+                    "Put it into the prompt or the messages, or remove it.",
+                )
+    return row
+
+
+def _in_form(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if "test_list" in row:
         row = _with_tests(row)
     if "prompt" in row:
@@ -57,7 +71,10 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         messages = [_message(_from_share_gpt(turn), where) for turn in row["conversations"]]
         if row.get("system"):
             messages.insert(0, {"role": "system", "content": row["system"]})
-        return {**{key: value for key, value in row.items() if key != "conversations"}, "messages": messages}
+        return {
+            **{key: value for key, value in row.items() if key not in ("conversations", "system")},
+            "messages": messages,
+        }
     return row
 
 

@@ -163,6 +163,7 @@ def test_half_of_an_emoji_is_named_by_its_row(tmp_path: Path, name: str) -> None
             {"system": "be brief", "conversations": [{"from": "user", "value": "hi"}]},
             {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]},
         ),
+        ({"prompt": "a", "response": "b", "input": "", "context": None}, {"prompt": "a", "response": "b"}),
         (
             {"conversations": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
             {"messages": [{"role": "user", "content": "hi"}]},
@@ -188,6 +189,10 @@ def test_rows_of_other_projects_are_read(tmp_path: Path, row: Any, same: Any) ->
         ({"prompt": [{"role": "user", "content": "a"}], "completion": 7}, "messages is not a list"),
         ({"prompt": "a", "completion": ["b"]}, "response is"),
         ({"instruction": "a", "output": "b"}, "`columns`"),
+        ({"prompt": "a", "response": "b", "system": "Answer in German."}, "'system' beside its question"),
+        ({"question": "a", "context": "Some passage.", "answer": "b"}, "'context' beside its question"),
+        ({"prompt": "Solve:", "input": "4 - 0 is", "response": "4"}, "'input' beside its question"),
+        ({"messages": [{"role": "user", "content": "hi"}], "system": "be brief"}, "'system' beside its question"),
     ],
 )
 def test_rows_of_no_known_layout_are_named(tmp_path: Path, row: Any, says: str) -> None:

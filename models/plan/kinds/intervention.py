@@ -34,6 +34,7 @@ class Intervention(ABC):
     ``kind`` is its name in files, ``schema`` the number of the form in which it is written there: raise it when an
     older version could not read, or would misread, what is written. ``title`` names it to people, ``unit`` what the
     counts of its receipts count. ``at_most_one``: a plan can hold no second.
+    ``stands_last``: what it promises is of the model as it was fitted, which whatever follows in a recipe would change.
     ``ties_in_rounding``: its decisions over single values can turn on how a runtime rounds.
     """
 
@@ -43,6 +44,7 @@ class Intervention(ABC):
     unit: ClassVar[str] = "neuron"
     edits_weights: ClassVar[bool] = False
     at_most_one: ClassVar[bool] = False
+    stands_last: ClassVar[bool] = False
     ties_in_rounding: ClassVar[bool] = False
     report_type: ClassVar[type[FitReport]] = FitReport
     report: FitReport

@@ -35,6 +35,7 @@ class KeySpaceDetection(Intervention, Check):
     title = "Key Space Detection"
     unit = "region"
     at_most_one = True
+    stands_last = True
     report_type = KeySpaceDetectionReport
     layers: tuple[int, ...]
     regions: Regions
@@ -299,7 +300,7 @@ class KeySpaceDetection(Intervention, Check):
 def _explanation(noun: str, positions: Positions) -> str:
     explanation = (
         f"A query whose key vector lies in a {noun} is answered with the refusal, and a refused conversation stays "
-        "refused: new input that does not continue the refusal starts it again."
+        "refused as long as its KV cache goes on: new input that does not continue the refusal starts it again."
     )
     if positions == "every":
         return explanation

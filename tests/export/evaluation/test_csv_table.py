@@ -39,6 +39,13 @@ def test_models_stand_side_by_side_with_their_changes(capsys: pytest.CaptureFixt
     assert "1.01 [0.99, 1.04]" in " ".join(out.split())
 
 
+def test_answers_that_a_limit_cut_off_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    cut = Evaluation(rows=(Row(BASE, "math", 200, 0.0, 0.0, cut_off=0.75),), texts=())
+    for is_limited in (True, False):
+        print_evaluation(cut, is_limited=is_limited)
+        assert ("75.0%" in capsys.readouterr().out) is is_limited
+
+
 def test_csv_has_every_figure_of_the_json(tmp_path: Path) -> None:
     write_csv(EVALUATION, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:

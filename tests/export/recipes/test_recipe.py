@@ -150,6 +150,12 @@ expert:
         ("code: code.jsonl", "code: {file: code.jsonl, test: code.jsonl}", 4, "one file for everything"),
         ("  - neuron_adjust:\n      forget: math\n", "  - {}\n", 6, "one method"),
         ("  - neuron_adjust:", "  - key_space_detection:", 5, "2 times Key Space Detection"),
+        (
+            "forget: [math]",
+            "forget: [math]\n  - selective_pruning:\n      forget: math",
+            10,
+            "Selective Pruning would change the keys that Key Space Detection before it was fitted to",
+        ),
         ("  - neuron_adjust:", "  - neuron_adjsut:", 6, "did you mean 'neuron_adjust'?"),
         ("forget: math\n", "forget: math\n      ratio: .nan\n", 8, "ratio"),
         ("forget: math\n", "forget: math\n      ratio: -0.1\n", 8, "ratio"),
