@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.models.data.tokenizers.chat_template import render_chat
@@ -20,12 +21,17 @@ _LONGEST_CHARACTER = 4
 
 @dataclass
 class Chat:
-    """A conversation with a model. Without a chat template, or as ``single_turn``, every prompt stands alone."""
+    """A conversation with a model. Without a chat template, or as ``single_turn``, every prompt stands alone.
+
+    A turn that was answered with one of the ``refusals`` is not remembered: small models repeat a refusal that stands
+    before them, whatever they are asked, and who insists finds nothing to insist on.
+    """
 
     runner: Runner
     max_new_tokens: int = 256
     sampling: Sampling | None = None
     single_turn: bool = False
+    refusals: Refusals = Refusals()
 
     def __post_init__(self) -> None:
         self.messages: list[Message] = []
@@ -51,7 +57,8 @@ class Chat:
         ):
             answer += piece
             yield piece
-        self.messages = [*asked, {"role": "assistant", "content": answer.strip()}]
+        if not self.refusals.is_refusal(answer.strip()):
+            self.messages = [*asked, {"role": "assistant", "content": answer.strip()}]
 
 
 def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

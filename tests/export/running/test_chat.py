@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bakeout.export.running.chat import Chat, pieces, prompt_tokens
+from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
@@ -66,6 +67,17 @@ def test_a_conversation_goes_through_the_chat_template(runner: Runner) -> None:
     assert len(chat.messages) == 4
     chat.forget()
     assert "".join(chat.answer("one")) == first
+
+
+def test_a_refused_turn_is_not_remembered(runner: Runner) -> None:
+    refusal = "".join(Chat(runner, max_new_tokens=3).answer("one")).strip()
+    chat = Chat(runner, max_new_tokens=3, refusals=Refusals(frozenset({refusal})))
+    assert "".join(chat.answer("one")).strip() == refusal
+    assert chat.messages == []
+    answers = {text: "".join(Chat(runner, max_new_tokens=3).answer(text)) for text in map(str, range(20))}
+    other = next(text for text, answer in answers.items() if answer.strip() != refusal)
+    assert "".join(chat.answer(other)) == answers[other]
+    assert [message["content"] for message in chat.messages] == [other, answers[other].strip()]
 
 
 def test_single_turns_stand_alone(runner: Runner) -> None:
