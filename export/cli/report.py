@@ -28,7 +28,8 @@ def report(
     """Write one self-contained HTML page about artifacts.
 
     The edits, receipts and digests come from the artifacts, accuracies from --evaluation, and plots of other
-    measurements from --figures. The page names each part that is missing because its input was not given.
+    measurements from --figures. The page names each part that is missing because its input was not given. Evaluations
+    of other artifacts are refused, and so are several that measured data of one name in different ways.
     """
     from bakeout.export.report.page import write_report
 

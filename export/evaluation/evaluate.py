@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bakeout.export.artifacts.file_names import MANIFEST
-from bakeout.export.artifacts.manifest import base_figures_of, read_manifest
+from bakeout.export.artifacts.manifest import base_figures_of, content_digest, read_manifest
 from bakeout.export.artifacts.model_source import model_source
 from bakeout.export.evaluation.answering.questions import Chosen, choose_rows
 from bakeout.export.evaluation.graders.grader import Grader
@@ -28,7 +28,7 @@ from bakeout.export.evaluation.likelihood import Predicted, predict, text_row
 from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.evaluation.opening import opened, require_runtime
 from bakeout.export.evaluation.recorded_inputs import recorded_exporter, recorded_template, tell_fitted_rows
-from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
+from bakeout.export.evaluation.rows import BASE, Change, DataInput, Evaluation, Inputs, Row, TaskRow, TextRow
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.genai_runner import AnyRunner, showing_logits
 from bakeout.export.running.refusals import Refusals
@@ -78,6 +78,7 @@ def evaluate(
     has_stored = base is None and chat_template is None and sources
     rows = stored_base_rows(directories[0], sources, grades, options) if has_stored else []
     tell_fitted_rows(directories, {**sources, **text_sources})
+    inputs = _inputs(directories, sources, text_sources, grades, options)
     stored = {row.data: row for row in rows}
     text_rows: list[TextRow] = []
     task_rows: list[TaskRow] = []
@@ -109,7 +110,28 @@ def evaluate(
             text_rows.append(text_row(model, name, predicted, base_texts.get(name) if model != BASE else None))
         if tasks is not None:
             task_rows += run_tasks(showing_logits(runner, "a task"), model, tasks, batch_size=batch_size, track=track)
-    return Evaluation(tuple(rows), tuple(text_rows), tuple(task_rows))
+    return Evaluation(tuple(rows), tuple(text_rows), tuple(task_rows), inputs)
+
+
+def _inputs(
+    directories: Sequence[Path],
+    data: Mapping[str, Source],
+    texts: Mapping[str, Source],
+    grades: Mapping[str, Grader],
+    options: EvaluateOptions,
+) -> Inputs:
+    return Inputs(
+        {
+            name: content_digest(read_manifest(directory))
+            for name, directory in zip(model_names(directories), directories, strict=True)
+            if (directory / MANIFEST).is_file()
+        },
+        {
+            name: DataInput(source_digest(source), how_judged(grades.get(name, EXACT_GRADER), options))
+            for name, source in data.items()
+        },
+        {name: source_digest(source) for name, source in texts.items()},
+    )
 
 
 def _runners(

@@ -16,6 +16,8 @@ SCHEMA = 1
 Share = Annotated[float, Field(ge=0, le=1)]
 # Counts are multiplied by shares, and a float holds no larger one exactly.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+# SHA-256, in hex.
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 # A change's fields, and their names in the JSON of its row.
 _CHANGE = {"accuracy": "change", "interval": "change_interval", "paired": "paired", "lost": "lost", "gained": "gained"}
@@ -217,12 +219,37 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
+class DataInput:
+    """A data file by its content, and ``how`` answers to it were generated and judged (as of ``how_judged``)."""
+
+    digest: Digest
+    how: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the names in an evaluation's rows stand for, since other models and files may have the same names.
+
+    ``artifacts``: of each model that is an artifact, the ``manifest.content_digest``; ``texts``: of each file of text,
+    the SHA-256.
+    """
+
+    artifacts: Mapping[str, Digest]
+    data: Mapping[str, DataInput]
+    texts: Mapping[str, Digest]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """A row for each model and data file, one for each model and file of text, one for each model and task's metric."""
+    """A row for each model and data file, one for each model and file of text, one for each model and task's metric.
+
+    ``inputs``: None in files of earlier versions.
+    """
 
     rows: tuple[Row, ...]
     texts: tuple[TextRow, ...]
     tasks: tuple[TaskRow, ...] = ()
+    inputs: Inputs | None = None
 
     def __str__(self) -> str:
         return "\n".join(map(str, (*self.rows, *self.texts, *self.tasks)))
@@ -234,6 +261,7 @@ class Evaluation:
             "rows": [row.as_json() for row in self.rows],
             "texts": [row.as_json() for row in self.texts],
             "tasks": [row.as_json() for row in self.tasks],
+            **({} if self.inputs is None else {"inputs": asdict(self.inputs)}),
         }
 
 

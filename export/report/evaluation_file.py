@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from bakeout.export.evaluation.rows import Evaluation, Row, TaskRow, TextRow, with_nested_change
+from bakeout.export.evaluation.rows import Evaluation, Inputs, Row, TaskRow, TextRow, with_nested_change
 from bakeout.export.report.figures_file import read_json_as
 
 
@@ -23,9 +23,10 @@ class _File(BaseModel):
     rows: tuple[Annotated[Row, BeforeValidator(with_nested_change)], ...]
     texts: tuple[Annotated[TextRow, AfterValidator(_whole)], ...] = ()
     tasks: tuple[TaskRow, ...] = ()
+    inputs: Inputs | None = None
 
 
 def read_evaluation(path: Path) -> Evaluation:
     """One evaluation. Raises ``BakeoutError`` naming what is wrong, and where."""
     file = read_json_as(_File, path, "Give the JSON that `bakeout evaluate` printed.")
-    return Evaluation(file.rows, file.texts, file.tasks)
+    return Evaluation(file.rows, file.texts, file.tasks, file.inputs)

@@ -13,6 +13,10 @@ from markupsafe import Markup
 from bakeout.export.artifacts.certificate_file import read_certificate
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.inspection import inspect
+from bakeout.export.artifacts.manifest import content_digest
+from bakeout.export.evaluation.model_names import model_names
+from bakeout.export.evaluation.rows import Evaluation
+from bakeout.export.report.combining import combined, last_names, measured_models
 from bakeout.export.report.drawings import neurons, percent, sections
 from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.figures_file import (
@@ -46,7 +50,8 @@ def write_report(
     """Write the page about ``directories``; the same inputs give the same bytes.
 
     ``evaluations``: what ``bakeout evaluate --json`` printed; ``figures``: files of ``report.figures_file``. Raises
-    ``BakeoutError``, writing nothing, for what cannot be read or written, and where ``output`` exists.
+    ``BakeoutError``, writing nothing, for what cannot be read or written, where ``output`` exists, and for evaluations
+    of other artifacts, or that were measured in different ways.
     """
     require_new(output)
     page = report(directories, evaluations=evaluations, figures=figures)
@@ -59,11 +64,12 @@ def report(directories: Sequence[Path], *, evaluations: Sequence[Path] = (), fig
     if not directories:
         raise BakeoutError("There is nothing to report on.", "Name an artifact's directory.")
     measured = [figure for path in figures for figure in read_figures(path)]
-    results = [read_evaluation(path) for path in evaluations]
+    results = {path: read_evaluation(path) for path in evaluations}
     artifacts = [_artifact(directory, number) for number, directory in enumerate(directories, start=1)]
-    rows = [row for result in results for row in result.rows]
-    texts = [row for result in results for row in result.texts]
-    tasks = [row for result in results for row in result.tasks]
+    names = model_names(directories)
+    contents = {name: artifact["content"] for name, artifact in zip(names, artifacts, strict=True)}
+    evaluation = combined(results, contents)
+    rows, texts, tasks = evaluation.rows, evaluation.texts, evaluation.tasks
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True, finalize=_shown
     )
@@ -75,6 +81,8 @@ def report(directories: Sequence[Path], *, evaluations: Sequence[Path] = (), fig
         called=_short_names([entry.model for table in (rows, texts, tasks) for entry in table]),
         names=list(dict.fromkeys(row.data for row in rows)),
         found={(row.model, row.data): row for row in rows},
+        graders=list(dict.fromkeys(row.grade for row in rows)),
+        unmeasured=_unmeasured(names, evaluation) if results else [],
         forgotten={name for artifact in artifacts for name in artifact["forgotten"]},
         texts=texts,
         tasks=tasks,
@@ -97,6 +105,7 @@ def _artifact(directory: Path, number: int) -> dict[str, Any]:
         "provenance": plan.provenance,
         "routing": plan.routing_stability,
         "digest": hash_file(directory / MANIFEST),
+        "content": content_digest({"files": inspection.files}),
         "receipts": inspection.receipts,
         "size": sum(entry["size"] for entry in inspection.files.values()),
         "has_recipe": (directory / "recipe.yaml").is_file(),
@@ -108,6 +117,13 @@ def _artifact(directory: Path, number: int) -> dict[str, Any]:
             if (adjustment := intervention.adjustment) is not None
         ],
     }
+
+
+def _unmeasured(names: Sequence[str], evaluation: Evaluation) -> list[str]:
+    """The artifacts without any row. Of models in files of earlier versions only the directory's name is known."""
+    models = measured_models(evaluation)
+    by_name = last_names(set(models) - set(names))
+    return [name for name in names if name not in models and Path(name).name not in by_name]
 
 
 def _shown(value: Any) -> Any:

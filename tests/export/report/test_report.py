@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,14 +17,16 @@ import pytest
 from click.testing import CliRunner
 
 from bakeout.export.artifacts.file_names import MANIFEST
+from bakeout.export.artifacts.manifest import content_digest, read_manifest
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
-from bakeout.export.evaluation.rows import BASE, Change, Evaluation, Row, TaskRow, TextRow
+from bakeout.export.evaluation.rows import BASE, Change, DataInput, Evaluation, Inputs, Row, TaskRow, TextRow
 from bakeout.export.report.drawings import neurons
 from bakeout.export.report.evaluation_file import read_evaluation
 from bakeout.export.report.figures_file import figures_json, read_figures
 from bakeout.export.report.page import report, write_report
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
+from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
@@ -82,6 +85,80 @@ def test_everything_that_was_given_is_on_the_page(artifact: Path, tmp_path: Path
     for receipt in json.loads((artifact / MANIFEST).read_text())["receipts"]:
         assert receipt["after"][:12] in words
     assert "Left out of this page" not in words
+
+
+def _graded(**graders: str) -> dict[str, Any]:
+    rows = [{**row, "grade": graders.get(row["data"], "exact")} for row in EVALUATION["rows"]]
+    return {**EVALUATION, "rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("graders", "heading", "below"),
+    [
+        ({}, "answered exactly right.", "sums100 prompts"),
+        ({"sums": "contains", "names": "contains"}, "answered right, as the grader contains judges.", "contains"),
+        ({"sums": "number"}, "answered right, as the grader named below each skill judges.", "90 prompts, exact"),
+    ],
+    ids=["exact", "one grader", "several"],
+)
+def test_the_page_says_what_was_graded(
+    artifact: Path, tmp_path: Path, graders: dict[str, str], heading: str, below: str
+) -> None:
+    evaluation = write_evaluation(tmp_path / "evaluation.json", _graded(**graders))
+    words = _Page(report([artifact], evaluations=[evaluation])).text
+    assert f"Share of prompts {heading}" in words
+    assert below in words
+    assert ("exactly right" in words) is (not graders)
+
+
+def test_a_share_of_fewer_prompts_has_its_own_count(artifact: Path, tmp_path: Path) -> None:
+    content = copy.deepcopy(EVALUATION)
+    content["rows"][2]["prompts"] = 400
+    page = _Page(report([artifact], evaluations=[write_evaluation(tmp_path / "evaluation.json", content)]))
+    assert "2.0 %400 prompts" in page.text
+    assert "96.0 %90 prompts" not in page.text
+
+
+def test_figures_that_cannot_be_compared_are_one_line(artifact: Path, tmp_path: Path) -> None:
+    one = write_evaluation(tmp_path / "exact.json")
+    other = write_evaluation(tmp_path / "contains.json", _graded(sums="contains"))
+    arguments = ["report", artifact, "--evaluation", one, "--evaluation", other, "-o", tmp_path / "r.html"]
+    _is_one_line(arguments, "exact.json and")
+    _is_one_line(arguments, "contains.json measured sums differently: graded exact and contains.")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_an_artifact_without_an_evaluation_is_named(artifact: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(artifact, tmp_path / "other")
+    evaluation = write_evaluation(tmp_path / "evaluation.json")
+    assert "No evaluation was given of other." in _Page(report([artifact, other], evaluations=[evaluation])).text
+    assert "No evaluation was given" not in report([artifact], evaluations=[evaluation])
+    assert "No evaluation was given" not in report([artifact, other])
+
+
+def test_what_evaluate_prints_belongs_to_the_artifact_that_it_measured(artifact: Path, tmp_path: Path) -> None:
+    data = tmp_path / "sums.jsonl"
+    data.write_text(json.dumps({"prompt": "one", "response": "two"}) + "\n", encoding="utf-8")
+    moved = shutil.copytree(artifact, tmp_path / "moved" / "artifact")
+    command = ["evaluate", str(moved), "--data", str(data), "--max-new-tokens", "2", "--json"]
+    evaluated = CliRunner().invoke(main, command)
+    assert evaluated.exit_code == 0, evaluated.output
+    inputs = json.loads(evaluated.stdout)["inputs"]
+    assert inputs["artifacts"] == {"artifact": content_digest(read_manifest(artifact))}
+    assert inputs["data"]["sums"]["digest"] == source_digest(data)
+    assert str(tmp_path) not in evaluated.stdout
+    evaluation = tmp_path / "evaluation.json"
+    evaluation.write_text(evaluated.stdout, encoding="utf-8")
+    page = report([artifact], evaluations=[evaluation])
+    assert "1 prompts" in page
+    assert str(tmp_path) not in page
+    another = shutil.copytree(artifact, tmp_path / "another" / "artifact")
+    manifest = json.loads((another / MANIFEST).read_text())
+    manifest["files"]["model.onnx"]["sha256"] = "0" * 64
+    (another / MANIFEST).write_text(json.dumps(manifest))
+    rest = ["--evaluation", evaluation, "-o", tmp_path / "r.html"]
+    _is_one_line(["report", another, *rest], "another model called artifact")
+    _is_one_line(["report", another.rename(tmp_path / "renamed"), *rest], "no row of renamed, but of artifact")
 
 
 def test_what_was_not_given_is_named_with_what_measures_it(artifact: Path) -> None:
@@ -208,6 +285,8 @@ def test_a_bad_figures_file_is_one_line(tmp_path: Path, change: Any, words: str)
         {"schema": 1, "rows": [{**EVALUATION["rows"][2], "change_interval": [1]}]},
         {"schema": 1, "rows": [], "texts": [{"model": "base"}]},
         {"schema": 1, "rows": [], "tasks": [{"task": "x"}]},
+        {**EVALUATION, "inputs": {"artifacts": {"out/artifact": "unlike a digest"}, "data": {}, "texts": {}}},
+        {**EVALUATION, "inputs": {"artifacts": {}, "data": {"sums": {"digest": "1" * 64}}, "texts": {}}},
         {"schema": 1, "rows": [], "texts": [{**EVALUATION["texts"][1], "perplexity_ratio": None}]},
         {"schema": 1, "rows": [], "texts": [{**EVALUATION["texts"][1], "divergence_interval": None}]},
     ],
@@ -273,6 +352,7 @@ def test_an_evaluation_is_read_as_it_is_written(tmp_path: Path) -> None:
         ),
         texts=(TextRow(BASE, "prose", 40, 0, 12.5), TextRow("one", "prose", 40, 3, 12.6, 1.0, (0.9, 1.1), 0.0, (0, 0))),
         tasks=(TaskRow("one", "gsm8k", "exact_match", "strict", 0.25, None),),
+        inputs=Inputs({"one": "1" * 64}, {"sums": DataInput("2" * 64, {"grade": {"exact": {}}})}, {"prose": "3" * 64}),
     )
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(evaluation.as_json()), encoding="utf-8")

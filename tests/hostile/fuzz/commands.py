@@ -72,7 +72,7 @@ _ASSUMPTIONS = (
     *("--forget", "@sums.probe.jsonl", "--retain", "@names.probe.jsonl"),
 )
 _REPORT = (
-    *("report", "@artifacts/mixed", "--evaluation", "@evaluation.json", "--figures", "@figures.json"),
+    *("report", "@artifacts/graph", "--evaluation", "@evaluation.json", "--figures", "@figures.json"),
     *("-o", f"@{_OUTPUT}.html"),
 )
 _IMPORT = ("import", "@sources/adapter", "--base", "@checkpoint", "-o", f"@{_OUTPUT}.safetensors")
