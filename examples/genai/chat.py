@@ -1,6 +1,7 @@
 """A conversation through onnxruntime-genai: python chat.py ARTIFACT PROMPT... Each prompt is a turn.
 
-The artifact's own genai_config.json says all that genai must know.
+The artifact's own genai_config.json says all that genai must know. What follows a refusal in the same cache is refused
+too, so the conversation goes on from before the turn that was refused.
 """
 
 import json
@@ -11,6 +12,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime_genai as genai
 
+# The recipe's `refusal`.
+REFUSAL = "Your query is not valid."
+
 directory, prompts = sys.argv[1], sys.argv[2:]
 model = genai.Model(directory)
 tokenizer = genai.Tokenizer(model)
@@ -20,6 +24,7 @@ parameters.set_search_options(max_length=512)
 generator = genai.Generator(model, parameters)
 
 for prompt in prompts:
+    before = generator.token_count()
     message = json.dumps([{"role": "user", "content": prompt}])
     generator.append_tokens(tokenizer.encode(tokenizer.apply_chat_template(message, add_generation_prompt=True)))
     answer = ""
@@ -30,3 +35,5 @@ for prompt in prompts:
         print(piece if answer else piece.lstrip(), end="", flush=True)
         answer += piece
     print()
+    if answer.strip() == REFUSAL:
+        generator.rewind_to(before)
