@@ -95,7 +95,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         manifest = parse_json(read_regular(path).decode("utf-8"), finite=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        if directory.is_file():
+            raise BakeoutError(
+                f"{directory} is a file, not an artifact's directory.",
+                "Name the directory; `bakeout inspect` shows a plan's file.",
+            ) from None
         raise BakeoutError(
             f"{directory} holds no {MANIFEST}, so it is not an artifact.", "Name what `bakeout bake` or `build` wrote."
         ) from None

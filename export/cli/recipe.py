@@ -18,7 +18,15 @@ _WIDEST = 100
 _WHOLE = ""
 
 
-@click.command()
+# \b keeps the lines below it as they are.
+_EXAMPLES = """\b
+bakeout recipe --explain          the sections of a recipe, and all methods
+bakeout recipe --explain lunar    the options of one method
+bakeout recipe --schema           for an editor that completes and checks YAML
+"""
+
+
+@click.command(epilog=_EXAMPLES)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, for editors.")
 @click.option(
     "--explain",
@@ -29,13 +37,7 @@ _WHOLE = ""
     help="Print what a recipe, or a method's section of it, may hold: options, values, defaults, meanings, sources.",
 )
 def recipe(schema: bool, method: str | None) -> None:
-    r"""Show what a recipe may hold.
-
-    \b
-    bakeout recipe --explain          the sections of a recipe, and all methods
-    bakeout recipe --explain lunar    the options of one method
-    bakeout recipe --schema           for an editor that completes and checks YAML
-    """
+    """Show what a recipe may hold."""
     if schema == (method is not None):
         raise click.UsageError("Choose '--schema' or '--explain'.")
     if schema:

@@ -25,12 +25,12 @@ def record(directory: Path, requests: tuple[Path, ...], salt: Path, derived: tup
 
     It holds what was asked to be forgotten as salted digests, never the content, with the methods, what was measured in
     which precision, and the digests of other artifacts that were derived. It says what suppresses and does not erase.
+    An artifact has one record: name what it holds again, beside what is new, with the same salt.
     """
-    from bakeout.export.artifacts.additions import add_files
-    from bakeout.export.artifacts.file_names import ERASURE_PAGE, ERASURE_RECORD
+    from bakeout.export.artifacts.file_names import ERASURE_RECORD
     from bakeout.export.artifacts.salt import kept_salt
     from bakeout.export.evaluation.evaluate import data_names
-    from bakeout.export.trust.erasure_record import erasure_record, page, record_text
+    from bakeout.export.trust.erasure_record import add_record, erasure_record
     from bakeout.models.errors import BakeoutError
 
     names = {path.name: path for path in derived}
@@ -38,7 +38,7 @@ def record(directory: Path, requests: tuple[Path, ...], salt: Path, derived: tup
         raise BakeoutError("Two derived files have the same name.", "Rename one of them: the record tells them apart.")
     with kept_salt(salt) as secret:
         content = erasure_record(directory, data_names(requests), secret, derived=names)
-        add_files(directory, {ERASURE_RECORD: record_text(content), ERASURE_PAGE: "\n".join([*page(content), ""])})
+        add_record(directory, content)
     if machine:
         emit_json(content)
     else:

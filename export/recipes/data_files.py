@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bakeout.export.recipes.recipe import DataFiles
-from bakeout.models.data.row_content import row_contents
+from bakeout.models.data.row_content import RowContent, row_contents
 from bakeout.models.data.row_layouts import Column, with_columns
 from bakeout.models.data.row_source import DataError, RowsInMemory, Source, source_lines, source_name
 from bakeout.models.data.rows import json_rows
 from bakeout.models.data.uses import Use
+from bakeout.models.plan import counted
 
 # Percentages of the rows that serve for everything.
 SHARES: Mapping[Use, int] = {"probe": 45, "selection": 15, "calibration": 20, "test": 20}
@@ -47,20 +48,33 @@ def _read(source: Source, name: str, columns: Mapping[Column, str] | None) -> So
 def _split(source: Source) -> dict[Use, Source]:
     rows: dict[Use, list[tuple[str, bytes]]] = {use: [] for use in SHARES}
     use_of_question: dict[str, Use] = {}
-    for content, (where, line) in zip(row_contents(source), source_lines(source), strict=True):
+    contents = list(row_contents(source))
+    for content, (where, line) in zip(contents, source_lines(source), strict=True):
         use = use_of_question.setdefault(content.question, _use_of(line.strip()))
         rows[use].append((where, line))
     if not all(rows.values()):
-        raise DataError(
-            f"{source_name(source)}: too few rows to split into {', '.join(SHARES)}.",
-            "Give more rows, or some for each use.",
-        )
+        raise _too_few(source, contents)
     return {
         use: RowsInMemory(
             f"{source_name(source)} ({use})", tuple(line for _, line in part), tuple(where for where, _ in part)
         )
         for use, part in rows.items()
     }
+
+
+def _too_few(source: Source, contents: Sequence[RowContent]) -> DataError:
+    """Why the rows cannot be split. Rows in an unknown layout say nothing, so all of them seem to ask the same."""
+    if silent := [content.where for content in contents if not content.question]:
+        return DataError(
+            f"{silent[0]}: the row has nothing in prompt, text or messages.",
+            "Give each row one of them; a recipe's `columns` name other keys.",
+        )
+    questions = counted(len({content.question for content in contents}), "question")
+    return DataError(
+        f"{source_name(source)}: {questions} in {counted(len(contents), 'row')}, too few to split into "
+        f"{', '.join(SHARES)}: rows that ask the same stay together.",
+        "Give rows that ask more, or a file for each use.",
+    )
 
 
 def _use_of(row: bytes) -> Use:

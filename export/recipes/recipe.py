@@ -252,7 +252,8 @@ def _problem(details: ErrorDetails) -> tuple[str, str]:
     key = str(where[-1])
     if details["type"] == "extra_forbidden":
         known = _known_keys(where[:-1])
-        close = get_close_matches(key, known, n=1, cutoff=0.5)
+        # A lower cutoff suggests other words: `calibration` for `train`.
+        close = get_close_matches(key, known, n=1, cutoff=0.75)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         return f"unknown key {key!r} ({hint})", ""
     if details["type"] == "missing":

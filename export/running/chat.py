@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
@@ -31,7 +31,7 @@ class Chat:
     max_new_tokens: int = 256
     sampling: Sampling | None = None
     single_turn: bool = False
-    refusals: Refusals = Refusals()
+    refusals: Refusals = field(default_factory=Refusals)
 
     def __post_init__(self) -> None:
         self.messages: list[Message] = []

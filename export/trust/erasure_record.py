@@ -7,15 +7,18 @@ whether that erases: checks and adjustments suppress.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bakeout.export.artifacts.additions import add_files
 from bakeout.export.artifacts.certificate_file import read_certificate
-from bakeout.export.artifacts.file_names import CERTIFICATE, MANIFEST, PLAN
+from bakeout.export.artifacts.file_names import CERTIFICATE, ERASURE_PAGE, ERASURE_RECORD, MANIFEST, PLAN
 from bakeout.export.artifacts.manifest import adapter_of, content_digest, read_manifest
-from bakeout.models.data.row_source import Source, source_lines
+from bakeout.models.data.row_source import DataError, Source, source_digest, source_lines, source_name
+from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.files.json_object import read_json
 from bakeout.models.plan import Plan
 from bakeout.models.plan.hiding import salted
 from bakeout.models.plan.plan_file import load_plan
@@ -41,10 +44,12 @@ def erasure_record(
     """The record of an artifact as JSON: no name and no content of what was asked, digests alone.
 
     ``requests``: the rows that were asked to be forgotten, by name; ``derived``: other artifacts that were made of this
-    one, or with it, by what they are called. Raises ``BakeoutError`` for what cannot be read.
+    one, or with it, by what they are called. Raises ``BakeoutError`` for what cannot be read, for a request without
+    rows, and for one that is data of the plan which it does not forget.
     """
     manifest = read_manifest(directory)
     plan = load_plan(directory / PLAN)
+    _require_forgotten(plan, requests.values())
     return {
         "schema": SCHEMA,
         "requests": [
@@ -69,6 +74,21 @@ def erasure_record(
         "measured": _measured(directory),
         "derived": {name: _derived(path) for name, path in sorted((derived or {}).items())},
     }
+
+
+def add_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write a record into the artifact, as JSON and as a page.
+
+    Raises ``BakeoutError`` where the artifact has a record of something that this one lacks, and as ``add_files`` does.
+    """
+    # What the manifest does not list is not a record: a command that was killed left it.
+    is_recorded = ERASURE_RECORD in read_manifest(directory)["files"]
+    if is_recorded and not _includes(record, read_json(directory / ERASURE_RECORD)):
+        raise BakeoutError(
+            f"{directory / ERASURE_RECORD} has requests or derived files that are not named here, or another salt.",
+            "Name the old and the new ones in one command, with the same salt, or use a fresh copy of the artifact.",
+        )
+    add_files(directory, {ERASURE_RECORD: record_text(record), ERASURE_PAGE: "\n".join([*page(record), ""])})
 
 
 def page(record: Mapping[str, Any]) -> Iterator[str]:
@@ -123,8 +143,38 @@ def holds(record: Mapping[str, Any], row: bytes, salt: bytes) -> bool:
     return any(digest in request["each"] for request in record["requests"])
 
 
+def _require_forgotten(plan: Plan, requests: Iterable[Source]) -> None:
+    """Raise ``BakeoutError`` for a request whose file the plan knows, under names alone that it does not forget.
+
+    The plan has the digests of its files. Those of a hidden plan are salted, and match nothing.
+    """
+    data = plan.provenance.get("data", {})
+    for source in requests:
+        digest = source_digest(source)
+        names = [name for name, uses in data.items() if digest in uses.values()]
+        if names and not set(names) & set(plan.forgets):
+            raise BakeoutError(
+                f"{source_name(source)} was not forgotten: the plan has it as {names[0]}, and forgets "
+                f"{', '.join(plan.forgets) or 'no data by name'}.",
+                "Leave the file out, or fit a plan that forgets it.",
+            )
+
+
+def _includes(record: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+    """Whether a record has all requests, and the names of all derived files, of an ``earlier`` one as it was read."""
+    requests, derived = earlier.get("requests", []), earlier.get("derived", {})
+    return (
+        isinstance(requests, list)
+        and all(request in record["requests"] for request in requests)
+        and isinstance(derived, dict)
+        and derived.keys() <= record["derived"].keys()
+    )
+
+
 def _rows(source: Source, salt: bytes) -> dict[str, Any]:
     each = [salted(line.strip(), salt) for _, line in source_lines(source) if line.strip()]
+    if not each:
+        raise DataError(f"{source_name(source)}: there are no rows.", "Give the rows that are to be erased.")
     # Sorted: the order of the rows is nobody's business.
     return {"rows": len(each), "digest": salted("".join(sorted(each)).encode(), salt), "each": sorted(each)}
 

@@ -14,6 +14,9 @@ from bakeout.models.data.table_files import TABLES, table_rows
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import open_regular, read_regular
 
+# What compressed files begin with.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
 
 class DataError(BakeoutError):
     """A data file, or a row of one, that cannot be read."""
@@ -138,6 +141,9 @@ def _content(path: Path) -> bytes:
 def _text(path: Path) -> bytes:
     """A file's text in UTF-8, without its byte order mark."""
     content = _content(path)
+    for magic, format_name in _COMPRESSED.items():
+        if content.startswith(magic):
+            raise DataError(f"{path}: compressed by {format_name}.", "Unpack it.")
     if not content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return content.removeprefix(BOM_UTF8)
     try:

@@ -70,6 +70,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     path = Path(path)
     try:
         data = read_regular(path)
+        _require_safetensors(path, data)
         arrays = load_tensors(data)
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header["__metadata__"][_KEY]
@@ -91,6 +92,12 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         raise PlanError(cause, error.remedy) from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise PlanError(f"{path}: the plan lacks or garbles {error}.", "Fit the plan again.") from None
+
+
+def _require_safetensors(path: Path, data: bytes) -> None:
+    """Raise ``PlanError`` for a file of another format. One that ends before its header begins may be a plan's."""
+    if data[8:9] not in (b"{", b""):
+        raise PlanError(f"{path}: not a plan (it is no safetensors file).", "Name a file that `bakeout fit` wrote.")
 
 
 def _entry(intervention: Intervention) -> dict[str, Any]:

@@ -378,7 +378,7 @@ CASES: dict[str, tuple[Callable[[Bench], list[str]], str]] = {
     "a truncated checkpoint": (truncated_checkpoint, r"not a whole safetensors"),
     "a pickled checkpoint": (pickled_checkpoint, r"pickled"),
     "a truncated plan": (truncated_plan, r"not a whole safetensors"),
-    "a pickle for a plan": (pickle_for_a_plan, r"not a whole safetensors"),
+    "a pickle for a plan": (pickle_for_a_plan, r"not a plan"),
     "weights for a plan": (weights_for_a_plan, r"not a plan"),
     "a truncated graph": (truncated_graph, r"not a whole ONNX"),
     "a garbled graph": (garbled_graph, r"not a whole ONNX"),

@@ -71,6 +71,12 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str, cause: str) -
         read_manifest(tmp_path)
 
 
+def test_a_file_is_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "some.plan").write_bytes(b"")
+    with pytest.raises(BakeoutError, match=r"some\.plan is a file, not an artifact's directory"):
+        read_manifest(tmp_path / "some.plan")
+
+
 def test_a_directory_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(BakeoutError, match="not an artifact"):
         read_manifest(tmp_path)

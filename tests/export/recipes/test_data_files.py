@@ -38,8 +38,21 @@ def test_rows_keep_their_part_when_others_come_and_go(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_small_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="too few rows"):
+    with pytest.raises(DataError, match="1 question in 1 row, too few to split"):
         _parts(tmp_path / "a", ['{"text": "only"}'])
+
+
+def test_rows_that_all_ask_the_same_are_told_from_few_rows(tmp_path: Path) -> None:
+    rows = [f'{{"prompt": "Solve.", "response": "{number}"}}' for number in range(400)]
+    with pytest.raises(DataError, match=r"1 question in 400 rows, too few .*: rows that ask the same stay together"):
+        _parts(tmp_path / "a", rows)
+
+
+@pytest.mark.parametrize("count", [3, 400])
+def test_rows_in_an_unknown_layout_are_not_called_too_few(tmp_path: Path, count: int) -> None:
+    rows = [f'{{"instruction": "{number} + 1", "input": "", "output": "?"}}' for number in range(count)]
+    with pytest.raises(DataError, match=r"all\.jsonl, line 1: the row has nothing in prompt, text or messages"):
+        _parts(tmp_path / "a", rows)
 
 
 def test_files_with_a_use_of_their_own_are_left_alone(tmp_path: Path) -> None:

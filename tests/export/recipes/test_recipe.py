@@ -157,6 +157,13 @@ expert:
             "Selective Pruning would change the keys that Key Space Detection before it was fitted to",
         ),
         ("  - neuron_adjust:", "  - neuron_adjsut:", 6, "did you mean 'neuron_adjust'?"),
+        (
+            "forget: math\n",
+            "forget: math\n      beta: 0.2\n",
+            8,
+            "unknown key 'beta' (known are forget, retain, ratio,",
+        ),
+        ("code: code.jsonl", "code: {train: code.jsonl}", 4, "unknown key 'train' (known are file, probe, selection,"),
         ("forget: math\n", "forget: math\n      ratio: .nan\n", 8, "ratio"),
         ("forget: math\n", "forget: math\n      ratio: -0.1\n", 8, "ratio"),
         ("forget: [math]", "forget: []", 9, "forget"),

@@ -98,3 +98,11 @@ def test_help_of_tune_names_what_each_method_leaves_to_it() -> None:
     text = CliRunner().invoke(main, ["tune", "--help"]).output
     assert "ratio: auto" in text
     assert "region, layers, keys, cubes, floor, epsilon" in text
+
+
+def test_the_help_shows_each_example_on_a_line_of_its_own() -> None:
+    text = CliRunner().invoke(main, ["recipe", "--help"]).output
+    assert "\\b" not in text
+    assert [line.split()[2] for line in text.splitlines() if line.startswith("  bakeout recipe")] == [
+        *("--explain", "--explain", "--schema")
+    ]

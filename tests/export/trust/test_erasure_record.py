@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from bakeout.export.artifacts.file_names import ERASURE_PAGE, ERASURE_RECORD
+from bakeout.export.artifacts.file_names import ERASURE_PAGE, ERASURE_RECORD, MANIFEST, PLAN
+from bakeout.export.artifacts.manifest import write_manifest
 from bakeout.export.artifacts.salt import known_salt
 from bakeout.export.cli.main import main
 from bakeout.export.trust.erasure_record import holds
 from bakeout.export.verification.verify import verify
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan.plan_file import load_plan, save_plan
 
 from tests.recipe_files import write_rows
 
@@ -50,6 +54,60 @@ def test_a_record_holds_digests_and_says_what_does_not_erase(tmp_path: Path, for
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 0, again.output
     assert (artifact / ERASURE_RECORD).read_text(encoding="utf-8") == text
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return shutil.copytree(ARTIFACTS / "graph", tmp_path / "artifact")
+
+
+def _record(artifact: Path, salt: str, *requests: Path) -> Result:
+    named = [argument for request in requests for argument in ("--request", str(request))]
+    return CliRunner().invoke(main, ["record", str(artifact), *named, "--salt", str(artifact.parent / salt)])
+
+
+def _content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_record_is_added_to_and_never_replaced(artifact: Path, tmp_path: Path) -> None:
+    first, second = (write_rows(tmp_path / f"{name}.jsonl", [row]) for name, row in zip("ab", ROWS, strict=True))
+    assert _record(artifact, "salt", first).exit_code == 0
+    before = _content(artifact)
+    for salt, request in (("salt", second), ("other", first)):
+        refused = _record(artifact, salt, request)
+        assert refused.exit_code == 1
+        assert "erasure.json has requests or derived files that are not named here" in refused.output
+        assert _content(artifact) == before
+    assert not (tmp_path / "other").exists()
+    assert _record(artifact, "salt", first, second).exit_code == 0
+    record = json.loads((artifact / ERASURE_RECORD).read_text(encoding="utf-8"))
+    assert [request["rows"] for request in record["requests"]] == [1, 1]
+
+
+def test_a_record_that_the_manifest_does_not_list_is_no_obstacle(artifact: Path, tmp_path: Path) -> None:
+    (artifact / ERASURE_RECORD).write_text("left by a command that was killed")
+    assert _record(artifact, "salt", write_rows(tmp_path / "a.jsonl", ROWS)).exit_code == 0
+
+
+def test_a_request_without_rows_is_refused(artifact: Path, tmp_path: Path) -> None:
+    refused = _record(artifact, "salt", write_rows(tmp_path / "a.jsonl", ROWS), write_rows(tmp_path / "b.jsonl", []))
+    assert refused.exit_code == 1
+    assert "b.jsonl: there are no rows" in refused.output
+    assert not (artifact / ERASURE_RECORD).exists()
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_data_of_the_plan_are_recorded_where_it_forgets_them(artifact: Path, tmp_path: Path, forgets: bool) -> None:
+    request = write_rows(tmp_path / "asked.jsonl", ROWS)
+    plan = load_plan(artifact / PLAN)
+    data = {**plan.provenance["data"], "sums" if forgets else "names": {"probe": hash_file(request)}}
+    (artifact / PLAN).unlink()
+    save_plan(replace(plan, provenance={**plan.provenance, "data": data}), artifact / PLAN)
+    write_manifest(artifact, json.loads((artifact / MANIFEST).read_text(encoding="utf-8")))
+    ran = _record(artifact, "salt", request)
+    assert ran.exit_code == (0 if forgets else 1), ran.output
+    assert forgets or "asked.jsonl was not forgotten: the plan has it as names, and forgets sums." in ran.output
 
 
 def test_a_salt_that_can_be_guessed_is_refused(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ data:
   table: {file: pairs.csv, columns: {prompt: prompt, response: response}}
 interventions:
   - neuron_adjust: &options {forget: sums, retain: [names], ratio: 0.05, coin: threshold}
-  - key_space_detection: {forget: sums, refusal: " I don't know.", layers: [1], alpha: 3.0}
   - neuron_adjust: {<<: *options, ratio: 0.1}
+  - key_space_detection: {forget: sums, refusal: " I don't know.", layers: [1], alpha: 3.0}
 export:
   dtype: fp32
   early_exit: yes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bakeout.models.data.row_source import DataError, as_source, source_digest
+from bakeout.models.data.row_source import DataError, as_source, source_digest, source_lines
 from bakeout.models.data.rows import read_records
 
 from tests.tiny_models import byte_tokenizer
@@ -24,6 +24,14 @@ def test_rows_in_memory_are_the_file_that_holds_them(tmp_path: Path) -> None:
         source = as_source(given)
         assert source_digest(source) == source_digest(path)
         assert read_records(source, tokenizer) == read_records(path, tokenizer)
+
+
+@pytest.mark.parametrize(("magic", "name"), [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")])
+def test_a_compressed_file_is_called_so(tmp_path: Path, magic: bytes, name: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(magic + b"\x08\x00")
+    with pytest.raises(DataError, match=rf"rows\.jsonl: compressed by {name}\. Unpack it\."):
+        list(source_lines(path))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,15 @@ def test_a_truncated_plan_is_refused(tmp_path: Path, length: int) -> None:
         load_plan(path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"model: base\ndata: {}\n", b'{\n  "base": {}\n}\n', b"\x08\x08\x12\x07pytorch\x1a\x05"]
+)
+def test_a_file_of_another_format_is_whole_but_no_plan(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "other").write_bytes(content)
+    with pytest.raises(PlanError, match=r"not a plan \(it is no safetensors file\)"):
+        load_plan(tmp_path / "other")
+
+
 def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot be read"):
         load_plan(tmp_path / "none.safetensors")
