@@ -100,8 +100,8 @@ class Graded:
         known = self.scores[~np.isnan(self.scores)]
         if len(known) < 2:
             return None
-        interval = mean_interval(known)
-        assert interval is not None
+        interval = None if self.grader.is_logarithm else mean_interval(known)
+        interval = interval or bootstrap(len(known), lambda chosen: float(known[chosen].mean()))
         return Score(self.grader.score, float(known.mean()), interval)
 
 

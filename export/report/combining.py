@@ -142,6 +142,8 @@ def _of_texts(row: TextRow, another: TextRow, one: Evaluation, other: Evaluation
         yield _digests(first, second)
     if row.texts != another.texts:
         yield f"{row.texts} texts and {another.texts} texts"
+    if row.model == another.model and (row.perplexity, row.refused) != (another.perplexity, another.refused):
+        yield f"{row.model} with two perplexities"
 
 
 def _digests(one: str, other: str) -> str:

@@ -52,9 +52,9 @@ class Chat:
         asked = [*self.messages, {"role": "user", "content": prompt}]
         tokens = prompt_tokens(self.runner.tokenizer, asked)
         answer = ""
-        for piece in pieces(
-            self.runner.tokenizer, self.runner.stream(tokens, self.max_new_tokens, sampling=self.sampling)
-        ):
+        # A refusal that is cut off would pass for an answer.
+        length = max(self.max_new_tokens, self.refusals.longest(self.runner.tokenizer))
+        for piece in pieces(self.runner.tokenizer, self.runner.stream(tokens, length, sampling=self.sampling)):
             answer += piece
             yield piece
         if not self.refusals.is_refusal(answer.strip()):

@@ -22,24 +22,31 @@ _OUT_OF_REACH = 20_000
 class Refusals:
     """The texts with which the plans or artifacts that are compared refuse a query; none where none of them can.
 
+    ``length``: the tokens that the longest one is said in, its end aside, for spaces around it are in no text.
+
     >>> refusals = Refusals(frozenset({"I cannot answer that."}))
     >>> refusals.is_refusal("I cannot answer that."), refusals.is_refusal("42")
     (True, False)
     """
 
     texts: frozenset[str] = frozenset()
+    length: int = 0
 
     @classmethod
     def of_plan(cls, plan: Plan, tokenizer: Tokenizer) -> Refusals:
         """The refusals of one plan."""
-        return cls(frozenset({answer_text(tokenizer, plan.check.refusal.tolist())} if plan.check else ()))
+        if plan.check is None:
+            return cls()
+        said = plan.check.refusal.tolist()
+        return cls(frozenset({answer_text(tokenizer, said)}), len(said) - 1)
 
     @classmethod
     def of_artifacts(cls, directories: Iterable[Path]) -> Refusals:
         """The refusals of several artifacts together; a directory without a plan has none."""
         plans = [directory for directory in directories if (directory / PLAN).is_file()]
         each = [cls.of_plan(load_plan(directory / PLAN), load_tokenizer(directory)) for directory in plans]
-        return cls(frozenset(text for refusals in each for text in refusals.texts))
+        texts = frozenset(text for refusals in each for text in refusals.texts)
+        return cls(texts, max((refusals.length for refusals in each), default=0))
 
     def __bool__(self) -> bool:
         return bool(self.texts)
@@ -50,7 +57,7 @@ class Refusals:
 
     def longest(self, tokenizer: Tokenizer) -> int:
         """The number of tokens of the longest refusal, 0 where there is none."""
-        return max((len(tokenizer.encode(text)) for text in self.texts), default=0)
+        return max([self.length, *(len(tokenizer.encode(text)) for text in self.texts)])
 
 
 def answer_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

@@ -161,13 +161,13 @@ def _require_forgotten(plan: Plan, requests: Iterable[Source]) -> None:
 
 
 def _includes(record: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
-    """Whether a record has all requests, and the names of all derived files, of an ``earlier`` one as it was read."""
+    """Whether a record has all requests and all derived files of an ``earlier`` one as it was read."""
     requests, derived = earlier.get("requests", []), earlier.get("derived", {})
     return (
         isinstance(requests, list)
         and all(request in record["requests"] for request in requests)
         and isinstance(derived, dict)
-        and derived.keys() <= record["derived"].keys()
+        and all(record["derived"].get(name) == digest for name, digest in derived.items())
     )
 
 

@@ -42,7 +42,8 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     row = _in_form(row, where)
     if "prompt" in row or "messages" in row:
         for key in _BESIDE_QUESTIONS:
-            if isinstance(row.get(key), str) and row[key].strip():
+            value = row.get(key)
+            if value.strip() if isinstance(value, str) else value not in (None, [], {}):
                 raise DataError(
                     f"{where}: the row has {key!r} beside its question, which would not be read.",
                     "Put it into the prompt or the messages, or remove it.",

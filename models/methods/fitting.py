@@ -61,7 +61,10 @@ class Fitting:
         from bakeout.models.network.families import model_limits
 
         limits = model_limits(self.model)
-        rows = read_prompt_rows(self.sources[name][use], self.tokenizer, limits) if kinds else []
+        every = read_prompt_rows(self.sources[name][use], self.tokenizer, limits) if kinds else []
+        # Of rows that were left out there are no variants.
+        kept = {record.where for record in self.rows[name][use]}
+        rows = [row for row in every if row.where in kept]
         own = kinds_with_forms(rows, kinds)
         if left_out := [kind for kind in kinds if kind not in own]:
             _logger.warning(

@@ -193,6 +193,7 @@ def test_rows_of_other_projects_are_read(tmp_path: Path, row: Any, same: Any) ->
         ({"question": "a", "context": "Some passage.", "answer": "b"}, "'context' beside its question"),
         ({"prompt": "Solve:", "input": "4 - 0 is", "response": "4"}, "'input' beside its question"),
         ({"messages": [{"role": "user", "content": "hi"}], "system": "be brief"}, "'system' beside its question"),
+        ({"question": "a", "context": {"sentences": ["b"]}, "answer": "c"}, "'context' beside its question"),
     ],
 )
 def test_rows_of_no_known_layout_are_named(tmp_path: Path, row: Any, says: str) -> None:

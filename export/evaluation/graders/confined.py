@@ -1,7 +1,8 @@
 """Runs one program that a model wrote. A script of its own: it is started by path, and imports nothing of ours.
 
-Reads a JSON object from standard input: ``programs`` (run one after another in one namespace), ``memory`` (MiB),
-``seconds``, ``token`` and ``isolated``. Writes the token once all of them ran through, or why the process cannot be
+Reads a JSON object from standard input: ``programs`` and ``tests`` (run one after another in one namespace, the latter
+as a script), ``memory`` (MiB), ``seconds``, ``token`` and ``isolated``.
+Writes the token once all of them ran through, or why the process cannot be
 isolated, behind ``isolation:``. The working directory is all that an isolated program may write to.
 """
 
@@ -44,10 +45,12 @@ def main() -> None:
     limit(job["memory"], job["seconds"])
     # What an answer does only when it is run as a script, such as reading input, is no part of what is tested.
     answer = ModuleType("answer")
-    sys.modules[answer.__name__] = answer
-    for program in job["programs"]:
-        # A program is judged by what it does, and whatever it raises ends it.
-        exec(compile(program, "<answer>", "exec", dont_inherit=True), vars(answer))
+    for name in (answer.__name__, "__main__"):
+        answer.__name__ = name
+        sys.modules[name] = answer
+        for program in job["tests" if name == "__main__" else "programs"]:
+            # A program is judged by what it does, and whatever it raises ends it.
+            exec(compile(program, "<answer>", "exec", dont_inherit=True), vars(answer))
     os.write(result, job["token"].encode())
 
 

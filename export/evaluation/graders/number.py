@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, DecimalException
 
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Question, Verdict
 from bakeout.export.recipes.grades import NumberOptions
@@ -72,14 +72,14 @@ def final_number(text: str, mark: str) -> Quantity | None:
     (Quantity(value=Decimal('50'), percent=True), Quantity(value=Decimal('-2'), percent=False))
     """
     _, marked, behind = text.rpartition(mark)
-    quantities = (_quantity(match) for match in _NUMBER.finditer(behind))
-    numbers = [quantity for quantity in quantities if math.isfinite(quantity.value)]
+    numbers = [quantity for match in _NUMBER.finditer(behind) if (quantity := _quantity(match))]
     if not numbers:
         return None
     return numbers[0] if marked else numbers[-1]
 
 
-def _quantity(match: re.Match[str]) -> Quantity:
+def _quantity(match: re.Match[str]) -> Quantity | None:
+    """What a match gives; None for what is beyond all numbers."""
     digits = re.sub(rf"[{_SPACES}]", "", match["digits"])
     commas, points = digits.count(","), digits.count(".")
     if commas and points:
@@ -89,8 +89,15 @@ def _quantity(match: re.Match[str]) -> Quantity:
         digits = digits.replace(",", "")
     elif points > 1:
         digits = digits.replace(".", "")
-    value = Decimal(digits.replace(",", ".") + (match["exponent"] or ""))
-    return Quantity(-value if match["minus"] or match["inner"] else value, match["percent"] is not None)
+    try:
+        value = Decimal(digits.replace(",", ".") + (match["exponent"] or ""))
+    except DecimalException:
+        return None
+    if not math.isfinite(value):
+        return None
+    # A minus sign in front would round to the context's digits.
+    is_negative = match["minus"] or match["inner"]
+    return Quantity(value.copy_negate() if is_negative else value, match["percent"] is not None)
 
 
 def _alike(number: Decimal, expected: Decimal) -> bool:

@@ -61,14 +61,14 @@ class Python(AnswerGrader):
     def judge(self, answer: str, question: Question) -> Verdict:
         """Right where the code and all tests run through."""
         setup = question.row.get("setup") or ""
-        programs = [str(setup), code_of(answer), *_tests(question.row, question.where)]
-        return Verdict(self._run(programs) is True)
+        return Verdict(self._run([str(setup), code_of(answer)], _tests(question.row, question.where)) is True)
 
-    def _run(self, programs: Sequence[str]) -> bool | str:
+    def _run(self, programs: Sequence[str], tests: Sequence[str] = ()) -> bool | str:
         """Whether the programs ran through; a text where the process could not be isolated."""
         token = secrets.token_hex(16)
         job = {
             "programs": programs,
+            "tests": tests,
             "memory": self._options.memory,
             "seconds": self._options.timeout,
             "token": token,

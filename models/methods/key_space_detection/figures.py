@@ -13,7 +13,7 @@ from bakeout.models.methods.key_space_detection.choosing.structure import layer_
 from bakeout.models.methods.key_space_detection.cubes import LayerKeys, cluster, joint_keys
 from bakeout.models.methods.key_space_detection.detection import margins_of_keys
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
-from bakeout.models.methods.key_space_detection.queries import least_margins, query_keys, retained_queries
+from bakeout.models.methods.key_space_detection.queries import counted_once, least_margins, query_keys, retained_queries
 from bakeout.models.methods.key_space_detection.regions.cube import nearest_margins
 from bakeout.models.methods.key_space_detection.regions.registry import needs_retained
 from bakeout.models.methods.key_space_detection.separation import auroc, share_inside
@@ -35,7 +35,7 @@ def figures(
 
     There is no figure by depth of a skill beside which there are no others.
     """
-    fitting, _ = as_served(options, fitting)
+    fitting, _ = as_served(options, counted_once(fitting))
     forget = options.names(fitting.data)["forget"]
     depths = {layer for layers in layer_sets(len(key_sites(fitting.model, fitted.keys))) for layer in layers}
     layers = sorted({*depths, *fitted.layers})

@@ -98,7 +98,11 @@ def test_the_last_number_counts(answer: str, right: bool) -> None:
         ("1,000,000.00", "1000000", True),
         ("0.3333333", "0.33333334", True),
         ("0", "0.0000000005", False),
-        ("1e400", "1e399", False),
+        ("1e300", "1e299", False),
+        ("-12345678901234567890123456789012", "-12345678901234567890123456789013", False),
+        ("-1e1000000", "1", False),
+        ("id 5e77777777777777777777, so the answer is 12", "12", True),
+        ("1e99999999999999999999", "12", False),
     ],
 )
 def test_whole_numbers_are_compared_exactly(answer: str, response: str, right: bool) -> None:
@@ -215,6 +219,7 @@ CODE = "```python\ndef add(a, b):\n    return a + b\n```"
         # As Python runs it: nothing is imported beforehand, and what only a script does is not done.
         ("def add(a: int, b: int) -> Sum[int]: return a + b", False),
         ("def add(a, b): return a + b\nif __name__ == '__main__': input()", True),
+        ("def add(a, b): return 0\nif __name__ == '__main__': add = lambda a, b: a + b", False),
         (
             "from dataclasses import dataclass\n@dataclass\nclass P:\n    a: 'int'\ndef add(a, b): return P(a).a + b",
             True,
@@ -225,6 +230,19 @@ CODE = "```python\ndef add(a, b):\n    return a + b\n```"
 def test_code_is_right_where_its_tests_pass(answer: str, right: bool) -> None:
     grade = {"python": {"timeout": 1.0}}
     assert _right(grade, answer, tests=["assert add(1, 2) == 3", "assert add(0, 0) == 0"]) is right
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "if __name__ == '__main__':\n    assert add(1, 2) == 3",
+        "import unittest\nclass Sums(unittest.TestCase):\n    def test(self): self.assertEqual(add(1, 2), 3)\n"
+        "done = unittest.main(exit=False)\nassert done.result.wasSuccessful() and done.result.testsRun",
+    ],
+)
+def test_tests_may_be_a_script(tests: str, right: bool) -> None:
+    assert _right("python", CODE if right else CODE.replace("+", "-"), tests=tests) is right
 
 
 # Each succeeds where nothing is isolated.

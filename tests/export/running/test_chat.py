@@ -1,6 +1,8 @@
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -69,15 +71,24 @@ def test_a_conversation_goes_through_the_chat_template(runner: Runner) -> None:
     assert "".join(chat.answer("one")) == first
 
 
-def test_a_refused_turn_is_not_remembered(runner: Runner) -> None:
-    refusal = "".join(Chat(runner, max_new_tokens=3).answer("one")).strip()
-    chat = Chat(runner, max_new_tokens=3, refusals=Refusals(frozenset({refusal})))
-    assert "".join(chat.answer("one")).strip() == refusal
-    assert chat.messages == []
-    answers = {text: "".join(Chat(runner, max_new_tokens=3).answer(text)) for text in map(str, range(20))}
-    other = next(text for text, answer in answers.items() if answer.strip() != refusal)
-    assert "".join(chat.answer(other)) == answers[other]
-    assert [message["content"] for message in chat.messages] == [other, answers[other].strip()]
+@pytest.mark.parametrize("limit", [1, 40])
+def test_a_refused_turn_is_not_remembered(runner: Runner, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    said = {"one": "An answer.", "two": "\nNot that.", "three": "More."}
+    asked: list[list[str]] = []
+
+    def stream(tokens: list[int], most: int, **_: Any) -> Iterator[int]:
+        seen = [text for text in said if text in runner.tokenizer.decode(tokens)]
+        asked.append(seen)
+        return iter(runner.tokenizer.encode(said[seen[-1]])[:most])
+
+    monkeypatch.setattr(runner, "stream", stream)
+    length = len(runner.tokenizer.encode(said["two"]))
+    chat = Chat(runner, limit, refusals=Refusals(frozenset({"Not that."}), length))
+    for question in said:
+        # A limit does not cut a refusal off.
+        assert "".join(chat.answer(question)).strip() == said[question].strip()
+    assert asked == [["one"], ["one", "two"], ["one", "three"]]
+    assert [message["content"] for message in chat.messages] == ["one", "An answer.", "three", "More."]
 
 
 def test_single_turns_stand_alone(runner: Runner) -> None:

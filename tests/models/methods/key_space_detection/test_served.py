@@ -16,6 +16,7 @@ from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.key_space_detection.fit import correctly_answered
 from bakeout.models.methods.key_space_detection.options import KeySpaceDetectionOptions
+from bakeout.models.methods.key_space_detection.queries import counted_once
 from bakeout.models.methods.key_space_detection.served import EVERYDAY_QUESTIONS, as_served
 from bakeout.models.network.generation import continue_prompts
 
@@ -87,6 +88,19 @@ def test_copies_of_plain_queries_are_no_more_queries(llama_checkpoint: Path) -> 
     assert 30 < len(set(prompts)) == len(prompts) < 4 * 30
     for records in served.rows[EVERYDAY_QUESTIONS].values():
         assert len({tuple(record.prompt_ids) for record in records}) == len(records)
+
+
+def test_copies_of_conversations_are_one_query_of_those_that_are_counted(llama_checkpoint: Path) -> None:
+    fitting = _fitting(llama_checkpoint, sums=30)
+    sources: Sources = {"sums": {**fitting.sources["sums"], "calibration": as_source([*_chats(20), *_chats(15)])}}
+    rows: Rows = {
+        name: {use: read_records(source, fitting.tokenizer) for use, source in uses.items()}
+        for name, uses in sources.items()
+    }
+    fitting = replace(fitting, rows=rows, sources=sources)
+    served, _ = as_served(KeySpaceDetectionOptions(forget=["sums"]), counted_once(fitting))
+    assert len(served.rows["sums"]["calibration"]) == 20
+    assert len(served.variants("sums", "calibration", ["suffix"], seed=0)["suffix"]) == 20
 
 
 def test_a_template_of_single_turns_takes_no_earlier_ones(
