@@ -105,7 +105,8 @@ def _is_onnx_of(directory: Path, plan: Plan) -> bool:
 
     from bakeout.export.running.adapter_file import adapter_constants
 
-    constants = {name: value.numpy() for name, value in adapter_constants(directory / ADAPTER).items()}
+    values = adapter_constants(directory / ADAPTER)
+    constants = {name: value.numpy() for name, value in values.items()}
     slots = {name: Slot(ir.DataType.from_numpy(array.dtype), array.shape) for name, array in constants.items()}
     expected = fill_slots(slots, plan)
     return all(np.array_equal(array, expected[name]) for name, array in constants.items())

@@ -18,12 +18,14 @@ def adapter_constants(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise BakeoutError(f"{path} is not there.", _NAME)
     try:
-        constants: Mapping[str, Any] = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
+        adapter = onnxruntime.AdapterFormat.read_adapter(str(path))
+        constants: Mapping[str, Any] = adapter.get_parameters()
     # ONNX Runtime has no error of its own for it.
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())
         raise BakeoutError(f"{path} is no adapter of ONNX Runtime ({reason}).", _NAME) from None
-    return constants
+    # Copies, for the values lie in the adapter's memory, which ends with it: what is read later is anything.
+    return {name: onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy().copy()) for name, value in constants.items()}
 
 
 def read_adapter(path: Path, session: Any) -> Mapping[str, Any]:
@@ -31,8 +33,6 @@ def read_adapter(path: Path, session: Any) -> Mapping[str, Any]:
 
     Raises ``BakeoutError`` for what is no adapter, or one for a graph without these slots.
     """
-    import onnxruntime
-
     constants = adapter_constants(path)
     slots = {value.name: value for value in session.get_overridable_initializers()}
     if strange := sorted(name for name, value in constants.items() if not _fits(value, slots.get(name))):
@@ -40,8 +40,7 @@ def read_adapter(path: Path, session: Any) -> Mapping[str, Any]:
             f"{path} holds {strange[0]}, for which the graph has no slot of its type and shape.",
             "Bake the graph with `adapter_slots`, and export the adapter for it.",
         )
-    # Copies, which outlive the file's mapping.
-    return {name: onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy().copy()) for name, value in constants.items()}
+    return constants
 
 
 def _fits(constant: Any, slot: Any) -> bool:
