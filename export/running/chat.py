@@ -52,13 +52,15 @@ class Chat:
         asked = [*self.messages, {"role": "user", "content": prompt}]
         tokens = prompt_tokens(self.runner.tokenizer, asked)
         answer = ""
-        # A refusal that is cut off would pass for an answer.
-        length = max(self.max_new_tokens, self.refusals.longest(self.runner.tokenizer))
-        for piece in pieces(self.runner.tokenizer, self.runner.stream(tokens, length, sampling=self.sampling)):
+        for piece in pieces(
+            self.runner.tokenizer, self.runner.stream(tokens, self.max_new_tokens, sampling=self.sampling)
+        ):
             answer += piece
             yield piece
-        if not self.refusals.is_refusal(answer.strip()):
-            self.messages = [*asked, {"role": "assistant", "content": answer.strip()}]
+        said = answer.strip()
+        # A refusal that the limit cut off is one, too.
+        if not any(said and refusal.startswith(said) for refusal in self.refusals.texts):
+            self.messages = [*asked, {"role": "assistant", "content": said}]
 
 
 def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
