@@ -19,7 +19,7 @@ from bakeout.export.evaluation.answering.questions import Chosen, choose_rows, r
 from bakeout.export.evaluation.graders.exact import Exact
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Grader, Question, ReadingGrader, Verdict
 from bakeout.export.evaluation.graders.registry import make_grader
-from bakeout.export.evaluation.intervals import bootstrap, mean_interval, share_interval
+from bakeout.export.evaluation.intervals import Interval, bootstrap, mean_interval, ratio_interval
 from bakeout.export.evaluation.rows import Row, Score
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.recipes.grades import EXACT, ExactOptions
@@ -78,19 +78,17 @@ class Graded:
         if score is None or len(both) < 2:
             return score
 
-        def ratio(chosen: NDArray[np.int64]) -> float:
-            rows = both[chosen]
-            if self.grader.is_logarithm:
-                return float(np.exp((own[rows] - others[rows]).mean()))
-            of = others[rows].mean()
-            return float(own[rows].mean() / of) if of else float("nan")
-
-        value = ratio(np.arange(len(both)))
-        interval = bootstrap(len(both), ratio)
-        if not own[both].any() and not self.grader.is_logarithm:
-            # Every resample is 0, which is no certainty.
-            interval = 0.0, share_interval(0, len(both))[1] / float(others[both].mean() or np.nan)
-        if not np.isfinite([value, *interval]).all():
+        own, others = own[both], others[both]
+        interval: Interval | None
+        if self.grader.is_logarithm:
+            logarithms = own - others
+            value = float(np.exp(logarithms.mean()))
+            interval = bootstrap(len(both), lambda chosen: float(np.exp(logarithms[chosen].mean())))
+        else:
+            of = float(others.mean())
+            value = float(own.mean()) / of if of else float("nan")
+            interval = ratio_interval(own, others)
+        if interval is None or not np.isfinite([value, *interval]).all():
             return score
         return Score(score.name, score.mean, score.interval, value, interval)
 

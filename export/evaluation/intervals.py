@@ -86,3 +86,21 @@ def mean_interval(values: NDArray[np.float64]) -> Interval | None:
     if bool(np.all(values == 0)) or bool(np.all(values == 1)):
         return share_interval(int(values.sum()), len(values))
     return bootstrap(len(values), lambda rows: float(values[rows].mean()))
+
+
+def ratio_interval(values: NDArray[np.float64], others: NDArray[np.float64]) -> Interval | None:
+    """The interval of the ratio of two means of the same rows: the percentile bootstrap over rows.
+
+    Where all ``values`` are 0, every resample is, which is no certainty: then it reaches to a share's upper end over
+    the mean of ``others``. None where a resample has no mean to divide by.
+    """
+    of = float(others.mean())
+    if not values.any() and of:
+        return 0.0, share_interval(0, len(values))[1] / of
+
+    def ratio(rows: NDArray[np.int64]) -> float:
+        below = others[rows].mean()
+        return float(values[rows].mean() / below) if below else float("nan")
+
+    interval = bootstrap(len(values), ratio)
+    return interval if np.isfinite(interval).all() else None

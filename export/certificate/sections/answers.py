@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bakeout.export.certificate.figures import Figure, NotMeasured, Section
 from bakeout.export.certificate.measuring import Data, Measuring, Outcome
 from bakeout.export.certificate.protocol import PRECISIONS, Precision
-from bakeout.export.evaluation.intervals import Interval, bootstrap, mean_interval, share_interval
+from bakeout.export.evaluation.intervals import Interval, mean_interval, ratio_interval, share_interval
 from bakeout.models.errors import BakeoutError
 
 
@@ -104,21 +104,12 @@ def remaining(data: Data, precision: Precision | str, base: Outcome, artifact: O
     if not of.any():
         return None
 
-    def ratio(rows: NDArray[np.int64]) -> float:
-        below = of[rows].mean()
-        return float(own[rows].mean() / below) if below else float("nan")
-
-    resampled = bootstrap(len(own), ratio)
-    interval: Interval | None = resampled if np.isfinite(resampled).all() else None
-    if not own.any():
-        # Every resample is 0, which is no certainty.
-        interval = 0.0, share_interval(0, len(own))[1] / float(of.mean())
     return Figure(
         "precisions",
         f"Q-{precision.upper()}",
         data.name,
-        ratio(np.arange(len(own))),
-        interval,
+        float(own.mean() / of.mean()),
+        ratio_interval(own, of),
         len(own),
         precision,
         (data.name,),
