@@ -32,6 +32,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.baking.bake import bake
+from bakeout.export.baking.refused_turns import with_refused_turns
 from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe
@@ -210,14 +211,15 @@ def _conversation(row: Mapping[str, Any]) -> dict[str, Any]:
 def _asked(
     rows: Sequence[PromptRow], kinds: Sequence[Kind | Plain], runner: Runner, refused: Sequence[Turn]
 ) -> Iterator[tuple[Kind | Plain, list[Record]]]:
-    """The rows in each kind of form."""
-    not_rendered = kinds_without_rendering(runner.tokenizer)
+    """The rows in each kind of form; behind refusals with them, which the artifact's own template leaves out."""
+    tokenizer = with_refused_turns(runner.tokenizer)
+    not_rendered = kinds_without_rendering(tokenizer)
     for kind in kinds:
         if kind == PLAIN:
-            yield kind, [row.plain(runner.tokenizer) for row in rows]
+            yield kind, [row.plain(tokenizer) for row in rows]
         elif kind not in not_rendered:
             varied = varied_records(
-                rows, [kind], runner.tokenizer, limits=runner.limits, seed=0, use="testing", refused=refused
+                rows, [kind], tokenizer, limits=runner.limits, seed=0, use="testing", refused=refused
             )
             yield kind, [record for _, record in varied[kind]]
 

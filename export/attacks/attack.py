@@ -10,6 +10,7 @@ from typing import Any
 
 from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.baking.bake import bake
+from bakeout.export.baking.refused_turns import with_refused_turns
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.export.evaluation.grading import AnswerJudge
 from bakeout.export.evaluation.model_names import model_names
@@ -180,10 +181,14 @@ def attack_jobs(
     others: Sequence[Sequence[int]],
     seed: int,
 ) -> Iterator[tuple[str, Feed, Sequence[tuple[int, Record]]]]:
-    """(attack, how its prompts are fed, the prompts, each with its row's index); those without prompts are left out."""
-    plain = list(enumerate(row.plain(runner.tokenizer) for row in rows))
+    """(attack, how its prompts are fed, the prompts, each with its row's index); those without prompts are left out.
+
+    What stands behind a refusal is asked with it, as programs ask it that do not render by the artifact's own template.
+    """
+    tokenizer = with_refused_turns(runner.tokenizer)
+    plain = list(enumerate(row.plain(tokenizer) for row in rows))
     refused = [turn for text in sorted(refusals.texts) for turn in refused_turns(rows, text)]
-    not_rendered = kinds_without_rendering(runner.tokenizer)
+    not_rendered = kinds_without_rendering(tokenizer)
     kinds: list[Kind] = [
         kind
         for kind in kinds_with_forms(rows, KINDS)
@@ -192,9 +197,7 @@ def attack_jobs(
         # Without a refusal the answer itself would stand before what insists.
         and (refused or kind != "follow_up")
     ]
-    varied = varied_records(
-        rows, kinds, runner.tokenizer, limits=runner.limits, seed=seed, use="testing", refused=refused
-    )
+    varied = varied_records(rows, kinds, tokenizer, limits=runner.limits, seed=seed, use="testing", refused=refused)
     ways: Mapping[str, Feed] = {
         "token_by_token": _in_pieces(1),
         "chunked": _in_pieces(CHUNK),

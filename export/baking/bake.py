@@ -18,6 +18,7 @@ from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.export.baking.bake_checkpoint import CheckpointBase, checkpoint_base, write_edited_checkpoint
 from bakeout.export.baking.bake_graph import GraphBase, graph_base, write_baked_graph
 from bakeout.export.baking.model_card import model_card
+from bakeout.export.baking.refused_turns import leave_out_refused_turns
 from bakeout.export.baking.runtimes import take_branches, take_functions
 from bakeout.export.baking.stopping import let_refusal_stop
 from bakeout.export.baking.tokenizer_config import require_same_tokenizer
@@ -135,7 +136,10 @@ def write_edited(
         return Edited(tuple(receipts), digests, "checkpoint", {})
     receipts = write_baked_graph(base, plan, options, directory, track)
     require_same_tokenizer(base.directory, directory)
-    told = let_refusal_stop(directory, plan.check.refusal.tolist(), plan.check.other_ends) if plan.check else {}
+    told: Mapping[str, Any] = {}
+    if plan.check:
+        told = let_refusal_stop(directory, plan.check.refusal.tolist(), plan.check.other_ends)
+        leave_out_refused_turns(directory, plan.check.refusal.tolist())
     return Edited(tuple(receipts), {}, "exported graph" if base.exported else "graph", told)
 
 

@@ -47,19 +47,18 @@ def chat(
 ) -> None:
     """Talk to an artifact through ONNX Runtime.
 
-    DIRECTORY: an artifact, or any ONNX directory or file. Prompts go through the tokenizer's chat template, if any. A
-    turn that the artifact refused is not remembered.
+    DIRECTORY: an artifact, or any ONNX directory or file. Prompts go through the tokenizer's chat template, if any:
+    an artifact's leaves out turns that were refused.
     """
     if machine and prompt is None:
         raise BakeoutError("A conversation is not one JSON object.", "Give `prompt` with --json.")
     sampling = _sampling(temperature, top_p, seed)
     template = chosen_template(chat_template, arguments, date)
     from bakeout.export.running.chat import Chat
-    from bakeout.export.running.refusals import Refusals
     from bakeout.export.running.runner import Runner
 
     runner = Runner(directory, chat_template=template)
-    conversation = Chat(runner, max_new_tokens, sampling, single_turn, Refusals.of_artifacts([directory]))
+    conversation = Chat(runner, max_new_tokens, sampling, single_turn)
     if machine:
         answer = "".join(conversation.answer(prompt or "")).strip()
         emit_json({"provider": runner.provider, "prompt": prompt, "answer": answer})

@@ -84,7 +84,7 @@ def run_chat_demo(directory: Path, weights: Path, *, track: Track = untracked) -
         base, edited = Runner(scratch / BASE), Runner(scratch / ARTIFACT)
         refusals = Refusals.of_artifacts([scratch / ARTIFACT])
         effects = tuple(_effect(kind, scratch, base, edited, refusals, track) for kind in _USES)
-        turns = tuple(_turns(base, edited, refusals, track))
+        turns = tuple(_turns(base, edited, track))
     return ChatDemo(directory, base.provider, effects, turns)
 
 
@@ -132,8 +132,8 @@ def _answers(runner: Runner, prompts: Sequence[Sequence[int]], track: Track, des
     return [answers[row] for row in range(len(prompts))]
 
 
-def _turns(base: Runner, edited: Runner, refusals: Refusals, track: Track) -> Iterator[tuple[str, str, str]]:
-    chats = [Chat(runner, _LENGTH, refusals=refusals) for runner in (base, edited)]
+def _turns(base: Runner, edited: Runner, track: Track) -> Iterator[tuple[str, str, str]]:
+    chats = [Chat(runner, _LENGTH) for runner in (base, edited)]
     for question in track(CONVERSATION, "talking", len(CONVERSATION)):
         before, after = ("".join(chat.answer(question)).strip() for chat in chats)
         yield question, before, after

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.models.data.tokenizers.chat_template import render_chat
@@ -23,15 +22,13 @@ _LONGEST_CHARACTER = 4
 class Chat:
     """A conversation with a model. Without a chat template, or as ``single_turn``, every prompt stands alone.
 
-    A turn that was answered with one of the ``refusals`` is not remembered: small models repeat a refusal that stands
-    before them, whatever they are asked, and who insists finds nothing to insist on.
+    The chat template of an artifact leaves out turns that it refused (``baking.refused_turns``).
     """
 
     runner: Runner
     max_new_tokens: int = 256
     sampling: Sampling | None = None
     single_turn: bool = False
-    refusals: Refusals = field(default_factory=Refusals)
 
     def __post_init__(self) -> None:
         self.messages: list[Message] = []
@@ -57,10 +54,7 @@ class Chat:
         ):
             answer += piece
             yield piece
-        said = answer.strip()
-        # A refusal that the limit cut off is one, too.
-        if not any(said and refusal.startswith(said) for refusal in self.refusals.texts):
-            self.messages = [*asked, {"role": "assistant", "content": said}]
+        self.messages = [*asked, {"role": "assistant", "content": answer.strip()}]
 
 
 def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

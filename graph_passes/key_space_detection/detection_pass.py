@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -98,6 +98,8 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         build = GraphBuilder(graph, PREFIX)
         check = Check(self.intervention, anatomy, cache, branches=self._branches, monitor=self.monitor)
         verdict, monitored = check.judge(build)
+        if exits and behind.of_attention and self.intervention.positions != "every":
+            verdict = _latched_whole(build, check, verdict)
         graph.extend(build.nodes)
         self._leave_latch(graph, cache, verdict, before=behind.has(cache.writer))
         self._select_refusal(graph, anatomy, verdict)
@@ -253,6 +255,17 @@ class KeySpaceDetectionPass(ir.passes.InPlacePass):
         by_name = {output.name: output for output in graph.outputs}
         build = GraphBuilder(graph, f"{PREFIX}.refused")
         return part(graph, build, verdict.all_refused, [by_name[name] for name in names], refuse)
+
+
+def _latched_whole(build: GraphBuilder, check: Check, verdict: Verdict) -> Verdict:
+    """The verdict that latches all real slots of a run that exits early.
+
+    The layers behind the check compute nothing for such a run. Who goes back into it, to another query behind the same
+    prefix, would go on from empty caches, and be answered wrongly without a word; so that is refused.
+    """
+    is_real = build("Cast", check.window(build).is_real, to=ir.DataType.BOOL)
+    whole = build("And", verdict.all_refused, is_real)
+    return replace(verdict, leaves_latch=build("Or", verdict.leaves_latch, whole, name="leaves_latch_whole"))
 
 
 def detection_constants(intervention: KeySpaceDetection, index: int, dtype: ir.DataType) -> dict[str, NDArray[Any]]:

@@ -270,6 +270,10 @@ def test_a_recipe_chooses_template_arguments_and_day_for_every_command(
     for reader in (AutoTokenizer.from_pretrained(built.directory), JsonTokenizer(built.directory)):
         assert isinstance(reader.chat_template, str)
         assert reader.apply_chat_template([QUESTION], tokenize=False, add_generation_prompt=True) == prompt
+    # Which writes the line breaks behind a template's tags.
+    genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    served = genai.Tokenizer(genai.Model(str(built.directory)))
+    assert served.apply_chat_template(json.dumps([QUESTION]), add_generation_prompt=True) == prompt
     # The base model is asked as the artifact is, when it is built and afterwards.
     chats = tmp_path / "chats.jsonl"
     chats.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _chats("sums", "test")))

@@ -23,6 +23,7 @@ from bakeout.models.data.tokenizers.chat_template import (
     PINNED_DATE,
     ChatTemplate,
     ChatTemplateError,
+    begun_with,
     chosen_template,
     parsed_template,
 )
@@ -145,13 +146,13 @@ class ChatTemplateOptions(BaseModel):
         return template
 
     def _written(self, source: str) -> str:
-        """The template with the choices before it, on a line of their own that Jinja leaves out."""
+        """The template with the choices before it."""
         day = _clock_macro(source, self.date or PINNED_DATE) if self._parsed(source).reads_clock else ""
         arguments = "".join(
             f"{{%- if {name} is not defined or {name} is none %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
             for name, value in self.arguments.items()
         )
-        return f"{day}{arguments}\n{source}" if day or arguments else source
+        return begun_with(f"{day}{arguments}", source) if day or arguments else source
 
 
 def _is_readable(source: str) -> bool:
@@ -173,15 +174,18 @@ def recorded_options(record: Any) -> ChatTemplateOptions:
 
 
 def _clock_macro(source: str, day: dt.date) -> str:
-    """A macro that answers for the clock: of the directives that the template's text has, each as it is on that day."""
+    """A macro that answers for the clock: of the directives that the template's text has, each as it is on that day.
+
+    onnxruntime-genai knows neither the filter nor the method ``replace``.
+    """
     moment = dt.datetime.combine(day, dt.time())
     directives = sorted(set(_DIRECTIVE.findall(source)), key=lambda directive: (-len(directive), directive))
     replaced = "".join(
-        f" | replace({_literal(directive)}, {_literal(text)})"
+        f"{{%- set form = form.split({_literal(directive)}) | join({_literal(text)}) -%}}"
         for directive in directives
         if (text := moment.strftime(directive)) != directive
     )
-    return f"{{%- macro {CLOCK}(form) -%}}{{{{ form{replaced} }}}}{{%- endmacro %}}"
+    return f"{{%- macro {CLOCK}(form) -%}}{replaced}{{{{ form }}}}{{%- endmacro -%}}"
 
 
 def _literal(value: JsonValue) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from functools import lru_cache
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 # The day that a template which reads the clock is told: the one that Llama 3's templates fall back on.
 PINNED_DATE = date(2024, 7, 26)
 CLOCK = "strftime_now"
+# What ``begun_with`` ends the tags with.
+NOTHING = "{{ '' }}"
+_INDENTED = re.compile(r"\A[ \t]+(?={%(?!\+)|{#)")
 
 
 class ChatTemplateError(BakeoutError):
@@ -95,6 +99,15 @@ def chosen_template(templates: object) -> str:
             f"Choose one, as in `chat_template: {named[0]}`.",
         )
     return str(templates["default"])
+
+
+def begun_with(tags: str, source: str) -> str:
+    """A template that begins with ``tags``, which write nothing, and goes on as ``source``, in every runtime.
+
+    transformers leaves out a line break behind a tag, and spaces that a line has before one; onnxruntime-genai (0.13)
+    writes them. So neither may come to stand there.
+    """
+    return f"{tags}{NOTHING}{_INDENTED.sub('', source)}"
 
 
 def render_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, generation: bool) -> str:

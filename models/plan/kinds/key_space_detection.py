@@ -300,8 +300,8 @@ class KeySpaceDetection(Intervention, Check):
 def _explanation(noun: str, positions: Positions) -> str:
     explanation = (
         f"A query whose key vector lies in a {noun} is answered with the refusal, and a refused conversation stays "
-        "refused as long as its KV cache goes on: new input that does not continue the refusal starts it again. A "
-        "program that sends whole conversations should leave refused turns out: small models repeat what they read."
+        "refused as long as its KV cache goes on: new input that does not continue the refusal starts it again. Where "
+        "whole conversations are sent, the chat template leaves refused turns out: small models repeat what they read."
     )
     if positions == "every":
         return explanation

@@ -67,7 +67,9 @@ def test_transformers_js_finds_what_it_looks_for(llama_export: Path, tiny_plan: 
     assert known == {"dtype": "fp32", "use_external_data_format": {"model.onnx": 1}}
     assert config == json.loads((plain / "config.json").read_text(encoding="utf-8"))
     settings = json.loads((baked / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert settings.pop("chat_template") == "{{ messages[0]['content'] }}"
+    template = (baked / "chat_template.jinja").read_text(encoding="utf-8")
+    assert template.endswith("{{ messages[0]['content'] }}")
+    assert settings.pop("chat_template") == template
     assert settings == json.loads((plain / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert Runner(baked).generate([[40, 41]], 4) == Runner(plain).generate([[40, 41]], 4)
 

@@ -1,15 +1,12 @@
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bakeout.export.running.chat import Chat, pieces, prompt_tokens
-from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from bakeout.models.errors import BakeoutError
@@ -69,25 +66,6 @@ def test_a_conversation_goes_through_the_chat_template(runner: Runner) -> None:
     assert len(chat.messages) == 4
     chat.forget()
     assert "".join(chat.answer("one")) == first
-
-
-@pytest.mark.parametrize("limit", [5, 40])
-def test_a_refused_turn_is_not_remembered(runner: Runner, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    said = {"one": "An answer.", "two": "\nNot that.", "three": "More."}
-    asked: list[list[str]] = []
-
-    def stream(tokens: list[int], most: int, **_: Any) -> Iterator[int]:
-        seen = [text for text in said if text in runner.tokenizer.decode(tokens)]
-        asked.append(seen)
-        return iter(runner.tokenizer.encode(said[seen[-1]])[:most])
-
-    monkeypatch.setattr(runner, "stream", stream)
-    chat = Chat(runner, limit, refusals=Refusals(frozenset({"Not that."})))
-    for question in said:
-        "".join(chat.answer(question))
-    assert asked == [["one"], ["one", "two"], ["one", "three"]]
-    answers = [message["content"] for message in chat.messages if message["role"] == "assistant"]
-    assert answers == [said[question][:limit].strip() for question in ("one", "three")]
 
 
 def test_single_turns_stand_alone(runner: Runner) -> None:

@@ -179,6 +179,28 @@ def test_all_refused_skips_what_lies_behind_the_check(refusing: Callable[..., An
     assert {out[f"present.{layer}.{kind}"].shape for layer in range(4) for kind in ("key", "value")} == {(1, 2, 4, 8)}
 
 
+@pytest.mark.parametrize("early_exit", [True, False], ids=["early-exit", "branch-free"])
+@pytest.mark.parametrize("where", LAYERS)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_who_goes_back_into_a_refused_run_is_answered_rightly_or_refused(
+    base: Session, refusing: Callable[..., Any], where: str, positions: Positions, early_exit: bool
+) -> None:
+    """To another query behind the same prefix: as the unbaked graph, or with a refusal where nothing was computed."""
+    detection, session = refusing(where, positions, early_exit)
+    other, prefix = KEPT[0], 2
+    refused = session.step(np.array([FORGOTTEN[0]]), np.ones((1, 4), np.int64))
+    assert refused["refused"].all()
+    before = {name: value[:, :, :prefix] for name, value in refused.items() if name.startswith("present")}
+    mask = np.ones((1, prefix + len(other)), np.int64)
+    said = session.step(np.array([other]), mask, before)["logits"]
+    first = base.step(np.array([FORGOTTEN[0][:prefix]]), mask[:, :prefix])
+    if early_exit and where != "last" and positions != "every":
+        assert said[0, -1].argmax() == detection.refusal[0]
+        assert np.median(said[0, -1]) == SUPPRESSED
+    else:
+        assert np.array_equal(said, base.step(np.array([other]), mask, first)["logits"])
+
+
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma"])
 def test_other_architectures(family: str, onnx_of: Callable[[str], Path], tmp_path: Path) -> None:
     source = onnx_of(family)
