@@ -4,7 +4,7 @@
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import { createServer } from "node:http";
-import { extname, join, normalize, resolve } from "node:path";
+import { extname, join, normalize, resolve, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
@@ -25,6 +25,12 @@ const folders = {
   "/shared/": join(here, "../node"),
   "/": here,
 };
+for (const folder of positionals) {
+  if (!(await stat(folder).catch(() => null))?.isDirectory()) {
+    console.error(`${folder} is no directory`);
+    process.exit(2);
+  }
+}
 const types = {
   ".css": "text/css",
   ".html": "text/html; charset=utf-8",
@@ -35,12 +41,18 @@ const types = {
   ".wasm": "application/wasm",
 };
 
-// The file that a path stands for, or null where it leaves its folder.
-function fileOf(path) {
+// The file that a request asks for, or null where it leaves its folder or cannot be read.
+function fileOf(url) {
+  let path;
+  try {
+    path = decodeURIComponent(new URL(url, "http://localhost").pathname);
+  } catch {
+    return null;
+  }
   const [prefix, folder] = Object.entries(folders).find(([start]) => path.startsWith(start));
   const root = resolve(folder);
   const file = normalize(join(root, path.slice(prefix.length) || "index.html"));
-  return file.startsWith(root) ? file : null;
+  return file.startsWith(root + sep) ? file : null;
 }
 
 const headers = {
@@ -52,7 +64,7 @@ const headers = {
 };
 
 const server = createServer(async (request, response) => {
-  const file = fileOf(decodeURIComponent(new URL(request.url, "http://localhost").pathname));
+  const file = fileOf(request.url);
   const status = file && (await stat(file).catch(() => null));
   if (!status?.isFile()) return response.writeHead(404).end();
   response.writeHead(200, {

@@ -102,13 +102,12 @@ def find_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
     return source
 
 
-def require_unbaked(directory: Path) -> None:
+def require_unbaked(
+    directory: Path, remedy: str = "Bake into the base model: one plan can hold several interventions."
+) -> None:
     """Raise ``BakeoutError`` where ``directory`` is an artifact."""
     if (directory / MANIFEST).is_file():
-        raise BakeoutError(
-            f"{directory} is an artifact: a plan is baked into it already.",
-            "Bake into the base model: one plan can hold several interventions.",
-        )
+        raise BakeoutError(f"{directory} is an artifact: a plan is baked into it already.", remedy)
 
 
 def _file_form(path: Path) -> Form:

@@ -24,6 +24,8 @@ def kept_salt(path: Path) -> Iterator[bytes]:
     is_new = not path.exists()
     if is_new:
         write_file(path, secrets.token_bytes(_SALT))
+        # Nobody else's, where the file system knows of others.
+        path.chmod(0o600)
     try:
         yield known_salt(path)
     except BaseException:

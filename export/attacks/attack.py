@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.export.artifacts.file_names import PLAN
+from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.refused_turns import with_refused_turns
 from bakeout.export.evaluation.evaluate import data_names
@@ -160,6 +161,7 @@ def _targets(
 ) -> Iterator[tuple[str, Runner, Refusals]]:
     """Each artifact under its name, with its refusals; one at a time in memory."""
     for name, directory in zip(model_names(directories), directories, strict=True):
+        read_manifest(directory)
         plan = load_plan(directory / PLAN)
         check = plan.check
         refusals = Refusals.of_artifacts([directory])

@@ -107,7 +107,19 @@ def opened_base(
         yield checkpoint_base(model, plan)
     else:
         with graph_base(model, plan, options, directory) as base:
+            if not base.exported:
+                _require_none_of_exports(options)
             yield base
+
+
+def _require_none_of_exports(options: BakeOptions) -> None:
+    """Raise ``BakeoutError`` for options that would be ignored, because the model is a graph already."""
+    for name in ("dtype", "exporter"):
+        if getattr(options, name) != BakeOptions.model_fields[name].default:
+            raise BakeoutError(
+                f"The model is an ONNX graph, which is not exported, and `{name}` is for exports.",
+                f"Leave out `{name}`, or name the checkpoint that the graph comes from.",
+            )
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def certify(
         )
     reference = None if tofu_reference is None else _reference(tofu_reference)
     with Models(directory, base, over) as models:
+        data.require_roles(models.plan)
         data = data.hidden_as(models.plan, salt)
         require_base(models.base, models.plan)
         described = _described(models, manifest, protocol, data)

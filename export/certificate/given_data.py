@@ -20,6 +20,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
 from bakeout.models.plan.hiding import is_hidden, salted
 
+_GIVEN_AS = {"forget": "rows to forget", "retain": "rows to keep", "stranger": "strangers"}
 NamedSources = Mapping[str, Source] | Sequence[Path]
 
 
@@ -65,6 +66,18 @@ class GivenData:
         """Each once."""
         others = (*self.fitted, *self.tofu.values())
         return [*self.asked, *(item for item in others if item not in self.asked)]
+
+    def require_roles(self, plan: Plan) -> None:
+        """Raise ``BakeoutError`` for rows to forget that ``plan`` keeps, and rows to keep that it forgets, by file."""
+        for data in self.asked:
+            names = plan.known_as(source_digest(data.source))
+            forgets = set(names) & set(plan.forgets)
+            if names and ((data.role == "forget" and not forgets) or (data.role != "forget" and forgets)):
+                raise BakeoutError(
+                    f"{data.name} is given as {_GIVEN_AS[data.role]}, and the plan has it as {names[0]}, which it "
+                    f"{'forgets' if forgets else 'does not forget'}.",
+                    "Give each file in its own role.",
+                )
 
     def hidden_as(self, plan: Plan, salt: Path | None) -> GivenData:
         """The same, named by salted digests where a ``salt`` is given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,9 @@ def show_artifact(directory: Path, receipts: Sequence[Receipt], *, machine: bool
             {"directory": str(directory), "receipts": [receipt.as_json() for receipt in receipts], "digest": digest}
         )
         return
+    named = shlex.quote(str(directory))
     show(f"{directory}: edits with a receipt: {len(receipts)}; {MANIFEST} has sha256 {digest}")
     if local_form(directory) == "graph":
-        show(f"Next: bakeout chat {directory}, or bakeout inspect {directory}")
+        show(f"Next: bakeout chat {named}, or bakeout inspect {named}")
     else:
-        show(f"Next: bakeout verify {directory} --base MODEL, or bakeout inspect {directory}")
+        show(f"Next: bakeout verify {named} --base MODEL, or bakeout inspect {named}")

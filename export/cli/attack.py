@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress
-from bakeout.export.cli.options import PATH, directories, json_output
+from bakeout.export.cli.options import OUTPUT, PATH, directories, json_output
 
 if TYPE_CHECKING:
     from bakeout.export.attacks.attack import AttackRow
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
 @click.option("--prompts", type=click.IntRange(1), default=200, show_default=True, help="Prompts of each file.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the variants.")
-@click.option("--figures", type=PATH, help="Write the figures of a report to this file; it must not exist.")
+@click.option("--figures", type=OUTPUT, help="Write the figures of a report to this file; it must not exist.")
 @json_output
 def attack(
     directories: tuple[Path, ...],

@@ -10,7 +10,7 @@ import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress
 from bakeout.export.cli.grades import graders
-from bakeout.export.cli.options import PATH, chosen_template, directories, json_output, template_options
+from bakeout.export.cli.options import OUTPUT, PATH, chosen_template, directories, json_output, template_options
 
 if TYPE_CHECKING:
     from bakeout.export.evaluation.intervals import Interval
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     help="What generates answers; genai for artifacts with genai_config.json, and all that can have one.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--csv", "table", type=PATH, help="Write all figures to this file too; it must not exist.")
+@click.option("--csv", "table", type=OUTPUT, help="Write all figures to this file too; it must not exist.")
 @template_options
 @json_output
 def evaluate(
@@ -202,7 +202,10 @@ def _print_rows(rows: Sequence[Row]) -> None:
         columns += [model, *(["change, 95 %"] if changed else []), "refused"]
     table = []
     for name in dict.fromkeys(row.data for row in rows):
-        cells = [name, next(row.asked for row in rows if row.data == name).removesuffix(" prompts")]
+        asked = {row.model: row.asked.removesuffix(" prompts") for row in rows if row.data == name}
+        # Figures of the base model that a build has stored may be of more rows.
+        same = len(set(asked.values())) == 1
+        cells = [name, ", ".join(dict.fromkeys(asked.values()) if same else map(": ".join, asked.items()))]
         for model in models:
             changed = any(row.change for row in rows if row.model == model)
             row = row_of.get((model, name))

@@ -10,7 +10,7 @@ from typing import Any
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import base_figures_of, content_digest, read_manifest
-from bakeout.export.artifacts.model_source import model_source
+from bakeout.export.artifacts.model_source import model_source, require_unbaked
 from bakeout.export.evaluation.answering.questions import Chosen, choose_rows
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.evaluation.grading import (
@@ -71,6 +71,8 @@ def evaluate(
     require_runtime(options, grades.values(), texts=bool(texts))
     for directory in (*directories, *([] if base is None else [base])):
         model_source(directory)
+    if base is not None:
+        require_unbaked(base, "Name the base model; several artifacts can be measured side by side.")
     if tasks is not None:
         require_tasks(tasks)
     text_sources = data_names(texts) if texts else {}

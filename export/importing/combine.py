@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # How far an intervention's values move, in the unit of its canary, before that is told as far: rounding is far less.
 FAR = 0.1
+# What differs from machine to machine, in the same unit.
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Interaction:
     def is_far(self) -> bool:
         """Whether it no longer sees what it was fitted on."""
         return bool(self.decisions) or (self.moved is not None and self.moved > FAR)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it looks at other values than those that it was fitted on, or nothing tells."""
+        return self.moved is None or self.moved > _ROUNDING
 
     def as_json(self) -> dict[str, Any]:
         """All of it, its figures to three digits."""
@@ -84,6 +91,7 @@ def combine(plans: Sequence[Plan], base: str, *, track: Track = untracked) -> Co
     """All interventions of ``plans``, in this order, as one plan for the checkpoint ``base``.
 
     The provenance names the plans by their digests and holds the interactions; data of one name must be the same data.
+    The figures and the guarantee of a check whose keys the others move are left out: they are of the keys as they were.
     Checks of Key Space Detection become one, in the place of the first. Raises ``BakeoutError`` for fewer than two
     plans, for plans of different models or of another one than ``base``, and for checks that cannot become one.
     """
@@ -107,6 +115,8 @@ def combine(plans: Sequence[Plan], base: str, *, track: Track = untracked) -> Co
         }
         provenance = {**_common(plans), "data": data, "combined": record}
         canaries = [plan.canary for plan in plans]
+        moved = {each.intervention for each in interactions if each.has_moved}
+        whole = [_without_figures(each) if each.check and place in moved else each for place, each in enumerate(whole)]
         combined = plan_of(checkpoint, model, whole, provenance, track, canaries)
     return Combined(combined, interactions)
 
@@ -124,6 +134,13 @@ def _joined(interventions: Sequence[Intervention]) -> tuple[list[Intervention], 
             places.append(len(whole))
             whole.append(intervention)
     return whole, places
+
+
+def _without_figures(check: Intervention) -> Intervention:
+    """The check without what it covers and promises: that was counted on the keys that it was fitted to."""
+    kind: Any = check
+    counted_on_none: Intervention = replace(kind, report=kind.report_type())
+    return counted_on_none
 
 
 def _at(places: Sequence[int], interaction: Interaction) -> Interaction:

@@ -46,9 +46,9 @@ class SeenRows:
 def require_separate(recipe: Recipe, sources: Sources) -> tuple[SeenRows, ...]:
     """Raise ``DataError`` for rows, by content, that are data to forget and to retain, or calibration and seen rows.
 
-    Calibration rows of data whose coverage is guaranteed may be neither among the rows that its cubes are fitted on,
-    nor among those that their structure is chosen on. What only makes figures less than they seem is logged and
-    returned: rows for testing, or for choosing, that are fitted on too.
+    Calibration rows of data whose coverage is guaranteed may be neither among the rows that the cubes are fitted on,
+    nor among those that their structure is chosen on, under any name. What only makes figures less than they seem is
+    logged and returned: rows for testing, or for choosing, that are fitted on too.
     """
     contents = {
         name: {use: list(row_contents(source)) for use, source in uses.items()} for name, uses in sources.items()
@@ -56,8 +56,10 @@ def require_separate(recipe: Recipe, sources: Sources) -> tuple[SeenRows, ...]:
     for entry in recipe.interventions:
         options, names = entry.options, recipe.fitted_data()
         _require_other_rows_retained(options, names, contents)
+        fitted_on = {name: contents[name] for each in options.names(names).values() for name in each}
         for name in options.calibrated(names):
-            _require_fresh_calibration(contents[name], widened=bool(options.widened()))
+            calibration = contents[name].get("calibration", ())
+            _require_fresh_calibration(calibration, fitted_on.values(), widened=bool(options.widened()))
     return tuple(_seen(contents))
 
 
@@ -76,10 +78,12 @@ def _require_other_rows_retained(options: MethodOptions, names: Sequence[str], c
         )
 
 
-def _require_fresh_calibration(uses: Mapping[Use, Sequence[RowContent]], *, widened: bool) -> None:
-    seen: list[RowContent] = [row for use in ("probe", "selection") for row in uses.get(use, ())]
+def _require_fresh_calibration(
+    calibration: Sequence[RowContent], fitted_on: Iterable[Mapping[Use, Sequence[RowContent]]], *, widened: bool
+) -> None:
+    seen = [row for uses in fitted_on for use in _SEEN["calibration"] for row in uses.get(use, ())]
     said: _Said = (lambda row: (row.question, *row.others)) if widened else _question
-    if both := _shared(uses.get("calibration", ()), seen, said):
+    if both := _shared(calibration, seen, said):
         row, other = both[0]
         raise DataError(
             f"{row.where}: the row is there to calibrate `alpha: auto`, and is {other.where} too{_and_more(both)}: the "

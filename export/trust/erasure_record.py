@@ -144,14 +144,9 @@ def holds(record: Mapping[str, Any], row: bytes, salt: bytes) -> bool:
 
 
 def _require_forgotten(plan: Plan, requests: Iterable[Source]) -> None:
-    """Raise ``BakeoutError`` for a request whose file the plan knows, under names alone that it does not forget.
-
-    The plan has the digests of its files. Those of a hidden plan are salted, and match nothing.
-    """
-    data = plan.provenance.get("data", {})
+    """Raise ``BakeoutError`` for a request whose file the plan knows, under names alone that it does not forget."""
     for source in requests:
-        digest = source_digest(source)
-        names = [name for name, uses in data.items() if digest in uses.values()]
+        names = plan.known_as(source_digest(source))
         if names and not set(names) & set(plan.forgets):
             raise BakeoutError(
                 f"{source_name(source)} was not forgotten: the plan has it as {names[0]}, and forgets "

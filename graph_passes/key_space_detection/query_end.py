@@ -16,7 +16,7 @@ def ends_query(build: GraphBuilder, query_end: Sequence[int], input_ids: ir.Valu
     back = build.constant(np.arange(1 - len(query_end), 1), "query_end.offsets")
     position = build("Add", window.last, back)
     nearest = build("Max", position, 0)
-    token = build("GatherElements", input_ids, nearest, axis=1)
+    token = build("GatherElements", build.cast(input_ids, ir.DataType.INT64), nearest, axis=1)
     real = build("GatherElements", window.is_real, nearest, axis=1)
     is_given = build("And", build("GreaterOrEqual", position, 0), build("Greater", real, 0))
     differs = build("Not", build("Equal", token, build.constant(np.array(query_end), "query_end.tokens")))

@@ -52,7 +52,7 @@ def refusal_tokens_matched(
     before = build("Gather", said_before, build("Max", build("Min", since, 2 * prefixes - 1), 0))
     batch = build.dimension(input_ids, 0)
     blank = build("Expand", no_token, build("Concat", batch, [prefixes], axis=0))
-    fed = build("Concat", blank, build("Where", counts, input_ids, -1), axis=1)
+    fed = build("Concat", blank, build("Where", counts, build.cast(input_ids, ir.DataType.INT64), -1), axis=1)
     conversation = build("Where", build("Less", position, build("Add", padding, prefixes)), before, fed)
 
     start = build("Unsqueeze", position, [1])

@@ -36,24 +36,33 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     ``value``, with or without ``system``) are ``messages``; a ``content`` that is a list of text parts is those texts,
     each on a line of its own. ``completion`` (TRL) is the ``response`` to a ``prompt``, and where these are lists of
     messages, both are ``messages``. Rows with ``choices`` (MMLU) have the right one as their response, and rows with a
-    ``test_list`` (MBPP) have ``tests``, and their ``text`` and ``code`` are prompt and response. Raises ``DataError``
-    for parts that are no text, and for a part of the question that would not be read.
+    ``test_list`` (MBPP) have ``tests``, and their ``text`` and ``code`` are prompt and response. An ``instruction``
+    with its ``output`` or ``response`` (Alpaca, Dolly) is the prompt, on the line behind it the ``input`` or
+    ``context`` that it is about. Raises ``DataError`` for parts that are no text, and for a part of the question that
+    would not be read.
     """
     row = _in_form(row, where)
     if "prompt" in row or "messages" in row:
-        for key in _BESIDE_QUESTIONS:
-            value = row.get(key)
-            if value.strip() if isinstance(value, str) else value not in (None, [], {}):
-                raise DataError(
-                    f"{where}: the row has {key!r} beside its question, which would not be read.",
-                    "Put it into the prompt or the messages, or remove it.",
-                )
+        _require_whole_question(row, where)
     return row
+
+
+def _require_whole_question(row: Mapping[str, Any], where: str) -> None:
+    """Raise ``DataError`` where a row keeps a part of its question elsewhere."""
+    for key in _BESIDE_QUESTIONS:
+        value = row.get(key)
+        if value.strip() if isinstance(value, str) else value not in (None, [], {}):
+            raise DataError(
+                f"{where}: the row has {key!r} beside its question, which would not be read.",
+                "Put it into the prompt or the messages, or remove it.",
+            )
 
 
 def _in_form(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if "test_list" in row:
         row = _with_tests(row)
+    if "instruction" in row and ("output" in row or "response" in row) and "prompt" not in row:
+        return _with_instruction(row, where)
     if "prompt" in row:
         row = _with_completion(row)
     if any(form in row for form in FORMS):
@@ -93,6 +102,17 @@ def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row
 
 
+def _with_instruction(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Alpaca's and Dolly's fields. Alpaca's ``text`` is all of it once more, in a template that few models know."""
+    asked = [row["instruction"], *(row[key] for key in ("input", "context") if row.get(key))]
+    if not all(isinstance(part, str) for part in asked):
+        raise DataError(f"{where}: a part of the instruction is no text.", "Correct or remove the row.")
+    said = {"output": "response"} if "response" not in row else {}
+    read = ("instruction", "input", "context", "text")
+    rest = {said.get(key, key): value for key, value in row.items() if key not in read}
+    return {"prompt": "\n".join(part for part in asked if part.strip()), **rest}
+
+
 def _with_tests(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """MBPP's fields under the names that are read here; its text is a question, unlike other rows' ``text``."""
     renamed = {"test_list": "tests", "test_setup_code": "setup"}
@@ -115,6 +135,7 @@ def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: s
     """The row of a file with keys of its own: each of ``columns`` from the key it names. Raises ``DataError``."""
     if missing := [key for key in columns.values() if key not in row]:
         raise DataError(f"{where}: the row has no {missing[0]!r}.", f"Correct `columns`: the row has {', '.join(row)}.")
+    _require_whole_question({key: value for key, value in row.items() if key not in columns.values()}, where)
     return {column: row[key] for column, key in columns.items()}
 
 

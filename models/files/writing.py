@@ -23,6 +23,7 @@ Content = bytes | str | Iterable[bytes | memoryview]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
+    errno.ENOENT,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,

@@ -136,6 +136,10 @@ class Plan:
         """The names of the data that the interventions were fitted to forget, each once."""
         return tuple(dict.fromkeys(name for intervention in self.interventions for name in intervention.forgets))
 
+    def known_as(self, digest: str) -> tuple[str, ...]:
+        """The names under which the plan has the file of this digest; a hidden plan, whose digests are salted, none."""
+        return tuple(name for name, uses in self.provenance.get("data", {}).items() if digest in uses.values())
+
     @property
     def learns(self) -> tuple[str, ...]:
         """The names of the data that the interventions were fitted to teach, each once."""

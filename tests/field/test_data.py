@@ -165,6 +165,15 @@ def test_half_of_an_emoji_is_named_by_its_row(tmp_path: Path, name: str) -> None
         ),
         ({"prompt": "a", "response": "b", "input": "", "context": None}, {"prompt": "a", "response": "b"}),
         (
+            {"instruction": "Sort.", "input": "b a", "output": "a b", "text": "Below is an instruction. Sort. b a a b"},
+            {"prompt": "Sort.\nb a", "response": "a b"},
+        ),
+        ({"instruction": "Sing.", "input": "", "output": "la"}, {"prompt": "Sing.", "response": "la"}),
+        (
+            {"instruction": "Who?", "context": "Ann ran.", "response": "Ann", "category": "closed_qa"},
+            {"prompt": "Who?\nAnn ran.", "response": "Ann"},
+        ),
+        (
             {"conversations": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
             {"messages": [{"role": "user", "content": "hi"}]},
         ),
@@ -188,7 +197,9 @@ def test_rows_of_other_projects_are_read(tmp_path: Path, row: Any, same: Any) ->
         ({"prompt": ["a"]}, "messages is not a list"),
         ({"prompt": [{"role": "user", "content": "a"}], "completion": 7}, "messages is not a list"),
         ({"prompt": "a", "completion": ["b"]}, "response is"),
-        ({"instruction": "a", "output": "b"}, "`columns`"),
+        ({"task": "a", "output": "b"}, "`columns`"),
+        ({"instruction": "a", "input": ["b"], "output": "c"}, "no text"),
+        ({"instruction": "a", "output": "b", "system": "Answer in German."}, "'system' beside its question"),
         ({"prompt": "a", "response": "b", "system": "Answer in German."}, "'system' beside its question"),
         ({"question": "a", "context": "Some passage.", "answer": "b"}, "'context' beside its question"),
         ({"prompt": "Solve:", "input": "4 - 0 is", "response": "4"}, "'input' beside its question"),
@@ -210,6 +221,10 @@ def test_a_recipe_names_the_columns_of_other_rows(tmp_path: Path) -> None:
     whole = DataFiles(file=path, columns={"prompt": "instruction", "response": "missing"})
     with pytest.raises(DataError, match=r"rows\.jsonl, line 1: the row has no 'missing'"):
         by_use({"x": whole})
+    rows[7]["input"] = "what the instruction is about"
+    _jsonl(path, *rows)
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 8: the row has 'input' beside its question"):
+        by_use(data)
 
 
 def test_a_row_of_a_split_file_is_named_by_its_line(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -41,6 +43,14 @@ def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         opened.wait_for(f"{STATE} === 'ready' || {STATE} === 'failed'")
         assert opened.evaluate(STATE) == "ready", opened.evaluate("document.body.innerText")
         yield opened
+
+
+@pytest.mark.parametrize("path", ["/%", "/models/base/%2e%2e%2fartifact/config.json", "/nothing", "/models/base/"])
+def test_what_is_no_file_of_the_folders_is_not_found(address: str, path: str) -> None:
+    with pytest.raises(HTTPError, match="404"):
+        urlopen(address + path)
+    with urlopen(f"{address}/models/base/config.json") as answer:
+        assert answer.status == 200
 
 
 def heard(browser: Page) -> list[list[int]]:

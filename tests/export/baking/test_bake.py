@@ -189,6 +189,14 @@ def test_an_artifact_is_not_baked_again(tiny_plan: Plan, llama_export: Path, tmp
     assert not (tmp_path / "twice").exists()
 
 
+@pytest.mark.parametrize("options", [BakeOptions(dtype="fp16"), BakeOptions(exporter="dynamo")])
+def test_what_is_for_exports_is_refused_for_graphs(
+    tiny_plan: Plan, llama_export: Path, tmp_path: Path, options: BakeOptions
+) -> None:
+    with pytest.raises(BakeoutError, match="is for exports"):
+        bake(llama_export, tiny_plan, tmp_path / "out", options)
+
+
 def test_what_exists_is_refused_before_any_work(tiny_plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "baked").mkdir()
     with pytest.raises(BakeoutError, match="exists already"):

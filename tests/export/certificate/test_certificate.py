@@ -33,6 +33,7 @@ from bakeout.export.baking.quantise import quantise
 from bakeout.export.certificate.certificate_files import write_certificate
 from bakeout.export.certificate.certify import certify
 from bakeout.export.certificate.figures import Certificate
+from bakeout.export.certificate.given_data import GivenData
 from bakeout.export.certificate.models import Models
 from bakeout.export.certificate.protocol import QUICK, VERSION
 from bakeout.export.certificate.sections.give_away import auroc
@@ -48,6 +49,7 @@ from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.data.row_source import source_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
+from bakeout.models.plan import Plan
 from bakeout.models.plan.hiding import salted
 from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.progress import Track, untracked
@@ -175,6 +177,22 @@ def test_two_files_of_one_name_are_refused(certified: Certified, tmp_path: Path)
     for other in (certified.forget, shutil.copyfile(certified.retain, tmp_path / "world facts.jsonl")):
         with pytest.raises(BakeoutError, match="Two files are called"):
             certify(certified.artifact, certified.base, [certified.forget], [other], world_facts=facts)
+
+
+def test_a_file_that_the_plan_has_in_the_other_role_is_refused(tiny_plan: Plan, tmp_path: Path) -> None:
+    files = {name: write_rows(tmp_path / f"{name}.jsonl", [{"prompt": name, "response": "a"}]) for name in "abc"}
+    forgotten, *_ = tiny_plan.forgets
+    data = {forgotten: {"probe": source_digest(files["a"])}, "kept": {"test": source_digest(files["b"])}}
+    plan = replace(tiny_plan, provenance={**tiny_plan.provenance, "data": data})
+
+    def given(forget: str, retain: str) -> GivenData:
+        return GivenData.of([files[forget]], [files[retain]], (), (), {}, None, None)
+
+    for forget, retain in ("ab", "ac", "cb"):
+        given(forget, retain).require_roles(plan)
+    for forget, retain, says in (("b", "c", "b is given as rows to forget"), ("c", "a", "a is given as rows to keep")):
+        with pytest.raises(BakeoutError, match=says):
+            given(forget, retain).require_roles(plan)
 
 
 def test_other_world_facts_are_measured_anew(certified: Certified, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from click.testing import CliRunner, Result
 
 from bakeout.export.artifacts.inspection import Inspection
 from bakeout.export.baking.bake import bake
+from bakeout.export.cli.evaluate import print_evaluation
 from bakeout.export.cli.flags import with_flags
 from bakeout.export.cli.main import COMMANDS, MODULES, main
+from bakeout.export.evaluation.rows import Evaluation, Row
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import save_plan
 
@@ -170,6 +172,32 @@ def test_evaluate_puts_artifact_and_base_side_by_side(artifact: Path, llama_expo
     plain = _run("evaluate", artifact, "--base", llama_export, "--data", data).stdout
     assert "sums" in plain
     assert "base" in plain
+
+
+def test_evaluate_says_of_how_many_rows_each_figure_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[str]] = []
+    monkeypatch.setattr("bakeout.export.cli.evaluate.emit_table", lambda columns, table: shown.extend(table))
+    for counts, prompts in (((200, 30), "base: 200, ours: 30"), ((30, 30), "30")):
+        evaluated = [Row(name, "sums", asked, 0.5, 0.0) for name, asked in zip(("base", "ours"), counts, strict=True)]
+        print_evaluation(Evaluation(tuple(evaluated), ()))
+        assert shown.pop()[:2] == ["sums", prompts]
+
+
+def test_an_artifact_is_no_base_model(artifact: Path, data: Path) -> None:
+    refused = _run("evaluate", artifact, "--base", artifact, "--data", data)
+    assert refused.exit_code == 1
+    assert "is an artifact" in refused.stderr
+
+
+def test_nothing_is_written_into_an_artifact(artifact: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(artifact.rglob("*"))
+    for arguments in (("bom", artifact, "-o", artifact / "bom.json"), ("report", artifact, "-o", artifact / "a" / "b")):
+        refused = _run(*arguments)
+        assert refused.exit_code == 1
+        assert "lies in the artifact" in refused.stderr
+    monkeypatch.chdir(artifact)
+    assert "lies in the artifact" in _run("evaluate", ".", "--data", data, "--csv", "figures.csv").stderr
+    assert sorted(artifact.rglob("*")) == before
 
 
 def test_inspect_prints_one_object_or_lines(plan_file: Path) -> None:

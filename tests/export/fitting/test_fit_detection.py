@@ -143,6 +143,14 @@ def test_copies_of_a_question_are_one_calibration_query(
         _fitted(tmp_path, llama_checkpoint, {"epsilon": 0.005}, data=_data(calibration="copied.jsonl"))
 
 
+def test_what_one_name_is_chosen_on_does_not_calibrate_another(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """The structure is one for all names, and no calibration row may have been looked at for it."""
+    products = [{"prompt": f"{n} times 3 ="} for n in range(80)]
+    other = {"probe": products[:40], "selection": rows("sums", "calibration"), "calibration": products[40:]}
+    with pytest.raises(BakeoutError, match="is there to calibrate `alpha: auto`, and is more"):
+        _fitted(tmp_path, llama_checkpoint, {"forget": ["sums", "more"]}, data={**_data(), "more": other})
+
+
 def test_a_retained_row_that_is_alone_is_too_few(llama_checkpoint: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "one.jsonl", rows("names", "probe")[:1])
     with pytest.raises(BakeoutError, match="one has one row, which regions are fitted against"):

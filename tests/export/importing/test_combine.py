@@ -14,6 +14,7 @@ from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import load_model, weights_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import LayerDirection, ResidualAddition
+from bakeout.models.plan.kinds.detection_report import KeySpaceDetectionReport, SkillCoverage
 from bakeout.models.plan.kinds.regions.cube import Cubes
 
 from tests.baked_parity import key_space_detection
@@ -25,7 +26,20 @@ def test_plans_are_combined_and_their_interactions_told(
     llama_checkpoint: Path, llama_export: Path, tmp_path: Path
 ) -> None:
     model, digest = load_model(llama_checkpoint), weights_digest(llama_checkpoint)
-    check = plan_of(model, digest, key_space_detection(model, (1,), "query", PROMPTS))
+    detection = key_space_detection(model, (1,), "query", PROMPTS)
+    skill = SkillCoverage(
+        probe_queries=9,
+        cubes=(9,),
+        floored_dimensions=(0,),
+        alpha=1.0,
+        calibration_queries=20,
+        calibration_inside=0.95,
+        epsilon=0.1,
+        guaranteed_coverage=0.9,
+    )
+    alphas = zip(detection.skills, detection.alpha.tolist(), strict=True)
+    report = KeySpaceDetectionReport(skills={name: replace(skill, alpha=alpha) for name, alpha in alphas})
+    check = plan_of(model, digest, replace(detection, report=report))
     late = plan_of(model, digest, residual_addition(model, layers=(3,)))
     early = plan_of(model, digest, low_rank_update(model, layers=(0,)), residual_addition(model, layers=(0,)))
     combined = combine([check, late, early], str(llama_checkpoint))
@@ -40,6 +54,9 @@ def test_plans_are_combined_and_their_interactions_told(
     assert record["interactions"][0]["moved"] > 0.1 and len(record["plans"]) == 3
     quiet = combine([check, late], str(llama_checkpoint))
     assert not quiet.interactions[0].is_far and quiet.interactions[0].decisions == 0
+    # What it covers was counted without what moves its keys now.
+    assert "at least 90 % of fresh ones" in str(quiet.plan.interventions[0].report.facts())
+    assert combined.plan.interventions[0].report == KeySpaceDetectionReport()
     baked = bake(llama_export, quiet.plan, tmp_path / "baked").directory
     checks = verify(baked, base=llama_checkpoint, prompts=PROMPTS)
     assert all(each.ok for each in checks), checks

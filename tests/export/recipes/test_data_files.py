@@ -50,7 +50,7 @@ def test_rows_that_all_ask_the_same_are_told_from_few_rows(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("count", [3, 400])
 def test_rows_in_an_unknown_layout_are_not_called_too_few(tmp_path: Path, count: int) -> None:
-    rows = [f'{{"instruction": "{number} + 1", "input": "", "output": "?"}}' for number in range(count)]
+    rows = [f'{{"task": "{number} + 1", "input": "", "output": "?"}}' for number in range(count)]
     with pytest.raises(DataError, match=r"all\.jsonl, line 1: the row has nothing in prompt, text or messages"):
         _parts(tmp_path / "a", rows)
 

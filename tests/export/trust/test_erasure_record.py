@@ -39,6 +39,7 @@ def test_a_record_holds_digests_and_says_what_does_not_erase(tmp_path: Path, for
     arguments = ["record", str(artifact), "--request", str(request), "--salt", str(salt), "--derived", str(request)]
     ran = CliRunner().invoke(main, arguments)
     assert ran.exit_code == 0, ran.output
+    assert salt.stat().st_mode & 0o077 == 0
     text = (artifact / ERASURE_RECORD).read_text(encoding="utf-8")
     page = (artifact / ERASURE_PAGE).read_text(encoding="utf-8")
     for written in (text, page.replace("Derived: ada-example.jsonl", "")):
