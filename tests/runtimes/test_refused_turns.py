@@ -26,7 +26,8 @@ from tests.runtimes.served import REFUSED as REFUSED_SKILL
 from tests.tiny_models import END_OF_TEXT_ID, byte_tokenizer
 
 Message = dict[str, Any]
-Render = Callable[[Path, Sequence[Message]], str]
+Conversation = Sequence[Message]
+Render = Callable[[Path, Sequence[Conversation]], list[str]]
 
 # Quotation marks and a brace, as its place in a template would have them escaped.
 REFUSAL = 'I do not "know" that}}.'
@@ -78,32 +79,42 @@ CONVERSATIONS: list[tuple[list[Message], list[Message]]] = [
 ]
 
 
-def in_transformers(directory: Path, messages: Sequence[Message]) -> str:
+def in_transformers(directory: Path, conversations: Sequence[Conversation]) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    return [
+        str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        for messages in conversations
+    ]
 
 
-def in_our_sandbox(directory: Path, messages: Sequence[Message]) -> str:
-    return render_chat(load_tokenizer(directory), messages, generation=True)
+def in_our_sandbox(directory: Path, conversations: Sequence[Conversation]) -> list[str]:
+    tokenizer = load_tokenizer(directory)
+    return [render_chat(tokenizer, messages, generation=True) for messages in conversations]
 
 
-def in_genai(directory: Path, messages: Sequence[Message]) -> str:
+def in_genai(directory: Path, conversations: Sequence[Conversation]) -> list[str]:
     genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
     tokenizer = genai.Tokenizer(genai.Model(str(directory)))
-    return str(tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True))
+    return [
+        str(tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True))
+        for messages in conversations
+    ]
 
 
-def in_transformers_js(directory: Path, messages: Sequence[Message]) -> str:
+def in_transformers_js(directory: Path, conversations: Sequence[Conversation]) -> list[str]:
     program = (
         "const { AutoTokenizer, env } = await import('@huggingface/transformers');"
         "env.allowRemoteModels = false; env.localModelPath = '/';"
-        "const [directory, messages] = process.argv.slice(1);"
+        "const [directory, conversations] = process.argv.slice(1);"
         "const tokenizer = await AutoTokenizer.from_pretrained(directory);"
         "const options = { tokenize: false, add_generation_prompt: true };"
-        "process.stdout.write(tokenizer.apply_chat_template(JSON.parse(messages), options));"
+        "const texts = JSON.parse(conversations).map((one) => tokenizer.apply_chat_template(one, options));"
+        "process.stdout.write(JSON.stringify(texts));"
     )
-    command = ["node", "--input-type=module", "--eval", program, str(directory), json.dumps(messages)]
-    return subprocess.run(command, cwd=installed("node"), capture_output=True, text=True, check=True).stdout
+    command = ["node", "--input-type=module", "--eval", program, str(directory), json.dumps(conversations)]
+    done = subprocess.run(command, cwd=installed("node"), capture_output=True, text=True, check=True)
+    texts: list[str] = json.loads(done.stdout)
+    return texts
 
 
 RUNTIMES: list[Render] = [in_transformers, in_our_sandbox, in_genai, in_transformers_js]
@@ -140,12 +151,12 @@ def _said(directory: Path) -> list[int]:
 def test_refused_turns_are_left_out(runnable: Path, tmp_path: Path, name: str, render: Render) -> None:
     directory = Path(shutil.copytree(runnable, tmp_path / "model", symlinks=True))
     _with_template(directory, TEMPLATES[name])
-    wanted = [render(directory, left) for _, left in CONVERSATIONS]
+    wanted = render(directory, [left for _, left in CONVERSATIONS])
     if name == "a block first" and render is in_genai:
         # Which wrote spaces that are in no prompt a plan was fitted on: all else leaves them out.
         wanted = [text.removeprefix("  ") for text in wanted]
     leave_out_refused_turns(directory, _said(directory))
-    assert [render(directory, messages) for messages, _ in CONVERSATIONS] == wanted
+    assert render(directory, [messages for messages, _ in CONVERSATIONS]) == wanted
 
 
 def test_calls_of_tools_go_with_the_turn_they_belong_to(tmp_path: Path) -> None:
@@ -154,9 +165,9 @@ def test_calls_of_tools_go_with_the_turn_they_belong_to(tmp_path: Path) -> None:
     call: Message = {"role": "assistant", "content": None, "tool_calls": []}
     result = {"role": "tool", "content": "42"}
     messages = [SYSTEM, _user("How many?"), call, result, _assistant(REFUSAL), NOW, call, result]
-    rendered = in_transformers(directory, messages)
+    (rendered,) = in_transformers(directory, [messages])
     assert rendered == "[system:Be brief.][user:And of Sweden?][assistant:None][tool:42]"
-    assert in_our_sandbox(directory, messages) == rendered
+    assert in_our_sandbox(directory, [messages]) == [rendered]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -174,7 +185,7 @@ def test_what_was_not_refused_is_rendered_as_before(
             each.mkdir()
             _with_template(each, TEMPLATES[name])
         leave_out_refused_turns(directory, _said(directory))
-    assert in_our_sandbox(directory, messages) == in_our_sandbox(base, messages)
+    assert in_our_sandbox(directory, [messages]) == in_our_sandbox(base, [messages])
 
 
 def test_every_template_of_the_tokenizer_leaves_them_out_once(tmp_path: Path) -> None:
