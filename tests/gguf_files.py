@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType
 from gguf.quants import quantize
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ from tests.tiny_models import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TEXT_ID, PADDIN
 
 BEGIN, BEGIN_ID = "<|begin|>", 260
 NAME, LICENSE = "Tiny mist 0.1", "apache-2.0"
+_VALUES = {str: GGUFValueType.STRING, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}
 _TENSORS = {
     "embed_tokens.weight": "token_embd.weight",
     "norm.weight": "output_norm.weight",
@@ -43,6 +44,7 @@ def write_gguf(
     architecture: str = "llama",
     split: str = "default",
     more: dict[str, np.ndarray] | None = None,
+    metadata: dict[str, str | int | float] | None = None,
 ) -> Path:
     """A tiny Llama whose matrices are quantised to ``kind``; ``begins``: texts begin with ``BEGIN``.
 
@@ -65,6 +67,8 @@ def write_gguf(
     writer.add_rope_freq_base(_rope_base(config))
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     _add_tokenizer(writer, config.vocab_size, begins, split)
+    for key, value in (metadata or {}).items():
+        writer.add_key_value(key, value, _VALUES[type(value)])
     for name, values in {**_tensors(model), **(more or {})}.items():
         if values.ndim > 1:
             writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)

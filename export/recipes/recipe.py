@@ -362,11 +362,14 @@ def _names(recipe: Recipe, options: MethodOptions, where: list[int | str]) -> It
                 yield [*where, role], f"no data are called {name!r} ({hint})"
             elif role in options.probed and not {"file", "probe"} & recipe.data[name].named().keys():
                 yield [*where, role], f"{name!r} has nothing to probe (give it `probe:`, or one file for everything)"
-    kept = by_role.get(options.kept or "", [])
+    if options.kept is None:
+        return
+    # None where data need not be kept, and none are named.
+    kept = by_role.get(options.kept, getattr(options, options.kept))
     for role in options.roles:
-        if role != options.kept and (both := sorted(set(by_role.get(role, [])) & set(kept))):
-            yield [*where, options.kept or role], f"{both[0]!r} is in both `{role}` and `{options.kept}`"
-    if options.kept in options.probed and not kept:
+        if role != options.kept and (both := sorted(set(by_role.get(role, [])) & set(kept or ()))):
+            yield [*where, options.kept], f"{both[0]!r} is in both `{role}` and `{options.kept}`"
+    if options.kept in options.probed and kept is not None and not kept:
         yield where, "there are no data to retain, and this method needs some"
 
 

@@ -21,9 +21,9 @@ from bakeout.models.files.reading import open_regular, parse_json, read_regular,
 from bakeout.models.files.writing import scratch_directory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-_INDEX, _CONFIG = "model.safetensors.index.json", "config.json"
+_SINGLE, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 # What a causal language model needs of its repository: neither pickles nor other frameworks' weights.
 CHECKPOINT_FILES = (
     "*.safetensors",
@@ -100,7 +100,7 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
     from bakeout.models.checkpoint.this_machine import loading_options, mapped_piece_by_piece
 
     loading = loading_options(placement)
-    weight_files(directory)
+    _require_indexed(directory, weight_files(directory))
     if "quantization_config" in read_config(directory):
         raise BakeoutError(f"{directory} holds quantised weights.", "Use the unquantised checkpoint.")
     with ExitStack() as files:
@@ -128,7 +128,8 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
             # Offloaded weights are read from there whenever they are needed.
             weakref.finalize(model, files.pop_all().close)
     model.config.name_or_path = str(directory)
-    if missing := sorted(outcome["missing_keys"]):
+    unread = {name for name, weight in model.named_parameters() if weight.is_meta and placement.device_map is None}
+    if missing := sorted(unread | set(outcome["missing_keys"])):
         raise BakeoutError(
             f"{directory} lacks {len(missing)} of the model's weights, among them {missing[0]}.",
             "Use a complete checkpoint.",
@@ -136,6 +137,15 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
     model.train(False)
     _require_computing(model, directory)
     return model
+
+
+def load_config(directory: Path) -> PretrainedConfig:
+    """The configuration that ``load_model`` gives the model in ``directory``."""
+    from transformers import AutoConfig
+
+    with _readable(directory) as readable:
+        config: PretrainedConfig = AutoConfig.from_pretrained(readable, local_files_only=True, trust_remote_code=False)
+    return config
 
 
 def _require_computing(model: PreTrainedModel, directory: Path) -> None:
@@ -227,8 +237,33 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
+def _require_indexed(directory: Path, files: Sequence[Path]) -> None:
+    """Raise ``BakeoutError`` where the index names tensors that none of its shards, of ``files``, holds.
+
+    transformers takes the index's word for it, and computes with whatever lies in memory in their place.
+    """
+    weight_map = read_json(directory / _INDEX).get("weight_map")
+    if (directory / _SINGLE).is_file() or not isinstance(weight_map, dict):
+        return
+    shards = [shard for shard in weight_map.values() if isinstance(shard, str)]
+    held: set[str] = set()
+    for path in files:
+        if path.name in shards:
+            with safe_open(path, framework="numpy") as stored:
+                held.update(stored.keys())
+    if lacking := sorted(weight_map.keys() - held):
+        raise BakeoutError(
+            f"{directory / _INDEX} names {lacking[0]}, which none of its shards holds ({len(lacking)} in all).",
+            "Use a complete checkpoint.",
+        )
+
+
 def read_config(directory: Path) -> dict[str, Any]:
-    """The checkpoint's ``config.json``. Raises ``BakeoutError`` where it cannot be read."""
+    """The checkpoint's ``config.json``.
+
+    Raises ``BakeoutError`` where it cannot be read, and where it names another file for the weights: what is loaded
+    would not be what is hashed and edited.
+    """
     path = directory / _CONFIG
     try:
         config = parse_json(read_regular(path).decode("utf-8"))
@@ -236,6 +271,11 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise BakeoutError(f"{path} cannot be read ({_first_line(error)}).", "Copy the checkpoint again.") from None
     if not isinstance(config, dict):
         raise BakeoutError(f"{path} is not a JSON object.", "Copy the checkpoint again.")
+    if (named := config.get("transformers_weights")) is not None:
+        raise BakeoutError(
+            f"{path} names another file for the weights than {_SINGLE} (`transformers_weights`: {named}).",
+            f"Rename that file to {_SINGLE}, and remove the entry.",
+        )
     return config
 
 

@@ -1,4 +1,4 @@
-"""Models that are in memory already: which checkpoint they are, by their weights."""
+"""Models that are in memory already: which checkpoint they are, by their weights and configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from bakeout.models.checkpoint.checkpoint_files import weight_files
+from bakeout.models.checkpoint.checkpoint_files import load_config, weight_files
 from bakeout.models.checkpoint.end_of_text import CONFIG, GENERATION, config_value, end_of_text
 from bakeout.models.data.tokenizers.tokenization import differing_sample, load_tokenizer
 from bakeout.models.errors import BakeoutError
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
+
+# What loading sets in a configuration, and what no logits depend on.
+_AS_LOADED = frozenset(
+    {
+        "architectures",
+        "attn_implementation",
+        "dtype",
+        "experts_implementation",
+        "id2label",
+        "is_decoder",
+        "is_encoder_decoder",
+        "label2id",
+        "return_dict",
+        "torch_dtype",
+        "torchscript",
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +63,8 @@ def as_checkpoint(
     digest of the directory that you save the model to.
 
     Raises ``BakeoutError`` for what is no plain transformers model, for what ``save_pretrained`` refuses, where the
-    tokenizer is lacking, and where weights are a checkpoint's while the ``tokenizer``, or the tokens that end a text,
-    are not: what is made of the checkpoint would be served otherwise than it was fitted.
+    tokenizer is lacking, and where weights are a checkpoint's while the configuration, the ``tokenizer``, or the tokens
+    that end a text, are not: what is made of the checkpoint would be served otherwise than it was fitted.
     """
     _require_plain(model)
     origin = str(model.config.name_or_path or "")
@@ -76,7 +93,12 @@ def as_checkpoint(
 
 def _require_served_alike(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
     different = []
-    if _ends(model.config, getattr(model.generation_config, "eos_token_id", None)) - _stored_ends(directory):
+    config = load_config(directory)
+    # Of a multimodal checkpoint, the text decoder alone may be in memory.
+    if _computed(model.config) not in (_computed(config), _computed(config.get_text_config())):
+        different.append("configuration")
+    stored_ends = _ends(config, read_json(directory / GENERATION).get("eos_token_id"))
+    if _ends(model.config, getattr(model.generation_config, "eos_token_id", None)) - stored_ends:
         different.append("tokens that end a text (`eos_token_id`)")
     own = None if tokenizer is None else _own_tokenizer(directory)
     if tokenizer is not None and own is not None:
@@ -91,10 +113,20 @@ def _require_served_alike(directory: Path, model: PreTrainedModel, tokenizer: Pr
         )
 
 
-def _stored_ends(directory: Path) -> set[int]:
-    from transformers import AutoConfig
+def _computed(config: PretrainedConfig) -> dict[str, Any]:
+    """What a configuration says of the computation: not where it comes from, nor how texts are generated."""
+    from transformers import GenerationConfig
 
-    return _ends(AutoConfig.from_pretrained(directory), read_json(directory / GENERATION).get("eos_token_id"))
+    passed = _AS_LOADED | vars(GenerationConfig()).keys()
+
+    def of(values: dict[Any, Any]) -> dict[Any, Any]:
+        return {
+            name: of(value) if isinstance(value, dict) else value
+            for name, value in values.items()
+            if name not in passed and not str(name).startswith("_")
+        }
+
+    return of(config.to_dict())
 
 
 def _ends(config: PretrainedConfig, generation: Any) -> set[int]:

@@ -102,6 +102,9 @@ def _lock(directory: Path) -> int:
 
 
 def _discard(path: Path) -> None:
+    # What ends with its owner, as a model's offloaded weights, may end after ``discard_all``.
+    if path not in _in_use:
+        return
     shutil.rmtree(path, ignore_errors=True)
     _, lock = _in_use.pop(path)
     if lock is not None:

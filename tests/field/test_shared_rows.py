@@ -111,6 +111,15 @@ def test_rows_to_forget_among_those_to_retain_are_refused(forgotten: str, retain
             _open(intervention, **changed)
 
 
+def test_rows_to_unlearn_that_a_similar_task_has_too_are_refused() -> None:
+    """They would protect every direction in which they could be forgotten."""
+    _open({"unlearn": {"forget": "sums", "similar": "names"}})
+    # Other data are not similar because they are there.
+    _open({"unlearn": {"forget": "sums"}}, names_probe=rows("sums", "probe"))
+    with pytest.raises(DataError, match=r"names \(probe\), row 1: .*retained.*sums \(probe\), row 1"):
+        _open({"unlearn": {"forget": "sums", "similar": "names"}}, names_probe=rows("sums", "probe"))
+
+
 def test_other_answers_to_a_question_may_be_retained_where_answers_are_forgotten() -> None:
     changed = {
         "sums_probe": [*rows("sums", "probe"), {"prompt": QUESTION, "response": " rude"}],

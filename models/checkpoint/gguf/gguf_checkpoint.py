@@ -10,9 +10,10 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,21 @@ if TYPE_CHECKING:
 # Beside the weights: which file they come from.
 SOURCE = "gguf.json"
 # Of what is kept: a new one whenever the same file gives another checkpoint.
-_FORM = 4
+_FORM = 5
 _LOG = logging.getLogger("bakeout")
+# Metadata that changes what is computed, and the configuration's name for it; 0 leaves each of them as it is, and so
+# does what is given here. transformers reads some of them, for some architectures.
+_COMPUTED: Mapping[str, tuple[str | None, float]] = {
+    "attention.clamp_kqv": (None, 0),
+    "attention.max_alibi_bias": (None, 0),
+    "attention.sliding_window": ("sliding_window", 0),
+    "attn_logit_softcapping": ("attn_logit_softcapping", 0),
+    "embedding_scale": (None, 1),
+    "final_logit_softcapping": ("final_logit_softcapping", 0),
+    "logit_scale": (None, 1),
+    "residual_scale": (None, 1),
+    "rope.freq_base": ("rope_theta", 10000),
+}
 # What the libraries raise for files of unexpected content.
 _UNREADABLE = (
     ValueError,
@@ -131,7 +145,10 @@ def _require_readable(path: Path, header: GgufHeader) -> None:
             f"{path} holds the architecture {architecture}, which transformers does not read from GGUF.",
             "Name the model's safetensors checkpoint.",
         )
-    if header.metadata.get("split.count", 0) > 1:
+    parts = header.metadata.get("split.count", 0)
+    if not isinstance(parts, int):
+        raise BakeoutError(f"{path} names {parts!r} as the number of its parts.", "Copy it again.")
+    if parts > 1:
         raise BakeoutError(f"{path} is a part of a model.", "Join the parts with llama.cpp's `gguf-split --merge`.")
     readable: dict[int, tuple[int, int]] = {}
     for name, tensor in header.tensors.items():
@@ -200,6 +217,7 @@ def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel
         raise BakeoutError(
             f"{path} lacks {len(missing)} of the model's weights, among them {missing[0]}.", "Copy it again."
         )
+    _require_computed(path, header, model.config)
     if (scaling := rope_scaling(path, header)) is not None:
         scale_positions(model.config, scaling)
     known = {*get_gguf_hf_weights_map(model), FACTORS}
@@ -215,17 +233,38 @@ def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel
     return model, as_byte_level(tokenizer, header, path)
 
 
+def _require_computed(path: Path, header: GgufHeader, config: Any) -> None:
+    """Raise ``BakeoutError`` for metadata by which llama.cpp computes otherwise than ``config`` has it."""
+    prefix = f"{header.text('general.architecture')}."
+    as_computed = {key: (0, neutral, getattr(config, name or "", None)) for key, (name, neutral) in _COMPUTED.items()}
+    if f"{prefix}attention.scale" in header.metadata:
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        as_computed["attention.scale"] = (0, getattr(config, "query_pre_attn_scalar", size) ** -0.5, None)
+    for key, known in as_computed.items():
+        value = header.metadata.get(prefix + key)
+        if value is not None and not any(own is not None and _is_close(value, own) for own in known):
+            raise BakeoutError(
+                f"{path} has {prefix}{key} = {value}, which transformers would leave out without a word.",
+                "Name the model's safetensors checkpoint.",
+            )
+
+
+def _is_close(value: Any, number: float) -> bool:
+    return isinstance(value, int | float) and math.isclose(value, number, rel_tol=1e-5)
+
+
 def _settle(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, header: GgufHeader, path: Path) -> None:
     """Set what begins, ends and pads texts everywhere as the file has it."""
     model.config.name_or_path = ""
     settings = model.generation_config
     assert settings is not None
     named = {role: header.token(name) for role, name in _ROLES.items()}
+    for role, token in {**named, "eot_token": header.token("eot")}.items():
+        if token is not None and token >= len(tokenizer):
+            raise BakeoutError(f"{path} names {token} as {role}, and has {len(tokenizer)} tokens.", "Copy it again.")
     for role, token in named.items():
         if token is None:
             continue
-        if token >= len(tokenizer):
-            raise BakeoutError(f"{path} names {token} as {role}, and has {len(tokenizer)} tokens.", "Copy it again.")
         setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(token))
         setattr(model.config, f"{role}_id", token)
         setattr(settings, f"{role}_id", token)

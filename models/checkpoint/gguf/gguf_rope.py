@@ -1,4 +1,8 @@
-"""Llama 3's stretched rotary positions: GGUF files hold their factors as a tensor, which transformers does not read."""
+"""Stretched rotary positions: of what GGUF files say of them, transformers reads nothing.
+
+Llama 3's are a tensor of factors; `linear` and `yarn` are named by the metadata, and computed alike by llama.cpp
+(llama-context.cpp and ggml's rope_yarn) and transformers (modeling_rope_utils.py, 4.57).
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,52 @@ FACTORS = "rope_freqs.weight"
 # What Llama 3.1 and 3.2 were made with; only the factor differs.
 _LOW, _HIGH, _CONTEXT = 1.0, 4.0, 8192
 _KNOWN = (8.0, 32.0)
+# What yarn is refined by, as a file and as a configuration name it.
+_YARN = {
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+# Other settings of llama.cpp, and what they are where they do nothing.
+_NEUTRAL = {"attn_factor": 1, "yarn_attn_factor": 1, "yarn_ext_factor": 1, "yarn_log_multiplier": 0}
 
 
 def rope_scaling(path: Path, header: GgufHeader) -> dict[str, Any] | None:
-    """The ``rope_scaling`` of a configuration that gives the file's factors; None where it has none, or all are 1.
+    """The ``rope_scaling`` of a configuration that stretches positions as the file does; None where it does not.
 
-    Raises ``BakeoutError`` for factors of another making.
+    Raises ``BakeoutError`` for factors of another making, and for settings that no configuration has.
     """
+    by_factors, named = _by_factors(path, header), _named(path, header)
+    if by_factors and named:
+        raise _unknown(path, f"{FACTORS} and {named['rope_type']}")
+    return by_factors or named
+
+
+def _named(path: Path, header: GgufHeader) -> dict[str, Any] | None:
+    """What the metadata names."""
+    architecture = header.text("general.architecture")
+    prefix = f"{architecture}.rope.scaling."
+    settings = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
+    # llama.cpp takes a factor without a type for a linear one, and reads files that name it as it once did.
+    kind = settings.get("type", "linear")
+    factor = float(settings.get("factor", header.metadata.get(f"{architecture}.rope.scale_linear", 0)))
+    if others := [key for key, neutral in _NEUTRAL.items() if settings.get(key, neutral) != neutral]:
+        raise _unknown(path, prefix + others[0])
+    if kind == "none" or factor in (0, 1):
+        return None
+    if kind == "linear":
+        return {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        return {
+            "rope_type": kind,
+            "factor": factor,
+            **{name: settings[key] for key, name in _YARN.items() if key in settings},
+        }
+    raise _unknown(path, f"{prefix}type {kind}")
+
+
+def _by_factors(path: Path, header: GgufHeader) -> dict[str, Any] | None:
+    """What the tensor of factors says; None where there is none, or all are 1."""
     tensor = header.tensors.get(FACTORS)
     if tensor is None:
         return None
@@ -40,8 +83,12 @@ def rope_scaling(path: Path, header: GgufHeader) -> dict[str, Any] | None:
                 "high_freq_factor": _HIGH,
                 "original_max_position_embeddings": _CONTEXT,
             }
-    raise BakeoutError(
-        f"{path} stretches its rotary positions in a way that is not known ({FACTORS}).",
+    raise _unknown(path, FACTORS)
+
+
+def _unknown(path: Path, what: str) -> BakeoutError:
+    return BakeoutError(
+        f"{path} stretches its rotary positions in a way that is not known ({what}).",
         "Name the model's safetensors checkpoint.",
     )
 

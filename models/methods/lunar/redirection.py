@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bakeout.models.data.padding import right_padded
 from bakeout.models.methods.lunar.options import Aim
 from bakeout.models.methods.lunar.sublayers import sublayers
 from bakeout.models.methods.lunar.token_rows import TokenRows, flat_positions, residual_stream, residual_streams
-from bakeout.models.network.devices import in_float64
-from bakeout.models.network.families import text_config
-from bakeout.models.network.probing import Batch, hooked, run_batches
+from bakeout.models.network.devices import in_float64, input_device, tokens_at_once
+from bakeout.models.network.families import model_limits, text_config
+from bakeout.models.network.probing import Batch, batches_by_length, hooked
 from bakeout.models.plan import Floats
 from bakeout.models.progress import Track, untracked
 
@@ -153,17 +154,21 @@ def _first_answers(
     steering: tuple[TokenRows, nn.Module, Redirection] | None = None,
 ) -> Floats:
     """The distribution of the first answer token, averaged over prompts: float64 [vocabulary]."""
+    limits = model_limits(model)
+    for prompt in prompts:
+        limits.require(prompt, None, "A prompt")
+    batches = batches_by_length([len(prompt) for prompt in prompts], batch_size, most_tokens=tokens_at_once(model))
+    device = input_device(model)
     batch: Batch | None = None
-    seen: list[Tensor] = []
 
-    def prepare(next_batch: Batch) -> None:
-        nonlocal batch
-        batch = next_batch
+    def keep_last(_module: nn.Module, arguments: Any) -> Any:
+        assert batch is not None
+        hidden = arguments[0]
+        last = (batch.attention_mask.sum(dim=1) - 1).to(hidden.device)
+        return hidden[torch.arange(len(last), device=hidden.device), last][:, None]
 
-    def read(_module: nn.Module, _arguments: Any, output: Any) -> None:
-        seen[:] = [output.last_hidden_state]
-
-    hooks = [model.base_model.register_forward_hook(read)]
+    # All tokens' logits would be gigabytes; and the head's own are not the model's, which may scale or cap them.
+    hooks = [model.get_output_embeddings().register_forward_pre_hook(keep_last)]
     if steering is not None:
         rows, block, redirection = steering
         starts = rows.first_numbers
@@ -178,14 +183,11 @@ def _first_answers(
             return steered if isinstance(output, Tensor) else (steered, *output[1:])
 
         hooks.append(block.register_forward_hook(steer))
-    head = model.get_output_embeddings()
     total = np.zeros(text_config(model).vocab_size)
-    with hooked(hooks):
-        for ran in run_batches(
-            model, prompts, batch_size=batch_size, description=description, track=track, prepare=prepare
-        ):
-            last = (ran.attention_mask.sum(dim=1) - 1).to(seen[0].device)
-            with torch.inference_mode():
-                logits = in_float64(head(seen[0][torch.arange(len(last), device=last.device), last]))
-            total += torch.softmax(logits, dim=-1).sum(dim=0).cpu().numpy()
+    with hooked(hooks), torch.inference_mode():
+        for of_batch in track(batches, description, len(batches)):
+            padded = right_padded([prompts[row] for row in of_batch])
+            batch = Batch(of_batch, *(torch.from_numpy(array).to(device) for array in padded))
+            output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            total += torch.softmax(in_float64(output.logits[:, 0]), dim=-1).sum(dim=0).cpu().numpy()
     return total / len(prompts)

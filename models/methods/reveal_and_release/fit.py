@@ -21,6 +21,7 @@ from bakeout.models.methods.reveal_and_release.options import RevealAndReleaseOp
 from bakeout.models.methods.reveal_and_release.reveal import instruction_bandit
 from bakeout.models.methods.reveal_and_release.round_files import Round, RoundFiles, fingerprint
 from bakeout.models.methods.reveal_and_release.rounds import Rounds
+from bakeout.models.network.generation import named_ends
 from bakeout.models.network.mixtures.routers import routers
 from bakeout.models.network.probe_cache import digest_of
 from bakeout.models.plan import Intervention, LowRankUpdate
@@ -93,6 +94,7 @@ def fit_reveal_and_release(
         "reveal": options.reveal.model_dump(),
         "release": options.release.model_dump(),
         "seed": options.seed,
+        "ends": named_ends(model, tokenizer).tokens,
     }
     if routers(model):
         settings["experts"] = options.experts

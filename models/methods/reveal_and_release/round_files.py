@@ -20,7 +20,9 @@ from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.files.writing import forget_killed, replace_file, write_file
 from bakeout.models.methods.lora_modules import Module
 
-_SCHEMA = 2
+_SCHEMA = 3
+# Where a configuration comes from: a fit goes on with a checkpoint that was moved.
+_ORIGIN = ("_name_or_path", "transformers_version")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Round:
 class RoundFiles:
     """The directory of one fit. ``claim`` it first.
 
-    A round is finished once its ``.json``, which is written last, is there; it holds the digest of both files.
+    A round is finished once its ``.json``, which is written last, is there; it holds the digest of all three files.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -47,9 +49,9 @@ class RoundFiles:
         marker = self._directory / "fit.json"
         expected = json.dumps({"schema": _SCHEMA, "fit": fingerprint}) + "\n"
         if marker.is_file():
-            if marker.read_text(encoding="utf-8") != expected:
+            if marker.read_bytes() != expected.encode():
                 raise BakeoutError(
-                    f"{self._directory} holds the rounds of another fit: other options, data, weights or "
+                    f"{self._directory} holds the rounds of another fit: other options, data, model or "
                     "earlier interventions.",
                     "Choose another directory, or remove this one.",
                 )
@@ -71,14 +73,15 @@ class RoundFiles:
         replace_file(self.audit(number), lines)
 
     def save(self, number: int, finished: Round) -> None:
-        """Keep a finished round."""
+        """Keep a finished round, whose revealed data is there."""
         tensors = {f"bandit.{name}": tensor for name, tensor in finished.bandit.items()}
         for kind, module in (("forget", finished.forget), ("retain", finished.retain)):
             for name, (left, right) in module.items():
                 tensors |= {f"{kind}.B.{name}": left, f"{kind}.A.{name}": right}
         content = save({name: t.contiguous() for name, t in tensors.items()})
         replace_file(self._path(number, "safetensors"), content)
-        written = {"figures": finished.figures, "sha256": _digest(content, finished.figures)}
+        revealed = read_regular(self.audit(number))
+        written = {"figures": finished.figures, "sha256": _digest(content, revealed, finished.figures)}
         replace_file(self._path(number, "json"), json.dumps(written, indent=1) + "\n")
 
     def load(self) -> list[Round]:
@@ -94,7 +97,7 @@ class RoundFiles:
             content = read_regular(path)
             written = parse_json(read_regular(self._path(number, "json")))
             figures = written["figures"]
-            if written["sha256"] != _digest(content, figures):
+            if written["sha256"] != _digest(content, read_regular(self.audit(number)), figures):
                 raise ValueError("it is not as it was written")
             tensors = load(content)
         except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
@@ -114,15 +117,22 @@ class RoundFiles:
         return self._directory / f"round-{number}.{suffix}"
 
 
-def _digest(tensors: bytes, figures: Mapping[str, Any]) -> str:
+def _digest(tensors: bytes, revealed: bytes, figures: Mapping[str, Any]) -> str:
     """SHA-256 of a round: a fit never goes on from another than it left."""
-    return hashlib.sha256(tensors + json.dumps(figures, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(figures, sort_keys=True).encode())
+    for content in (tensors, revealed):
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
 
 
 def fingerprint(model: PreTrainedModel, settings: Mapping[str, Any]) -> str:
-    """SHA-256 of the model's parameters and of ``settings`` (JSON): two fits with the same one have the same rounds."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    """SHA-256 of the model's configuration, of its weights and of ``settings`` (JSON).
+
+    Two fits with the same one have the same rounds.
+    """
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _ORIGIN}
+    digest = hashlib.sha256(json.dumps({**settings, "config": config}, sort_keys=True, default=str).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name}\0{weight.dtype}\0{tuple(weight.shape)}\0".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

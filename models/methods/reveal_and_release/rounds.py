@@ -74,8 +74,8 @@ class Rounds:
         pulls = len(bandit.arms)
         self._reveal_round(number, parts, bandit)
         pool = [record for earlier in range(1, number + 1) for record in self._revealed(earlier)]
-        texts = self._texts([record for record in pool if not _is_checked(record)])
-        checks = self._texts([record for record in pool if _is_checked(record)])
+        texts = self._as_ended([record for record in pool if not _is_checked(record)])
+        checks = self._as_ended([record for record in pool if _is_checked(record)])
         if not texts or not checks:
             raise BakeoutError(
                 f"Reveal-and-Release: the model revealed {len(pool)} answers in {number} rounds of "
@@ -124,7 +124,7 @@ class Rounds:
                 track=self._track,
             )
         self._files.write_audit(number, audit_lines(revealed, self._reveal))
-        agreed = reproduced(self._model, self._texts(self._revealed(number)))
+        agreed = reproduced(self._model, self._as_ended(self._revealed(number)))
         lines = audit_lines([entry for entry, same in zip(revealed, agreed, strict=True) if same], self._reveal)
         self._files.write_audit(number, lines)
 
@@ -167,6 +167,17 @@ class Rounds:
     def _texts(self, records: Sequence[Record]) -> list[Text]:
         """The answers that the model is trained on, and held against."""
         return [Text(record.prompt_ids, record.ended_ids(self._ends)) for record in records]
+
+    def _as_ended(self, records: Sequence[Record]) -> list[Text]:
+        """``_texts`` of revealed rows, each with the end that W_0 says, where it gives the row's answer."""
+        texts = self._texts(records)
+        for end in self._ends if len(self._ends) > 1 else ():
+            same = reproduced(self._model, texts)
+            texts = [
+                text if is_same else Text(text.prompt_ids, [*text.answer_ids[:-1], end])
+                for text, is_same in zip(texts, same, strict=True)
+            ]
+        return texts
 
     def _own_answers(self, name: str, records: Sequence[Record]) -> list[Text]:
         """W_0's answers to the retain prompts that are not trained on, if it is confident of them."""

@@ -90,6 +90,8 @@ def encoded(text: str, tokenizer: Tokenizer, *, chat: bool) -> list[int]:
 def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *, batch_size: int = 64) -> Tensor:
     """e(x) of each text: the mean of its tokens' last hidden states, float64 [texts, hidden] on the CPU."""
     limits, device = model_limits(model), input_device(model)
+    # Gemma 3 and Llama 4 name another base than they have: for transformers, the model with its head is its own.
+    base = model.get_decoder() if model.base_model is model else model.base_model
     for text in texts:
         limits.require(text, None, "A text")
     means = torch.empty((len(texts), text_config(model).hidden_size), dtype=torch.float64)
@@ -97,7 +99,7 @@ def mean_hidden_states(model: PreTrainedModel, texts: Sequence[Sequence[int]], *
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         input_ids, mask = map(torch.from_numpy, right_padded([texts[row] for row in rows]))
-        output = model.base_model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        output = base(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
         states = output.last_hidden_state.cpu().double()
         means[rows] = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
     return means

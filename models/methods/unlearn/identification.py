@@ -205,8 +205,10 @@ def _protected(
     for name, sequences in similar.items():
         moments = input_second_moments(model, linears, sequences, description=f"inputs on {name}", track=track)
         for module, moment in moments.items():
-            # Every task has the same weight, whatever its number of tokens and the size of its activations.
-            total[module] = total.get(module, 0.0) + moment / np.trace(moment)
+            # Every task has the same weight, whatever its number of tokens and the size of its activations. What sends
+            # nothing into a module, as through neurons that are all off, is left alone by any change of it.
+            if (size := np.trace(moment)) > 0:
+                total[module] = total.get(module, 0.0) + moment / size
     return {
         module: torch.from_numpy(principal_directions(moment, energy)).float().to(model.device)
         for module, moment in total.items()

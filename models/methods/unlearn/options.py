@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -15,7 +16,7 @@ class UnlearnOptions(MethodOptions):
 
     roles: ClassVar[tuple[str, ...]] = ("forget", "similar")
     probed: ClassVar[tuple[str, ...]] = roles
-    kept: ClassVar[str | None] = None
+    kept: ClassVar[str | None] = "similar"
 
     forget: Names = Field(description="Names of the data to forget.", min_length=1)
     similar: Names | None = Field(default=None, description="Names of data of similar tasks, which must stay.")
@@ -39,6 +40,10 @@ class UnlearnOptions(MethodOptions):
         description="A layer is done once a batch's loss is under this: its answers are improbable enough.",
     )
     seed: Seed = Field(default=0, description="Seed of the training.")
+
+    def names(self, data: Sequence[str]) -> dict[str, list[str]]:
+        """The data that each role stands for: no other data are similar because ``similar`` is left out."""
+        return {role: names for role, names in super().names([]).items() if names}
 
 
 SEARCH = SearchSpace(

@@ -143,6 +143,12 @@ expert:
     [
         ("forget: math", "forget: maths", 7, "did you mean 'math'?"),
         ("forget: math\n", "forget: math\n      retain: math\n", 8, "'math' is in both `forget` and `retain`"),
+        (
+            "neuron_adjust:\n      forget: math\n",
+            "unlearn:\n      forget: math\n      similar: [code, math]\n",
+            8,
+            "'math' is in both `forget` and `similar`",
+        ),
         ("  code: code.jsonl\n", "", 5, "no data to retain"),
         ("code: code.jsonl", "code: gone.jsonl", 4, "gone.jsonl"),
         ("code: code.jsonl", "code: {test: code.jsonl}", 6, "no data to retain"),
@@ -179,6 +185,12 @@ def test_each_contradiction_is_found_where_it_stands(tmp_path: Path, old: str, n
     cause = _refusal(tmp_path, GOOD.replace(old, new, 1))
     assert f"line {line}: " in cause
     assert text in cause
+
+
+def test_unlearn_needs_no_similar_tasks(tmp_path: Path) -> None:
+    text = GOOD.replace("  code: code.jsonl\n", "").partition("  - key_space_detection")[0]
+    recipe = load_recipe(_written(tmp_path, text.replace("neuron_adjust", "unlearn")))
+    assert recipe.interventions[0].options.names(["math", "code"]) == {"forget": ["math"]}
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,9 @@ def _put_rounds(directory: Path) -> None:
 
     shutil.rmtree(directory / "rounds", ignore_errors=True)
     forget, retain = ({"x": (torch.ones(2, 3), torch.ones(3, 2))} for _ in range(2))
-    RoundFiles(directory / "rounds").save(1, Round(forget, retain, {"state": torch.ones(2)}, {"round": 1}))
+    files = RoundFiles(directory / "rounds")
+    files.write_audit(1, '{"prompt": "a"}\n')
+    files.save(1, Round(forget, retain, {"state": torch.ones(2)}, {"round": 1}))
 
 
 def _read_evaluation(directory: Path) -> object:

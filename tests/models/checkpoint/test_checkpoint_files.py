@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers import modeling_utils as transformers_modeling_utils
 
-from bakeout.models.checkpoint.checkpoint_files import load_model, resolve_checkpoint, weights_digest
+from bakeout.models.checkpoint.checkpoint_files import load_model, read_config, resolve_checkpoint, weights_digest
 from bakeout.models.checkpoint.checkpoint_writer import checkpoint_files
 from bakeout.models.checkpoint.placement import Placement
 from bakeout.models.checkpoint.this_machine import mapped_piece_by_piece
@@ -142,6 +142,49 @@ def test_missing_weights_are_never_made_up(copy: Path) -> None:
         load_model(copy)
 
 
+def _sharded(copy: Path, held: Any) -> dict[str, Any]:
+    """Split the copy into two shards, without tensors that ``held`` denies; gives the shard of each by its index."""
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    names = sorted(tensors)
+    index = {name: f"model-0000{1 + (place % 2)}-of-00002.safetensors" for place, name in enumerate(names)}
+    for shard in set(index.values()):
+        own = {name: tensors[name] for name in names if index[name] == shard and held(name)}
+        save_file(own, copy / shard, {"format": "pt"})
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return index
+
+
+def test_a_tensor_that_only_the_index_holds_is_refused(copy: Path) -> None:
+    _sharded(copy, lambda name: name != "model.layers.2.mlp.gate_proj.weight")
+    with pytest.raises(BakeoutError, match=r"names model\.layers\.2\.mlp\.gate_proj\.weight, which none of its"):
+        load_model(copy)
+
+
+def test_an_index_that_leaves_a_shard_unread_is_refused(copy: Path, llama_checkpoint: Path) -> None:
+    index = _sharded(copy, lambda name: True)
+    assert torch.equal(load_model(copy).lm_head.weight, load_model(llama_checkpoint).lm_head.weight)
+    first = dict.fromkeys(index, "model-00001-of-00002.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": first}))
+    with pytest.raises(BakeoutError, match="which none of its shards holds"):
+        load_model(copy)
+
+
+def test_a_weight_that_transformers_leaves_without_data_is_refused(
+    llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original: Any = AutoModelForCausalLM.from_pretrained
+
+    def leave_one(*arguments: Any, **options: Any) -> Any:
+        model, outcome = original(*arguments, **options)
+        model.model.layers[1].mlp.up_proj.to("meta")
+        return model, outcome
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", leave_one)
+    with pytest.raises(BakeoutError, match=r"lacks 1 .*model\.layers\.1\.mlp\.up_proj"):
+        load_model(llama_checkpoint)
+
+
 def test_weights_of_another_shape_are_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
@@ -158,6 +201,18 @@ def test_models_that_cannot_be_probed_are_refused(copy: Path, changes: dict[str,
     (copy / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(BakeoutError, match=says):
         load_model(copy)
+
+
+def test_a_configuration_that_names_another_file_for_the_weights_is_refused(copy: Path) -> None:
+    """That one would be loaded, and nobody would hash or edit it."""
+    shutil.copyfile(copy / "model.safetensors", copy / "other.safetensors")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "transformers_weights": None}))
+    assert load_model(copy)
+    (copy / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
+    for read in (load_model, read_config):
+        with pytest.raises(BakeoutError, match="`transformers_weights`: other"):
+            read(copy)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])

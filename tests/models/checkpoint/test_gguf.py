@@ -256,6 +256,77 @@ def test_positions_that_are_stretched_otherwise_are_refused(tmp_path: Path) -> N
         find_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "scaling"),
+    [
+        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"type": "none", "factor": 4.0}, None),
+        ({"type": "linear", "factor": 1.0, "attn_factor": 1.0}, None),
+        (
+            {"type": "yarn", "factor": 4.0, "original_context_length": 128, "yarn_beta_fast": 16.0},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 16.0},
+        ),
+    ],
+)
+def test_positions_that_the_metadata_stretches_are_kept(
+    metadata: dict[str, Any], scaling: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    named = {f"llama.rope.scaling.{key}": value for key, value in metadata.items()}
+    converted: Any = load_model(gguf_checkpoint(write_gguf(tmp_path / "m.gguf", metadata=named)))
+    config: Any = tiny_model("llama").config
+    config.rope_scaling = scaling
+    kind = scaling["rope_type"] if scaling else "default"
+    expected, attention = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    assert torch.equal(converted.model.rotary_emb.inv_freq, expected)
+    assert converted.model.rotary_emb.attention_scaling == attention
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scaling.attn_factor": 1.2},
+        {"llama.attention.scale": 0.5},
+        {"llama.logit_scale": 0.25},
+        {"llama.attention.sliding_window": 16},
+        {"llama.final_logit_softcapping": 30.0},
+    ],
+)
+def test_metadata_that_transformers_would_not_compute_by_is_refused(metadata: dict[str, Any], tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", metadata=metadata)
+    with pytest.raises(BakeoutError, match=next(iter(metadata)).replace(".", r"\.")) as refused:
+        find_checkpoint(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_metadata_that_changes_nothing_is_read(tmp_path: Path) -> None:
+    head = 8
+    metadata = {
+        "llama.attention.key_length": head,
+        "llama.attention.scale": head**-0.5,
+        "llama.attention.sliding_window": 0,
+        "llama.logit_scale": 1.0,
+        "llama.rope.scaling.original_context_length": 128,
+        "split.count": 1,
+        "tokenizer.ggml.eot_token_id": BEGIN_ID,
+    }
+    assert load_model(find_checkpoint(write_gguf(tmp_path / "m.gguf", metadata=metadata)).directory)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"split.count": "two"}, "names 'two' as the number of its parts"),
+        ({"split.count": 2}, "is a part of a model"),
+        ({"tokenizer.ggml.eot_token_id": 9999}, "names 9999 as eot_token"),
+    ],
+)
+def test_numbers_that_cannot_be_right_are_refused(metadata: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(BakeoutError, match=says):
+        find_checkpoint(write_gguf(tmp_path / "m.gguf", metadata=metadata))
+
+
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
     content = path.read_bytes()

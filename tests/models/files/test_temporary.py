@@ -110,6 +110,24 @@ def test_what_no_block_removed_goes_at_the_end_of_the_process(tmp_path: Path) ->
     assert tree(tmp_path) == []
 
 
+def test_what_ends_with_its_owner_may_end_after_all_others(tmp_path: Path) -> None:
+    """The exit handler of weakref runs behind ours where something else was finalised first."""
+    program = """
+import sys, tempfile, weakref
+from contextlib import ExitStack
+from pathlib import Path
+earlier = tempfile.TemporaryDirectory()
+from bakeout.models.files.writing import scratch_directory
+directory = ExitStack()
+directory.enter_context(scratch_directory(Path(sys.argv[1])))
+owner = set()
+weakref.finalize(owner, directory.close)
+"""
+    ended = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_forked_process_does_not_remove_its_parents(tmp_path: Path) -> None:
     from bakeout.models.files.temporary import discard_all
 

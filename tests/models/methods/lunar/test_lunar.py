@@ -23,7 +23,7 @@ from bakeout.models.methods.lunar.gradient import descend
 from bakeout.models.methods.lunar.layer import LayerProblem, by_regression
 from bakeout.models.methods.lunar.low_rank import truncated
 from bakeout.models.methods.lunar.options import GradientOptions, LunarOptions
-from bakeout.models.methods.lunar.redirection import Redirection, redirections
+from bakeout.models.methods.lunar.redirection import Redirection, redirections, steering_scores
 from bakeout.models.methods.lunar.ridge import RidgeSystem
 from bakeout.models.methods.lunar.sublayers import sublayers
 from bakeout.models.methods.lunar.token_rows import Prefixes, TokenRows, probe_rows, residual_streams
@@ -402,6 +402,35 @@ def test_how_many_layers_are_probed_at_once_changes_no_score(
     together = _lunar(llama, **data, batch_size=4).report.details["layer_scores"]
     monkeypatch.setattr(redirection, "_MOST_RESIDUALS", 1)
     assert _lunar(llama, **data, batch_size=4).report.details["layer_scores"] == together
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("bloom", {}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("gemma3_text", {}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("llama4_text", {}),
+        ("modernbert-decoder", {}),
+        ("vaultgemma", {}),
+    ],
+)
+def test_scores_are_those_of_the_models_own_logits(family: str, settings: dict[str, Any]) -> None:
+    """Scaled, capped or transformed as the architecture does it; a shift by nothing steers nothing."""
+    model, prompts = tiny_model(family, layers=2, **settings), random_prompts(12)
+
+    def answers(sequences: Sequence[list[int]]) -> Any:
+        with torch.no_grad():
+            logits = [model(torch.tensor([ids])).logits[0, -1].double() for ids in sequences]
+        return torch.stack(logits).softmax(dim=-1).mean(dim=0).numpy()
+
+    forget, reference, retain = prompts[:4], prompts[4:8], prompts[8:]
+    rows = TokenRows(tuple(forget), tuple([len(ids) - 1] for ids in forget))
+    scores = steering_scores(model, rows, reference, retain, aim="shift", coefficient=1e-9, batch_size=3)
+    steered, ignorance, unrelated = map(answers, (forget, reference, retain))
+    expected = np.minimum(steered, ignorance).sum() - np.minimum(steered, unrelated).sum()
+    np.testing.assert_allclose(list(scores.values()), expected, atol=1e-4)
 
 
 def test_auto_needs_prompts_to_keep(llama: PreTrainedModel, data: Requests) -> None:

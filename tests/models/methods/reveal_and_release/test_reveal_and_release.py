@@ -199,6 +199,7 @@ def test_a_fit_ends_where_it_would_have_in_a_new_directory(
     files = RoundFiles(tmp_path / "fit")
     (whole,) = files.load()
     for number, (known, kept) in enumerate([(0.9, 0.99), (0.4, 0.8), (0.6, 0.9)], start=1):
+        files.write_audit(number, "")
         files.save(number, replace(whole, figures={**whole.figures, "known": known, "kept": {"math": kept}}))
     for options, expected in (
         ({"utility": 0.85}, ("utility fell", 2, 1)),
@@ -217,11 +218,14 @@ def test_a_fit_ends_where_it_would_have_in_a_new_directory(
         ("round-1.json", b"{", b"[" * 100_000),
         ("round-1.safetensors", b"\x00" * 8, b"\x00" * 7 + b"\x01"),
         ("round-1.safetensors", b"forget.B", b"retain.C"),
+        ("round-1.jsonl", b'"prompt": "a"', b'"prompt": "b"'),
+        ("round-1.jsonl", b'{"prompt": "a"}\n', b""),
     ],
 )
 def test_a_fit_goes_on_from_no_round_that_was_changed(tmp_path: Path, file: str, before: bytes, after: bytes) -> None:
     forget, retain = ({"x": (torch.ones(2, 3), torch.ones(3, 2))} for _ in range(2))
     files = RoundFiles(tmp_path)
+    files.write_audit(1, '{"prompt": "a"}\n')
     files.save(1, Round(forget, retain, {"state": torch.zeros(4)}, {"known": 0.5, "kept": {"math": 0.9}}))
     assert files.load()[0].figures["known"] == 0.5
     content = (tmp_path / file).read_bytes()
@@ -229,6 +233,10 @@ def test_a_fit_goes_on_from_no_round_that_was_changed(tmp_path: Path, file: str,
     (tmp_path / file).write_bytes(content.replace(before, after, 1))
     with pytest.raises(BakeoutError, match="the round cannot be read"):
         files.load()
+    (tmp_path / file).unlink()
+    if file != "round-1.json":
+        with pytest.raises(BakeoutError, match="the round cannot be read"):
+            files.load()
 
 
 def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
@@ -246,7 +254,11 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
 
 
 def test_a_directory_of_another_fit_is_refused(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    retain: dict[str, list[Record]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
     with pytest.raises(BakeoutError, match="another fit"):
@@ -260,6 +272,20 @@ def test_a_directory_of_another_fit_is_refused(
     )
     with pytest.raises(BakeoutError, match=r"another fit: .* earlier interventions"):
         fit_method(METHOD, _options(tmp_path / "fit", rounds=1), adjusted)
+    # A configuration may change what the same weights compute, and where an answer ends.
+    for settings, name, value in (
+        (model.config, "rms_norm_eps", 0.1),
+        (model.generation_config, "eos_token_id", [5, tokenizer.eos_token_id]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(settings, name, value)
+            with pytest.raises(BakeoutError, match="another fit"):
+                _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+    marker = (tmp_path / "fit" / "fit.json").read_bytes()
+    (tmp_path / "fit" / "fit.json").write_bytes(b"\xff")
+    with pytest.raises(BakeoutError, match="another fit"):
+        _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+    (tmp_path / "fit" / "fit.json").write_bytes(marker)
     (tmp_path / "fit" / "round-1.safetensors").write_bytes(b"short")
     with pytest.raises(BakeoutError, match="cannot be read"):
         _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
@@ -274,6 +300,32 @@ def test_where_nothing_is_revealed_the_fit_says_so(
 ) -> None:
     with pytest.raises(BakeoutError, match="revealed 0 answers in 1 rounds of 1 x 10 samples"):
         _fit(model, tokenizer, retain, tmp_path / "fit", patterns=[NEVER])
+
+
+def test_answers_end_as_the_model_ends_them(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    retain: dict[str, list[Record]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not with another token that is named first."""
+    expected = _fit(model, tokenizer, retain, tmp_path / "one", rounds=1).report.details["rounds"][0]
+    never = 0
+    monkeypatch.setattr(model.config, "eos_token_id", never)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [never, tokenizer.eos_token_id])
+
+    class OfAnother:
+        """The same tokenizer, which names the other end."""
+
+        eos_token_id = never
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+    found = _fit(model, OfAnother(), retain, tmp_path / "two", rounds=1).report.details["rounds"][0]
+    assert found["pulls"] == expected["pulls"]
+    assert (found["revealed"], found["known"]) == (expected["revealed"], expected["known"])
 
 
 def test_a_recipe_can_ask_for_the_chat_form(

@@ -77,8 +77,9 @@ def test_in_a_chat_a_retain_prompt_itself_is_not_new(model: PreTrainedModel, tmp
     assert score(examples("german", "selection", 1)[0].prompt, "") > 0.9
 
 
-def test_hidden_states_are_those_of_each_text_alone() -> None:
-    model, texts = tiny_model("llama", layers=2), random_prompts(7)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gemma3", "llama4_text"])
+def test_hidden_states_are_those_of_each_text_alone(family: str) -> None:
+    model, texts = tiny_model(family, layers=2), random_prompts(7)
     means = mean_hidden_states(model, texts, batch_size=3)
     for text, mean in zip(texts, means, strict=True):
         with torch.no_grad():

@@ -211,6 +211,15 @@ def test_similar_tasks_that_leave_nothing_are_refused(model: PreTrainedModel) ->
         _unlearn(model, {"task": task}, {"similar": many}, energy=1.0)
 
 
+@pytest.mark.parametrize("method", FITS)
+def test_a_layer_that_no_task_reaches_protects_nothing(method: str) -> None:
+    """Its neurons are off on every input: a ReLU gives 0."""
+    model: Any = tiny_model("opt", layers=2)
+    torch.nn.init.constant_(model.model.decoder.layers[0].fc1.bias, -1e4)
+    update = FITS[method](model, {"task": _task(model, 1, known=True)}, {"similar": _task(model, 2, known=True)})
+    assert update.updates
+
+
 def test_layers_with_nothing_left_to_do_are_no_part_of_the_update(model: PreTrainedModel) -> None:
     task = _task(model, 1, known=True)
     options: dict[str, Any] = {"rank": 4, "steps": 40, "batch_size": 5, "learning_rate": 5e-2, "until": 0.3}
