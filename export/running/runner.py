@@ -124,9 +124,9 @@ class Runner:
             raise BakeoutError(f"{self.path} gives no logits.", "Export the model with its language-model head.")
         # Without position_ids a graph may count padding as positions, or take it to lie on the right; without a mask it
         # reads it.
-        self._pads = {"position_ids", "attention_mask"} <= self._fed.keys()
+        self.takes_padding = {"position_ids", "attention_mask"} <= self._fed.keys()
         if self._prefill is not None:
-            self._pads &= self._prefill._pads
+            self.takes_padding &= self._prefill.takes_padding
         width = outputs["logits"].shape[-1]
         self._vocabulary = width if isinstance(width, int) else 1 << 18
         # As the files beside the graph give them: it may hold fewer positions than its inputs take.
@@ -210,7 +210,13 @@ class Runner:
         kept = [*(entry.past for entry in self._cache), *self._left]
         others = {name: value.numpy() for name, value in zip(self._others, values[len(kept) :], strict=True)}
         left = dict(zip(kept, values, strict=False))
-        return Step(others.pop("logits").astype(np.float32, copy=False), left, others)
+        logits = others.pop("logits").astype(np.float32, copy=False)
+        if logits.ndim != 3 or len(logits) != len(input_ids):
+            raise BakeoutError(
+                f"{self.path} gives logits of shape {[*logits.shape]} for a batch of {len(input_ids)}.",
+                "Copy or export the model again.",
+            )
+        return Step(logits, left, others)
 
     def _begun(self, read: Step) -> Step:
         """The first step of a text, which the first graph of a pair has ``read``, with the second's cache."""
@@ -303,7 +309,7 @@ class Runner:
 
     def each_logits(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> Iterator[tuple[int, Logits]]:
         """The same one by one, as (the prompt's index, its logits): no more than a batch's are in memory."""
-        for rows in self._batches(prompts, batch_size, same_length=not self._pads):
+        for rows in self._batches(prompts, batch_size, same_length=not self.takes_padding):
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
             logits = self.step(ids, mask).logits
             for row, values in zip(rows, logits, strict=True):
@@ -329,7 +335,7 @@ class Runner:
         """Step after step, for each row that has not ended: (row, its next token, the logits float32 [vocabulary])."""
         ends = np.array(sorted(self.end_tokens))
         context, cut = self.limits.context, 0
-        same_length = not self._pads or piece is not None
+        same_length = not self.takes_padding or piece is not None
         for rows in self._batches(prompts, batch_size, same_length=same_length, only=only):
             choose: Choose = sampling.chooser(rows) if sampling else greedy
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)

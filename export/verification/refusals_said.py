@@ -22,8 +22,9 @@ _BATCH = 32
 def check_refusals(graph_file: Path, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[bool, str]:
     """Whether every one of ``prompts`` that a graph refuses gets ``refusal`` and no token more; and that in words.
 
-    Neither may a file of its configuration end texts with other tokens, nor forbid the refusal's. Raises
-    ``BakeoutError`` where the graph cannot be run.
+    One of them also runs in a batch with one that is answered, and must get it if it is refused there. Neither may a
+    file of its configuration end texts with other tokens, nor forbid the refusal's. Raises ``BakeoutError`` where the
+    graph cannot be run.
     """
     if problems := list(_obstacles(home_of(graph_file), refusal)):
         return False, "; ".join(problems)
@@ -32,13 +33,21 @@ def check_refusals(graph_file: Path, refusal: Sequence[int], prompts: Sequence[S
     batch_size = 1 if stored_precision(load_graph(graph_file)) == "quantised" else _BATCH
     by_length = sorted(prompts, key=len)
     refused: list[Sequence[int]] = []
+    answered: list[Sequence[int]] = []
     for start in range(0, len(by_length), _BATCH):
         rows = by_length[start : start + _BATCH]
         begun = runner.generate_with_logits(rows, 1, batch_size=batch_size)
-        refused += [prompt for prompt, (_, logits) in zip(rows, begun, strict=True) if is_refused(logits[0])]
+        for prompt, (_, logits) in zip(rows, begun, strict=True):
+            (refused if is_refused(logits[0]) else answered).append(prompt)
     if not refused:
         return True, "no prompt was refused"
-    answers = runner.generate(refused, len(refusal) + _MORE, batch_size=batch_size)
+    most = len(refusal) + _MORE
+    # A graph treats a batch otherwise that is refused in part.
+    mixed = [*refused[:1], *answered[:1]]
+    begun, answers = runner.generate_with_logits(mixed, 1), runner.generate(mixed, most)
+    if any(is_refused(logits[0]) and answer != [*refusal] for (_, logits), answer in zip(begun, answers, strict=True)):
+        return False, "a prompt that is refused in a batch with one that is not did not get the whole refusal"
+    answers = runner.generate(refused, most, batch_size=batch_size)
     whole = sum(answer == list(refusal) for answer in answers)
     return whole == len(refused), f"{whole} of {len(refused)} refused prompts got the whole refusal, which then stopped"
 

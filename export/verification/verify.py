@@ -190,21 +190,11 @@ def _parity_check(
     if plan.check and check.ok:
         ok, told = artifact.refuses_to_the_end(plan.check.refusal.tolist(), prompts)
         check = Check("parity", ok, f"{check.detail}; {told}")
-    if plan.model.routing is not None and check.ok:
-        check = replace(check, detail=f"{check.detail}; routing: {_routing(plan, base, prompts)}")
+    if plan.model.routing is not None and check.ok and base is not None:
+        from bakeout.models.reference.routing import routing_stability
+
+        check = replace(check, detail=f"{check.detail}; routing: {routing_stability(base.load(), plan, prompts)}")
     return check
-
-
-def _routing(plan: Plan, base: Checkpoint | None, prompts: Sequence[Sequence[int]]) -> str:
-    """The routing stability on the prompts that were compared, or why it is not known."""
-    if base is None or _lacking():
-        return _needs(base)
-    from bakeout.export.verification.parity import OTHER_BASE
-    from bakeout.models.reference.routing import routing_stability
-
-    if base.digest != plan.model.digest:
-        return OTHER_BASE.format(base.directory)
-    return str(routing_stability(base.load(), plan, prompts))
 
 
 class _Artifact(ABC):
@@ -302,16 +292,20 @@ class _Graph(_Artifact):
         from bakeout.graph_passes.graph.graph_file import load_graph
         from bakeout.graph_passes.graph.precision import stored_precision
 
+        drawn = ""
         if plan.is_stochastic:
-            ok, detail = check_formulas(self.graph, plan, self.receipts, prompts, track)
-            return Check("parity", ok, f"stochastic coin, not comparable token for token; instead: {detail}")
+            ok, told = check_formulas(self.graph, plan, self.receipts, prompts, track)
+            drawn = f"; its stochastic coin: {told}"
+            if not ok:
+                return Check("parity", False, told)
         if base is None or _lacking():
-            return _skipped("parity", _needs(base))
+            return _skipped("parity", f"{_needs(base)}{drawn}")
         from bakeout.export.verification.parity import check_parity, check_quantised
 
         if stored_precision(load_graph(self.graph)) == "quantised":
             return Check("parity", *check_quantised(self.graph, plan, self.receipts, base, prompts, track))
-        return Check("parity", *check_parity(self.graph, plan, base, prompts, track))
+        ok, told = check_parity(self.graph, plan, base, prompts, track)
+        return Check("parity", ok, f"{told}{drawn}")
 
     def refuses_to_the_end(self, refusal: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[bool, str]:
         from bakeout.export.verification.refusals_said import check_refusals
