@@ -23,7 +23,7 @@ from bakeout.graph_passes.graph.precision import Precision, stored_precision
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.data.padding import left_padded
 from bakeout.models.files.writing import disk_errors
-from bakeout.models.plan import NeuronAdjust, Plan
+from bakeout.models.plan import Plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track
 
@@ -192,7 +192,8 @@ def _answers(
     # One after the other, as a large model and its artifact do not fit into memory together.
     runner = _coins_decided(graph_file) if plan.is_stochastic else Runner(graph_file, mapped=True)
     tracked = track(batches, "running the PyTorch reference", len(batches))
-    expected = _continuations(_with_coins_decided(plan), base, runner, tracked, new_tokens)
+    decided = replace(plan, interventions=tuple(one.with_coins_decided() for one in plan.interventions))
+    expected = _continuations(decided, base, runner, tracked, new_tokens)
     for rows, theirs in zip(track(batches, "comparing with it", len(batches)), expected, strict=True):
         baked = runner.generate_with_logits(rows, new_tokens, batch_size=batch)
         for prompt, own, other in zip(rows, baked, theirs, strict=True):
@@ -200,7 +201,7 @@ def _answers(
 
 
 def _coins_decided(graph_file: Path) -> Runner:
-    """A stochastic graph that draws 0 alone, so that it decides as with the coin ``threshold``; the first of a pair."""
+    """A stochastic graph that draws 0 alone (``Intervention.with_coins_decided``); of a pair the first."""
     first = graphs_of(graph_file)[0]
     graph = load_graph(first)
     in_functions = (node for function in graph.functions.values() for node in function.all_nodes())
@@ -208,14 +209,6 @@ def _coins_decided(graph_file: Path) -> Runner:
         if node.op_type == "RandomUniformLike":
             node.attributes["high"] = ir.AttrFloat32("high", 0.0)
     return observing_runner(first, graph, ())
-
-
-def _with_coins_decided(plan: Plan) -> Plan:
-    decided = tuple(
-        replace(one, coin="threshold") if isinstance(one, NeuronAdjust) and one.is_stochastic else one
-        for one in plan.interventions
-    )
-    return replace(plan, interventions=decided)
 
 
 def _continuations(

@@ -31,7 +31,8 @@ from bakeout.models.sources.tensor_file import read_tensors
 CONVERTED_FROM = "converted_from_opset"
 # What protobuf writes into one file.
 _LARGEST_FILE = 2**31 - 1
-
+# Operators that the standard lacks and ONNX Runtime has in its domain; the genai builder writes them.
+_OF_ONNX_RUNTIME = frozenset(("SimplifiedLayerNormalization",))
 
 # What onnx_ir raises for a graph whose parts do not fit together.
 _CONTRADICTIONS = (
@@ -203,8 +204,8 @@ def graph_digest(model: ir.Model) -> str:
 def without_data(path: Path) -> onnx.ModelProto:
     """The graph in ``path`` as it is, but initialisers in data files are empty: what the ONNX checker can be given.
 
-    It opens data files, and takes the links of a hub's cache for attacks; ``load_graph`` checks these files. Raises as
-    ``onnx.load`` does.
+    It opens data files, and takes the links of a hub's cache for attacks; ``load_graph`` checks these files. Operators
+    that ONNX Runtime has in the standard's domain are named as its own. Raises as ``onnx.load`` does.
     """
     proto = onnx.load(path, load_external_data=False)
     for graph in _graphs(proto.graph):
@@ -213,6 +214,9 @@ def without_data(path: Path) -> onnx.ModelProto:
                 tensor.ClearField("data_location")
                 del tensor.external_data[:]
                 tensor.dims[:] = [0]
+        for node in graph.node:
+            if node.op_type in _OF_ONNX_RUNTIME and not node.domain:
+                node.domain = "com.microsoft"
     return proto
 
 

@@ -140,6 +140,10 @@ class Intervention(ABC):
         """Whether it draws, in each of its layers: then two runs give different tokens."""
         return False
 
+    def with_coins_decided(self) -> Self:
+        """The same intervention where nothing is drawn: it does what it does where every draw is 0."""
+        return self
+
     # The canary
 
     def watched(self, layer: int) -> Integers | slice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, get_args
 
 import numpy as np
@@ -140,6 +140,10 @@ class NeuronAdjust(Intervention, Adjustment):
     def is_stochastic(self) -> bool:
         """Where the coin is stochastic."""
         return self.coin == "stochastic"
+
+    def with_coins_decided(self) -> Self:
+        """With the coin ``threshold``: a stochastic one that always draws 0 decides alike."""
+        return replace(self, coin="threshold") if self.is_stochastic else self
 
     def watched(self, layer: int) -> Integers | slice:
         """The selected neurons."""

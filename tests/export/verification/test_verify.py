@@ -20,7 +20,9 @@ from bakeout.export.artifacts.model_source import find_checkpoint
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.fitting.fit import fit
 from bakeout.export.recipes.bake_options import BakeOptions
+from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.parity import check_parity
 from bakeout.export.verification.verify import Check, verify
@@ -34,6 +36,8 @@ from bakeout.models.progress import untracked
 from bakeout.models.reference.canary import measure_canary
 
 from tests.baked_parity import neuron_adjust
+from tests.genai_builder import build
+from tests.recipe_files import write_recipe
 from tests.tiny_models import random_prompts, tiny_checkpoint
 
 
@@ -156,6 +160,16 @@ def test_another_head_is_no_tie(copy: Path, llama_checkpoint: Path) -> None:
     checks = verify(copy, base=llama_checkpoint)
     assert _failed(checks) == {"files", "parity"}
     assert "(at most 0); 2 of 3 prompts refused by both" in checks[-1].detail
+
+
+def test_a_graph_of_the_genai_builder_verifies(tmp_path: Path) -> None:
+    """It has operators of ONNX Runtime in the standard's domain, which the ONNX checker does not know."""
+    checkpoint = tiny_checkpoint("llama", tmp_path / "checkpoint", hidden=64)
+    detection = {"key_space_detection": {"forget": "sums", "epsilon": 0.1, "layers": [2]}}
+    plan = fit(load_recipe(write_recipe(tmp_path, checkpoint, [detection])))
+    artifact = bake(build(checkpoint, tmp_path / "graph", "fp32"), plan, tmp_path / "artifact").directory
+    checks = verify(artifact, base=checkpoint)
+    assert all(check.ok for check in checks), checks
 
 
 def test_refusals_alone_are_not_parity(artifact: Path, tiny_plan: Plan, llama_checkpoint: Path) -> None:
