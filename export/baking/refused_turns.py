@@ -26,22 +26,26 @@ from bakeout.models.files.json_object import read_json
 _LOG = logging.getLogger(__name__)
 
 # Plain enough for the Jinja of transformers, transformers.js and onnxruntime-genai. A turn begins with what the user
-# says, so that the calls of tools that led to a refusal go with it. A conversation that ends with one is left whole.
+# says, so that the calls of tools that led to a refusal go with it, and no system message does. A conversation that
+# ends with a refusal is left whole, and a content that is a list of parts is taken for none.
 _BEFORE = """\
 {#- Bakeout: turns that were refused are left out. -#}
-{%- set kept = namespace(messages=[], turn=0) -%}
+{%- set bakeout = namespace(messages=[], turn=0) -%}
 {%- for message in messages -%}
     {%- if message['role'] == 'user' -%}
-        {%- set kept.turn = kept.messages | length -%}
+        {%- set bakeout.turn = bakeout.messages | length -%}
     {%- endif -%}
     {%- if not loop.last and message['role'] == 'assistant' and message['content'] is string \
 and message['content'] | trim == REFUSAL -%}
-        {%- set kept.messages = kept.messages[:kept.turn] -%}
+        {%- set bakeout.messages = bakeout.messages[:bakeout.turn] -%}
     {%- else -%}
-        {%- set kept.messages = kept.messages + [message] -%}
+        {%- set bakeout.messages = bakeout.messages + [message] -%}
+        {%- if message['role'] == 'system' or message['role'] == 'developer' -%}
+            {%- set bakeout.turn = bakeout.messages | length -%}
+        {%- endif -%}
     {%- endif -%}
 {%- endfor -%}
-{%- set messages = kept.messages %}"""
+{%- set messages = bakeout.messages %}"""
 _FIRST, *_, _LAST = _BEFORE.splitlines()
 _WRITTEN = re.compile(f"{re.escape(_FIRST)}.*?{re.escape(_LAST + NOTHING)}", re.DOTALL)
 

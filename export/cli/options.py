@@ -28,7 +28,7 @@ class _Output(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         from bakeout.export.artifacts.file_names import MANIFEST
 
-        for directory in path.absolute().parents:
+        for directory in path.resolve().parents:
             if (directory / MANIFEST).is_file():
                 raise BakeoutError(
                     f"{path} lies in the artifact {directory}, whose manifest and signature it would break.",

@@ -16,7 +16,7 @@ from bakeout.export.cli.options import OUTPUT, PATH, directories, json_output
 @click.option(
     "--evaluation", "evaluations", type=PATH, multiple=True, help="What `evaluate --json` printed; repeatable."
 )
-@click.option("--figures", type=OUTPUT, multiple=True, help="Figures of `tune`, `attack` or a benchmark; repeatable.")
+@click.option("--figures", type=PATH, multiple=True, help="Figures of `tune`, `attack` or a benchmark; repeatable.")
 @json_output
 def report(
     directories: tuple[Path, ...],

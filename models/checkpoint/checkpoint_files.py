@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,7 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
     from bakeout.models.checkpoint.this_machine import loading_options, mapped_piece_by_piece
 
     loading = loading_options(placement)
-    _require_indexed(directory, weight_files(directory))
+    lacking = _lacking(directory, weight_files(directory))
     if "quantization_config" in read_config(directory):
         raise BakeoutError(f"{directory} holds quantised weights.", "Use the unquantised checkpoint.")
     with ExitStack() as files:
@@ -129,7 +129,7 @@ def load_model(directory: Path, placement: Placement = REFERENCE) -> PreTrainedM
             weakref.finalize(model, files.pop_all().close)
     model.config.name_or_path = str(directory)
     unread = {name for name, weight in model.named_parameters() if weight.is_meta and placement.device_map is None}
-    if missing := sorted(unread | set(outcome["missing_keys"])):
+    if missing := sorted(unread | set(outcome["missing_keys"]) | _unfilled(model, lacking)):
         raise BakeoutError(
             f"{directory} lacks {len(missing)} of the model's weights, among them {missing[0]}.",
             "Use a complete checkpoint.",
@@ -237,25 +237,31 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _require_indexed(directory: Path, files: Sequence[Path]) -> None:
-    """Raise ``BakeoutError`` where the index names tensors that none of its shards, of ``files``, holds.
-
-    transformers takes the index's word for it, and computes with whatever lies in memory in their place.
-    """
+def _lacking(directory: Path, files: Sequence[Path]) -> set[str]:
+    """The tensors that the index names, and that none of its shards, of ``files``, holds."""
     weight_map = read_json(directory / _INDEX).get("weight_map")
     if (directory / _SINGLE).is_file() or not isinstance(weight_map, dict):
-        return
+        return set()
     shards = [shard for shard in weight_map.values() if isinstance(shard, str)]
     held: set[str] = set()
     for path in files:
         if path.name in shards:
             with safe_open(path, framework="numpy") as stored:
                 held.update(stored.keys())
-    if lacking := sorted(weight_map.keys() - held):
-        raise BakeoutError(
-            f"{directory / _INDEX} names {lacking[0]}, which none of its shards holds ({len(lacking)} in all).",
-            "Use a complete checkpoint.",
-        )
+    return weight_map.keys() - held
+
+
+def _unfilled(model: PreTrainedModel, lacking: Collection[str]) -> set[str]:
+    """Those of the model's weights that are ``lacking``, and that no other name of theirs stands for.
+
+    transformers takes the index's word for what is there, and computes with whatever lies in memory in their place.
+    """
+    names: dict[int, set[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), set()).add(name)
+    stem = f"{model.base_model_prefix}."
+    lacking = {form for name in lacking for form in (name, stem + name, name.removeprefix(stem))}
+    return {min(tied) for tied in names.values() if tied <= lacking}
 
 
 def read_config(directory: Path) -> dict[str, Any]:

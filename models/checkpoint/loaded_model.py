@@ -24,22 +24,31 @@ if TYPE_CHECKING:
 
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
 
-# What loading sets in a configuration, and what no logits depend on.
+# What loading sets in a configuration, and what no logits depend on where nothing is trained.
 _AS_LOADED = frozenset(
     {
         "architectures",
         "attn_implementation",
         "dtype",
         "experts_implementation",
+        "finetuning_task",
         "id2label",
+        "initializer_range",
         "is_decoder",
         "is_encoder_decoder",
         "label2id",
+        "loss_type",
+        "output_router_logits",
+        "pretraining_tp",
+        "problem_type",
         "return_dict",
+        "router_aux_loss_coef",
+        "tokenizer_class",
         "torch_dtype",
         "torchscript",
     }
 )
+_OF_TRAINING = ("dropout", "_pdrop", "_jitter_noise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +104,9 @@ def _require_served_alike(directory: Path, model: PreTrainedModel, tokenizer: Pr
     different = []
     config = load_config(directory)
     # Of a multimodal checkpoint, the text decoder alone may be in memory.
-    if _computed(model.config) not in (_computed(config), _computed(config.get_text_config())):
+    own = _computed(model.config)
+    # What only the model in memory has, its class does not know.
+    if not any(stored.items() <= own.items() for stored in map(_computed, (config, config.get_text_config()))):
         different.append("configuration")
     stored_ends = _ends(config, read_json(directory / GENERATION).get("eos_token_id"))
     if _ends(model.config, getattr(model.generation_config, "eos_token_id", None)) - stored_ends:
@@ -123,7 +134,7 @@ def _computed(config: PretrainedConfig) -> dict[str, Any]:
         return {
             name: of(value) if isinstance(value, dict) else value
             for name, value in values.items()
-            if name not in passed and not str(name).startswith("_")
+            if name not in passed and not str(name).startswith("_") and not str(name).endswith(_OF_TRAINING)
         }
 
     return of(config.to_dict())

@@ -61,7 +61,7 @@ def _require_whole_question(row: Mapping[str, Any], where: str) -> None:
 def _in_form(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if "test_list" in row:
         row = _with_tests(row)
-    if "instruction" in row and ("output" in row or "response" in row) and "prompt" not in row:
+    if _is_instruction(row):
         return _with_instruction(row, where)
     if "prompt" in row:
         row = _with_completion(row)
@@ -102,13 +102,24 @@ def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row
 
 
+def _is_instruction(row: Mapping[str, Any]) -> bool:
+    """Whether the instruction is what is asked. Some rows have one beside what is, as MMLU's or a text's."""
+    asked, said = row.get("instruction"), row.get("output", row.get("response"))
+    if not isinstance(asked, str) or not isinstance(said, str):
+        return False
+    text = row.get("text")
+    # Alpaca's text is all of it once more, in a template that few models know.
+    whole = text is None or (isinstance(text, str) and asked in text and said in text)
+    return whole and not any(row.get(key) for key in ("prompt", "messages", "conversations", "question", "choices"))
+
+
 def _with_instruction(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Alpaca's and Dolly's fields. Alpaca's ``text`` is all of it once more, in a template that few models know."""
+    """Alpaca's and Dolly's fields."""
     asked = [row["instruction"], *(row[key] for key in ("input", "context") if row.get(key))]
     if not all(isinstance(part, str) for part in asked):
         raise DataError(f"{where}: a part of the instruction is no text.", "Correct or remove the row.")
     said = {"output": "response"} if "response" not in row else {}
-    read = ("instruction", "input", "context", "text")
+    read = ("instruction", "input", "context", "text", "prompt", "messages")
     rest = {said.get(key, key): value for key, value in row.items() if key not in read}
     return {"prompt": "\n".join(part for part in asked if part.strip()), **rest}
 
@@ -135,7 +146,8 @@ def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: s
     """The row of a file with keys of its own: each of ``columns`` from the key it names. Raises ``DataError``."""
     if missing := [key for key in columns.values() if key not in row]:
         raise DataError(f"{where}: the row has no {missing[0]!r}.", f"Correct `columns`: the row has {', '.join(row)}.")
-    _require_whole_question({key: value for key, value in row.items() if key not in columns.values()}, where)
+    if {"prompt", "messages"} & columns.keys():
+        _require_whole_question({key: value for key, value in row.items() if key not in columns.values()}, where)
     return {column: row[key] for column, key in columns.items()}
 
 

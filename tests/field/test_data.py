@@ -173,6 +173,15 @@ def test_half_of_an_emoji_is_named_by_its_row(tmp_path: Path, name: str) -> None
             {"instruction": "Who?", "context": "Ann ran.", "response": "Ann", "category": "closed_qa"},
             {"prompt": "Who?\nAnn ran.", "response": "Ann"},
         ),
+        # An instruction beside what is asked is no question of its own.
+        (
+            {"instruction": "Answer.", "question": "What is 1+1?", "answer": "2", "response": "2"},
+            {"prompt": "What is 1+1?", "response": "2"},
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "hi"}], "instruction": "Talk.", "output": "yo"},
+            {"messages": [{"role": "user", "content": "hi"}]},
+        ),
         (
             {"conversations": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
             {"messages": [{"role": "user", "content": "hi"}]},
@@ -184,6 +193,20 @@ def test_rows_of_other_projects_are_read(tmp_path: Path, row: Any, same: Any) ->
     theirs, ours = (_jsonl(tmp_path / name, line) for name, line in (("theirs.jsonl", row), ("ours.jsonl", same)))
     assert read_records(theirs, tokenizer) == read_records(ours, tokenizer)
     assert read_prompt_rows(theirs, tokenizer)[0].query == read_prompt_rows(ours, tokenizer)[0].query
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "Oslo is big.", "instruction": "Shorten.", "output": "Oslo."},
+        {"text": "Oslo is big.", "instruction": None, "output": None},
+    ],
+)
+def test_a_text_with_something_beside_it_is_that_text(tmp_path: Path, row: dict[str, Any]) -> None:
+    theirs, ours = (
+        _jsonl(tmp_path / name, line) for name, line in (("a.jsonl", row), ("b.jsonl", {"text": row["text"]}))
+    )
+    assert read_records(theirs, byte_tokenizer()) == read_records(ours, byte_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -225,6 +248,9 @@ def test_a_recipe_names_the_columns_of_other_rows(tmp_path: Path) -> None:
     _jsonl(path, *rows)
     with pytest.raises(DataError, match=r"rows\.jsonl, line 8: the row has 'input' beside its question"):
         by_use(data)
+    # An answer alone has no question.
+    answers = by_use({"x": DataFiles(probe=path, columns={"text": "output"})})["x"]["probe"]
+    assert len(read_records(answers, byte_tokenizer())) == 60
 
 
 def test_a_row_of_a_split_file_is_named_by_its_line(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ CONVERSATIONS: list[tuple[list[Message], list[Message]]] = [
     ([*REFUSED, NOW], [NOW]),
     ([SYSTEM, *REFUSED, *ANSWERED, *REFUSED, *REFUSED, NOW], [SYSTEM, *ANSWERED, NOW]),
     ([*ANSWERED, _user("How many?"), _assistant(f" {REFUSAL}\n"), NOW], [*ANSWERED, NOW]),
+    # What a program has cut off at its beginning.
+    ([SYSTEM, _assistant(REFUSAL), NOW], [SYSTEM, NOW]),
     # Nobody refused what the user says, and what is only written down may end with a refusal.
     ([_user(REFUSAL)], [_user(REFUSAL)]),
     ([*ANSWERED, *REFUSED], [*ANSWERED, *REFUSED]),

@@ -240,6 +240,11 @@ def _require_computed(path: Path, header: GgufHeader, config: Any) -> None:
     if f"{prefix}attention.scale" in header.metadata:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         as_computed["attention.scale"] = (0, getattr(config, "query_pre_attn_scalar", size) ** -0.5, None)
+    if (context := header.metadata.get(f"{prefix}context_length")) is not None:
+        # A window that nothing leaves.
+        window = header.metadata.get(f"{prefix}attention.sliding_window")
+        if isinstance(window, int) and isinstance(context, int) and window >= context:
+            del as_computed["attention.sliding_window"]
     for key, known in as_computed.items():
         value = header.metadata.get(prefix + key)
         if value is not None and not any(own is not None and _is_close(value, own) for own in known):

@@ -198,6 +198,8 @@ def test_nothing_is_written_into_an_artifact(artifact: Path, data: Path, monkeyp
     monkeypatch.chdir(artifact)
     assert "lies in the artifact" in _run("evaluate", ".", "--data", data, "--csv", "figures.csv").stderr
     assert sorted(artifact.rglob("*")) == before
+    # Beside it is not in it, whatever the path says; and what is read may lie there.
+    assert "lies in the artifact" not in _run("report", ".", "-o", "../beside/page.html", "--figures", "f.json").stderr
 
 
 def test_inspect_prints_one_object_or_lines(plan_file: Path) -> None:

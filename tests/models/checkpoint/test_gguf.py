@@ -305,7 +305,8 @@ def test_metadata_that_changes_nothing_is_read(tmp_path: Path) -> None:
     metadata = {
         "llama.attention.key_length": head,
         "llama.attention.scale": head**-0.5,
-        "llama.attention.sliding_window": 0,
+        "llama.attention.sliding_window": 4096,
+        "llama.context_length": 4096,
         "llama.logit_scale": 1.0,
         "llama.rope.scaling.original_context_length": 128,
         "split.count": 1,

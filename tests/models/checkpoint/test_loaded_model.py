@@ -81,6 +81,8 @@ def test_how_a_model_is_loaded_and_generates_does_not_matter(tmp_path: Path, fam
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, attn_implementation="eager")
     model.config.use_cache = False
     model.config.pad_token_id = 1
+    model.config.attention_dropout = 0.1
+    model.config.of_another_library = "1"
     with as_checkpoint(model, None) as found:
         assert found == directory
 
