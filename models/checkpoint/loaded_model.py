@@ -104,9 +104,9 @@ def _require_served_alike(directory: Path, model: PreTrainedModel, tokenizer: Pr
     different = []
     config = load_config(directory)
     # Of a multimodal checkpoint, the text decoder alone may be in memory.
-    own = _computed(model.config)
+    in_memory = _computed(model.config)
     # What only the model in memory has, its class does not know.
-    if not any(stored.items() <= own.items() for stored in map(_computed, (config, config.get_text_config()))):
+    if not any(stored.items() <= in_memory.items() for stored in map(_computed, (config, config.get_text_config()))):
         different.append("configuration")
     stored_ends = _ends(config, read_json(directory / GENERATION).get("eos_token_id"))
     if _ends(model.config, getattr(model.generation_config, "eos_token_id", None)) - stored_ends:
