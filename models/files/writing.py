@@ -23,7 +23,6 @@ Content = bytes | str | Iterable[bytes | memoryview]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
-    errno.ENOENT,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -67,8 +66,12 @@ def _try_to_write(directory: Path, prefix: str) -> None:
     place = next(parent for parent in (directory, *directory.parents) if os.path.lexists(parent))
     if not place.is_dir():
         raise BakeoutError(f"{place} is not a directory, so nothing can be written below it.", "Name another output.")
-    with temporary_directory(place, prefix) as scratch:
-        _write_through(scratch / _NEW, b"1")
+    try:
+        with temporary_directory(place, prefix) as scratch:
+            _write_through(scratch / _NEW, b"1")
+    except FileNotFoundError:
+        # Some file systems of the kernel's own answer so.
+        raise BakeoutError(f"Nothing can be made in {place}.", "Name another output.") from None
 
 
 def forget_killed(path: Path) -> None:

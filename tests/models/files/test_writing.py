@@ -189,6 +189,14 @@ def test_errors_name_no_temporary_directory(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
 
+def test_a_place_where_nothing_can_be_made_is_refused() -> None:
+    place = Path("/proc/new")
+    if not place.parent.is_dir():
+        pytest.skip("there is no /proc here")
+    with pytest.raises(BakeoutError, match="/proc"):
+        require_new(place)
+
+
 @pytest.mark.parametrize("error", [ValueError("code 28"), OSError("cannot be loaded"), KeyError("[Errno 2] gone")])
 def test_other_errors_stay_as_they_are(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as caught, new_directory(tmp_path / "directory"):
