@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bakeout.models.checkpoint.checkpoint_files import weights_digest
@@ -87,10 +88,16 @@ def test_how_a_model_is_loaded_and_generates_does_not_matter(tmp_path: Path, fam
         assert found == directory
 
 
+# transformers 5 reads the rotary base in `rope_parameters`, and nothing in an attribute `rope_theta`.
+_ROTARY_BASE: dict[str, Any] = {"rope_theta": 50.0}
+if transformers.__version__.startswith("5."):
+    _ROTARY_BASE = {"rope_parameters": {"rope_type": "default", **_ROTARY_BASE}}
+
+
 @pytest.mark.parametrize(
     "changed",
     [
-        {"rope_theta": 50.0},
+        _ROTARY_BASE,
         {"rope_scaling": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
         {"rms_norm_eps": 0.5},
         {"num_hidden_layers": 2},
