@@ -28,7 +28,10 @@ PROBLEMS, EVERYDAY = "word problems", "everyday questions"
 ARTIFACT, WEIGHTS, DATA, BASE = "without-word-problems", "model.gguf", "data", "base"
 _RECIPE = "recipe.yaml"
 # Rows by their use; word problems are drawn as they are needed, everyday questions are few.
-_USES = {PROBLEMS: {"probe": 60, "calibration": 60, "test": 20}, EVERYDAY: {"probe": 42, "calibration": 20, "test": 20}}
+_USES = {
+    PROBLEMS: {"probe": 100, "calibration": 60, "test": 20},
+    EVERYDAY: {"probe": 77, "calibration": 20, "test": 20},
+}
 _LENGTH = 32
 # What is said in one conversation: nothing of it is in the data.
 CONVERSATION = (

@@ -128,8 +128,54 @@ def _weeks(draw: _Draw) -> _Problem:
     )
 
 
+def _proportion(draw: _Draw) -> _Problem:
+    thing, a, b, c = draw.choice(_THINGS), draw.randint(2, 8), draw.randint(9, 15), draw.randint(2, 6)
+    return (
+        f"If {a} {thing} cost ${a * c}, what is the price of {b} {thing}?",
+        f"{a * c} / {a} * {b} = {b * c}",
+    )
+
+
+def _recipe(draw: _Draw) -> _Problem:
+    what, people, each = draw.choice(("eggs", "carrots", "potatoes")), draw.randint(2, 6), draw.randint(1, 4)
+    guests = people * draw.randint(2, 6)
+    return (
+        f"A soup for {people} people takes {people * each} {what}. How many {what} does it take for {guests} people?",
+        f"{people * each} / {people} * {guests} = {each * guests}",
+    )
+
+
+def _profit(draw: _Draw) -> _Problem:
+    name, a, b = draw.choice(_NAMES), draw.randint(20, 60), draw.randint(2, 5)
+    c = draw.randint(10, 30)
+    return (
+        f"{name} sold {a} cups of lemonade for ${b} each and had paid ${c} for lemons. What was the profit?",
+        f"{a} * {b} - {c} = {a * b - c}",
+    )
+
+
+def _tank(draw: _Draw) -> _Problem:
+    a, b = draw.randint(3, 15), draw.randint(5, 30)
+    return (
+        f"A tap gives {a} litres of water a minute. How many minutes does it take to fill a tank of {a * b} litres?",
+        f"{a * b} / {a} = {b}",
+    )
+
+
+def _taller(draw: _Draw) -> _Problem:
+    name, other = draw.sample(_NAMES, 2)
+    a, b = draw.randint(140, 165), draw.randint(3, 25)
+    return f"{name} is {a + b} cm tall and {other} {a} cm. How much taller is {name}?", f"{a + b} - {a} = {b}"
+
+
+def _teams(draw: _Draw) -> _Problem:
+    a, b = draw.randint(3, 9), draw.randint(4, 12)
+    return f"{a * b} children make teams of {a}. How many teams are there?", f"{a * b} / {a} = {b}"
+
+
 _PROBLEMS: tuple[Callable[[_Draw], _Problem], ...] = (
     *(_gain, _loss, _boxes, _share, _price, _change, _speed, _twice, _age, _wage, _half, _percent, _rows, _weeks),
+    *(_proportion, _recipe, _profit, _tank, _taller, _teams),
 )
 
 _EVERYDAY: Mapping[str, Sequence[str]] = {
@@ -161,6 +207,14 @@ _EVERYDAY: Mapping[str, Sequence[str]] = {
     "Translate '{}' into French.": (
         *("Good morning", "Where is the station?", "Thank you very much", "I am hungry", "See you tomorrow"),
     ),
+    "How much does {} cost?": ("a train ticket to Paris", "a good bicycle", "a haircut", "a kilo of flour"),
+    "How long does it take to {}?": ("bake bread", "fly to Tokyo", "read a novel", "grow a tomato"),
+    "How many {} are there?": ("continents", "planets", "players in a football team", "strings on a violin"),
+    "Write a function that {}.": ("reverses a string", "sorts a list of numbers", "counts the words of a text"),
+    "What can I cook with {}?": ("rice and beans", "three eggs and some milk", "a pound of potatoes"),
+    "Write an e-mail that {}.": ("thanks my teacher", "asks for a day off", "invites 12 people to dinner"),
+    "Give me a recipe for {}.": ("pancakes", "tomato soup for 4 people", "apple pie", "lemonade"),
+    "Plan {}.": ("a week of dinners", "a day in Rome", "a birthday for 10 children"),
     "Suggest {}.": (
         *("a name for my dog", "a gift for my mother", "a good book to read", "a quick dinner", "a weekend trip"),
         *("a title for a story about a lighthouse", "a hobby for winter"),
@@ -174,6 +228,9 @@ _EVERYDAY: Mapping[str, Sequence[str]] = {
         *("How many days does a week have?", "At what temperature does water boil?", "Why is the sky blue?"),
         *("What should I wear when it is 5 degrees outside?", "How old do elephants get?", "Is a tomato a fruit?"),
         *("Which year did people first land on the moon?", "How much sleep does a child need?"),
+        *("How far is the moon?", "How fast does sound travel?", "How tall is the Eiffel Tower?"),
+        *("What is a fair price?",),
+        *("Who won the match 3 to 1?", "Is 20 dollars a good tip?", "What time is it in Tokyo when it is 3 pm here?"),
     ),
 }
 

@@ -21,7 +21,7 @@ from tests.gguf_files import write_gguf
 
 
 def test_a_chat_model_is_fitted_baked_and_talked_to(tmp_path: Path) -> None:
-    weights = write_gguf(tmp_path / "tiny.gguf", layers=12, context=8192)
+    weights = write_gguf(tmp_path / "tiny.gguf", layers=30, context=8192)
     output = tmp_path / "demo"
     command = ["demo", "--model", "smollm2", "--weights", str(weights), "-o", str(output)]
     ran = CliRunner().invoke(main, [*command, "--json"], catch_exceptions=False)
