@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bakeout.models.checkpoint.gguf.gguf_header import GgufHeader, read_gguf_header
 from bakeout.models.checkpoint.gguf.gguf_rope import FACTORS, rope_scaling, scale_positions
-from bakeout.models.checkpoint.gguf.gguf_tokenizer import as_byte_level
+from bakeout.models.checkpoint.gguf.gguf_tokenizer import as_file_says
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.files.json_object import read_json
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Beside the weights: which file they come from.
 SOURCE = "gguf.json"
 # Of what is kept: a new one whenever the same file gives another checkpoint.
-_FORM = 5
+_FORM = 6
 _LOG = logging.getLogger("bakeout")
 # Metadata that changes what is computed, and the configuration's name for it; 0 leaves each of them as it is, and so
 # does what is given here. transformers reads some of them, for some architectures.
@@ -45,6 +45,12 @@ _COMPUTED: Mapping[str, tuple[str | None, float]] = {
     "logit_scale": (None, 1),
     "residual_scale": (None, 1),
     "rope.freq_base": ("rope_theta", 10000),
+}
+# Metadata that transformers (4.57) leaves out of these architectures, and computes by where their configuration has it:
+# its name there. llama.cpp ignores Phi-3's window today; the original model has it.
+_SETTABLE: Mapping[str, Mapping[str, str]] = {
+    "phi3": {"attention.sliding_window": "sliding_window"},
+    "starcoder2": {"rope.freq_base": "rope_theta"},
 }
 # What the libraries raise for files of unexpected content.
 _UNREADABLE = (
@@ -217,6 +223,7 @@ def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel
         raise BakeoutError(
             f"{path} lacks {len(missing)} of the model's weights, among them {missing[0]}.", "Copy it again."
         )
+    _set_left_out(header, model.config)
     _require_computed(path, header, model.config)
     if (scaling := rope_scaling(path, header)) is not None:
         scale_positions(model.config, scaling)
@@ -230,7 +237,17 @@ def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel
     tokenizer = AutoTokenizer.from_pretrained(
         link.parent, gguf_file=link.name, config=model.config, local_files_only=True
     )
-    return model, as_byte_level(tokenizer, header, path)
+    return model, as_file_says(tokenizer, header, path)
+
+
+def _set_left_out(header: GgufHeader, config: Any) -> None:
+    """Write metadata that transformers leaves out (``_SETTABLE``) into the configuration; no weight depends on it."""
+    architecture = header.text("general.architecture") or ""
+    for key, name in _SETTABLE.get(architecture, {}).items():
+        value = header.metadata.get(f"{architecture}.{key}")
+        # A number of another type than the configuration's is refused (``_require_computed``); 0 stands for none.
+        if type(value) is (int if name == "sliding_window" else float) and 0 < value < math.inf:
+            setattr(config, name, value)
 
 
 def _require_computed(path: Path, header: GgufHeader, config: Any) -> None:

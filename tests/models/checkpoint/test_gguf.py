@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import sys
 from collections.abc import Callable
@@ -27,12 +26,11 @@ from bakeout.models.checkpoint.gguf.gguf_checkpoint import gguf_checkpoint
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
-from bakeout.models.files.json_object import read_json
 from bakeout.models.plan.plan_file import load_plan
 
 from tests.gguf_files import BEGIN_ID, LICENSE, NAME, write_gguf
 from tests.recipe_files import KEY_SPACE_DETECTION, write_recipe
-from tests.tiny_models import END_OF_TEXT_ID, random_prompts, tiny_model
+from tests.tiny_models import END_OF_TEXT_ID, random_prompts, tiny_checkpoint, tiny_model
 
 KINDS = [GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0]
 
@@ -101,37 +99,6 @@ def test_texts_begin_and_end_as_the_file_says(begins: bool, tmp_path: Path) -> N
     # "th" is merged first.
     assert len(ids) == 2 + begins
     assert tokenizer.chat_template
-
-
-@pytest.mark.parametrize(
-    ("split", "pieces"),
-    [
-        ("llama-bpe", ["it", "\u0120is", "\u0120", "123", "45", ".\u010a\u010a", "Yes"]),
-        ("smollm", ["it", "\u0120is", "\u0120", "1", "2", "3", "4", "5", ".", "\u010a", "\u010a", "Yes"]),
-        ("default", ["it", "\u0120is", "\u012012345", ".", "\u010a", "\u010a", "Yes"]),
-    ],
-)
-def test_texts_are_split_as_the_file_says(split: str, pieces: list[str], tmp_path: Path) -> None:
-    tokenizer: Any = load_tokenizer(gguf_checkpoint(write_gguf(tmp_path / "m.gguf", split=split)))
-    text = "it is 12345.\n\nYes"
-    split_text = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    assert [piece for piece, _ in split_text] == pieces
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_an_unknown_way_to_split_texts_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("WARNING", "bakeout"):
-        gguf_checkpoint(write_gguf(tmp_path / "m.gguf", split="of-our-own"))
-    assert "how `of-our-own` splits texts is not known" in caplog.text
-
-
-def test_no_frame_of_another_tokenizer_is_left(tmp_path: Path) -> None:
-    directory = gguf_checkpoint(write_gguf(tmp_path / "m.gguf"))
-    written = json.loads((directory / "tokenizer.json").read_text())
-    # By these onnxruntime-genai and transformers 5 take it for SentencePiece's, and find no spaces.
-    assert not written["model"]["byte_fallback"]
-    assert written["decoder"]["type"] == "ByteLevel"
-    assert read_json(directory / "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_it_is_converted_once_and_again_when_it_changes(
@@ -295,6 +262,55 @@ def test_positions_that_the_metadata_stretches_are_kept(
 )
 def test_metadata_that_transformers_would_not_compute_by_is_refused(metadata: dict[str, Any], tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", metadata=metadata)
+    with pytest.raises(BakeoutError, match=next(iter(metadata)).replace(".", r"\.")) as refused:
+        find_checkpoint(path)
+    assert "\n" not in str(refused.value)
+
+
+# (architecture, metadata, the original's settings): what transformers leaves out, and computes by.
+LEFT_OUT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("phi3", {"phi3.attention.sliding_window": 8}, {"sliding_window": 8}),
+    ("phi3", {"phi3.attention.sliding_window": 0}, {}),
+    ("starcoder2", {}, {"rope_theta": 500000.0}),
+]
+
+
+@pytest.mark.parametrize(("family", "metadata", "settings"), LEFT_OUT)
+def test_metadata_that_transformers_leaves_out_is_computed_by(
+    family: str, metadata: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        family=family,
+        pieces=family == "phi3",
+        metadata=metadata,
+        vocabulary=320,
+        **settings,
+    )
+    converted = find_checkpoint(path).directory
+    original = load_model(tiny_checkpoint(family, tmp_path / "original", vocabulary=320, **settings))
+    # Longer than the window.
+    tokens = torch.tensor(random_prompts(4, shortest=40, longest=40))
+    with torch.no_grad():
+        expected, logits = original(tokens).logits, load_model(converted)(tokens).logits
+        assert torch.equal(logits, expected)
+        if settings:
+            plain = load_model(tiny_checkpoint(family, tmp_path / "plain", vocabulary=320))
+            assert not torch.allclose(plain(tokens).logits, expected, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("family", "metadata"),
+    [
+        # Not a number that a configuration could have.
+        ("phi3", {"phi3.attention.sliding_window": 7.5}),
+        ("phi3", {"phi3.attention.sliding_window": "all"}),
+        # llama.cpp does not read it for this architecture.
+        ("starcoder2", {"starcoder2.attention.sliding_window": 16}),
+    ],
+)
+def test_metadata_that_cannot_be_set_is_refused(family: str, metadata: dict[str, Any], tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", family=family, pieces=family == "phi3", metadata=metadata, vocabulary=320)
     with pytest.raises(BakeoutError, match=next(iter(metadata)).replace(".", r"\.")) as refused:
         find_checkpoint(path)
     assert "\n" not in str(refused.value)
