@@ -15,7 +15,7 @@ import numpy as np
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import graphs_of, home_of
 from bakeout.export.running.genai_config import GENAI_CONFIG, genai_config
-from bakeout.export.running.runner import Runner
+from bakeout.export.running.runner import MOST_LOGITS, Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.end_of_text import read_end_of_text
@@ -65,7 +65,8 @@ class GenaiRunner:
         self.end_tokens = frozenset(read_end_of_text(self.directory).require(self.directory))
         self._model, config = _loaded(self.path, self.directory)
         self._padding = int(config["pad_token_id"])
-        self.limits = Limits(int(config["vocab_size"]), int(config["context_length"]))
+        self._vocabulary = int(config["vocab_size"])
+        self.limits = Limits(self._vocabulary, int(config["context_length"]))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -149,8 +150,11 @@ class GenaiRunner:
         """
         batch: list[int] = []
         for row in sorted(range(len(prompts)) if only is None else only, key=lambda row: len(prompts[row])):
-            alone = len(prompts[row]) + new > self._context
-            if batch and (alone or len(batch) == batch_size):
+            length = len(prompts[row])
+            alone = length + new > self._context
+            # Its builder's graphs compute the logits of every token of a prompt.
+            full = len(batch) == batch_size or (len(batch) + 1) * length * self._vocabulary > MOST_LOGITS
+            if batch and (alone or full):
                 yield batch
                 batch = []
             if alone:

@@ -52,6 +52,28 @@ def test_a_graph_of_its_builder(tmp_path: Path) -> None:
     assert _answers(GenaiRunner(directory), 3) == Runner(directory).generate(PROMPTS, LONGEST)
 
 
+def test_a_batch_holds_no_more_than_its_prompts_logits_take(
+    exported: GenaiRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime_genai as genai
+
+    rows = []
+
+    class Counted(genai.GeneratorParams):  # type: ignore[misc]
+        def set_search_options(self, **options: object) -> None:
+            rows.append(options["batch_size"])
+            super().set_search_options(**options)
+
+    unlimited = _answers(exported)
+    vocabulary = exported.limits.embeddings
+    assert vocabulary is not None
+    monkeypatch.setattr(genai, "GeneratorParams", Counted)
+    monkeypatch.setattr("bakeout.export.running.genai_runner.MOST_LOGITS", 10 * vocabulary)
+    assert _answers(exported) == unlimited
+    # Of 3, 5, 5, 9 and 12 tokens; the last is more than the limit alone.
+    assert rows == [2, 1, 1, 1]
+
+
 def test_an_answer_ends_where_our_loop_ends_it(llama_onnx: Path, tmp_path: Path) -> None:
     directory = tmp_path / "graph"
     shutil.copytree(llama_onnx, directory)
