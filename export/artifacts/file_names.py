@@ -1,9 +1,10 @@
 """The names of an artifact's files."""
 
+from bakeout.models.files.artifact_names import MANIFEST as MANIFEST
+from bakeout.models.files.artifact_names import PLAN as PLAN
+
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
-PLAN = "plan.safetensors"
-MANIFEST = "bakeout.json"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
 # It signs the manifest and all other files, so that it is in no manifest itself.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bakeout.export.artifacts.file_names import PLAN
@@ -16,6 +17,7 @@ from bakeout.export.evaluation.evaluate import data_names
 from bakeout.export.evaluation.grading import AnswerJudge
 from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.evaluation.recorded_inputs import tell_fitted_rows
+from bakeout.export.recipes.data_files import Columns, in_columns
 from bakeout.export.report.figures_file import Attack, Attacks
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
@@ -90,6 +92,7 @@ def attack(
     positions: Sequence[Positions] = (),
     base: Path | None = None,
     mixed: Path | None = None,
+    columns: Mapping[str, Columns] = MappingProxyType({}),
     prompts: int = 200,
     seed: int = 0,
     track: Track = untracked,
@@ -100,8 +103,9 @@ def attack(
     that a file gives nothing for (``paraphrase``, ``language``; forms of conversations without any; ``few_shot`` of one
     row) has no row, nor has a form that the chat template does not render or the context does not hold,
     ``after_refusal`` and ``follow_up`` where nothing can refuse, and ``batch_mixing`` without ``mixed``: prompts of
-    other kinds that share a batch with those of ``data``. ``positions``: other settings of Key Space Detection than the
-    artifact's own to measure as well, which needs ``base``, its base model.
+    other kinds that share a batch with those of ``data``. ``columns``: which keys files have their rows under, where
+    these are their own, by the files' names without their endings. ``positions``: other settings of Key Space Detection
+    than the artifact's own to measure as well, which needs ``base``, its base model.
 
     Raises ``BakeoutError`` for unknown attacks, rows without a response, what cannot be read or run, and where no
     attack has a row.
@@ -115,12 +119,14 @@ def attack(
         load_plan(directory / PLAN).at_positions(other)
     files = data_names(data)
     tell_fitted_rows(directories, files)
+    files = {name: in_columns(source, columns.get(name)) for name, source in files.items()}
+    beside = None if mixed is None else in_columns(mixed, columns.get(mixed.stem))
     rows: list[AttackRow] = []
     for target, runner, refusals in _targets(directories, positions, base):
-        mixing = [] if mixed is None else read_records(mixed, runner.tokenizer, runner.limits)
+        mixing = [] if beside is None else read_records(beside, runner.tokenizer, runner.limits)
         others = [record.prompt_ids for record in mixing]
-        for name, path in files.items():
-            asked = spread(read_prompt_rows(path, runner.tokenizer, runner.limits), prompts)
+        for name, source in files.items():
+            asked = spread(read_prompt_rows(source, runner.tokenizer, runner.limits), prompts)
             jobs = list(attack_jobs(asked, attacks, runner, refusals, others, seed))
             for kind, feed, pairs in track(jobs, f"{target} on {name}", len(jobs)):
                 given = [record for _, record in pairs]

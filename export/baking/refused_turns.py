@@ -27,25 +27,42 @@ _LOG = logging.getLogger(__name__)
 
 # Plain enough for the Jinja of transformers, transformers.js and onnxruntime-genai. A turn begins with what the user
 # says, so that the calls of tools that led to a refusal go with it, and no system message does. A conversation that
-# ends with a refusal is left whole, and a content that is a list of parts is taken for none.
+# ends with a refusal is left whole. Not all of these can append to a list, and a sum of lists copies both: what is kept
+# is taken in pieces, from one refused turn to the next, and a hundred messages at once are added to the long list, so
+# that tens of thousands of messages stay within the budget of `bounded_templates`.
 _BEFORE = """\
 {#- Bakeout: turns that were refused are left out. -#}
-{%- set bakeout = namespace(messages=[], turn=0) -%}
+{%- set bakeout = namespace(messages=messages[:0], few=messages[:0], start=0, turn=0, said='') -%}
 {%- for message in messages -%}
     {%- if message['role'] == 'user' -%}
-        {%- set bakeout.turn = bakeout.messages | length -%}
-    {%- endif -%}
-    {%- if not loop.last and message['role'] == 'assistant' and message['content'] is string \
-and message['content'] | trim == REFUSAL -%}
-        {%- set bakeout.messages = bakeout.messages[:bakeout.turn] -%}
-    {%- else -%}
-        {%- set bakeout.messages = bakeout.messages + [message] -%}
-        {%- if message['role'] == 'system' or message['role'] == 'developer' -%}
-            {%- set bakeout.turn = bakeout.messages | length -%}
+        {%- set bakeout.turn = loop.index0 -%}
+    {%- elif message['role'] == 'system' or message['role'] == 'developer' -%}
+        {%- set bakeout.turn = loop.index -%}
+    {%- elif message['role'] == 'assistant' and not loop.last -%}
+        {%- set bakeout.said = none -%}
+        {%- if message['content'] is string -%}
+            {%- set bakeout.said = message['content'] -%}
+        {%- elif message['content'] is iterable and message['content'] is not mapping -%}
+            {%- for part in message['content'] -%}
+                {%- if part is not string and part['type'] == 'text' and part['text'] is string -%}
+                    {%- set bakeout.said = part['text'] if bakeout.said is none else bakeout.said + part['text'] -%}
+                {%- endif -%}
+            {%- endfor -%}
+        {%- endif -%}
+        {%- if bakeout.said is string and bakeout.said | trim == REFUSAL -%}
+            {%- set bakeout.few = bakeout.few + messages[bakeout.start:bakeout.turn] -%}
+            {%- if bakeout.few | length > 99 -%}
+                {%- set bakeout.messages = bakeout.messages + bakeout.few -%}
+                {%- set bakeout.few = messages[:0] -%}
+            {%- endif -%}
+            {%- set bakeout.start = loop.index -%}
+            {%- set bakeout.turn = loop.index -%}
         {%- endif -%}
     {%- endif -%}
 {%- endfor -%}
+{%- set bakeout.messages = bakeout.messages + bakeout.few + messages[bakeout.start:] -%}
 {%- set messages = bakeout.messages %}"""
+# The same two in what earlier versions wrote.
 _FIRST, *_, _LAST = _BEFORE.splitlines()
 _WRITTEN = re.compile(f"{re.escape(_FIRST)}.*?{re.escape(_LAST + NOTHING)}", re.DOTALL)
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.reading import parse_json, read_regular
+from bakeout.models.files.reading import may_be_cut_line, parse_json, read_regular
 from bakeout.models.files.writing import disk_errors
 
 Json = Any
+
+# The first bytes of every line.
+_START = b'{"name": "'
 
 
 class Journal:
@@ -53,7 +56,8 @@ class Journal:
         if self._path is None:
             return
         entry = {"name": name, "step": step, "result": result}
-        line = (json.dumps({**entry, "sha256": _checksum(entry)}, ensure_ascii=False) + "\n").encode()
+        # In ASCII: a step is named after a data file too, whose name need not be UTF-8.
+        line = (json.dumps({**entry, "sha256": _checksum(entry)}) + "\n").encode()
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
@@ -69,20 +73,27 @@ class Journal:
         except OSError as error:
             raise BakeoutError(f"{path} cannot be read ({error.strerror}).", "Check the path.") from None
         whole = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+        lines = content[:whole].split(b"\n")[:-1]
+        for number, line in enumerate(lines, start=1):
             entry = _entry(line)
             if entry is None:
-                raise BakeoutError(
-                    f"{path}, line {number}: not a step of a certificate.", "Name another file for `journal`."
-                )
+                raise _no_step(path, number)
             if entry["name"] in (self._name, self._base_name):
                 self._done[entry["name"], entry["step"]] = entry["result"]
+        tail = content[whole:]
+        # A file of one line without a line end, which another program wrote, must not be emptied.
+        if tail and not may_be_cut_line(tail, _START) and _entry(tail) is None:
+            raise _no_step(path, len(lines) + 1)
         return whole
+
+
+def _no_step(path: Path, number: int) -> BakeoutError:
+    return BakeoutError(f"{path}, line {number}: not a step of a certificate.", "Name another file for `journal`.")
 
 
 def _entry(line: bytes) -> Mapping[str, Json] | None:
     try:
-        entry = parse_json(line.decode("utf-8"))
+        entry = parse_json(line.decode("utf-8"), half_pairs=True)
         checksum = entry.pop("sha256")
         if checksum == _checksum(entry) and entry.keys() == {"name", "step", "result"}:
             return dict(entry)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress
-from bakeout.export.cli.options import OUTPUT, PATH, directories, json_output
+from bakeout.export.cli.grades import columns_option, named_columns
+from bakeout.export.cli.options import PATH, directories, json_output
 
 if TYPE_CHECKING:
     from bakeout.export.attacks.attack import AttackRow
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @directories
 @click.option("--data", type=PATH, multiple=True, required=True, help="JSONL of forgotten prompts; repeatable.")
 @click.option("--retain", "mixed", type=PATH, help="JSONL of other prompts, for batches with mixed prompts.")
+@columns_option
 @click.option("--attack", "attacks", multiple=True, help="Run this attack only, repeatable; by default all.")
 @click.option(
     "--positions",
@@ -31,12 +33,13 @@ if TYPE_CHECKING:
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
 @click.option("--prompts", type=click.IntRange(1), default=200, show_default=True, help="Prompts of each file.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the variants.")
-@click.option("--figures", type=OUTPUT, help="Write the figures of a report to this file; it must not exist.")
+@click.option("--figures", type=PATH, help="Write the figures of a report to this file; it must not exist.")
 @json_output
 def attack(
     directories: tuple[Path, ...],
     data: tuple[Path, ...],
     mixed: Path | None,
+    columns: tuple[str, ...],
     attacks: tuple[str, ...],
     positions: tuple[Positions, ...],
     base: Path | None,
@@ -61,6 +64,8 @@ def attack(
 
     if figures is not None:
         require_new(figures)
+    named = [path.stem for path in (*data, *([] if mixed is None else [mixed]))]
+    chosen_columns = named_columns(columns, named)
     with progress() as track:
         rows = attack(
             directories,
@@ -69,6 +74,7 @@ def attack(
             positions=positions,
             base=base,
             mixed=mixed,
+            columns=chosen_columns,
             prompts=prompts,
             seed=seed,
             track=track,

@@ -11,7 +11,7 @@ import click
 from bakeout.export.cli.artifact_lines import show_artifact
 from bakeout.export.cli.console import emit_json, progress, show_lines
 from bakeout.export.cli.option_fields import FieldsCommand
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -26,7 +26,7 @@ def _fields() -> type[BaseModel]:
 @click.command(cls=FieldsCommand, fields=_fields)
 @click.argument("model")
 @click.argument("plan", type=PATH)
-@click.option("-o", "--output", type=OUTPUT, help="Directory of the new artifact; it must not exist.")
+@click.option("-o", "--output", type=PATH, help="Directory of the new artifact; it must not exist.")
 @click.option("--canary/--no-canary", default=True, help="Run the plan's canary through the baked graph.")
 @click.option(
     "--hide",

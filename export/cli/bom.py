@@ -7,14 +7,17 @@ from pathlib import Path
 import click
 
 from bakeout.export.cli.console import emit_json, show
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 
 
 @click.command()
 @click.argument("directory", type=PATH)
-@click.option("-o", "--output", type=OUTPUT, required=True, help="File of the new bill; it must not exist.")
+@click.option("-o", "--output", type=PATH, required=True, help="File of the new bill; it must not exist.")
 @click.option("--license", help="The artifact's licence, as an SPDX expression.")
-@click.option("--base-license", help="The base model's licence; by default that of the GGUF file that it came from.")
+@click.option(
+    "--base-license",
+    help="The base model's, as an SPDX expression or by its name; by default that of the GGUF file that it came from.",
+)
 @json_output
 def bom(directory: Path, output: Path, license: str | None, base_license: str | None, machine: bool) -> None:
     """Write an artifact's bill of materials: CycloneDX 1.7 for machine learning (pip install "bakeout[trust]").

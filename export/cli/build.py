@@ -8,13 +8,13 @@ import click
 
 from bakeout.export.cli.artifact_lines import show_artifact
 from bakeout.export.cli.console import progress
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 from bakeout.export.cli.placement import cache_options, kept_in, placement_options
 
 
 @click.command()
 @click.argument("recipe", type=PATH)
-@click.option("-o", "--output", type=OUTPUT, required=True, help="Directory of the new artifact; it must not exist.")
+@click.option("-o", "--output", type=PATH, required=True, help="Directory of the new artifact; it must not exist.")
 @placement_options
 @cache_options
 @json_output

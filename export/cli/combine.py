@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from bakeout.export.cli.console import emit_json, progress, show_lines
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 from bakeout.export.cli.plan_lines import show_plan
 
 
 @click.command()
 @click.argument("plans", type=PATH, nargs=-1, required=True, metavar="PLAN...")
 @click.option("--base", required=True, help="The base model of all of them: a checkpoint's directory or hub id.")
-@click.option("-o", "--output", type=OUTPUT, required=True, help="File of the new plan; it must not exist.")
+@click.option("-o", "--output", type=PATH, required=True, help="File of the new plan; it must not exist.")
 @json_output
 def combine(plans: tuple[Path, ...], base: str, output: Path, machine: bool) -> None:
     """Put plans of one model together, in their order.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress, say, show
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 
 if TYPE_CHECKING:
     from bakeout.export.evaluation.rows import Row
@@ -20,7 +20,7 @@ _CHAT_MODEL = "smollm2"
 
 @click.command()
 @click.option(
-    "-o", "--output", type=OUTPUT, default=Path("bakeout-demo"), show_default=True, help="Directory of everything."
+    "-o", "--output", type=PATH, default=Path("bakeout-demo"), show_default=True, help="Directory of everything."
 )
 @click.option(
     "--model",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress
-from bakeout.export.cli.grades import graders
-from bakeout.export.cli.options import OUTPUT, PATH, chosen_template, directories, json_output, template_options
+from bakeout.export.cli.grades import columns_option, graders, named_columns
+from bakeout.export.cli.options import PATH, chosen_template, directories, json_output, template_options
 
 if TYPE_CHECKING:
     from bakeout.export.evaluation.intervals import Interval
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--text", "texts", type=PATH, multiple=True, help="JSONL to measure perplexity and divergence on; repeatable."
 )
+@columns_option
 @click.option(
     "--grade",
     "grades",
@@ -55,13 +56,14 @@ if TYPE_CHECKING:
     help="What generates answers; genai for artifacts with genai_config.json, and all that can have one.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--csv", "table", type=OUTPUT, help="Write all figures to this file too; it must not exist.")
+@click.option("--csv", "table", type=PATH, help="Write all figures to this file too; it must not exist.")
 @template_options
 @json_output
 def evaluate(
     directories: tuple[Path, ...],
     data: tuple[Path, ...],
     texts: tuple[Path, ...],
+    columns: tuple[str, ...],
     grades: tuple[str, ...],
     rows: int | None,
     max_new_tokens: int | None,
@@ -96,8 +98,8 @@ def evaluate(
 
     --text: perplexity of responses or plain text, and with --base the divergence of the first token from the base's.
 
-    --tasks: the tasks of lm-evaluation-harness (pip install "bakeout[harness]"). A refusal appears only in generated
-    text, so it does not show in log-likelihood tasks such as mmlu.
+    --tasks: the tasks of lm-evaluation-harness (pip install "bakeout[harness]"). A refusal is generated text, so
+    log-likelihood tasks such as mmlu do not count it.
     """
     if not data and not texts and not tasks:
         raise click.UsageError("Missing option '--data', '--text' or '--tasks'.")
@@ -105,6 +107,8 @@ def evaluate(
         raise click.UsageError("Missing option '--tasks': the other options about tasks have no effect without it.")
     if not data and (grades or answers or max_new_tokens or temperature):
         raise click.UsageError("Missing option '--data': the other options about answers have no effect without it.")
+    if columns and not data and not texts:
+        raise click.UsageError("Missing option '--data' or '--text': '--columns' has no effect without them.")
     if not temperature and (top_p != 1.0 or seed):
         raise click.UsageError("Missing option '--temperature': '--top-p' and '--seed' have no effect without it.")
     from bakeout.export.evaluation.csv_table import write_csv
@@ -139,12 +143,14 @@ def evaluate(
     )
     template = chosen_template(chat_template, arguments, date)
     chosen_graders = graders(grades, [path.stem for path in data])
+    chosen_columns = named_columns(columns, [path.stem for path in (*data, *texts)])
     with progress() as track:
         evaluation = evaluate(
             directories,
             data,
             texts=texts,
             base=base,
+            columns=chosen_columns,
             grades=chosen_graders,
             options=options,
             chat_template=template,

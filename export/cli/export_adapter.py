@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bakeout.export.cli.console import emit_json, show
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 
 
 @click.command(name="export-adapter")
@@ -17,7 +17,7 @@ from bakeout.export.cli.options import OUTPUT, PATH, json_output
 @click.option("--base", help="With `--to peft`: the name that the adapter gives its base model.")
 @click.option("--policy", is_flag=True, help="A directory with plan and manifest: to be signed, recorded, certified.")
 @click.option("--hide", type=PATH, help="Leave out what is forgotten, as `bake --hide` with this file of a salt.")
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The new directory (peft, policy) or file (onnx).")
+@click.option("-o", "--output", type=PATH, required=True, help="The new directory (peft, policy) or file (onnx).")
 @json_output
 def export_adapter(
     plan: Path,
@@ -31,8 +31,10 @@ def export_adapter(
 ) -> None:
     """Write a plan as an adapter: for PEFT its low-rank updates, for ONNX Runtime the constants of its graph edits."""
     from bakeout.export.artifacts.salt import kept_salt
+    from bakeout.models.files.writing import require_new
     from bakeout.models.plan.plan_file import load_plan
 
+    require_new(output)
     loaded = load_plan(plan)
     if to == "peft" and artifact is not None:
         raise click.UsageError("'--artifact' belongs to '--to onnx'.")

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from bakeout.export.cli.console import emit_json, progress, show
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 from bakeout.export.cli.placement import cache_options, kept_in, placement_options
 
 
 @click.command()
 @click.argument("recipe", type=PATH)
-@click.option("-o", "--output", type=OUTPUT, required=True, help="File of the new plan; it must not exist.")
+@click.option("-o", "--output", type=PATH, required=True, help="File of the new plan; it must not exist.")
 @placement_options
 @cache_options
 @json_output

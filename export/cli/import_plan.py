@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from bakeout.export.cli.console import progress
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 from bakeout.export.cli.plan_lines import show_plan
 
 
 @click.command(name="import")
 @click.argument("source", type=PATH)
 @click.option("--base", required=True, help="The base model: a checkpoint's directory or hub id.")
-@click.option("-o", "--output", type=OUTPUT, required=True, help="File of the new plan; it must not exist.")
+@click.option("-o", "--output", type=PATH, required=True, help="File of the new plan; it must not exist.")
 @click.option(
     "--scale", type=float, default=1.0, show_default=True, help="How many times the edit; negative: its reverse."
 )

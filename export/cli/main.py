@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -57,6 +58,13 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f"bakeout.export.cli.{name}"), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        _require_one_process(name)
+        return name, command, rest
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -94,6 +102,15 @@ class _Commands(click.Group):
         except click.Abort:
             say("interrupted")
             sys.exit(130)
+
+
+def _require_one_process(name: str | None) -> None:
+    """All commands but ``fit`` would do the same work in each process, and write the same files."""
+    if name != "fit" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BakeoutError(
+            f"`bakeout {name}` was started in several processes, which share the work of `bakeout fit` alone.",
+            f"Start `bakeout {name}` by itself, with a plan where it takes one.",
+        )
 
 
 def _require_directory() -> None:

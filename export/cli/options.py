@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
@@ -20,24 +19,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 
-
-class _Output(click.Path):
-    """A path that is written to: in no artifact, whose manifest lists all that belongs there."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        from bakeout.export.artifacts.file_names import MANIFEST
-
-        for directory in path.resolve().parents:
-            if (directory / MANIFEST).is_file():
-                raise BakeoutError(
-                    f"{path} lies in the artifact {directory}, whose manifest and signature it would break.",
-                    "Name a place outside of it.",
-                )
-        return path
-
-
-OUTPUT = _Output(path_type=Path)
 
 directories = click.argument("directories", type=PATH, nargs=-1, required=True, metavar="DIR...")
 json_output = click.option("--json", "machine", is_flag=True, help="Print one JSON object.")

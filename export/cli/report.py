@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from bakeout.export.cli.console import emit_json, show
-from bakeout.export.cli.options import OUTPUT, PATH, directories, json_output
+from bakeout.export.cli.options import PATH, directories, json_output
 
 
 @click.command()
 @directories
-@click.option("-o", "--output", type=OUTPUT, required=True, help="File of the new page; it must not exist.")
+@click.option("-o", "--output", type=PATH, required=True, help="File of the new page; it must not exist.")
 @click.option(
     "--evaluation", "evaluations", type=PATH, multiple=True, help="What `evaluate --json` printed; repeatable."
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bakeout.export.cli.console import emit_json, progress, show
-from bakeout.export.cli.options import OUTPUT, PATH, json_output
+from bakeout.export.cli.options import PATH, json_output
 from bakeout.export.cli.placement import cache_options, kept_in, placement_options
 
 
@@ -33,14 +33,14 @@ class _Tune(click.Command):
 
 @click.command(cls=_Tune)
 @click.argument("recipe", type=PATH)
-@click.option("-o", "--output", type=OUTPUT, required=True, help="File of the tuned recipe; it must not exist.")
+@click.option("-o", "--output", type=PATH, required=True, help="File of the tuned recipe; it must not exist.")
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Candidates of each search.")
 @click.option(
     "--prompts", type=click.IntRange(1), default=200, show_default=True, help="Rows of each name to measure with."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search.")
 @click.option("--directory", type=PATH, help="Directory of the trials, to resume from; by default beside the output.")
-@click.option("--figures", type=OUTPUT, help="Write the figures of a report to this file; it must not exist.")
+@click.option("--figures", type=PATH, help="Write the figures of a report to this file; it must not exist.")
 @placement_options
 @cache_options
 @json_output

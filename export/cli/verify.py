@@ -22,7 +22,7 @@ from bakeout.export.cli.placement import placement_options
 )
 @click.option("--base", type=PATH, help="The base model: its checkpoint's directory.")
 @click.option("--data", type=PATH, multiple=True, help="JSONL of prompts to compare with the reference too.")
-@click.option("--checks", help="These checks alone, as in hashes,graph,canary: they are the verdict.")
+@click.option("--checks", help="These checks alone, as in files,graph,canary: they are the verdict.")
 @placement_options
 @json_output
 @click.pass_context
@@ -39,16 +39,16 @@ def verify(
     device_map: str | None,
     machine: bool,
 ) -> None:
-    """Check an artifact: hashes of the files, graph (for a checkpoint: tensors), canary, parity, and its signature.
+    """Check an artifact: files (by their hashes), graph (for a checkpoint: tensors), canary, parity, and its signature.
 
     Parity compares with the PyTorch reference, and needs the base model's checkpoint, which runs in float32 on the CPU
     unless it is told to run elsewhere. A check that cannot run is not
     ok.
     """
-    from bakeout.export.verification.verify import CheckName, check_names, verify
+    from bakeout.export.verification.verify import AskedName, not_asked, verify
     from bakeout.models.checkpoint.placement import REFERENCE
 
-    asked = None if checks is None else cast("list[CheckName]", [name.strip() for name in checks.split(",")])
+    asked = None if checks is None else cast("list[AskedName]", [name.strip() for name in checks.split(",")])
     prompts = [prompt for path in data for prompt in _prompts(directory, path)]
     with progress() as track:
         done = verify(
@@ -62,14 +62,14 @@ def verify(
             track=track,
         )
     ok = all(check.ok for check in done)
-    not_asked = [name for name in check_names(directory) if asked is not None and name not in asked]
+    others = not_asked(directory, asked)
     if machine:
-        emit_json({"ok": ok, "checks": [check.as_json() for check in done], "not_asked": not_asked})
+        emit_json({"ok": ok, "checks": [check.as_json() for check in done], "not_asked": others})
     else:
         for check in done:
             detail = with_flags(check.detail, context.command.params)
             show(f"{'ok' if check.ok else 'NOT OK':<7} {check.name:<7} {detail}".replace("\n", "\\n"))
-        for name in not_asked:
+        for name in others:
             show(f"{'-':<7} {name:<7} not asked for")
     sys.exit(0 if ok else 1)
 

@@ -29,6 +29,7 @@ from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.evaluation.opening import opened, require_runtime
 from bakeout.export.evaluation.recorded_inputs import recorded_exporter, recorded_template, tell_fitted_rows
 from bakeout.export.evaluation.rows import BASE, Change, DataInput, Evaluation, Inputs, Row, TaskRow, TextRow
+from bakeout.export.recipes.data_files import Columns, in_columns
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.genai_runner import AnyRunner, showing_logits
 from bakeout.export.running.refusals import Refusals
@@ -48,6 +49,7 @@ def evaluate(
     *,
     texts: NamedData = (),
     base: Path | None = None,
+    columns: Mapping[str, Columns] = MappingProxyType({}),
     grades: Mapping[str, Grader] = MappingProxyType({}),
     options: EvaluateOptions = ALL_ROWS,
     chat_template: ChatTemplateOptions | None = None,
@@ -55,8 +57,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate artifacts, or any ONNX directories, on rows of prompts and responses, ``texts`` and tasks.
 
-    An artifact that is a checkpoint is exported first, as the base model's checkpoint is. ``grades``: how the answers
-    to each of ``data`` are judged, by exact match where it says nothing.
+    An artifact that is a checkpoint is exported first, as the base model's checkpoint is. ``columns``: which keys each
+    of ``data`` and ``texts`` has its rows under, where these are its own. ``grades``: how the answers to each of
+    ``data`` are judged, by exact match where it says nothing.
     The base model's rows come first: of ``base`` (a checkpoint or an ONNX directory), or else as they were stored when
     the first artifact was built on a file of the same content. ``chat_template``: what conversations are rendered by,
     in place of the models' own; else ``base`` renders them as the artifacts do. Raises ``BakeoutError`` for what cannot
@@ -77,9 +80,14 @@ def evaluate(
         require_tasks(tasks)
     text_sources = data_names(texts) if texts else {}
     refusals = Refusals.of_artifacts(directories)
+    # Artifacts record the files that they were fitted on as these are, under whatever keys.
+    tell_fitted_rows(directories, {**sources, **text_sources})
+    sources, text_sources = (
+        {name: in_columns(source, columns.get(name)) for name, source in named.items()}
+        for named in (sources, text_sources)
+    )
     has_stored = base is None and chat_template is None and sources
     rows = stored_base_rows(directories[0], sources, grades, options) if has_stored else []
-    tell_fitted_rows(directories, {**sources, **text_sources})
     inputs = _inputs(directories, sources, text_sources, grades, options)
     stored = {row.data: row for row in rows}
     text_rows: list[TextRow] = []

@@ -27,6 +27,7 @@ from bakeout.export.running.genai_runner import AnyRunner, GenaiRunner, showing_
 from bakeout.export.running.refusals import Refusals, answer_text
 from bakeout.export.running.sampling import Sampling
 from bakeout.graph_passes.graph.graph_file import data_files, load_graph
+from bakeout.models.data.prompt_rows import unlike_chats
 from bakeout.models.data.row_source import Source
 from bakeout.models.data.rows import Record
 from bakeout.models.files.hashing import hash_files
@@ -196,7 +197,10 @@ class _Asked:
             # A refusal that is cut off would count as an answer.
             length = max(named, refusals.longest(runner.tokenizer))
         chosen = asked or chosen_rows(source, options, length, description)
-        return cls(chosen, read_questions(chosen.source, grader, runner.tokenizer, runner.limits), grader, length)
+        questions = read_questions(chosen.source, grader, runner.tokenizer, runner.limits)
+        if asked is None and (told := unlike_chats(chosen.source, runner.tokenizer)):
+            _LOG.warning(f"{description}: {told}")
+        return cls(chosen, questions, grader, length)
 
     def graded(
         self, runner: AnyRunner, refusals: Refusals, options: EvaluateOptions, track: Track, description: str

@@ -12,7 +12,6 @@ from bakeout.export.fitting.recipe_rows import read_recipe_rows
 from bakeout.export.recipes.interventions import require_tuned
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.export.recipes.recipe_inputs import RecipeInputs, open_inputs, open_rows, without_tests
-from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
@@ -50,7 +49,7 @@ def fit(
     from bakeout.models.network.families import identity, model_limits, text_config
     from bakeout.models.network.mixtures.routers import routers
     from bakeout.models.network.probe_cache import ProbeCache
-    from bakeout.models.network.processes import are_several
+    from bakeout.models.network.processes import are_several, require_alike
     from bakeout.models.reference.canary import synthesise_canary
     from bakeout.models.reference.routing import chosen_experts, compare_routing
     from bakeout.models.reference.search_vocabulary import Vocabulary
@@ -62,11 +61,13 @@ def fit(
         directory = inputs.checkpoint.directory
         data = read_recipe_rows(recipe, inputs.fitted, load_tokenizer(directory), read_config(directory))
         model = load_model(directory, recipe.placement)
-        digest, source = inputs.checkpoint.digest, inputs.checkpoint.source
+        digest, source, data_digests = inputs.checkpoint.digest, inputs.checkpoint.source, inputs.digests
     else:
-        sources = without_tests(open_rows(recipe)[0] if inputs is None else inputs.sources)
-        data = read_recipe_rows(recipe, sources, loaded.tokenizer, loaded.model.config.to_dict())
+        sources, data_digests = open_rows(recipe)[:2] if inputs is None else (inputs.sources, inputs.digests)
+        data = read_recipe_rows(recipe, without_tests(sources), loaded.tokenizer, loaded.model.config.to_dict())
         model, digest, source = loaded.model, loaded.digest, {}
+    options = [(entry.method.title, entry.options.model_dump(mode="json")) for entry in recipe.interventions]
+    require_alike((digest, data_digests, options))
     data.require_readable(model_limits(model))
     interventions: list[Intervention] = []
     kept = _kept_texts(recipe, data.rows) if routers(model) else []
@@ -104,10 +105,7 @@ def fit(
         interventions=tuple(interventions),
         canary=canary,
         provenance={
-            "data": {
-                name: {use: source_digest(path) for use, path in files.named().items()}
-                for name, files in recipe.data.items()
-            },
+            "data": data_digests,
             "versions": {package: version(package) for package in _PACKAGES},
             **({"source": source} if source else {}),
             # Nothing where it was float32 on the CPU.

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from bakeout.export.recipes.recipe import Recipe
 from bakeout.models.data.limits import Limits
-from bakeout.models.data.prompt_rows import has_conversations, read_prompt_rows, require_forms, varied_records
+from bakeout.models.data.prompt_rows import (
+    has_conversations,
+    read_prompt_rows,
+    require_forms,
+    unlike_chats,
+    varied_records,
+)
 from bakeout.models.data.rows import Rows, Sources, read_records
 
 if TYPE_CHECKING:
@@ -56,6 +62,10 @@ def read_recipe_rows(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, con
         name: {use: read_records(source, tokenizer, limits) for use, source in uses.items()}
         for name, uses in sources.items()
     }
+    for name, uses in sources.items():
+        told = [told for source in uses.values() if (told := unlike_chats(source, tokenizer))]
+        if told:
+            _logger.warning("%s: %s", name, told[0])
     names = recipe.fitted_data()
     for entry in recipe.interventions:
         entry.method.require_rows(entry.options, names, rows)

@@ -26,6 +26,7 @@ from bakeout.models.extras import missing_extra
 from bakeout.models.progress import Track, logged
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bakeout.export.certificate.figures import Certificate
@@ -33,16 +34,20 @@ if TYPE_CHECKING:
     from bakeout.export.evaluation.graders.registry import GradeLike
     from bakeout.export.evaluation.rows import Evaluation
     from bakeout.export.recipes.bake_options import BakeOptions
+    from bakeout.export.recipes.data_files import ColumnsLike
     from bakeout.export.recipes.evaluation import EvaluateOptions
     from bakeout.export.recipes.recipe import Recipe
-    from bakeout.export.verification.verify import Check, CheckName
+    from bakeout.export.verification.verify import AskedName, Check
     from bakeout.models.checkpoint.placement import DeviceMap, Dtype
     from bakeout.models.plan import Plan
 
 PathLike = str | os.PathLike[str]
 Model = Union[PathLike, "PreTrainedModel"]
+# Rows by name, or files: one, or several.
+DataLike = Mapping[str, RowsLike] | PathLike | Sequence[PathLike]
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_Options = TypeVar("_Options", bound="BaseModel")
 
 
 def naming_extras(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
@@ -138,7 +143,7 @@ def bake(
     model: Model,
     plan: Plan | PathLike,
     output: PathLike,
-    options: BakeOptions | None = None,
+    options: BakeOptions | Mapping[str, Any] | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = logged,
@@ -147,6 +152,7 @@ def bake(
 
     ``model``: a checkpoint's directory or hub id, or a model in memory, which is exported, or an ONNX directory or file
     of any exporter. ``plan``: a ``Plan``, or the path of its file. ``output``: a directory, which must not exist.
+    ``options``: ``BakeOptions``, or what a recipe's `export` holds.
 
     >>> artifact = bakeout.bake(checkpoint, "plan.safetensors", "unlearned")
     >>> sorted(path.name for path in artifact.directory.glob("model*"))
@@ -159,8 +165,10 @@ def bake(
     from bakeout.export.baking.bake import bake as bake_plan
     from bakeout.export.recipes.bake_options import BakeOptions
 
+    if not isinstance(options, BakeOptions):
+        options = _validated(BakeOptions, options or {}, "baking")
     with _on_disk(model, tokenizer) as source:
-        baked = bake_plan(source, loaded_plan(plan), Path(output), options or BakeOptions(), track=track)
+        baked = bake_plan(source, loaded_plan(plan), Path(output), options, track=track)
     return Artifact(baked.directory)
 
 
@@ -190,7 +198,7 @@ def verify(
     digest: str | None = None,
     signature: PathLike | None = None,
     prompts: Sequence[Sequence[int]] = (),
-    checks: Sequence[CheckName] | None = None,
+    checks: Sequence[AskedName] | None = None,
     device: str | None = None,
     dtype: Dtype | None = None,
     device_map: DeviceMap | None = None,
@@ -201,7 +209,7 @@ def verify(
     ``base``: the base model, which parity needs: its checkpoint, or in memory. ``digest``: ``Artifact.digest`` as it
     was when you trusted it. ``signature``: a PEM file with the public key, or the root certificates, that the
     artifact's signature is checked with. ``prompts``: token ids to compare on beside the canary's. ``checks``: these
-    alone, out of ``hashes``, ``graph`` (for a checkpoint: ``tensors``), ``canary`` and ``parity``. ``device``,
+    alone, out of ``files``, ``graph`` (for a checkpoint: ``tensors``), ``canary`` and ``parity``. ``device``,
     ``dtype`` and ``device_map``: where and how the base model runs, as in recipes; by default in float32 on the CPU.
 
     >>> verification = bakeout.verify("unlearned", base=checkpoint)
@@ -212,7 +220,7 @@ def verify(
 
     Raises ``BakeoutError`` where there is no artifact; what is wrong with one is in the checks.
     """
-    from bakeout.export.verification.verify import check_names
+    from bakeout.export.verification.verify import not_asked
     from bakeout.export.verification.verify import verify as checks_of
     from bakeout.models.checkpoint.placement import REFERENCE
 
@@ -228,18 +236,18 @@ def verify(
             placement=REFERENCE.changed(device=device, dtype=dtype, device_map=device_map),
             track=track,
         )
-    not_asked = () if checks is None else tuple(name for name in check_names(directory) if name not in checks)
-    return Verification(tuple(done), not_asked)
+    return Verification(tuple(done), tuple(not_asked(directory, checks)))
 
 
 @naming_extras
 def evaluate(
     models: PathLike | Iterable[PathLike],
-    data: Mapping[str, RowsLike] | Sequence[PathLike],
+    data: DataLike,
     *,
-    texts: Mapping[str, RowsLike] | Sequence[PathLike] = (),
+    texts: DataLike = (),
     base: Model | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: ColumnsLike | None = None,
     grade: GradeLike | Mapping[str, GradeLike] | None = None,
     options: EvaluateOptions | Mapping[str, Any] | None = None,
     batch_size: int = 32,
@@ -247,10 +255,12 @@ def evaluate(
 ) -> Evaluation:
     """Measure artifacts, or any ONNX directories or checkpoints, beside their base model.
 
-    ``data``: rows with prompts and responses by name, or paths of files, whose names without the ending are taken. The
-    share of correct answers and of refusals have Wilson's 95 % intervals, changes from the base Newcombe's.
+    ``data``: rows with prompts and responses by name, or the path of a file or of several, whose names without the
+    ending are taken. The share of correct answers and of refusals have Wilson's 95 % intervals, changes from the base
+    Newcombe's.
     ``texts``: rows to measure perplexity and divergence on. ``base``: the base model; where it is not given, its
-    figures are those that `bakeout build` stored on the same rows, if it did.
+    figures are those that `bakeout build` stored on the same rows, if it did. ``columns``: for rows with keys of their
+    own, what recipes call so (``{"prompt": "question"}``), for all data and texts or by name.
 
     ``grade``: how answers are judged, for all data or by name: a grader as recipes write it (``"number"``,
     ``{"python": {"show_tests": 1}}``), or a function of an answer and its row that gives a bool, or a score between 0
@@ -271,16 +281,19 @@ def evaluate(
     from bakeout.export.evaluation.evaluate import data_names
     from bakeout.export.evaluation.evaluate import evaluate as evaluate_files
     from bakeout.export.evaluation.graders.registry import graders_of
+    from bakeout.export.recipes.data_files import columns_of
 
     chosen = [models] if isinstance(models, str | os.PathLike) else models
-    named = _named(data)
-    graders = graders_of(grade, list(data_names(named)) if named else [])
+    named, named_texts = _named(data), _named(texts)
+    names, text_names = (list(data_names(given)) if given else [] for given in (named, named_texts))
+    graders = graders_of(grade, names)
     with _base_on_disk(base, tokenizer) as source:
         return evaluate_files(
             [Path(model) for model in chosen],
             named,
-            texts=_named(texts),
+            texts=named_texts,
             base=source,
+            columns=columns_of(columns, [*names, *text_names]),
             grades=graders,
             options=_evaluate_options(options, batch_size),
             track=track,
@@ -291,12 +304,12 @@ def evaluate(
 def certify(
     artifact: PathLike,
     base: Model,
-    forget: Mapping[str, RowsLike] | Sequence[PathLike],
-    retain: Mapping[str, RowsLike] | Sequence[PathLike],
+    forget: DataLike,
+    retain: DataLike,
     *,
     over: PathLike | None = None,
-    strangers: Mapping[str, RowsLike] | Sequence[PathLike] = (),
-    fitted: Mapping[str, RowsLike] | Sequence[PathLike] = (),
+    strangers: DataLike = (),
+    fitted: DataLike = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     grade: GradeLike | Mapping[str, GradeLike] | None = None,
     quick: bool = False,
@@ -363,20 +376,23 @@ def sign(
 
 
 def _evaluate_options(options: EvaluateOptions | Mapping[str, Any] | None, batch_size: int) -> EvaluateOptions:
-    from pydantic import ValidationError
-
     from bakeout.export.recipes.evaluation import EvaluateOptions
 
     if isinstance(options, EvaluateOptions):
         return options
+    return _validated(EvaluateOptions, {"rows": "all", "batch_size": batch_size, **(options or {})}, "an evaluation")
+
+
+def _validated(kind: type[_Options], given: Mapping[str, Any], use: str) -> _Options:
+    """The options that a mapping holds, those of ``use``. Raises ``BakeoutError``."""
+    from pydantic import ValidationError
+
     try:
-        return EvaluateOptions.model_validate({"rows": "all", "batch_size": batch_size, **(options or {})})
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BakeoutError(
-            f"The options are none of an evaluation: {where}: {first['msg']}.", "Correct `options`."
-        ) from None
+        raise BakeoutError(f"The options are none of {use}: {where}: {first['msg']}.", "Correct `options`.") from None
 
 
 @contextmanager
@@ -400,7 +416,9 @@ def _base_on_disk(base: Model | None, tokenizer: PreTrainedTokenizerBase | None)
         yield Path(source)
 
 
-def _named(data: Mapping[str, RowsLike] | Sequence[PathLike]) -> NamedData:
+def _named(data: DataLike) -> NamedData:
     if isinstance(data, Mapping):
         return {name: as_source(rows, name) for name, rows in data.items()}
+    if isinstance(data, str | os.PathLike):
+        return [Path(data)]
     return [Path(path) for path in data]

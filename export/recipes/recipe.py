@@ -92,9 +92,9 @@ class DataFiles(Section):
 
     columns: dict[Column, str] | None = Field(
         default=None,
-        description="For rows with keys of their own: the key that each of `prompt`, `response`, `text`, `messages`, "
-        "`paraphrases`, `translations` and, for graders, `answer`, `answers`, `choices`, `tests` and `setup` is read "
-        "from.",
+        description="For rows with keys of their own: the key that each of `prompt`, `context` (what the prompt is "
+        "about, put behind it; rows may lack it), `response`, `text`, `messages`, `paraphrases`, `translations` and, "
+        "for graders, `answer`, `answers`, `choices`, `tests` and `setup` is read from.",
     )
     grade: GradeEntry = grade_field()
 

@@ -18,6 +18,8 @@ _logger = logging.getLogger(__name__)
 # What rows are told apart by.
 _Said = Callable[[RowContent], tuple[str, ...]]
 _Contents = Mapping[str, Mapping[Use, Sequence[RowContent]]]
+# What is done to the rows of a role; the same rows cannot stay as they are.
+_CHANGED = {"forget": "forgotten", "learn": "learnt"}
 # On what else rows of a use would not be fresh.
 _SEEN: Mapping[Use, tuple[Use, ...]] = {
     "selection": ("probe",),
@@ -44,7 +46,7 @@ class SeenRows:
 
 
 def require_separate(recipe: Recipe, sources: Sources) -> tuple[SeenRows, ...]:
-    """Raise ``DataError`` for rows, by content, that are data to forget and to retain, or calibration and seen rows.
+    """Raise ``DataError`` for rows, by content, that are to be changed and retained, or calibration and seen rows.
 
     Calibration rows of data whose coverage is guaranteed may be neither among the rows that the cubes are fitted on,
     nor among those that their structure is chosen on, under any name. What only makes figures less than they seem is
@@ -66,16 +68,17 @@ def require_separate(recipe: Recipe, sources: Sources) -> tuple[SeenRows, ...]:
 def _require_other_rows_retained(options: MethodOptions, names: Sequence[str], contents: _Contents) -> None:
     by_role = options.names(names)
     said: _Said = _question if options.by_question else _whole
-    forgotten, retained = (
-        [row for name in by_role.get(role or "", []) for rows in contents[name].values() for row in rows]
-        for role in ("forget", options.kept)
-    )
-    if both := _shared(retained, forgotten, said):
-        row, other = both[0]
-        raise DataError(
-            f"{row.where}: the row is to be retained, and as {other.where}, to be forgotten{_and_more(both)}.",
-            "Remove such rows from one of the two.",
-        )
+
+    def rows_of(role: str | None) -> list[RowContent]:
+        return [row for name in by_role.get(role or "", []) for rows in contents[name].values() for row in rows]
+
+    for role, changed in _CHANGED.items():
+        if both := _shared(rows_of(options.kept), rows_of(role), said):
+            row, other = both[0]
+            raise DataError(
+                f"{row.where}: the row is to be retained, and as {other.where}, to be {changed}{_and_more(both)}.",
+                "Remove such rows from one of the two.",
+            )
 
 
 def _require_fresh_calibration(

@@ -22,7 +22,7 @@ from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import graphs_of, home_of
 from bakeout.export.running.adapter_file import read_adapter
 from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, told_sizes
-from bakeout.export.running.sampling import Choose, Integers, Logits, Sampling, greedy
+from bakeout.export.running.sampling import Choose, Given, Integers, Logits, Sampling, greedy
 from bakeout.export.running.session import CANNOT_RUN, cannot_run, open_session
 from bakeout.graph_passes.graph.exporter_names import LOGITS_TO_KEEP, MERGED, past_name, present_name
 from bakeout.models.checkpoint.end_of_text import read_end_of_text, read_padding
@@ -41,7 +41,7 @@ Cache = Mapping[str, onnxruntime.OrtValue]
 
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "cache_position", *LOGITS_TO_KEEP)
 # The logits of one batch's prompts stay within a gibibyte of float32.
-_MOST_LOGITS = 1 << 28
+MOST_LOGITS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -321,11 +321,28 @@ class Runner:
             if token not in self.end_tokens:
                 yield token
 
+    def each_given(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, batch_size: int = 32
+    ) -> Iterator[tuple[int, int, Logits]]:
+        """Answers that are given, fed token by token: (the prompt's index, the token, the logits [vocabulary] for it).
+
+        So an answer is generated; tokens that are run together are a query to a graph that tests queries.
+        """
+        fed = [0] * len(prompts)
+        longest = max(map(len, answers), default=0)
+
+        def all_fed(row: int) -> bool:
+            return fed[row] == len(answers[row])
+
+        for row, token, logits in self._tokens(prompts, longest, Given(answers), batch_size, all_fed):
+            fed[row] += 1
+            yield row, token, logits
+
     def _tokens(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        sampling: Sampling | None,
+        sampling: Sampling | Given | None,
         batch_size: int,
         stopped: Callable[[int], bool] | None = None,
         piece: int | None = None,
@@ -393,7 +410,7 @@ class Runner:
         batch: list[int] = []
         for row in sorted(range(len(prompts)) if only is None else only, key=lambda row: len(prompts[row])):
             length = len(prompts[row])
-            full = len(batch) == batch_size or (len(batch) + 1) * length * self._vocabulary > _MOST_LOGITS
+            full = len(batch) == batch_size or (len(batch) + 1) * length * self._vocabulary > MOST_LOGITS
             if batch and (full or (same_length and length != len(prompts[batch[0]]))):
                 yield batch
                 batch = []

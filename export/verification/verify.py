@@ -26,7 +26,9 @@ from bakeout.models.plan.plan_file import load_plan
 from bakeout.models.plan.receipt import Receipt
 from bakeout.models.progress import Track, untracked
 
-CheckName = Literal["hashes", "adapter", "graph", "tensors", "canary", "parity"]
+CheckName = Literal["files", "adapter", "graph", "tensors", "canary", "parity"]
+# What may be asked for: what version 0.2.0 called the check ``files``, too.
+AskedName = CheckName | Literal["hashes"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def verify(
     signature: Path | None = None,
     base: str | Path | Checkpoint | None = None,
     prompts: Sequence[Sequence[int]] = (),
-    checks: Sequence[CheckName] | None = None,
+    checks: Sequence[AskedName] | None = None,
     placement: Placement = REFERENCE,
     track: Track = untracked,
 ) -> list[Check]:
@@ -57,16 +59,16 @@ def verify(
 
     ``digest``: SHA-256 of the manifest, as it was when somebody trusted it. ``signature``: a PEM file with the public
     key, or the root certificates, that the artifact's signature is checked with. ``prompts``: token ids to compare on
-    beside the canary's. ``checks``: these alone (``check_names`` by default): ``hashes`` of the files and of the
-    manifest, ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``; of a
-    policy ``hashes`` and ``adapter``, which is held against its plan. ``placement``:
-    where and how the model ``base`` runs. Raises ``BakeoutError`` where there is no artifact, for checks that it does
-    not have, and where ``base`` is no checkpoint; what is wrong with an artifact is in the checks.
+    beside the canary's. ``checks``: these alone (``check_names`` by default): ``files`` (their hashes, and the
+    manifest's), ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``; of a policy
+    ``files`` and ``adapter``, which is held against its plan. ``placement``: where and how the model ``base`` runs.
+    Raises ``BakeoutError`` where there is no artifact, for checks that it does not have, and where ``base`` is no
+    checkpoint; what is wrong with an artifact is in the checks.
     """
     manifest = read_manifest(directory)
     if signature is not None:
         from bakeout.export.trust.signature import check_signature
-    asked = check_names(directory) if checks is None else checks
+    asked = check_names(directory) if checks is None else _by_name(checks)
     _require_checks(directory, asked, digest, base is not None, prompts)
     checkpoint = None if base is None else find_checkpoint(base)
     if checkpoint is not None and placement != checkpoint.placement:
@@ -76,10 +78,10 @@ def verify(
     if irregular := irregular_entries(directory):
         # Other libraries would follow a link, and wait for a FIFO.
         detail = "; ".join(f"{name} is {what}" for name, what in irregular.items())
-        return [Check("files", False, detail), *(_skipped(name) for name in asked if name != "hashes")]
+        return [Check("files", False, detail), *(_skipped(name) for name in asked if name != "files")]
     if signature is not None:
         done.append(Check("signature", *check_signature(directory, signature)))
-    if "hashes" in asked:
+    if "files" in asked:
         done += _digest_check(directory, digest)
         done.append(Check("files", *compare_files(directory, manifest["files"], track)))
     if adapter_of(manifest) is not None:
@@ -113,8 +115,18 @@ def verify(
 def check_names(directory: Path) -> tuple[CheckName, ...]:
     """The checks that an artifact has, or a policy."""
     if adapter_of(read_manifest(directory)) is not None:
-        return "hashes", "adapter"
-    return ("hashes", "tensors" if _is_checkpoint(directory) else "graph", "canary", "parity")
+        return "files", "adapter"
+    return ("files", "tensors" if _is_checkpoint(directory) else "graph", "canary", "parity")
+
+
+def not_asked(directory: Path, checks: Sequence[AskedName] | None) -> list[CheckName]:
+    """The checks that an artifact has beside those that were asked for, if any were."""
+    return [] if checks is None else [name for name in check_names(directory) if name not in _by_name(checks)]
+
+
+def _by_name(asked: Sequence[AskedName]) -> list[CheckName]:
+    """The checks that were asked for, by the names that they have now."""
+    return ["files" if name == "hashes" else name for name in asked]
 
 
 def _is_checkpoint(directory: Path) -> bool:
@@ -128,7 +140,7 @@ def _require_checks(
     if unknown := [name for name in asked if name not in names]:
         raise BakeoutError(f"{directory} has no check called {unknown[0]}.", f"Choose `checks` of {', '.join(names)}.")
     for option, name, given in (
-        ("digest", "hashes", digest is not None),
+        ("digest", "files", digest is not None),
         ("base", "parity", base),
         ("prompts", "parity", len(prompts) > 0),
     ):

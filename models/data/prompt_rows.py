@@ -13,10 +13,14 @@ from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_layouts import in_known_layout
 from bakeout.models.data.row_source import DataError, Source
 from bakeout.models.data.rows import Record, json_rows, to_record
+from bakeout.models.data.tokenizers.chat_template import ChatTemplateError, render_chat
 from bakeout.models.errors import BakeoutError
 
 if TYPE_CHECKING:
     from bakeout.models.data.tokenizers.tokenization import Tokenizer
+
+# Asked to see what a chat template makes of a question.
+_A_QUESTION = "A question?"
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,31 @@ def has_conversations(source: Source) -> bool:
     return any("messages" in in_known_layout(row, where) for where, row in json_rows(source))
 
 
+def unlike_chats(source: Source, tokenizer: Tokenizer) -> str | None:
+    """What to tell of plain prompts where the tokenizer has a chat template, or None: the first prompt decides.
+
+    Not of prompts that end with what the template writes behind a question: something else rendered them.
+    """
+    rows = (in_known_layout(row, where) for where, row in json_rows(source))
+    first = next((row for row in rows if "messages" in row or "prompt" in row), {})
+    if "prompt" not in first or not tokenizer.chat_template:
+        return None
+    try:
+        asked = render_chat(tokenizer, [{"role": "user", "content": _A_QUESTION}], generation=True)
+    except ChatTemplateError:
+        return None
+    ending = asked.rpartition(_A_QUESTION)[2].strip()
+    if not ending or first["prompt"].rstrip().endswith(ending):
+        return None
+    return (
+        "plain prompts, which are not rendered by the tokenizer's chat template. Where the model is served as a chat, "
+        "give `messages`: it reads other tokens there"
+    )
+
+
 def kinds_without_rendering(tokenizer: Tokenizer) -> tuple[Kind, ...]:
     """The kinds of forms that the chat template refuses or drops: of system messages, of earlier turns, or both."""
-    asked = {"role": "user", "content": "A question?"}
+    asked = {"role": "user", "content": _A_QUESTION}
     before: Mapping[tuple[Kind, ...], list[dict[str, str]]] = {
         SYSTEM_PROMPTS: [{"role": "system", "content": "A system prompt."}],
         TURNS: _messages([("An earlier question?", "An earlier answer.")]),

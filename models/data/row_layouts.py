@@ -11,6 +11,7 @@ FORMS = ("prompt", "text", "messages")
 # What is read of a row; the last five by graders alone.
 Column = Literal[
     "prompt",
+    "context",
     "response",
     "text",
     "messages",
@@ -143,12 +144,23 @@ def _multiple_choice(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: str) -> Mapping[str, Any]:
-    """The row of a file with keys of its own: each of ``columns`` from the key it names. Raises ``DataError``."""
-    if missing := [key for key in columns.values() if key not in row]:
+    """The row of a file with keys of its own: each of ``columns`` from the key it names.
+
+    A ``context`` stands on the lines behind the prompt, as in Alpaca's and Dolly's rows; a row without one, or with an
+    empty one, asks without. Raises ``DataError``.
+    """
+    required = {column: key for column, key in columns.items() if column != "context"}
+    if missing := [key for key in required.values() if key not in row]:
         raise DataError(f"{where}: the row has no {missing[0]!r}.", f"Correct `columns`: the row has {', '.join(row)}.")
     if {"prompt", "messages"} & columns.keys():
         _require_whole_question({key: value for key, value in row.items() if key not in columns.values()}, where)
-    return {column: row[key] for column, key in columns.items()}
+    renamed: dict[str, Any] = {column: row[key] for column, key in required.items()}
+    context = row.get(columns["context"]) if "context" in columns else None
+    if context is None or (isinstance(context, str) and not context.strip()):
+        return renamed
+    if not isinstance(context, str) or not isinstance(renamed.get("prompt"), str):
+        raise DataError(f"{where}: the context or its prompt is no text.", "Correct `columns`, or the row.")
+    return {**renamed, "prompt": "\n".join(part for part in (renamed["prompt"], context) if part.strip())}
 
 
 def _from_share_gpt(turn: Any) -> Any:

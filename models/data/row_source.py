@@ -26,12 +26,14 @@ class DataError(BakeoutError):
 class RowsInMemory:
     """Rows that lie in no file of their own, as ``lines`` of JSON in UTF-8. ``name`` is for errors.
 
-    ``places``: for rows that were taken out of files, where each stands.
+    ``places``: for rows that were taken out of files, where each stands. ``file_digest``: the SHA-256, in hex, of the
+    file that they are all rows of, as it was when it was read.
     """
 
     name: str
     lines: tuple[bytes, ...]
     places: tuple[str, ...] = ()
+    file_digest: str | None = None
 
 
 # A file, or rows in memory.
@@ -64,23 +66,27 @@ def source_lines(source: Source) -> Iterator[tuple[str, bytes]]:
     if isinstance(source, RowsInMemory):
         places = source.places or [f"{source.name}, row {number}" for number in range(1, len(source.lines) + 1)]
         yield from zip(places, source.lines, strict=True)
-    elif source.suffix.lower() in TABLES:
-        yield from _table_lines(source)
     else:
-        content = _text(source)
-        if content.lstrip().startswith(b"["):
-            yield from _array_lines(source, content)
-            return
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            # Files with a mark of their own may have been put together.
-            if (unmarked := line.removeprefix(BOM_UTF8)).strip():
-                yield f"{source}, line {number}", unmarked
+        yield from _file_lines(source, _content(source))
+
+
+def read_once(source: Source) -> RowsInMemory:
+    """A file's rows in memory, with the digest of what was read: what takes its place later changes neither.
+
+    Raises ``DataError`` as ``source_lines``.
+    """
+    if isinstance(source, RowsInMemory):
+        return source
+    content = _content(source)
+    lines = list(_file_lines(source, content))
+    digest = hashlib.sha256(content).hexdigest()
+    return RowsInMemory(str(source), tuple(line for _, line in lines), tuple(where for where, _ in lines), digest)
 
 
 def source_digest(source: Source) -> str:
     """SHA-256, in hex, of a file or of the file that rows in memory would make. Raises ``DataError``."""
     if isinstance(source, RowsInMemory):
-        return hashlib.sha256(b"".join(line + b"\n" for line in source.lines)).hexdigest()
+        return source.file_digest or hashlib.sha256(b"".join(line + b"\n" for line in source.lines)).hexdigest()
     try:
         with open_regular(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -110,11 +116,25 @@ def half_of_pair(text: str) -> str | None:
     return None
 
 
-def _table_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def _file_lines(path: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
+    if path.suffix.lower() in TABLES:
+        yield from _table_lines(path, content)
+        return
+    text = _text(path, content)
+    if text.lstrip().startswith(b"["):
+        yield from _array_lines(path, text)
+        return
+    for number, line in enumerate(text.split(b"\n"), start=1):
+        # Files with a mark of their own may have been put together.
+        if (unmarked := line.removeprefix(BOM_UTF8)).strip():
+            yield f"{path}, line {number}", unmarked
+
+
+def _table_lines(path: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
     ending = path.suffix.lower()
-    content = _content(path) if ending == ".parquet" else _text(path)
+    table = content if ending == ".parquet" else _text(path, content)
     try:
-        for place, row in table_rows(content, ending):
+        for place, row in table_rows(table, ending):
             # Columns that are not read may hold dates or images.
             yield f"{path}, {place}", json.dumps(row, default=str).encode()
     except ValueError as error:
@@ -138,9 +158,8 @@ def _content(path: Path) -> bytes:
         raise _unreadable(path, error) from None
 
 
-def _text(path: Path) -> bytes:
+def _text(path: Path, content: bytes) -> bytes:
     """A file's text in UTF-8, without its byte order mark."""
-    content = _content(path)
     for magic, format_name in _COMPRESSED.items():
         if content.startswith(magic):
             raise DataError(f"{path}: compressed by {format_name}.", "Unpack it.")

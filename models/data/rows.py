@@ -102,7 +102,7 @@ def to_record(row: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> Recor
     if len(present) != 1:
         raise DataError(
             f"{where}: the row has {' and '.join(present) or 'neither prompt, text nor messages'}.",
-            "Give each row `prompt` and `response`, or `text`, or `messages`; in a recipe, `columns` name other keys.",
+            "Give each row `prompt` and `response`, or `text`, or `messages`; `columns` name other keys.",
         )
     if "messages" in row:
         return _conversation(row["messages"], tokenizer, where)

@@ -51,19 +51,35 @@ def require_no_devices(directory: Path) -> None:
             raise BakeoutError(f"{path} is not a regular file.", "Copy the model again.")
 
 
-def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
+def may_be_cut_line(tail: bytes, start: bytes) -> bool:
+    """Whether ``tail``, what a file has behind its last line end, may be a line of JSON that was cut while written.
+
+    All lines begin with ``start``: what begins otherwise is another file's. A whole document was not cut, or lost its
+    line end alone, so the caller has to read it as a line.
+    """
+    if not (tail.startswith(start) or start.startswith(tail)):
+        return False
+    try:
+        parse_json(tail.decode("utf-8"), half_pairs=True)
+    except ValueError:
+        return True
+    return False
+
+
+def parse_json(text: bytes | str, *, finite: bool = False, half_pairs: bool = False) -> Any:
     """A JSON document. Raises ``ValueError``, and nothing else, for what is none.
 
     That is what nests too deeply, too, what holds half of a surrogate pair (no file can hold it as text), and a number
     that no float holds. With ``finite``, NaN and infinite numbers are refused, which JSON does not have but Python
-    reads.
+    reads. ``half_pairs``: half of a surrogate pair is read, as which Python holds a byte of a file's name that is no
+    UTF-8.
     """
     try:
         content = json.loads(text, parse_int=_integer, parse_constant=_refuse_constant if finite else None)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
     _require_shallow(content)
-    if _may_hold_surrogates(text):
+    if not half_pairs and _may_hold_surrogates(text):
         json.dumps(content, ensure_ascii=False).encode()
     if finite:
         json.dumps(content, allow_nan=False)

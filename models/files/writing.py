@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.files.artifact_names import MANIFEST
 from bakeout.models.files.temporary import outside, remove_abandoned, temporary_directory
 
 # Bytes, text, or bytes in parts.
@@ -49,7 +50,8 @@ def require_new(path: Path) -> None:
     """Raise ``BakeoutError`` unless something new can be written at ``path``. Call it before long work begins.
 
     Whatever is there is refused, a symbolic link that leads nowhere too: nothing is written through it. So is a place
-    that cannot be written to, which is tried: a file system that is read-only or full, a directory without permission.
+    in an artifact, and one that cannot be written to, which is tried: a file system that is read-only or full, a
+    directory without permission.
     """
     _require_free(path)
     with disk_errors(path):
@@ -156,6 +158,7 @@ def replaced_directory(path: Path) -> Iterator[Path]:
         with new_directory(path) as directory:
             yield directory
         return
+    _require_outside_artifacts(path)
     path = path.resolve()
     with _beside(path) as scratch:
         directory, earlier = scratch / _NEW, scratch / "earlier"
@@ -245,7 +248,19 @@ def _prefix(path: Path) -> str:
     return f".{path.name[:_NAME]}"
 
 
+def _require_outside_artifacts(path: Path) -> None:
+    """Raise ``BakeoutError`` for a new file in an artifact, whose manifest lists all that belongs there."""
+    with disk_errors(path):
+        for directory in Path(os.path.realpath(path)).parents:
+            if (directory / MANIFEST).is_file():
+                raise BakeoutError(
+                    f"{path} lies in the artifact {directory}, whose manifest and signature it would break.",
+                    "Name a place outside of it.",
+                )
+
+
 def _require_free(path: Path) -> None:
+    _require_outside_artifacts(path)
     with disk_errors(path), suppress(FileNotFoundError):
         path.lstat()
         raise _taken(path)

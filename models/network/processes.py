@@ -106,6 +106,15 @@ def least(here: int) -> int:
     return min(_gathered(here)) if _joined else here
 
 
+def require_alike(given: object) -> None:
+    """Raise ``BakeoutError`` where the processes were not all given the same, which ``given`` describes."""
+    if _joined and any(other != given for other in _gathered(given)):
+        raise BakeoutError(
+            "The processes fit different recipes, models or data.",
+            "Give all of them the same files.",
+        )
+
+
 def _gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * distributed.get_world_size()
     try:

@@ -5,6 +5,7 @@ All JSON is under a single metadata key, because safetensors writes two or more 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from bakeout.models.files.artifact_names import PLAN
 from bakeout.models.files.reading import parse_json, read_regular
 from bakeout.models.files.writing import write_file
 from bakeout.models.plan.arrays import PlanError
@@ -76,6 +78,9 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         text = header["__metadata__"][_KEY]
         described = parse_json(text, finite=True)
     except OSError as error:
+        # A directory, of whatever is no regular file.
+        if error.errno == errno.EINVAL and (path / PLAN).is_file():
+            raise PlanError(f"{path}: a directory, not a plan.", f"Name the plan in it: {path / PLAN}") from None
         raise PlanError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except (SafetensorError, ValueError) as error:
         raise PlanError(f"{path}: not a whole safetensors file ({error}).", "Copy or fit the plan again.") from None

@@ -36,9 +36,9 @@ from bakeout.models.plan.plan_file import plan_bytes
 from tests.recipe_files import rows, write_recipe
 from tests.tiny_models import byte_tokenizer
 
-# The day in the first line, and reasoning that an argument turns off.
+# The day in the first line, with a percent sign before a letter, and reasoning that an argument turns off.
 CLOCK = (
-    "Today is {{ strftime_now('%d %b %Y') }}, day %j.\n"
+    "Today is {{ strftime_now('%d %b %Y (%%d)') }}, day %j.\n"
     "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
     "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"
@@ -209,7 +209,7 @@ def test_an_argument_is_the_templates_default_in_every_renderer(value: Any) -> N
 def test_the_clock_stands_still() -> None:
     plain, pinned = byte_tokenizer(), _tokenizer(CLOCK)
     plain.chat_template = CLOCK
-    rendered = "Today is 26 Jul 2024, day %j.\n[user] 3+4?\n"
+    rendered = "Today is 26 Jul 2024 (%d), day %j.\n[user] 3+4?\n"
     assert render_chat(plain, [QUESTION], generation=False) == rendered
     assert render_chat(pinned, [QUESTION], generation=False) == rendered
     # In transformers, whose clock is today's.
@@ -217,6 +217,10 @@ def test_the_clock_stands_still() -> None:
     assert plain.apply_chat_template([QUESTION], tokenize=False) != rendered
     chosen = _tokenizer("{{ strftime_now('%A, %-d %B %y, %H:%M') }}", date="2031-02-03")
     assert chosen.apply_chat_template([QUESTION], tokenize=False) == "Monday, 3 February 31, 00:00"
+    percents = "{{ strftime_now('%%|%d%%|%%d|%%%d|%%%%') }}"
+    plain.chat_template, pinned = percents, _tokenizer(percents)
+    assert render_chat(plain, [QUESTION], generation=False) == "%|26%|%d|%26|%%"
+    assert pinned.apply_chat_template([QUESTION], tokenize=False) == "%|26%|%d|%26|%%"
 
 
 def _chats(subject: str, use: str) -> list[dict[str, Any]]:
@@ -266,7 +270,7 @@ def test_a_recipe_chooses_template_arguments_and_day_for_every_command(
     built = build(recipe, tmp_path / "artifact")
     manifest = read_manifest(built.directory)
     assert manifest[CHAT_TEMPLATE] == chosen
-    prompt = "Today is 24 Dec 2025, day %j.\n[user] 3+4?\n[assistant]<think></think>"
+    prompt = "Today is 24 Dec 2025 (%d), day %j.\n[user] 3+4?\n[assistant]<think></think>"
     for reader in (AutoTokenizer.from_pretrained(built.directory), JsonTokenizer(built.directory)):
         assert isinstance(reader.chat_template, str)
         assert reader.apply_chat_template([QUESTION], tokenize=False, add_generation_prompt=True) == prompt

@@ -253,6 +253,27 @@ def test_a_recipe_names_the_columns_of_other_rows(tmp_path: Path) -> None:
     assert len(read_records(answers, byte_tokenizer())) == 60
 
 
+def test_a_context_stands_behind_its_question_where_a_row_has_one(tmp_path: Path) -> None:
+    """Of open questions, as Dolly's and Alpaca's, the context is empty or left out."""
+    about = ["What it is about.", "", " ", None]
+    rows: list[dict[str, Any]] = [{"q": "Who?", "a": " c", "about": context} for context in about]
+    path = _jsonl(tmp_path / "rows.jsonl", *rows, {"q": "Who?", "a": " c"})
+
+    def read(columns: dict[str, str]) -> list[str]:
+        source = by_use({"x": DataFiles(probe=path, columns=columns)})["x"]["probe"]
+        return [record.prompt for record in read_records(source, byte_tokenizer())]
+
+    columns = {"prompt": "q", "context": "about", "response": "a"}
+    assert read(columns) == ["Who?\nWhat it is about.", *["Who?"] * 4]
+    with pytest.raises(DataError, match=r"rows\.jsonl: no row has 'subject'. .*the first row has q, a, about"):
+        read({**columns, "context": "subject"})
+    with pytest.raises(DataError, match="a context without its prompt"):
+        read({"text": "a", "context": "about"})
+    _jsonl(path, *rows, {"q": "Who?", "a": " c", "about": ["a passage"]})
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 5: the context or its prompt is no text"):
+        read(columns)
+
+
 def test_a_row_of_a_split_file_is_named_by_its_line(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": f"row {number}"} for number in range(60)]
     rows[41] = {"prompt": ""}

@@ -16,7 +16,7 @@ from bakeout.export.evaluation.recorded_inputs import tell_fitted_rows
 from bakeout.export.fitting.fit import fit
 from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.data_files import SHARES, by_use
-from bakeout.export.recipes.recipe import DataFiles, Recipe, load_recipe
+from bakeout.export.recipes.recipe import DataFiles, Recipe, RecipeError, load_recipe
 from bakeout.export.recipes.recipe_inputs import open_rows
 from bakeout.export.tuning.tune import tune
 from bakeout.models.data.row_content import row_contents
@@ -118,6 +118,18 @@ def test_rows_to_unlearn_that_a_similar_task_has_too_are_refused() -> None:
     _open({"unlearn": {"forget": "sums"}}, names_probe=rows("sums", "probe"))
     with pytest.raises(DataError, match=r"names \(probe\), row 1: .*retained.*sums \(probe\), row 1"):
         _open({"unlearn": {"forget": "sums", "similar": "names"}}, names_probe=rows("sums", "probe"))
+
+
+def test_rows_to_learn_that_a_similar_task_has_too_are_refused(tmp_path: Path) -> None:
+    """They would protect every direction in which they could be learnt."""
+    _open({"learn": {"learn": "sums", "similar": "names"}})
+    # Other data are not similar because they are there.
+    _open({"learn": {"learn": "sums"}}, names_probe=rows("sums", "probe"))
+    with pytest.raises(DataError, match=r"names \(probe\), row 1: .*retained.*sums \(probe\), row 1, to be learnt"):
+        _open({"learn": {"learn": "sums", "similar": "names"}}, names_probe=rows("sums", "probe"))
+    recipe = write_recipe(tmp_path, "absent", [{"learn": {"learn": "sums", "similar": ["names", "sums"]}}])
+    with pytest.raises(RecipeError, match="'sums' is in both `learn` and `similar`"):
+        load_recipe(recipe)
 
 
 def test_other_answers_to_a_question_may_be_retained_where_answers_are_forgotten() -> None:

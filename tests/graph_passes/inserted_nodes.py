@@ -1,4 +1,4 @@
-"""What the passes put into a graph, with the types that it computes in."""
+"""Graphs with their branches, and what the passes put into them, with the types that it computes in."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def inserted_nodes(before: ModelProto, after: ModelProto) -> set[InsertedNode]:
             kinds = tuple(types[name] if name else "" for name in names)
             found.add(InsertedNode(node.domain, node.op_type, opsets[node.domain], kinds, len(node.input)))
     return found
+
+
+def with_branches(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and every branch of its nodes, outer ones first."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from with_branches(attribute.g)
 
 
 def _typed_nodes(graph: GraphProto, outer: dict[str, str]) -> Iterator[tuple[NodeProto, dict[str, str]]]:

@@ -26,6 +26,8 @@ from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Canary, KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import load_plan, plan_bytes
 
+from tests.graph_passes.inserted_nodes import with_branches
+
 Array = NDArray[Any]
 FLIPS_OUTSIDE, FLIPS_INSIDE = 300, 200
 
@@ -52,19 +54,11 @@ def _rewrite_manifest(directory: Path) -> None:
     write_manifest(directory, {key: value for key, value in manifest.items() if key not in ("schema", "files")})
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-
-
 def _edit_graph(path: Path, suffix: str, edit: Callable[[Array], Array]) -> None:
     model = onnx.load(path, load_external_data=False)
     found = [
         tensor
-        for graph in _graphs(model.graph)
+        for graph in with_branches(model.graph)
         for tensor in graph.initializer
         if tensor.name.startswith("bakeout.key_space_detection") and tensor.name.endswith(suffix)
     ]

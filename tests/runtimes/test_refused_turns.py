@@ -50,6 +50,11 @@ TEMPLATES = {
     "the last message": "{{ messages[-1]['content'] }}",
     # Spaces and line breaks at its beginning are a part of what it writes.
     "spaces first": "\n  {{ messages | length }}{% for message in messages %} {{ message.content }}{% endfor %}",
+    "parts": (
+        "{% for message in messages %}[{{ message.role }}:{% if message.content is string %}{{ message.content }}"
+        "{% elif message.content %}{% for part in message.content %}<{{ part.type }}>{% if part.type == 'text' %}"
+        "{{ part.text }}{% endif %}{% endfor %}{% endif %}]{% endfor %}"
+    ),
     "a block first": "  {% for message in messages %}\n<{{ message.content }}>\n  {% endfor %}",
 }
 
@@ -107,14 +112,17 @@ def in_transformers_js(directory: Path, conversations: Sequence[Conversation]) -
     program = (
         "const { AutoTokenizer, env } = await import('@huggingface/transformers');"
         "env.allowRemoteModels = false; env.localModelPath = '/';"
-        "const [directory, conversations] = process.argv.slice(1);"
+        "const { readFileSync } = await import('node:fs');"
+        "const [directory] = process.argv.slice(1);"
         "const tokenizer = await AutoTokenizer.from_pretrained(directory);"
         "const options = { tokenize: false, add_generation_prompt: true };"
-        "const texts = JSON.parse(conversations).map((one) => tokenizer.apply_chat_template(one, options));"
+        "const texts = JSON.parse(readFileSync(0, 'utf8')).map((one) => tokenizer.apply_chat_template(one, options));"
         "process.stdout.write(JSON.stringify(texts));"
     )
-    command = ["node", "--input-type=module", "--eval", program, str(directory), json.dumps(conversations)]
-    done = subprocess.run(command, cwd=installed("node"), capture_output=True, text=True, check=True)
+    command = ["node", "--input-type=module", "--eval", program, str(directory)]
+    done = subprocess.run(
+        command, cwd=installed("node"), input=json.dumps(conversations), capture_output=True, text=True, check=True
+    )
     texts: list[str] = json.loads(done.stdout)
     return texts
 
@@ -159,6 +167,80 @@ def test_refused_turns_are_left_out(runnable: Path, tmp_path: Path, name: str, r
         wanted = [text.removeprefix("  ") for text in wanted]
     leave_out_refused_turns(directory, _said(directory))
     assert render(directory, [messages for messages, _ in CONVERSATIONS]) == wanted
+
+
+def _parts(role: str, *texts: str) -> Message:
+    return {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
+
+
+PICTURE = {"type": "image"}
+# Programs send text as parts too. What is another kind of content is no refusal, and is left to the template.
+CONVERSATIONS_OF_PARTS: list[tuple[list[Message], list[Message]]] = [
+    ([_parts("user", "How many?"), _parts("assistant", REFUSAL), NOW], [NOW]),
+    ([*ANSWERED, _user("How many?"), _parts("assistant", f" {REFUSAL[:5]}", REFUSAL[5:], "\n"), NOW], [*ANSWERED, NOW]),
+    ([NOW, {"role": "assistant", "content": [PICTURE, *_parts("assistant", REFUSAL)["content"]]}, NOW], [NOW]),
+    *[
+        ([*ANSWERED, message, NOW], [*ANSWERED, message, NOW])
+        for message in (
+            _parts("user", REFUSAL),
+            _parts("assistant"),
+            _parts("assistant", REFUSAL, REFUSAL),
+            {"role": "assistant", "content": [PICTURE]},
+            {"role": "assistant", "content": None},
+            {"role": "assistant"},
+        )
+    ],
+]
+
+
+@pytest.mark.parametrize("render", RUNTIMES)
+def test_refusals_in_parts_are_left_out(runnable: Path, tmp_path: Path, render: Render) -> None:
+    directory = Path(shutil.copytree(runnable, tmp_path / "model", symlinks=True))
+    _with_template(directory, TEMPLATES["parts"])
+    wanted = render(directory, [left for _, left in CONVERSATIONS_OF_PARTS])
+    leave_out_refused_turns(directory, _said(directory))
+    assert render(directory, [messages for messages, _ in CONVERSATIONS_OF_PARTS]) == wanted
+
+
+def _left(messages: Sequence[Message]) -> list[Message]:
+    """What is left of a conversation, message by message: a refusal takes back what its turn has put there."""
+    left: list[Message] = []
+    turn = 0
+    for index, message in enumerate(messages):
+        if message["role"] == "user":
+            turn = len(left)
+        if message == _assistant(REFUSAL) and index + 1 < len(messages):
+            left = left[:turn]
+            continue
+        left.append(message)
+        if message["role"] in ("system", "developer"):
+            turn = len(left)
+    return left
+
+
+MESSAGES = [_user("a"), _assistant("b"), _assistant(REFUSAL), _parts("user", "c"), {"role": "tool", "content": "d"}]
+MESSAGES += [SYSTEM, {"role": "developer", "content": "e"}]
+
+
+@given(st.lists(st.sampled_from(MESSAGES), min_size=1, max_size=400))
+def test_whole_turns_are_left_out(tmp_path_factory: pytest.TempPathFactory, messages: list[Message]) -> None:
+    base, directory = (tmp_path_factory.getbasetemp() / f"{which} turns" for which in ("base", "baked"))
+    if not directory.exists():
+        for each in (base, directory):
+            each.mkdir()
+            _with_template(each, TEMPLATES["parts"])
+        leave_out_refused_turns(directory, _said(directory))
+    assert in_our_sandbox(directory, [messages]) == in_our_sandbox(base, [_left(messages)])
+
+
+@pytest.mark.parametrize("render", RUNTIMES)
+def test_thousands_of_messages_are_rendered(runnable: Path, tmp_path: Path, render: Render) -> None:
+    directory = Path(shutil.copytree(runnable, tmp_path / "model", symlinks=True))
+    _with_template(directory, TEMPLATES["parts"])
+    conversations = [[*ANSWERED * 5000, NOW], [*[*ANSWERED, *REFUSED] * 2500, NOW], [*REFUSED * 5000, NOW]]
+    wanted = render(directory, [_left(messages) for messages in conversations])
+    leave_out_refused_turns(directory, _said(directory))
+    assert render(directory, conversations) == wanted
 
 
 def test_calls_of_tools_go_with_the_turn_they_belong_to(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.reading import parse_json, read_regular
+from bakeout.models.files.reading import may_be_cut_line, parse_json, read_regular
 from bakeout.models.files.writing import disk_errors, require_new, write_file
+
+# The first bytes of every line.
+_START = b'{"key": "'
 
 
 class AnswerFile:
@@ -35,10 +38,14 @@ class AnswerFile:
                 f"{path} cannot be read ({error.strerror}).", "Name another file for `answers`."
             ) from None
         whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
+        lines = whole.splitlines()
+        for number, line in enumerate(lines, start=1):
             key, tokens = self._read(line, number)
             self._known[key] = tokens
-        if len(whole) < len(content):
+        if tail := content[len(whole) :]:
+            # A file of one line without a line end, which another program wrote, must not be emptied.
+            if not may_be_cut_line(tail, _START):
+                self._read(tail, len(lines) + 1)
             with disk_errors(path):
                 os.truncate(path, len(whole))
 
@@ -50,7 +57,8 @@ class AnswerFile:
         """Write an answer down, so that it stays whatever happens next. Raises ``BakeoutError`` where it cannot."""
         self._known[key] = list(tokens)
         content = {"key": key, **described, "tokens": list(tokens), "check": _check(key, tokens)}
-        line = json.dumps(content, ensure_ascii=False) + "\n"
+        # In ASCII: the data's name may be that of a file, which need not be UTF-8.
+        line = json.dumps(content) + "\n"
         with disk_errors(self._path), self._path.open("ab") as file:
             file.write(line.encode())
             file.flush()
@@ -58,7 +66,7 @@ class AnswerFile:
 
     def _read(self, line: bytes, number: int) -> tuple[str, list[int]]:
         try:
-            row = parse_json(line.decode("utf-8"))
+            row = parse_json(line.decode("utf-8"), half_pairs=True)
             key, tokens, check = row["key"], row["tokens"], row["check"]
         except (ValueError, LookupError, TypeError):
             key, tokens, check = "", None, None

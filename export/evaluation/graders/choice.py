@@ -79,7 +79,8 @@ def choices_of(row: Mapping[str, Any], expected: str | None, where: str) -> tupl
     """A row's choices, and the index of the right one: that of its ``answer``, or else the response's.
 
     It is a choice, its index from 0, also in digits where the choices are no numbers, or its letter, as in "b", "B."
-    and "(B)". Any other text is put before the ``choices``: TOFU's ``perturbed_answer`` are the wrong ones alone.
+    and "(B)". Any other text is put before the ``choices``, which are then the wrong ones alone, as TOFU's
+    ``perturbed_answer``; with them, a number or a letter must be the response, since as ``answer`` it names a place.
     Raises ``DataError``.
     """
     choices = row.get("choices")
@@ -100,7 +101,9 @@ def choices_of(row: Mapping[str, Any], expected: str | None, where: str) -> tupl
             raise no_response(where)
         if (place := _place(answer, choices)) is not None and place < len(choices):
             return choices, place
-        return [answer, *choices], 0
+        is_label = answer.isdecimal() or _LETTER.fullmatch(answer) is not None
+        if not (is_label and "answer" in row):
+            return [answer, *choices], 0
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return choices, answer
     raise DataError(f"{where}: the answer {answer!r} is none of the choices.", "Correct or remove the row.")

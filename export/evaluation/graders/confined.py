@@ -1,9 +1,9 @@
 """Runs one program that a model wrote. A script of its own: it is started by path, and imports nothing of ours.
 
 Reads a JSON object from standard input: ``programs`` and ``tests`` (run one after another in one namespace, the latter
-as a script), ``memory`` (MiB), ``seconds``, ``token`` and ``isolated``.
-Writes the token once all of them ran through, or why the process cannot be
-isolated, behind ``isolation:``. The working directory is all that an isolated program may write to.
+as a script), ``memory`` (MiB), ``seconds``, ``token``, ``isolated`` and ``parent``, the process that it ends with.
+Writes the token once all of them ran through, or why the process cannot be isolated, behind ``isolation:``. The working
+directory is all that an isolated program may write to.
 """
 
 from __future__ import annotations
@@ -38,26 +38,61 @@ def main() -> None:
         os.dup2(nowhere, stream)
     if job["isolated"]:
         try:
-            isolate()
+            isolate(job["parent"])
         except OSError as error:
             os.write(result, f"isolation: {error.strerror}".encode())
             return
+    else:
+        end_with(job["parent"])
     limit(job["memory"], job["seconds"])
     # What an answer does only when it is run as a script, such as reading input, is no part of what is tested.
     answer = ModuleType("answer")
     for name in (answer.__name__, "__main__"):
         answer.__name__ = name
         sys.modules[name] = answer
-        for program in job["tests" if name == "__main__" else "programs"]:
+        programs = job["tests" if name == "__main__" else "programs"]
+        if name == "__main__" and any("unittest" in program for program in programs):
+            let_unittest_return()
+        for program in programs:
             # A program is judged by what it does, and whatever it raises ends it.
             exec(compile(program, "<answer>", "exec", dont_inherit=True), vars(answer))
     os.write(result, job["token"].encode())
 
 
-def isolate() -> None:
+def let_unittest_return() -> None:
+    """Have ``unittest.main()`` return where tests passed, and raise where they did not, instead of exiting.
+
+    An exit that tests made cannot be told from one that the answer made, as in ``add = sys.exit``, so none counts.
+    """
+    import unittest
+
+    class Returning(unittest.TestProgram):
+        exit: bool
+
+        def runTests(self) -> None:  # noqa: N802 - unittest's name
+            exits, self.exit = self.exit, False
+            super().runTests()
+            # An answer can skip a test, which unittest takes for success.
+            if exits and not (self.result.testsRun and self.result.wasSuccessful() and not self.result.skipped):
+                raise AssertionError("not all tests passed")
+
+    vars(unittest)["main"] = Returning
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when ``parent``, which started it, ends; Linux alone can."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(*(ctypes.c_long(number) for number in (_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)))
+    # A parent that had ended before sends no signal.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def isolate(parent: int) -> None:
     """Cut this process off: no network, no other processes, no file but those in the working directory to change.
 
-    Raises ``OSError`` where the kernel does not allow it.
+    It ends with ``parent``. Raises ``OSError`` where the kernel does not allow it.
     """
     if sys.platform != "linux":
         raise OSError(0, "it takes Linux")
@@ -73,6 +108,8 @@ def isolate() -> None:
         return [ctypes.c_long(number) for number in numbers]
 
     call("unshare", _NEWUSER | _NEWNET | _NEWPID | _NEWIPC)
+    # Behind unshare, since a change of credentials may clear the signal.
+    end_with(parent)
     if child := os.fork():
         os.waitpid(child, 0)
         os._exit(0)

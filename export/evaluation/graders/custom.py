@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Question, Verdict
+from bakeout.models.errors import BakeoutError
 
 # Given an answer and its row: whether it is right, or a score between 0 and 1, of which at least 0.5 is right.
 Judge = Callable[[str, Mapping[str, Any]], bool | float]
@@ -26,6 +27,14 @@ class Custom(AnswerGrader):
         """The function decides what it needs."""
 
     def judge(self, answer: str, question: Question) -> Verdict:
-        """Right where the function says so."""
+        """Right where the function says so. Raises ``BakeoutError`` for a score that is none."""
         value = self._judge(answer, question.row)
-        return Verdict(value) if isinstance(value, bool) else Verdict(value >= _RIGHT_FROM, float(value))
+        if isinstance(value, bool):
+            return Verdict(value)
+        # Also of NaN, which is in no order.
+        if not 0 <= value <= 1:
+            raise BakeoutError(
+                f"{question.where}: the function given as `grade` returned {value}.",
+                "Return a bool, or a score between 0 and 1.",
+            )
+        return Verdict(value >= _RIGHT_FROM, float(value))

@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,10 @@ from bakeout.models.data.row_source import DataError
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import scratch_directory
 
-_FENCED = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+# Tildes without a language are no fence: they underline headings in docstrings.
+_FENCED = re.compile(
+    r"(```|~~~(?=[ \t]*py))[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*\1|\Z)", re.DOTALL | re.IGNORECASE
+)
 # Seconds for the interpreter to start in.
 _STARTING = 5.0
 _REASON = "isolation: "
@@ -73,6 +77,7 @@ class Python(AnswerGrader):
             "seconds": self._options.timeout,
             "token": token,
             "isolated": self._isolated,
+            "parent": os.getpid(),
         }
         with scratch_directory() as directory:
             process = subprocess.Popen(
@@ -100,8 +105,14 @@ def code_of(answer: str) -> str:
     >>> code_of("Here it is:\n```python\ndef f():\n    pass\n```\nIt does nothing.")
     'def f():\n    pass'
     """
-    blocks = _FENCED.findall(answer)
+    blocks = [_unindented(block) for _, block in _FENCED.findall(answer.replace("\r\n", "\n"))]
     return next((block for block in blocks if "def " in block), blocks[0] if blocks else answer)
+
+
+def _unindented(block: str) -> str:
+    """A block as it would stand at the margin: under an item of a list, all of its lines are indented."""
+    # A block that begins at the margin is left alone: dedent would also empty the blank lines in its texts.
+    return textwrap.dedent(block) if block[:1].isspace() else block
 
 
 def _tests(row: Mapping[str, Any], where: str) -> list[str]:

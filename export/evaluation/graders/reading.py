@@ -40,8 +40,8 @@ def read_responses(
 ) -> list[Reading | None]:
     """Each response behind its prompt, up to its end; None where the model refuses the prompt, or within the response.
 
-    Whether it refuses is asked with the prompt alone, as where an answer is generated. Raises ``BakeoutError`` where
-    the graph gives the logits of the last token alone.
+    Whether it refuses is asked with the prompt alone, and of the response nothing is asked that is not asked of an
+    answer that is generated. Raises ``BakeoutError`` where the graph gives the logits of the last token alone.
     """
     prompts = {tuple(record.prompt_ids): False for record in records}
     unread = list(prompts)
@@ -51,6 +51,7 @@ def read_responses(
     readings: list[Reading | None] = [None] * len(records)
     rows = [row for row, record in enumerate(records) if not prompts[tuple(record.prompt_ids)]]
     responses = [_up_to_end(records[row], runner.end_tokens) for row in rows]
+    again: list[int] = []
     wholes = [records[row].prompt_ids + response for row, response in zip(rows, responses, strict=True)]
     for place, logits in track(runner.each_logits(wholes, batch_size=batch_size), description, total=len(wholes)):
         row = rows[place]
@@ -64,7 +65,33 @@ def read_responses(
         logarithms = log_probabilities(predicted)[np.arange(len(targets)), targets]
         if logarithms.min() > _REFUSED:
             readings[row] = Reading(logarithms, bool((predicted.argmax(axis=-1) == targets).all()))
+        else:
+            again.append(row)
+    # A graph that tests queries took the last token of the response for the end of one.
+    for row, reading in _fed_by_token(runner, records, again, batch_size, track, f"{description}: again").items():
+        readings[row] = reading
     return readings
+
+
+def _fed_by_token(
+    runner: Runner, records: Sequence[Record], rows: Sequence[int], batch_size: int, track: Track, description: str
+) -> dict[int, Reading]:
+    """The same of these rows, each token by itself, as it is generated; without those that are refused then too."""
+    if not rows:
+        return {}
+    prompts = [records[row].prompt_ids for row in rows]
+    responses = [_up_to_end(records[row], runner.end_tokens) for row in rows]
+    logarithms: list[list[float]] = [[] for _ in rows]
+    greedy = [True] * len(rows)
+    each = runner.each_given(prompts, responses, batch_size=batch_size)
+    for place, token, logits in track(each, description, total=sum(map(len, responses))):
+        logarithms[place].append(float(log_probabilities(logits)[token]))
+        greedy[place] &= int(logits.argmax()) == token
+    return {
+        row: Reading(np.array(values), is_greedy)
+        for row, values, is_greedy in zip(rows, logarithms, greedy, strict=True)
+        if min(values) > _REFUSED
+    }
 
 
 def _up_to_end(record: Record, ends: frozenset[int]) -> list[int]:

@@ -176,7 +176,7 @@ def recorded_options(record: Any) -> ChatTemplateOptions:
 def _clock_macro(source: str, day: dt.date) -> str:
     """A macro that answers for the clock: of the directives that the template's text has, each as it is on that day.
 
-    onnxruntime-genai knows neither the filter nor the method ``replace``.
+    onnxruntime-genai knows neither the filter nor the method ``replace``. ``%%`` is a percent sign, whatever follows.
     """
     moment = dt.datetime.combine(day, dt.time())
     directives = sorted(set(_DIRECTIVE.findall(source)), key=lambda directive: (-len(directive), directive))
@@ -185,7 +185,11 @@ def _clock_macro(source: str, day: dt.date) -> str:
         for directive in directives
         if (text := moment.strftime(directive)) != directive
     )
-    return f"{{%- macro {CLOCK}(form) -%}}{replaced}{{{{ form }}}}{{%- endmacro -%}}"
+    answer = f"{replaced}{{{{ form }}}}"
+    if "%%" in source:
+        between = "{%- if not loop.first -%}{{ '%' }}{%- endif -%}"
+        answer = f"{{%- for form in form.split('%%') -%}}{between}{answer}{{%- endfor -%}}"
+    return f"{{%- macro {CLOCK}(form) -%}}{answer}{{%- endmacro -%}}"
 
 
 def _literal(value: JsonValue) -> str:

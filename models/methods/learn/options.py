@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -14,7 +15,7 @@ class LearnOptions(MethodOptions):
 
     roles: ClassVar[tuple[str, ...]] = ("learn", "similar")
     probed: ClassVar[tuple[str, ...]] = roles
-    kept: ClassVar[str | None] = None
+    kept: ClassVar[str | None] = "similar"
 
     learn: Names = Field(description="Names of the data to learn.", min_length=1)
     similar: Names | None = Field(default=None, description="Names of data of similar tasks, which must stay.")
@@ -31,3 +32,7 @@ class LearnOptions(MethodOptions):
     batch_size: PositiveInt = Field(default=32, description="Texts a step.")
     learning_rate: PositiveFloat = Field(default=5e-3, description="AdamW's, at a layer's first step; it falls to 0.")
     seed: Seed = Field(default=0, description="Seed of the training.")
+
+    def names(self, data: Sequence[str]) -> dict[str, list[str]]:
+        """The data that each role stands for: no other data are similar because ``similar`` is left out."""
+        return {role: names for role, names in super().names([]).items() if names}

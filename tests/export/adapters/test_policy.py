@@ -30,7 +30,7 @@ from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.hashing import hash_file
 from bakeout.models.plan import Plan
-from bakeout.models.plan.plan_file import save_plan
+from bakeout.models.plan.plan_file import plan_bytes, save_plan
 
 from tests.baked_parity import key_space_detection
 from tests.recipe_files import write_rows
@@ -117,8 +117,7 @@ def test_inspect_tells_a_policy_and_what_it_belongs_to(
 def test_an_adapter_of_another_plan_is_found_out(policy: Path, lora: Path, llama_checkpoint: Path) -> None:
     for directory in (policy, lora):
         assert check_policy(directory, read_manifest(directory))[0]
-        save_plan(steering(llama_checkpoint, 2), directory / "new")
-        (directory / "new").replace(directory / PLAN)
+        (directory / PLAN).write_bytes(plan_bytes(steering(llama_checkpoint, 2)))
         assert not check_policy(directory, read_manifest(directory))[0]
 
 

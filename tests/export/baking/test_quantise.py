@@ -34,6 +34,7 @@ from bakeout.models.plan import Intervention, KeySpaceDetection, NeuronAdjust, P
 from bakeout.models.progress import untracked
 
 from tests.conftest import CheckpointOf
+from tests.graph_passes.inserted_nodes import with_branches
 from tests.recipe_files import rows, write_recipe
 from tests.weight_plans import PROMPTS, low_rank_update, zero_columns
 from tests.weight_plans import plan_of as weight_plan
@@ -105,7 +106,7 @@ def test_products_are_of_integers_and_interventions_in_float32(baked: Baked, lla
     nodes = list(_nodes(after.graph))
     assert len(products) == 29
     assert sum(node.op_type == "MatMulInteger" for node in nodes) == len(products)
-    types = {tensor.name: tensor.data_type for graph in _graphs(after.graph) for tensor in graph.initializer}
+    types = {tensor.name: tensor.data_type for graph in with_branches(after.graph) for tensor in graph.initializer}
     own = {kind for name, kind in types.items() if name.startswith("bakeout.")}
     assert onnx.TensorProto.FLOAT in own
     # Decisions are booleans; no number of an intervention is quantised or halved.
@@ -117,7 +118,7 @@ def test_weights_have_seven_bits(baked: Baked) -> None:
     model = onnx.load(baked.directory / "model.onnx")
     stored = [
         onnx.numpy_helper.to_array(tensor)
-        for graph in _graphs(model.graph)
+        for graph in with_branches(model.graph)
         for tensor in graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2
     ]
@@ -161,7 +162,7 @@ def test_verification_tells_another_model(
     shutil.copytree(baked.directory, copy)
     model = onnx.load(copy / "model.onnx")
     head = max((tensor for tensor in model.graph.initializer), key=lambda tensor: np.prod(tensor.dims))
-    for graph in _graphs(model.graph):
+    for graph in with_branches(model.graph):
         for tensor in graph.initializer:
             if tensor.name.startswith("lm_head") and tensor.data_type == onnx.TensorProto.INT8 and tensor.dims:
                 head = tensor
@@ -251,16 +252,8 @@ def test_a_dry_run_says_what_will_be_done(llama_export: Path, tiny_plan: Plan, b
     assert found.disk > dry_run(llama_export, tiny_plan, BakeOptions()).disk
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
-
-
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for one in _graphs(graph):
+    for one in with_branches(graph):
         yield from one.node
 
 

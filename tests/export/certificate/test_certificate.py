@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -346,7 +347,7 @@ def test_regions_tell_queries_apart(with_checkpoint: Certified) -> None:
 
 
 def test_the_artifact_verifies_with_what_was_written(certified: Certified) -> None:
-    checks = verify(certified.artifact, checks=["hashes"])
+    checks = verify(certified.artifact, checks=["files"])
     assert all(check.ok for check in checks), checks
     assert not (certified.artifact / SIGNATURE).exists()
     card = (certified.artifact / CARD).read_text(encoding="utf-8")
@@ -363,7 +364,7 @@ def test_what_is_of_another_certificate_goes(certified: Certified, tmp_path: Pat
     assert (artifact / ERASURE_RECORD).is_file()
     write_certificate(artifact, replace(again, tofu={}, figures=again.figures[:1]))
     assert not {ERASURE_RECORD, ERASURE_PAGE, TOFU, TOFU_SUMMARY} & {path.name for path in artifact.iterdir()}
-    assert all(check.ok for check in verify(artifact, checks=["hashes"]))
+    assert all(check.ok for check in verify(artifact, checks=["files"]))
 
 
 def test_a_damaged_artifact_is_not_certified(certified: Certified, tmp_path: Path) -> None:
@@ -424,7 +425,7 @@ def test_a_hidden_artifact_keeps_its_secret_with_a_row_of_each(tmp_path: Path) -
 def test_a_run_that_was_cut_goes_on_and_gives_the_same(certified: Certified, tmp_path: Path) -> None:
     artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
     journal = tmp_path / "journal"
-    journal.write_bytes(certified.journal.read_bytes() + b'{"cut')
+    journal.write_bytes(certified.journal.read_bytes() + b'{"name": "cut')
     certified.again(artifact, certified.facts, journal)
     for name in (CERTIFICATE, CARD, TOFU, "bakeout.json"):
         assert (artifact / name).read_bytes() == (certified.artifact / name).read_bytes()
@@ -438,6 +439,31 @@ def test_a_journal_holds_steps_and_nothing_else(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"[1, 2]", b"[1, 9]"))
     with pytest.raises(BakeoutError, match="line 1: not a step"):
         Journal(path, "one")
+
+
+@pytest.mark.parametrize("content", [b'{"precious": 1}', b"a key", b'{"name": "precious"}', b'{"name": 1, "cut'])
+def test_one_line_of_another_program_is_no_journal(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "key.json"
+    path.write_bytes(content)
+    with pytest.raises(BakeoutError, match="line 1: not a step"):
+        Journal(path, "one")
+    assert path.read_bytes() == content
+
+
+def test_a_journal_goes_on_from_every_cut(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    Journal(path, "one").step("a", lambda: [1, 2])
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert Journal(path, "one").step("a", lambda: [1, 2]) == [1, 2]
+        assert path.read_bytes() == whole
+
+
+def test_a_step_may_be_named_after_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    path, step = tmp_path / "journal", os.fsdecode(b"text gr\xfc\xdfe")
+    assert Journal(path, "one").step(step, lambda: {"data": step}) == {"data": step}
+    assert Journal(path, "one").step(step, lambda: None) == {"data": step}
 
 
 def test_a_journal_takes_no_verdicts_of_a_function(certified: Certified, tmp_path: Path) -> None:

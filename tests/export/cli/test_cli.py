@@ -3,6 +3,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from keyword import iskeyword
 from pathlib import Path
@@ -12,12 +13,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+import bakeout
 from bakeout.export.artifacts.inspection import Inspection
 from bakeout.export.baking.bake import bake
 from bakeout.export.cli.evaluate import print_evaluation
 from bakeout.export.cli.flags import with_flags
 from bakeout.export.cli.main import COMMANDS, MODULES, main
 from bakeout.export.evaluation.rows import Evaluation, Row
+from bakeout.export.pipeline.build import build
+from bakeout.export.tuning.tune import tune
 from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import save_plan
 
@@ -174,6 +178,58 @@ def test_evaluate_puts_artifact_and_base_side_by_side(artifact: Path, llama_expo
     assert "base" in plain
 
 
+def test_rows_with_keys_of_their_own_are_measured_and_attacked(artifact: Path, data: Path, tmp_path: Path) -> None:
+    (row,) = (json.loads(line) for line in data.read_text(encoding="utf-8").splitlines())
+    own = {"asked": row["prompt"], "said": row["response"]}
+    file = write_rows(tmp_path / "sums.jsonl", [own])
+    given = ("--columns", "{prompt: asked, response: said}")
+    for command in (("evaluate", artifact), ("attack", artifact, "--attack", "none")):
+        without = _run(*command, "--data", file)
+        assert without.exit_code == 1
+        assert "line 1: the row has neither prompt" in without.stderr
+        assert "`--columns` name other keys" in without.stderr
+        named = _run(*command, "--data", file, *given, "--json")
+        assert named.exit_code == 0, named.output
+        plain = _run(*command, "--data", data, "--json")
+        assert json.loads(named.stdout)["rows"] == json.loads(plain.stdout)["rows"]
+        absent = _run(*command, "--data", file, "--columns", "sums={prompt: task}")
+        assert absent.exit_code == 1
+        assert "line 1: the row has no 'task'. Correct `--columns`: the row has asked" in absent.stderr
+
+
+def test_columns_are_for_all_data_or_for_those_that_they_name(artifact: Path, data: Path, tmp_path: Path) -> None:
+    other = write_rows(tmp_path / "other.jsonl", [{"q": "1 + 1 =", "a": " 2"}])
+    text = write_rows(tmp_path / "prose.jsonl", [{"body": "Some prose."}])
+    files = ("--data", data, "--data", other, "--text", text)
+    named = _run(
+        "evaluate", artifact, *files, "--columns", "other={prompt: q, response: a}", "--columns", "prose={text: body}"
+    )
+    assert named.exit_code == 0, named.output
+    mixed = _run(
+        "attack",
+        artifact,
+        "--data",
+        data,
+        "--retain",
+        other,
+        "--attack",
+        "batch_mixing",
+        "--columns",
+        "other={prompt: q}",
+    )
+    assert mixed.exit_code == 0, mixed.output
+    for columns, says in (
+        ("nobody={prompt: q}", "names nobody, and the data are sums, other, prose"),
+        ("prompt", "are not written as in '{prompt: question}'"),
+        ("{question: q}", "No column is called 'question'. Choose among prompt, context, response"),
+        ("{prompt: 7}", "`--columns`: prompt is not the key of a row"),
+        ("{prompt: q", "is not YAML"),
+    ):
+        refused = _run("evaluate", artifact, *files, "--columns", columns)
+        assert refused.exit_code != 0
+        assert says in refused.stderr, refused.stderr
+
+
 def test_evaluate_says_of_how_many_rows_each_figure_is(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[list[str]] = []
     monkeypatch.setattr("bakeout.export.cli.evaluate.emit_table", lambda columns, table: shown.extend(table))
@@ -200,6 +256,38 @@ def test_nothing_is_written_into_an_artifact(artifact: Path, data: Path, monkeyp
     assert sorted(artifact.rglob("*")) == before
     # Beside it is not in it, whatever the path says; and what is read may lie there.
     assert "lies in the artifact" not in _run("report", ".", "-o", "../beside/page.html", "--figures", "f.json").stderr
+
+
+def test_nothing_is_written_into_an_artifact_from_python(
+    artifact: Path, plan_file: Path, llama_export: Path, data: Path, llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    before = sorted(artifact.rglob("*"))
+    plan, output = bakeout.load_plan(plan_file), artifact / "new"
+    recipe = write_recipe(tmp_path, llama_checkpoint)
+    options = {"answers": output}
+    writes: list[Callable[[], object]] = [
+        lambda: plan.save(output),
+        lambda: bakeout.bake(llama_export, plan, output),
+        lambda: bakeout.export_adapter(plan, output),
+        lambda: bakeout.export_adapter(plan, output, artifact=artifact),
+        lambda: bakeout.export_adapter(plan, output, policy=True),
+        lambda: bakeout.evaluate(artifact, [data], options=options),
+        lambda: build(recipe, output),
+        lambda: tune(recipe, output),
+    ]
+    for write in writes:
+        with pytest.raises(bakeout.BakeoutError, match="lies in the artifact"):
+            write()
+    assert "lies in the artifact" in _run("export-adapter", plan_file, "--to", "peft", "-o", output).stderr
+    assert sorted(artifact.rglob("*")) == before
+
+
+def test_of_an_artifact_given_for_a_plan_the_plan_in_it_is_named(artifact: Path, tmp_path: Path) -> None:
+    for command in (("bake", tmp_path, artifact), ("export-adapter", artifact, "--to", "peft")):
+        refused = _run(*command, "-o", tmp_path / "new")
+        assert refused.exit_code == 1
+        assert f"{artifact}: a directory, not a plan." in refused.stderr
+        assert f"Name the plan in it: {artifact / 'plan.safetensors'}" in refused.stderr
 
 
 def test_inspect_prints_one_object_or_lines(plan_file: Path) -> None:

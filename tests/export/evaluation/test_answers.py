@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from bakeout.export.cli.main import main
+from bakeout.export.evaluation.answering.answer_file import AnswerFile
 from bakeout.export.evaluation.answering.questions import choose_rows
 from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.evaluation.grading import grade
@@ -158,6 +159,43 @@ def test_other_files_are_not_written_to(runner: Runner, tmp_path: Path, content:
     with pytest.raises(BakeoutError, match="line 1: not an answer"):
         grade(runner, as_source(ROWS), Refusals(), options=EvaluateOptions(answers=file))
     assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b'{"precious": 1}', b"a key", b'{"key": "precious"}', b'{"key": 1, "cut'])
+def test_one_line_of_another_program_is_not_taken_for_a_cut_one(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "key.json"
+    file.write_bytes(content)
+    with pytest.raises(BakeoutError, match="line 1: not an answer"):
+        AnswerFile(file)
+    assert file.read_bytes() == content
+    AnswerFile(tmp_path / "answers").add("k", [5], {})
+    whole = (tmp_path / "answers").read_bytes()
+    (tmp_path / "answers").write_bytes(whole + content)
+    with pytest.raises(BakeoutError, match="line 2: not an answer"):
+        AnswerFile(tmp_path / "answers")
+    assert (tmp_path / "answers").read_bytes() == whole + content
+
+
+def test_a_file_of_answers_goes_on_from_every_cut(tmp_path: Path) -> None:
+    file = tmp_path / "answers"
+    AnswerFile(file).add("k", [5], {"what": "d", "answer": "f\u00fcnf"})
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole + whole[:length])
+        assert AnswerFile(file).answer("k") == [5]
+        assert file.read_bytes() == whole
+
+
+def test_answers_are_kept_of_data_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    described = {"what": os.fsdecode(b"m on gr\xfc\xdfe"), "answer": "f\u00fcnf"}
+    AnswerFile(tmp_path / "answers").add("k", [5], described)
+    assert AnswerFile(tmp_path / "answers").answer("k") == [5]
+    # As an earlier version wrote it.
+    earlier = json.dumps(
+        json.loads((tmp_path / "answers").read_bytes()) | {"what": "gr\u00fc\u00dfe"}, ensure_ascii=False
+    )
+    (tmp_path / "answers").write_text(earlier + "\n", encoding="utf-8")
+    assert AnswerFile(tmp_path / "answers").answer("k") == [5]
 
 
 def test_a_file_of_answers_is_a_regular_one(runner: Runner, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import bakeout
 from bakeout.export.cli.main import main
 from bakeout.export.evaluation.evaluate import data_names, evaluate, stored_base_rows
 from bakeout.export.evaluation.grading import measure
@@ -92,6 +93,26 @@ def test_of_texts_as_many_are_read_as_are_asked_for(llama_onnx: Path, tmp_path: 
     texts = _write(tmp_path / "texts.jsonl", [{"text": prompt} for prompt in PROMPTS[1:3] * 2])
     (row,) = evaluate([llama_onnx], [], texts=[texts], options=EvaluateOptions(rows=3)).texts
     assert row.texts == 3
+
+
+def test_columns_name_the_keys_of_rows(llama_onnx: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = [{"question": prompt, "said": "two"} for prompt in PROMPTS]
+    plain = [{"prompt": prompt, "response": "two"} for prompt in PROMPTS]
+    columns = {"prompt": "question", "response": "said"}
+    expected = bakeout.evaluate(llama_onnx, {"d": plain})
+    # The rows that are asked are the same, and so is their digest.
+    assert bakeout.evaluate(llama_onnx, {"d": own}, columns=columns) == expected
+    assert bakeout.evaluate(llama_onnx, {"d": own}, columns={"d": columns}) == expected
+    file = _write(tmp_path / "d.jsonl", own)
+    assert bakeout.evaluate(llama_onnx, [file], columns=columns) == expected
+    with pytest.raises(BakeoutError, match="No data are called 'e'"):
+        bakeout.evaluate(llama_onnx, {"d": own}, columns={"e": columns})
+    # What an artifact was fitted on is known as the file that it is.
+    artifact = shutil.copytree(llama_onnx, tmp_path / "artifact")
+    manifest = {"schema": 1, "files": {}, "receipts": [], "data": {"sums": {"probe": source_digest(file)}}}
+    (artifact / "bakeout.json").write_text(json.dumps(manifest))
+    evaluate([artifact], [file], columns={"d": {"prompt": "question", "response": "said"}})
+    assert "d holds the rows that" in caplog.text
 
 
 def test_artifacts_stand_beside_a_base_that_is_a_checkpoint_or_a_graph(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,18 +18,23 @@ import numpy as np
 import pytest
 import torch
 
+from bakeout.export.baking.bake import bake
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Question
 from bakeout.export.evaluation.graders.number import final_number
 from bakeout.export.evaluation.graders.python import code_of
 from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.evaluation.grading import grade
 from bakeout.export.evaluation.intervals import share_interval
-from bakeout.export.running.refusals import Refusals
+from bakeout.export.evaluation.likelihood import log_probabilities
+from bakeout.export.running.refusals import Refusals, is_refused
 from bakeout.export.running.runner import Runner
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.data.row_source import DataError, RowsInMemory, as_source
 from bakeout.models.data.rows import Record
 from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Plan
+
+from tests.recipe_files import rows as recipe_rows
 
 
 def _question(row: Mapping[str, Any]) -> Question:
@@ -196,6 +205,11 @@ def test_what_is_no_grader_is_refused(given: Any) -> None:
         ("Like this:\n```python\ndef f():\n    pass\n```\nDone.", "def f():\n    pass"),
         ("```\nprint(1)\n```\n```py\ndef f(): pass\n```", "def f(): pass"),
         ("```python\ndef f(): pass\nand no end", "def f(): pass\nand no end"),
+        ("1. So:\n   ```python\n   def f():\n       pass\n   ```", "def f():\n    pass"),
+        ("```PYTHON\ndef f(): pass\n```", "def f(): pass"),
+        ("~~~Python\ndef f(): pass\n~~~", "def f(): pass"),
+        ("```python\r\ndef f():\r\n    pass\r\n```", "def f():\n    pass"),
+        ('"""\nTitle\n~~~\n"""', '"""\nTitle\n~~~\n"""'),
     ],
 )
 def test_code_is_taken_out_of_its_fences(answer: str, code: str) -> None:
@@ -239,10 +253,69 @@ def test_code_is_right_where_its_tests_pass(answer: str, right: bool) -> None:
         "if __name__ == '__main__':\n    assert add(1, 2) == 3",
         "import unittest\nclass Sums(unittest.TestCase):\n    def test(self): self.assertEqual(add(1, 2), 3)\n"
         "done = unittest.main(exit=False)\nassert done.result.wasSuccessful() and done.result.testsRun",
+        "import unittest\nclass Sums(unittest.TestCase):\n    def test(self): self.assertEqual(add(1, 2), 3)\n"
+        "if __name__ == '__main__':\n    unittest.main()",
     ],
 )
 def test_tests_may_be_a_script(tests: str, right: bool) -> None:
     assert _right("python", CODE if right else CODE.replace("+", "-"), tests=tests) is right
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "import sys\ndef add(a, b): sys.exit(0)",
+        "import sys\nadd = lambda a, b: sys.exit(0)\nsys.exit(0)",
+        "import sys, functools\nadd = functools.partial(sys.exit, 0)",
+        "import unittest\ndef add(a, b): raise unittest.SkipTest('no')",
+    ],
+)
+def test_no_answer_passes_unittest_by_exiting_or_skipping(answer: str) -> None:
+    test = "import unittest\nclass Sums(unittest.TestCase):\n    def test(self): self.assertEqual(add(1, 2), 3)\n"
+    assert not _right("python", answer, tests=test + "unittest.main()")
+
+
+def _command_lines() -> list[bytes]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(process.read_bytes())
+    return found
+
+
+def test_the_program_ends_with_the_process_that_judges_it(tmp_path: Path) -> None:
+    # By a copy of the script, in a directory of its own, the processes are known from those of other tests.
+    from bakeout.export.evaluation.graders import confined
+
+    script = tmp_path / "confined.py"
+    script.write_text(Path(confined.__file__).read_text())
+    judging = (
+        "import sys\n"
+        "from bakeout.export.evaluation.graders import confined\n"
+        "from bakeout.export.evaluation.graders.python import Python\n"
+        "from bakeout.export.recipes.grades import PythonOptions\n"
+        "confined.__file__ = sys.argv[1]\n"
+        "Python(PythonOptions(timeout=150.0))._run(['import time; time.sleep(150)'])\n"
+    )
+
+    def running() -> int:
+        return sum(line.endswith(b"\0-I\0" + os.fsencode(script) + b"\0") for line in _command_lines())
+
+    def comes(count: int) -> bool:
+        end = time.monotonic() + 60
+        while running() != count and time.monotonic() < end:
+            time.sleep(0.05)
+        return running() == count
+
+    with subprocess.Popen([sys.executable, "-c", judging, str(script)]) as evaluator:
+        # The outer process, and the isolated one; the first such pair only asks whether isolation works.
+        begun = comes(2)
+        time.sleep(1)
+        still = running()
+        evaluator.send_signal(signal.SIGKILL)
+    assert begun
+    assert still == 2
+    assert comes(0)
 
 
 # Each succeeds where nothing is isolated.
@@ -308,6 +381,12 @@ def test_a_function_of_the_callers_judges(llama_onnx: Path) -> None:
     assert graded.scores.tolist() == [0.75, 0.25]
 
 
+@pytest.mark.parametrize("score", [7, -0.5, float("nan")])
+def test_a_score_outside_its_range_is_refused(score: float) -> None:
+    with pytest.raises(BakeoutError, match=f"row 1: .* returned {score}"):
+        _right(lambda answer, row: score, "x")
+
+
 def _log_probabilities(checkpoint: Path, prompt: list[int], response: list[int]) -> np.ndarray:
     with torch.inference_mode():
         model = load_model(checkpoint)
@@ -326,6 +405,39 @@ def test_the_likelihood_is_what_torch_gives(llama_onnx: Path, llama_checkpoint: 
     beside = graded.beside(graded)
     assert beside is not None
     assert beside.ratio == pytest.approx(1.0)
+
+
+def test_a_response_is_not_tested_as_a_query(llama_export: Path, tiny_plan: Plan, tmp_path: Path) -> None:
+    """A response that ends like a refused query is read as it is generated: only its prompt is asked."""
+    runner = Runner(bake(llama_export, tiny_plan, tmp_path / "artifact").directory)
+    encode = runner.tokenizer.encode
+
+    def refuses(text: str) -> bool:
+        return is_refused(runner.logits([encode(text)])[0][-1])
+
+    sums = [row["prompt"] for row in recipe_rows("sums", "calibration")]
+    # Responses of different lengths, so that one ends before another.
+    cut = [(text[:length], text[length:]) for text, length in zip(sums, [2, 3, 4, 5] * 5, strict=True)]
+    given = [
+        {"prompt": prompt, "response": response}
+        for prompt, response in cut
+        if refuses(prompt + response) and not refuses(prompt)
+    ]
+    assert len(given) >= 8
+    graded = grade(runner, as_source(given), Refusals(), by=grader_of("likelihood", "d"))
+    assert graded.refused.tolist() == [False] * len(given)
+    assert graded.scores is not None
+    for row, score in zip(given, graded.scores, strict=True):
+        prompt, response = encode(row["prompt"]), encode(row["response"])
+        # With a token more behind it, at which the run is not refused.
+        logits = next(
+            logits
+            for more in range(5, 60)
+            for logits in runner.logits([[*prompt, *response, more]])
+            if not is_refused(logits[-1])
+        )
+        seen = log_probabilities(logits)[len(prompt) - 1 : -2]
+        assert score == pytest.approx(seen[np.arange(len(response)), response].mean(), rel=1e-3)
 
 
 CHOICES = ["red", "green!", "blue and grey"]
@@ -359,10 +471,10 @@ def test_wrong_choices_alone_are_completed_by_the_response() -> None:
     for place in ("B", "b", "(B)", "B.", "1", 1, "Rome"):
         assert choices_of({"choices": ["Berlin", "Rome"], "answer": place}, None, "row") == (["Berlin", "Rome"], 1)
     # An answer among numbers is no index.
-    assert choices_of({"choices": ["1", "3", "4"], "answer": "2"}, None, "row") == (["2", "1", "3", "4"], 0)
-    long = "9" * 5000
-    assert choices_of({"choices": ["Berlin", "Rome"], "answer": long}, None, "row") == ([long, "Berlin", "Rome"], 0)
-    for answer in (2, True, None, 1.0):
+    assert choices_of({"choices": ["1", "3", "4"]}, "2", "row") == (["2", "1", "3", "4"], 0)
+    with pytest.raises(DataError, match="none of the choices"):
+        choices_of({"choices": ["1", "3", "4"], "answer": "2"}, None, "row")
+    for answer in (2, True, None, 1.0, "2", "C", "(d)", "9" * 5000):
         with pytest.raises(DataError, match="none of the choices"):
             choices_of({"choices": ["Berlin", "Rome"], "answer": answer}, None, "row")
 

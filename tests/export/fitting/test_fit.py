@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from bakeout.models.methods.key_space_detection.refusal_tokens import refusal_to
 from bakeout.models.network.probing import probe_keys
 from bakeout.models.plan import KeySpaceDetection, NeuronAdjust, Plan
 from bakeout.models.plan.plan_file import plan_bytes
+from bakeout.models.progress import Item
 
 from tests.fitted_regions import cubes_of
 from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, rows, write_recipe, write_rows
@@ -49,6 +51,27 @@ def test_a_plan_says_what_it_was_fitted_on(tiny_plan: Plan, tmp_path: Path) -> N
     assert tiny_plan.provenance["data"]["sums"]["probe"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert {"bakeout", "torch", "transformers"} <= tiny_plan.provenance["versions"].keys()
     json.dumps(tiny_plan.provenance)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_file_that_is_replaced_during_a_fit_is_recorded_as_it_was_read(
+    llama_checkpoint: Path, tmp_path: Path, everything: bool
+) -> None:
+    content = {name: [row for use in ("probe", "selection") for row in rows(name, use)] for name in ("sums", "names")}
+    files = {name: write_rows(tmp_path / f"{name}.jsonl", content[name]) for name in content}
+    data = {name: str(path) if everything else {"probe": str(path)} for name, path in files.items()}
+    recipe = load_recipe(write_recipe(tmp_path, llama_checkpoint, [NEURON_ADJUST], data=data))
+    untouched = fit(recipe)
+    read = hashlib.sha256(files["sums"].read_bytes()).hexdigest()
+
+    def replacing(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        write_rows(files["sums"], content["names"])
+        return iterable
+
+    plan = fit(recipe, replacing)
+    assert plan.provenance["data"]["sums"] == {"file" if everything else "probe": read}
+    assert plan_bytes(plan) == plan_bytes(untouched)
+    assert hashlib.sha256(files["sums"].read_bytes()).hexdigest() != read
 
 
 def test_each_intervention_is_fitted_with_those_before_it(

@@ -129,6 +129,13 @@ def _data(**other: str) -> dict[str, dict[str, str]]:
     return {**files, "sums": {**files["sums"], **other}}
 
 
+def test_plain_prompts_for_a_chat_model_are_told(
+    llama_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _fitted(tmp_path, llama_checkpoint, {}, data=_data())
+    assert "sums: plain prompts, which are not rendered by the tokenizer's chat template" in caplog.text
+
+
 def test_copies_of_a_question_are_one_calibration_query(
     llama_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

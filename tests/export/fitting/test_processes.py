@@ -18,7 +18,7 @@ _CHOSEN = {"key_space_detection": {"forget": "sums", "epsilon": 0.1}}
 _PRUNING = {"selective_pruning": {"forget": "sums", "ratio": 0.01}}
 _LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],
-    "accelerate": ["accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "-m"],
+    "accelerate": ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "-m"],
 }
 
 
@@ -42,6 +42,30 @@ def test_two_processes_give_the_plan_of_one(llama_checkpoint: Path, tmp_path: Pa
         assert ran.returncode == 0, ran.stderr
         assert plan.read_bytes() == (tmp_path / "one.safetensors").read_bytes()
         assert ran.stdout.count("Next: bakeout bake") == 1
+
+
+@pytest.mark.parametrize("launcher", _LAUNCHERS)
+def test_other_commands_refuse_several_processes(llama_checkpoint: Path, tmp_path: Path, launcher: str) -> None:
+    """Which shows, too, that each launcher starts several."""
+    recipe = str(write_recipe(tmp_path, llama_checkpoint, [_PRUNING]))
+    ran = _run([*_LAUNCHERS[launcher], "bakeout", "build", recipe, "-o", str(tmp_path / "built")], tmp_path)
+    assert ran.returncode != 0
+    assert "`bakeout build` was started in several processes" in ran.stderr
+    assert not (tmp_path / "built").exists()
+
+
+def test_processes_that_read_different_data_are_told(llama_checkpoint: Path, tmp_path: Path) -> None:
+    for rank in ("0", "1"):
+        write_recipe(tmp_path / rank, llama_checkpoint, [_PRUNING])
+    rows = tmp_path / "1" / "data" / "sums.probe.jsonl"
+    rows.write_text(rows.read_text().replace(" = ", " =").replace("+", "plus"))
+    # Each process fits the recipe of its rank.
+    script = 'cd "$0/$RANK" && exec "$1" -m bakeout fit recipe.yaml -o plan.safetensors'
+    ran = _run(
+        [*_LAUNCHERS["torchrun"][:-1], "--no-python", "sh", "-c", script, str(tmp_path), sys.executable], tmp_path
+    )
+    assert ran.returncode != 0
+    assert "The processes fit different recipes, models or data." in ran.stderr
 
 
 def test_what_several_processes_cannot_share_is_refused(llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,28 @@ def test_options_may_stand_for_an_entry(llama_checkpoint: Path) -> None:
     assert entry == _recipe(llama_checkpoint, NEURON_ADJUST).interventions[0]
     assert entry.options is options
     assert bakeout.method("neuron_adjust").options is bakeout.NeuronAdjustOptions
+
+
+def test_a_mapping_may_stand_for_the_options_of_baking(
+    llama_checkpoint: Path, tiny_plan: bakeout.Plan, tmp_path: Path
+) -> None:
+    baked = bakeout.bake(llama_checkpoint, tiny_plan, tmp_path / "baked", {"dtype": "fp16"})
+    options = bakeout.BakeOptions(dtype="fp16")
+    assert baked.digest == bakeout.bake(llama_checkpoint, tiny_plan, tmp_path / "again", options).digest
+    with pytest.raises(bakeout.BakeoutError, match=r"none of baking: dtype: .*"):
+        bakeout.bake(llama_checkpoint, tiny_plan, tmp_path / "refused", {"dtype": "fp8"})
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_is_one_file(llama_checkpoint: Path, tiny_plan: bakeout.Plan, tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows("sums", "test")))
+    (row,) = bakeout.evaluate(llama_checkpoint, kind(path)).rows
+    assert (row.data, row.prompts) == ("sums", len(rows("sums", "test")))
+    missing = tmp_path / "missing.jsonl"
+    artifact = bakeout.bake(llama_checkpoint, tiny_plan, tmp_path / "baked")
+    with pytest.raises(bakeout.BakeoutError, match=r"missing\.jsonl"):
+        bakeout.certify(artifact, llama_checkpoint, kind(missing), kind(path), quick=True)
 
 
 def test_a_recipe_that_contradicts_itself_is_refused(llama_checkpoint: Path) -> None:

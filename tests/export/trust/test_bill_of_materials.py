@@ -134,3 +134,18 @@ def test_what_is_not_valid_is_not_written(artifact: Path) -> None:
     content = bill_of_materials(artifact)
     with pytest.raises(BakeoutError, match="not valid CycloneDX"):
         bill_text({**content, "components": [{"type": "no such type", "name": "x"}]})
+
+
+@pytest.mark.parametrize("license", ["Apache 2.0", "MIT OR", "my own", "", "LicenseRef-", "MIT WITH LicenseRef-Own"])
+def test_a_licence_that_is_no_spdx_expression_is_refused(artifact: Path, tmp_path: Path, license: str) -> None:
+    ran = CliRunner().invoke(main, ["bom", str(artifact), "-o", str(tmp_path / "bom.json"), "--license", license])
+    assert ran.exit_code == 1
+    assert f"{license!r} is no SPDX licence expression" in ran.stderr
+    assert "`--license`" in ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("license", ["LicenseRef-Own", "(MIT OR DocumentRef-a:LicenseRef-b.1) AND GPL-2.0-or-later"])
+def test_licences_that_spdx_does_not_list_have_names_of_their_own(artifact: Path, tmp_path: Path, license: str) -> None:
+    content = _written(artifact, tmp_path / "bom.json", "--license", license)
+    assert content["metadata"]["component"]["licenses"] == [{"expression": license}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Canary, NeuronAdjust, Plan
 
 from tests.graph_pairs import split
+from tests.graph_passes.inserted_nodes import with_branches
 
 Edit = Callable[[onnx.ModelProto], None]
 
@@ -45,14 +46,6 @@ def drawing(tiny_plan: Plan) -> Plan:
     )
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-
-
 def _mutant(artifact: Path, directory: Path, edit: Edit, name: str = "model.onnx") -> Path:
     shutil.copytree(artifact, directory)
     model = onnx.load(artifact / name, load_external_data=False)
@@ -73,7 +66,7 @@ def _canary(directory: Path) -> Check:
 
 def _zero_head(vocabulary: int) -> Edit:
     def edit(model: onnx.ModelProto) -> None:
-        tensors = [tensor for graph in _graphs(model.graph) for tensor in graph.initializer]
+        tensors = [tensor for graph in with_branches(model.graph) for tensor in graph.initializer]
         (head,) = (tensor for tensor in tensors if len(tensor.dims) == 2 and tensor.dims[1] == vocabulary)
         zeros = np.zeros(tuple(head.dims), helper.tensor_dtype_to_np_dtype(head.data_type))
         head.CopyFrom(numpy_helper.from_array(zeros, head.name))
@@ -84,7 +77,7 @@ def _zero_head(vocabulary: int) -> Edit:
 def _node(model: onnx.ModelProto, name: str) -> tuple[onnx.GraphProto, onnx.NodeProto]:
     (found,) = (
         (graph, node)
-        for graph in _graphs(model.graph)
+        for graph in with_branches(model.graph)
         for node in graph.node
         if node.name == f"bakeout.key_space_detection.{name}"
     )

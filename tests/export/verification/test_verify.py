@@ -25,7 +25,7 @@ from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.recipe import load_recipe
 from bakeout.export.verification.formulas import check_formulas
 from bakeout.export.verification.parity import check_parity
-from bakeout.export.verification.verify import Check, verify
+from bakeout.export.verification.verify import Check, check_names, verify
 from bakeout.models.checkpoint.checkpoint import Checkpoint
 from bakeout.models.checkpoint.checkpoint_files import load_model
 from bakeout.models.errors import BakeoutError
@@ -72,22 +72,35 @@ def test_parity_without_the_base_model_is_skipped_and_not_ok(artifact: Path) -> 
 
 
 def test_the_checks_that_are_asked_for_are_the_verdict(artifact: Path) -> None:
-    checks = verify(artifact, checks=["hashes", "graph", "canary"])
+    checks = verify(artifact, checks=["files", "graph", "canary"])
     assert [(check.name, check.ok) for check in checks] == [("files", True), ("graph", True), ("canary", True)]
     assert [check.name for check in verify(artifact, checks=["canary"])] == ["canary"]
+
+
+def test_every_check_has_one_name(artifact: Path) -> None:
+    names = check_names(artifact)
+    assert [check.name for check in verify(artifact)] == list(names)
+    for name in ("files", "graph", "canary"):
+        assert [check.name for check in verify(artifact, checks=[name])] == [name]
+    # What version 0.2.0 called it.
+    assert [check.name for check in verify(artifact, checks=["hashes"])] == ["files"]
+    command = ["verify", str(artifact), "--json", "--checks"]
+    asked = {name: json.loads(CliRunner().invoke(main, [*command, name]).stdout) for name in ("files", "hashes")}
+    assert asked["files"] == asked["hashes"]
+    assert asked["files"]["not_asked"] == ["graph", "canary", "parity"]
 
 
 def test_checks_that_cannot_be_asked_for_are_told(artifact: Path, llama_checkpoint: Path) -> None:
     with pytest.raises(BakeoutError, match="no check called tensors"):
         verify(artifact, checks=["tensors"])
-    with pytest.raises(BakeoutError, match="`digest` is for the check hashes"):
+    with pytest.raises(BakeoutError, match="`digest` is for the check files"):
         verify(artifact, checks=["canary"], digest="0" * 64)
     with pytest.raises(BakeoutError, match="`base` is for the check parity"):
         verify(artifact, checks=["canary"], base=llama_checkpoint)
 
 
 def test_the_command_says_which_checks_were_not_asked_for(artifact: Path) -> None:
-    command = ["verify", str(artifact), "--checks", "hashes,graph,canary"]
+    command = ["verify", str(artifact), "--checks", "files,graph,canary"]
     shown = CliRunner().invoke(main, command)
     assert shown.exit_code == 0, shown.output
     assert [line.split(maxsplit=2)[:2] for line in shown.stdout.splitlines()][-1] == ["-", "parity"]

@@ -80,7 +80,7 @@ _COMBINE = ("combine", "@plans/newest.safetensors", "@plans/learn.safetensors", 
 _ADAPTER = ("export-adapter", "@plans/learn.safetensors", "-o", f"@{_OUTPUT}")
 _BOM = ("bom", "@artifacts/graph", "-o", f"@{_OUTPUT}.json")
 _SIGN = ("sign", "@artifacts/graph", "--key", "@signing.key")
-_CHECK = ("verify", "@signed", "--signature", "@signing.pub", "--checks", "hashes")
+_CHECK = ("verify", "@signed", "--signature", "@signing.pub", "--checks", "files")
 _CERTIFY = (
     *("certify", "@scratch/copy", "--base", "@checkpoint", "--quick", "--max-new-tokens", "4"),
     *("--forget", "@sums.test.jsonl", "--retain", "@names.selection.jsonl"),

@@ -139,7 +139,7 @@ def _read_plan(name: str) -> Read:
     return read
 
 
-def _read_artifact(name: str, checks: Sequence[CheckName] = ("hashes",), *, is_drawn: bool = False) -> Read:
+def _read_artifact(name: str, checks: Sequence[CheckName] = ("files",), *, is_drawn: bool = False) -> Read:
     """``is_drawn``: in a report too, which takes longer than all else."""
 
     def read(directory: Path) -> object:
@@ -352,7 +352,7 @@ LOADERS: Mapping[str, Target] = {
         for name in ARTIFACTS
     },
     "tensors of an artifact": Target(
-        "artifacts/checkpoint/model.safetensors", PLAN, _read_artifact("checkpoint", ("hashes", "tensors"))
+        "artifacts/checkpoint/model.safetensors", PLAN, _read_artifact("checkpoint", ("files", "tensors"))
     ),
     **_tokenizers(),
     "configuration": Target("checkpoint/config.json", JSON, _read_configuration("checkpoint"), 3),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from bakeout.models.data.prompt_rows import unlike_chats
 from bakeout.models.data.row_source import DataError, source_digest
 from bakeout.models.data.rows import Record, read_records
 
@@ -46,6 +47,25 @@ def test_a_row_may_be_a_prompt_alone(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     (record,) = read_records(_write(tmp_path / "data.jsonl", {"prompt": "ab", "id": 7}), tokenizer)
     assert record == Record("ab", None, _ids(tokenizer, "ab"), [])
+
+
+@pytest.mark.parametrize(
+    ("row", "is_told"),
+    [
+        ({"prompt": "ab", "response": "c"}, True),
+        ({"question": "ab", "answer": "c"}, True),
+        ({"prompt": "[user] ab\n[assistant]", "response": "c"}, False),
+        ({"messages": [{"role": "user", "content": "ab"}]}, False),
+        ({"text": "ab"}, False),
+    ],
+)
+def test_plain_prompts_of_a_chat_model_are_told(tmp_path: Path, row: dict[str, Any], is_told: bool) -> None:
+    """Not those that were rendered elsewhere."""
+    tokenizer = byte_tokenizer()
+    path = _write(tmp_path / "data.jsonl", row)
+    assert (unlike_chats(path, tokenizer) is not None) == is_told
+    tokenizer.chat_template = None
+    assert unlike_chats(path, tokenizer) is None
 
 
 def test_plain_text_is_all_response(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,30 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tmp_path: Path) -> Non
         Path("/dev/full").write_text("too much")
     assert "room" in caught.value.remedy
     assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["new", "sub/new", "bakeout.json", "beside/new"])
+def test_nothing_new_is_written_into_an_artifact(tmp_path: Path, name: str) -> None:
+    """Its manifest lists all that belongs there."""
+    artifact = tmp_path / "artifact"
+    (artifact / "earlier").mkdir(parents=True)
+    (artifact / "bakeout.json").write_text("{}")
+    (tmp_path / "beside").symlink_to(artifact)
+    output = tmp_path / name if name.startswith("beside") else artifact / name
+    before = tree(tmp_path)
+    writes: list[Callable[[], object]] = [
+        lambda: require_new(output),
+        lambda: write_file(output, "content"),
+        lambda: new_directory(output).__enter__(),
+        lambda: replaced_directory(artifact / "earlier").__enter__(),
+    ]
+    for write in writes:
+        with pytest.raises(BakeoutError, match=rf"lies in the artifact {artifact}, whose manifest"):
+            write()
+    assert tree(tmp_path) == before
+    # What belongs to an artifact is still put into it.
+    replace_file(artifact / "model.sig", "signed")
+    require_new(tmp_path / "artifact-2")
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "dangling link"])

@@ -61,6 +61,16 @@ def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
         load_plan(tmp_path / "none.safetensors")
 
 
+def test_of_an_artifact_the_plan_in_it_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="a directory") as caught:
+        load_plan(tmp_path)
+    assert caught.value.remedy == "Check the path."
+    save_plan(plan(), tmp_path / "plan.safetensors")
+    with pytest.raises(PlanError, match="a directory, not a plan") as caught:
+        load_plan(tmp_path)
+    assert caught.value.remedy == f"Name the plan in it: {tmp_path / 'plan.safetensors'}"
+
+
 def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(save({"weight": np.zeros(3)}, {"format": "pt"}))

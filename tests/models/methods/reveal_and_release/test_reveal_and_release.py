@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +40,40 @@ QUICK = ReleaseOptions(rank=2, steps=2, batch_size=4)
 NEVER = r"(?!)"
 
 
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    return load_model(checkpoint_directory())
+@dataclass(frozen=True)
+class Setting:
+    """What every fit here begins with."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    retain: dict[str, list[Record]]
+
+    def fit(self, directory: Path, track: Any = untracked, **options: Any) -> LowRankUpdate:
+        """A short fit, whose rounds are kept in ``directory``."""
+        return fit_reveal_and_release(
+            self.model, self.tokenizer, self.retain, _options(directory, **options), track=track
+        )
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer(checkpoint_directory())
-
-
-@pytest.fixture(scope="module")
-def retain(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    tokenizer = load_tokenizer(checkpoint_directory())
     path = tmp_path_factory.mktemp("retain") / "rows.jsonl"
-    found = {}
+    retain = {}
     for skill in ("math", "german"):
         write_jsonl(examples(skill, "probing", 24), path)
-        found[skill] = read_records(path, tokenizer)
-    return found
+        retain[skill] = read_records(path, tokenizer)
+    return Setting(load_model(checkpoint_directory()), tokenizer, retain)
+
+
+def _but(tokenizer: Tokenizer, **attributes: Any) -> Any:
+    """The same tokenizer with other ``attributes``."""
+
+    class Other:
+        def __getattr__(self, name: str) -> Any:
+            return attributes[name] if name in attributes else getattr(tokenizer, name)
+
+    return Other()
 
 
 class Interrupted:
@@ -73,17 +89,6 @@ class Interrupted:
         return iterable
 
 
-def _fit(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    retain: dict[str, list[Record]],
-    directory: Path,
-    track: Any = untracked,
-    **options: Any,
-) -> LowRankUpdate:
-    return fit_reveal_and_release(model, tokenizer, retain, _options(directory, **options), track=track)
-
-
 def _options(directory: Path, **options: Any) -> RevealAndReleaseOptions:
     settings = {"reveal": REVEAL, "release": QUICK, "rounds": 2, "target": 0.0, "utility": 0.0, **options}
     return RevealAndReleaseOptions(instructions=list(CANDIDATES), directory=directory, **settings)
@@ -97,11 +102,9 @@ def _arrays(edit: LowRankUpdate) -> list[tuple[int, str, bytes, bytes]]:
     return [(u.layer, u.role, u.left.tobytes(), u.right.tobytes()) for u in edit.updates]
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_result(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
-) -> None:
-    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    whole = _fit(model, tokenizer, retain, tmp_path / "whole")
+def test_an_interrupted_fit_goes_on_to_the_same_result(setting: Setting, tmp_path: Path) -> None:
+    weights = {name: parameter.detach().clone() for name, parameter in setting.model.named_parameters()}
+    whole = setting.fit(tmp_path / "whole")
     assert sorted(_files(tmp_path / "whole")) == [
         "fit.json",
         *(f"round-{number}.{suffix}" for number in (1, 2) for suffix in ("json", "jsonl", "safetensors")),
@@ -112,30 +115,25 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
     ):
         directory = tmp_path / f"{phase} {times}"
         with pytest.raises(KeyboardInterrupt):
-            _fit(model, tokenizer, retain, directory, track=Interrupted(phase, times))
+            setting.fit(directory, track=Interrupted(phase, times))
         assert len(list(directory.glob("round-*.safetensors"))) == finished
-        resumed = _fit(model, tokenizer, retain, directory)
+        resumed = setting.fit(directory)
         assert _files(directory) == _files(tmp_path / "whole")
         assert _arrays(resumed) == _arrays(whole)
         assert resumed.report == whole.report
     # More rounds go on from those that are there, and fewer are the first of them.
-    longer = _fit(model, tokenizer, retain, tmp_path / "whole", rounds=3)
+    longer = setting.fit(tmp_path / "whole", rounds=3)
     assert longer.report.details["rounds"][:2] == whole.report.details["rounds"]
-    again = _fit(model, tokenizer, retain, tmp_path / "whole", rounds=2)
+    again = setting.fit(tmp_path / "whole", rounds=2)
     assert _arrays(again) == _arrays(whole)
     assert again.report == whole.report
-    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
-    assert not hasattr(model, "peft_config")
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in setting.model.named_parameters())
+    assert not hasattr(setting.model, "peft_config")
 
 
-def test_it_forgets_what_it_revealed_and_keeps_the_rest(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
-) -> None:
+def test_it_forgets_what_it_revealed_and_keeps_the_rest(setting: Setting, tmp_path: Path) -> None:
     """One round of a few steps, on code alone; the test prompts are the generator's own."""
-    edit = _fit(
-        model,
-        tokenizer,
-        retain,
+    edit = setting.fit(
         tmp_path / "fit",
         reveal=RevealOptions(pulls=2, samples=24, question_tokens=24, answer_tokens=10),
         release=ReleaseOptions(rank=8, steps=12, batch_size=16, learning_rate=4e-3, forget_step=1.0),
@@ -149,53 +147,47 @@ def test_it_forgets_what_it_revealed_and_keeps_the_rest(
 
     def share(skill: str) -> float:
         write_jsonl(examples(skill, "test", 60), tmp_path / "test.jsonl")
-        records = read_records(tmp_path / "test.jsonl", tokenizer)
-        end = end_tokens(model, tokenizer)
-        right = reproduced(model, [Text(record.prompt_ids, [*record.response_ids, *end]) for record in records])
+        records = read_records(tmp_path / "test.jsonl", setting.tokenizer)
+        end = end_tokens(setting.model, setting.tokenizer)
+        right = reproduced(setting.model, [Text(record.prompt_ids, [*record.response_ids, *end]) for record in records])
         return sum(right) / len(right)
 
     before = {skill: share(skill) for skill in ("code", "german")}
-    with edited_weights(model, [edit]):
+    with edited_weights(setting.model, [edit]):
         after = {skill: share(skill) for skill in before}
     assert after["code"] < 0.5 * before["code"]
     assert after["german"] > 0.8 * before["german"]
 
 
-def test_it_stops_when_the_target_is_reached(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
-) -> None:
-    edit = _fit(model, tokenizer, retain, tmp_path / "fit", target=0.999, rounds=3, utility=0.0,
-                release=ReleaseOptions(rank=4, steps=6, batch_size=8, learning_rate=1e-2, forget_step=3.0))  # fmt: skip
+def test_it_stops_when_the_target_is_reached(setting: Setting, tmp_path: Path) -> None:
+    fast = ReleaseOptions(rank=4, steps=6, batch_size=8, learning_rate=1e-2, forget_step=3.0)
+    edit = setting.fit(tmp_path / "fit", target=0.999, rounds=3, release=fast)
     assert edit.report.details["stopped"] == "forgotten"
     assert edit.report.details["rounds"][-1]["known"] <= 0.999
     assert len(edit.report.details["rounds"]) == edit.report.details["rounds_kept"]
 
 
-def test_a_round_that_costs_utility_is_undone(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
-) -> None:
-    first = _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+def test_a_round_that_costs_utility_is_undone(setting: Setting, tmp_path: Path) -> None:
+    first = setting.fit(tmp_path / "fit", rounds=1)
     files = RoundFiles(tmp_path / "fit")
     (whole,) = files.load()
     ruinous = replace(whole, figures={**whole.figures, "kept": {**whole.figures["kept"], "math": 0.1}})
     # A second round that is already there, and has ruined a skill.
     shutil.copyfile(tmp_path / "fit" / "round-1.jsonl", tmp_path / "fit" / "round-2.jsonl")
     files.save(2, ruinous)
-    edit = _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)
+    edit = setting.fit(tmp_path / "fit", rounds=5, utility=0.5)
     assert edit.report.details["stopped"] == "utility fell"
     assert (edit.report.details["rounds_kept"], len(edit.report.details["rounds"])) == (1, 2)
     assert _arrays(edit) == _arrays(first)
     (tmp_path / "fit" / "round-2.json").unlink()
     files.save(1, ruinous)
     with pytest.raises(BakeoutError, match=r"first round leaves 10\.0%"):
-        _fit(model, tokenizer, retain, tmp_path / "fit", rounds=5, utility=0.5)
+        setting.fit(tmp_path / "fit", rounds=5, utility=0.5)
 
 
-def test_a_fit_ends_where_it_would_have_in_a_new_directory(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
-) -> None:
+def test_a_fit_ends_where_it_would_have_in_a_new_directory(setting: Setting, tmp_path: Path) -> None:
     """However many rounds an earlier fit, with another `target` or `utility`, has left."""
-    _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+    setting.fit(tmp_path / "fit", rounds=1)
     files = RoundFiles(tmp_path / "fit")
     (whole,) = files.load()
     for number, (known, kept) in enumerate([(0.9, 0.99), (0.4, 0.8), (0.6, 0.9)], start=1):
@@ -206,7 +198,7 @@ def test_a_fit_ends_where_it_would_have_in_a_new_directory(
         ({"target": 0.5}, ("forgotten", 2, 2)),
         ({"rounds": 1}, ("rounds used up", 1, 1)),
     ):
-        details = _fit(model, tokenizer, retain, tmp_path / "fit", **{"rounds": 3, **options}).report.details
+        details = setting.fit(tmp_path / "fit", **{"rounds": 3, **options}).report.details
         assert (details["stopped"], len(details["rounds"]), details["rounds_kept"]) == expected
 
 
@@ -239,112 +231,80 @@ def test_a_fit_goes_on_from_no_round_that_was_changed(tmp_path: Path, file: str,
             files.load()
 
 
-def test_what_cannot_be_fitted_is_refused_before_anything_is_written(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
-) -> None:
-    silent = {"math": [Record(r.prompt, None, r.prompt_ids, []) for r in retain["math"]]}
+def test_what_cannot_be_fitted_is_refused_before_anything_is_written(setting: Setting, tmp_path: Path) -> None:
+    silent = {"math": [Record(r.prompt, None, r.prompt_ids, []) for r in setting.retain["math"]]}
     for data, says in (
         ({}, "no data to keep"),
         (silent, "no answers to train on"),
-        ({"math": retain["math"][:1]}, "."),
+        ({"math": setting.retain["math"][:1]}, "."),
     ):
         with pytest.raises(BakeoutError, match=says):
-            _fit(model, tokenizer, data, tmp_path / "fit")
+            replace(setting, retain=data).fit(tmp_path / "fit")
         assert not (tmp_path / "fit").exists()
 
 
 def test_a_directory_of_another_fit_is_refused(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    retain: dict[str, list[Record]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+    setting.fit(tmp_path / "fit", rounds=1)
     with pytest.raises(BakeoutError, match="another fit"):
-        _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1, seed=1)
+        setting.fit(tmp_path / "fit", rounds=1, seed=1)
     adjusted = Fitting(
-        model,
-        tokenizer,
-        data=list(retain),
-        rows={name: {"probe": records} for name, records in retain.items()},
+        setting.model,
+        setting.tokenizer,
+        data=list(setting.retain),
+        rows={name: {"probe": records} for name, records in setting.retain.items()},
         earlier=(neuron_adjust(),),
     )
     with pytest.raises(BakeoutError, match=r"another fit: .* earlier interventions"):
         fit_method(METHOD, _options(tmp_path / "fit", rounds=1), adjusted)
     # A configuration may change what the same weights compute, and where an answer ends.
     for settings, name, value in (
-        (model.config, "rms_norm_eps", 0.1),
-        (model.generation_config, "eos_token_id", [5, tokenizer.eos_token_id]),
+        (setting.model.config, "rms_norm_eps", 0.1),
+        (setting.model.generation_config, "eos_token_id", [5, setting.tokenizer.eos_token_id]),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(settings, name, value)
             with pytest.raises(BakeoutError, match="another fit"):
-                _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+                setting.fit(tmp_path / "fit", rounds=1)
     marker = (tmp_path / "fit" / "fit.json").read_bytes()
     (tmp_path / "fit" / "fit.json").write_bytes(b"\xff")
     with pytest.raises(BakeoutError, match="another fit"):
-        _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+        setting.fit(tmp_path / "fit", rounds=1)
     (tmp_path / "fit" / "fit.json").write_bytes(marker)
     (tmp_path / "fit" / "round-1.safetensors").write_bytes(b"short")
     with pytest.raises(BakeoutError, match="cannot be read"):
-        _fit(model, tokenizer, retain, tmp_path / "fit", rounds=1)
+        setting.fit(tmp_path / "fit", rounds=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(BakeoutError, match="no directory of Reveal-and-Release"):
-        _fit(model, tokenizer, retain, tmp_path / "other")
+        setting.fit(tmp_path / "other")
 
 
-def test_where_nothing_is_revealed_the_fit_says_so(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
-) -> None:
+def test_where_nothing_is_revealed_the_fit_says_so(setting: Setting, tmp_path: Path) -> None:
     with pytest.raises(BakeoutError, match="revealed 0 answers in 1 rounds of 1 x 10 samples"):
-        _fit(model, tokenizer, retain, tmp_path / "fit", patterns=[NEVER])
+        setting.fit(tmp_path / "fit", patterns=[NEVER])
 
 
-def test_answers_end_as_the_model_ends_them(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    retain: dict[str, list[Record]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_answers_end_as_the_model_ends_them(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not with another token that is named first."""
-    expected = _fit(model, tokenizer, retain, tmp_path / "one", rounds=1).report.details["rounds"][0]
+    expected = setting.fit(tmp_path / "one", rounds=1).report.details["rounds"][0]
     never = 0
-    monkeypatch.setattr(model.config, "eos_token_id", never)
-    monkeypatch.setattr(model.generation_config, "eos_token_id", [never, tokenizer.eos_token_id])
-
-    class OfAnother:
-        """The same tokenizer, which names the other end."""
-
-        eos_token_id = never
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(tokenizer, name)
-
-    found = _fit(model, OfAnother(), retain, tmp_path / "two", rounds=1).report.details["rounds"][0]
+    monkeypatch.setattr(setting.model.config, "eos_token_id", never)
+    monkeypatch.setattr(setting.model.generation_config, "eos_token_id", [never, setting.tokenizer.eos_token_id])
+    of_another = replace(setting, tokenizer=_but(setting.tokenizer, eos_token_id=never))
+    found = of_another.fit(tmp_path / "two", rounds=1).report.details["rounds"][0]
     assert found["pulls"] == expected["pulls"]
     assert (found["revealed"], found["known"]) == (expected["revealed"], expected["known"])
 
 
-def test_a_recipe_can_ask_for_the_chat_form(
-    model: PreTrainedModel, tokenizer: Tokenizer, retain: dict[str, list[Record]], tmp_path: Path
-) -> None:
+def test_a_recipe_can_ask_for_the_chat_form(setting: Setting, tmp_path: Path) -> None:
     chat = REVEAL.model_copy(update={"chat": True})
     with pytest.raises(BakeoutError, match="1 x 10 samples"):
-        _fit(model, tokenizer, retain, tmp_path / "fit", reveal=chat, patterns=[NEVER])
-
-    class Plain:
-        """The same tokenizer, without a chat template."""
-
-        chat_template = None
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(tokenizer, name)
-
+        setting.fit(tmp_path / "fit", reveal=chat, patterns=[NEVER])
+    plain = replace(setting, tokenizer=_but(setting.tokenizer, chat_template=None))
     with pytest.raises(BakeoutError, match="no chat template"):
-        _fit(model, Plain(), retain, tmp_path / "plain", reveal=chat)
+        plain.fit(tmp_path / "plain", reveal=chat)
 
 
 @pytest.mark.parametrize(
