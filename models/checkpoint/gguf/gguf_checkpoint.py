@@ -246,7 +246,8 @@ def _set_left_out(header: GgufHeader, config: Any) -> None:
     for key, name in _SETTABLE.get(architecture, {}).items():
         value = header.metadata.get(f"{architecture}.{key}")
         # A number of another type than the configuration's is refused (``_require_computed``); 0 stands for none.
-        if type(value) is (int if name == "sliding_window" else float) and 0 < value < math.inf:
+        own = int if name == "sliding_window" else float
+        if isinstance(value, own) and not isinstance(value, bool) and 0 < value < math.inf:
             setattr(config, name, value)
 
 
