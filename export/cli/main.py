@@ -106,7 +106,7 @@ class _Commands(click.Group):
 
 def _require_one_process(name: str | None) -> None:
     """All commands but ``fit`` would do the same work in each process, and write the same files."""
-    if name != "fit" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if name != "fit" and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise BakeoutError(
             f"`bakeout {name}` was started in several processes, which share the work of `bakeout fit` alone.",
             f"Start `bakeout {name}` by itself, with a plan where it takes one.",

@@ -253,8 +253,8 @@ def test_a_dry_run_says_what_will_be_done(llama_export: Path, tiny_plan: Plan, b
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for one in with_branches(graph):
-        yield from one.node
+    for branch in with_branches(graph):
+        yield from branch.node
 
 
 def _layers(intervention: Intervention) -> Sequence[int]:
