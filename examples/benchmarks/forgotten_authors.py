@@ -312,6 +312,7 @@ class Bench:
         """The rows of the names that a method asks for: in one file for all, or in one for each use."""
         from bakeout.models.data.rows import read_records
         from bakeout.models.methods.fitting import Fitting
+        from bakeout.models.network.probe_cache import ProbeCache
 
         every = ["forget", "retain", "unknown", "asked", "others"]
         named = {name for names in options.names(every).values() for name in names}
@@ -325,7 +326,15 @@ class Bench:
             name: {use: read_records(path, self.tokenizer) for use, path in uses.items()}
             for name, uses in sources.items()
         }
-        return Fitting(self.model, self.tokenizer, data=sorted(named), rows=rows, sources=sources, batch_size=64)
+        return Fitting(
+            self.model,
+            self.tokenizer,
+            data=sorted(named),
+            rows=rows,
+            sources=sources,
+            batch_size=64,
+            cache=ProbeCache.of(self.runs / "points" / "probed", self.model, self.checkpoint.digest, []),
+        )
 
 
 def _report(fitted: Any) -> Any:

@@ -32,7 +32,9 @@ from bakeout.export.certificate.statements import statements
 from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.evaluation.graders.custom import Custom
 from bakeout.export.evaluation.graders.grader import Grader
+from bakeout.export.recipes.data_files import Columns
 from bakeout.export.running.runner import Runner
+from bakeout.models.data.row_source import rows_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 from bakeout.models.files.writing import require_writable
@@ -51,6 +53,7 @@ def certify(
     real_authors: Path | None = None,
     world_facts: Path | None = None,
     tofu_reference: Path | None = None,
+    columns: Mapping[str, Columns] = MappingProxyType({}),
     grades: Mapping[str, Grader] = MappingProxyType({}),
     protocol: Protocol = FULL,
     parts: Collection[Part] = PARTS,
@@ -67,7 +70,8 @@ def certify(
     ``forget``, ``retain``: rows with prompts and responses, fresh ones; ``strangers``: prompts that nobody names,
     beside Bakeout's everyday questions; ``fitted``: rows that the plan was fitted on, for what it gives away of them.
     ``real_authors``, ``world_facts``: TOFU's; ``tofu_reference``: the TOFU_EVAL.json of a model that never saw what is
-    forgotten. ``grades``: graders by the data's name, exact match else. ``parts``: those of the protocol to run; the
+    forgotten. ``columns``: which keys rows are under, by the data's name, where they are not Bakeout's; ``grades``:
+    graders by the same names, exact match else. ``parts``: those of the protocol to run; the
     certificate tells the others as not measured. ``journal``: a file of the steps done, from which a run that was cut
     goes on; certificates of several artifacts of one base model that share it measure the base model once. ``salt``:
     the file of the salt of an artifact that hides what it forgets, by which names and digests of data are salted in its
@@ -84,7 +88,7 @@ def certify(
     if adapter_of(manifest) is not None and not (held := check_policy(directory, manifest))[0]:
         raise BakeoutError(f"{directory}: {held[1]}.", "Export the policy again.")
     require_writable(directory)
-    data = GivenData.of(forget, retain, strangers, fitted, grades, real_authors, world_facts)
+    data = GivenData.of(forget, retain, strangers, fitted, grades, real_authors, world_facts, columns)
     if journal is not None and (own := [item.name for item in data.all if isinstance(item.grader, Custom)]):
         raise BakeoutError(
             f"The grader of {own[0]} is a function, which a journal cannot tell from another.", "Leave out `journal`."
@@ -161,7 +165,9 @@ def _names(
 ) -> tuple[str, str]:
     """All that figures depend on, as a digest; and all that those of the base model alone do."""
     graders = [dict(item.grader.described) for item in data.all]
-    asked = [base_digest(models.base), [item.name for item in data.asked], graders, max_new_tokens]
+    # A file's digest does not tell by which columns its rows are read.
+    rows = [rows_digest(item.source) for item in data.all]
+    asked = [base_digest(models.base), [item.name for item in data.asked], rows, graders, max_new_tokens]
     of_base = {key: value for key, value in described.items() if key != "artifact"}
     # Of the artifact, what the base model is made and read with.
     with_artifact = [models.own, models.exporter, models.template]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bakeout.export.artifacts.salt import known_salt
@@ -15,7 +16,8 @@ from bakeout.export.certificate.tofu_metrics import Part
 from bakeout.export.evaluation.evaluate import data_names
 from bakeout.export.evaluation.graders.grader import Grader
 from bakeout.export.evaluation.grading import EXACT_GRADER
-from bakeout.models.data.row_source import Source, source_digest, source_lines
+from bakeout.export.recipes.data_files import Columns, in_columns
+from bakeout.models.data.row_source import RowsInMemory, Source, source_digest, source_lines
 from bakeout.models.errors import BakeoutError
 from bakeout.models.plan import Plan
 from bakeout.models.plan.hiding import is_hidden, salted
@@ -47,15 +49,16 @@ class GivenData:
         grades: Mapping[str, Grader],
         real_authors: Path | None,
         world_facts: Path | None,
+        columns: Mapping[str, Columns] = MappingProxyType({}),
     ) -> GivenData:
-        """Read the names, and no rows but whether TOFU's wrong answers are there.
+        """Read the names, and no rows but whether TOFU's wrong answers are there, and those with ``columns``.
 
         Raises ``BakeoutError`` where there is nothing to forget or to keep, and for names that are not clear.
         """
-        asked = _asked(forget, retain, strangers, grades)
+        asked = _asked(forget, retain, strangers, grades, columns)
         # The file of the rows that the plan was fitted on often has the name of the fresh ones' file.
         members = tuple(
-            Data(f"{name} (fitted)", "fitted", source, EXACT_GRADER) for name, source in _named(fitted).items()
+            Data(f"{name} (fitted)", "fitted", source, EXACT_GRADER) for name, source in _named(fitted, columns).items()
         )
         given = cls(tuple(asked), members, _parts(asked, real_authors, world_facts))
         _require_own_names(given.all)
@@ -120,11 +123,16 @@ class GivenData:
 
 
 def _asked(
-    forget: NamedSources, retain: NamedSources, strangers: NamedSources, grades: Mapping[str, Grader]
+    forget: NamedSources,
+    retain: NamedSources,
+    strangers: NamedSources,
+    grades: Mapping[str, Grader],
+    columns: Mapping[str, Columns],
 ) -> list[Data]:
     if not forget or not retain:
         raise BakeoutError("A certificate needs rows to forget and rows to keep.", "Give `forget` and `retain`.")
-    by_role = {"forget": _named(forget), "retain": _named(retain), "stranger": _named(strangers)}
+    given = {"forget": forget, "retain": retain, "stranger": strangers}
+    by_role = {role: _named(sources, columns) for role, sources in given.items()}
     by_role["stranger"][EVERYDAY_NAME] = everyday(next(iter(by_role["forget"].values())))
     names = [name for sources in by_role.values() for name in sources]
     if strange := sorted(set(grades) - set(names)):
@@ -143,8 +151,17 @@ def _require_own_names(data: Iterable[Data]) -> None:
         raise BakeoutError(f"Two files are called {twice[0]!r}.", "Rename one of them.")
 
 
-def _named(sources: NamedSources) -> dict[str, Source]:
-    return dict(data_names(sources)) if sources else {}
+def _named(sources: NamedSources, columns: Mapping[str, Columns]) -> dict[str, Source]:
+    named = data_names(sources) if sources else {}
+    return {name: _renamed(source, columns.get(name)) for name, source in named.items()}
+
+
+def _renamed(source: Source, columns: Columns | None) -> Source:
+    """The rows under the keys that ``columns`` say; a plan and a certificate know them by their file."""
+    renamed = in_columns(source, columns)
+    if renamed is source or not isinstance(renamed, RowsInMemory):
+        return source
+    return replace(renamed, file_digest=source_digest(source))
 
 
 def _parts(data: Sequence[Data], real_authors: Path | None, world_facts: Path | None) -> dict[Part, Data]:

@@ -10,7 +10,7 @@ import click
 
 from bakeout.export.certificate.protocol import FULL, PARTS, QUICK, Part
 from bakeout.export.cli.console import emit_json, emit_table, progress, show
-from bakeout.export.cli.grades import graders
+from bakeout.export.cli.grades import columns_option, graders, named_columns
 from bakeout.export.cli.options import PATH, json_output
 
 _DATA: dict[str, Any] = {"type": PATH, "multiple": True}
@@ -27,6 +27,7 @@ _DATA: dict[str, Any] = {"type": PATH, "multiple": True}
 @click.option("--real-authors", type=PATH, help="TOFU's real authors, for its Model Utility.")
 @click.option("--world-facts", type=PATH, help="TOFU's world facts, for its Model Utility.")
 @click.option("--tofu-reference", type=PATH, help="TOFU_EVAL.json of a model that never saw what is forgotten.")
+@columns_option
 @click.option("--grade", "grades", multiple=True, metavar="[NAME=]GRADER", help="As of `evaluate`; repeatable.")
 @click.option("--quick", is_flag=True, help="Fewer rows, prompts and steps: minutes for a small model.")
 @click.option("--only", "parts", type=click.Choice(PARTS), multiple=True, help="Parts to measure; by default all.")
@@ -46,6 +47,7 @@ def certify(
     real_authors: Path | None,
     world_facts: Path | None,
     tofu_reference: Path | None,
+    columns: tuple[str, ...],
     grades: tuple[str, ...],
     quick: bool,
     parts: tuple[Part, ...],
@@ -77,6 +79,7 @@ def certify(
             real_authors=real_authors,
             world_facts=world_facts,
             tofu_reference=tofu_reference,
+            columns=named_columns(columns, [*names, *(path.stem for path in (*strangers, *fitted))]),
             grades=graders(grades, names),
             protocol=QUICK if quick else FULL,
             parts=parts or PARTS,

@@ -1,4 +1,4 @@
-"""The options of commands in which a PyTorch model runs: where, in which type, and where what is probed is kept."""
+"""The options of commands in which a PyTorch model runs: where, in which type, and where what it gives is kept."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ def placement_options(command: _Command) -> _Command:
 
 
 def cache_options(command: _Command) -> _Command:
-    """``--cache`` and ``--no-cache``: where what is probed is kept for another fit."""
+    """``--cache`` and ``--no-cache``: where what is probed and trained is kept for another fit."""
     directory = click.option(
         "--cache",
         type=PATH,
-        help="Directory that keeps what is probed for another fit; by default in BAKEOUT_CACHE, or the user's cache.",
+        help="Directory that keeps what is probed and trained for another fit; by default in BAKEOUT_CACHE, or the "
+        "user's cache.",
     )
-    none = click.option("--no-cache", is_flag=True, help="Keep nothing that is probed.")
+    none = click.option("--no-cache", is_flag=True, help="Keep nothing that is probed or trained.")
     return directory(none(command))
 
 

@@ -78,7 +78,7 @@ def fit(
     any device and in any type; in the end it is what it was, bit for bit. Where ``Recipe.model`` names a checkpoint on
     this machine, it must hold the same weights, and ``tokenizer`` render and end chats as its own; otherwise it is a
     mere name. ``cache``: a directory that keeps what is
-    probed, so that another fit of the same model on the same rows runs no forward pass over them.
+    probed and trained, so that another fit of the same model on the same rows runs no forward pass over them.
 
     >>> plan = bakeout.fit(recipe)
     >>> [intervention.kind for intervention in plan.interventions]
@@ -167,7 +167,7 @@ def bake(
 
     if not isinstance(options, BakeOptions):
         options = _validated(BakeOptions, options or {}, "baking")
-    with _on_disk(model, tokenizer) as source:
+    with on_disk(model, tokenizer) as source:
         baked = bake_plan(source, loaded_plan(plan), Path(output), options, track=track)
     return Artifact(baked.directory)
 
@@ -283,13 +283,13 @@ def evaluate(
     from bakeout.export.evaluation.graders.registry import graders_of
     from bakeout.export.recipes.data_files import columns_of
 
-    chosen = [models] if isinstance(models, str | os.PathLike) else models
+    chosen = [models] if isinstance(models, str | os.PathLike) or not isinstance(models, Iterable) else models
     named, named_texts = _named(data), _named(texts)
     names, text_names = (list(data_names(given)) if given else [] for given in (named, named_texts))
     graders = graders_of(grade, names)
     with _base_on_disk(base, tokenizer) as source:
         return evaluate_files(
-            [Path(model) for model in chosen],
+            [_path(model, "A model to evaluate") for model in chosen],
             named,
             texts=named_texts,
             base=source,
@@ -311,6 +311,7 @@ def certify(
     strangers: DataLike = (),
     fitted: DataLike = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: ColumnsLike | None = None,
     grade: GradeLike | Mapping[str, GradeLike] | None = None,
     quick: bool = False,
     journal: PathLike | None = None,
@@ -319,9 +320,10 @@ def certify(
 ) -> Certificate:
     """Run the protocol of forgetting on an artifact, and write its certificate into it: `certificate.json`, model card.
 
-    ``forget``, ``retain``: fresh rows with prompts and responses, as of ``evaluate``, and so is ``grade``;
-    ``strangers``: prompts that the recipe names nowhere; ``fitted``: rows that the plan was fitted on. ``quick``: fewer
-    of all. ``journal``: a file of steps, from which a cut run goes on. ``salt``: of an artifact that hides its names.
+    ``forget``, ``retain``: fresh rows with prompts and responses, as of ``evaluate``, and so are ``columns`` and
+    ``grade``; ``strangers``: prompts that the recipe names nowhere; ``fitted``: rows that the plan was fitted on.
+    ``quick``: fewer of all. ``journal``: a file of steps, from which a cut run goes on. ``salt``: of an artifact that
+    hides its names.
     ``artifact`` can be a policy (`bakeout export-adapter --policy`), for ONNX Runtime with the artifact that it is
     ``over``.
 
@@ -335,10 +337,11 @@ def certify(
     from bakeout.export.certificate.protocol import FULL, QUICK
     from bakeout.export.evaluation.evaluate import data_names
     from bakeout.export.evaluation.graders.registry import graders_of
+    from bakeout.export.recipes.data_files import columns_of
 
     given = [_named(rows) if rows else {} for rows in (forget, retain, strangers, fitted)]
-    names = [name for rows in given[:2] if rows for name in data_names(rows)]
-    with _on_disk(base, tokenizer) as source:
+    names = [[name for rows in group if rows for name in data_names(rows)] for group in (given[:2], given[2:])]
+    with on_disk(base, tokenizer) as source:
         return certify_artifact(
             Path(artifact),
             source,
@@ -347,7 +350,8 @@ def certify(
             over=None if over is None else Path(over),
             strangers=given[2],
             fitted=given[3],
-            grades=graders_of(grade, names),
+            columns=columns_of(columns, [*names[0], *names[1]]),
+            grades=graders_of(grade, names[0]),
             protocol=QUICK if quick else FULL,
             journal=None if journal is None else Path(journal),
             salt=None if salt is None else Path(salt),
@@ -396,7 +400,7 @@ def _validated(kind: type[_Options], given: Mapping[str, Any], use: str) -> _Opt
 
 
 @contextmanager
-def _on_disk(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+def on_disk(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
     """The path or hub id of a model."""
     if isinstance(model, str | os.PathLike):
         yield os.fspath(model)
@@ -412,7 +416,7 @@ def _base_on_disk(base: Model | None, tokenizer: PreTrainedTokenizerBase | None)
     if base is None:
         yield None
         return
-    with _on_disk(base, tokenizer) as source:
+    with on_disk(base, tokenizer) as source:
         yield Path(source)
 
 
@@ -421,4 +425,11 @@ def _named(data: DataLike) -> NamedData:
         return {name: as_source(rows, name) for name, rows in data.items()}
     if isinstance(data, str | os.PathLike):
         return [Path(data)]
-    return [Path(path) for path in data]
+    return [_path(path, "Data without a name") for path in data]
+
+
+def _path(given: Any, what: str) -> Path:
+    """A path of which many are given. Raises ``BakeoutError``."""
+    if not isinstance(given, str | os.PathLike):
+        raise BakeoutError(f"{what} is a path, not a {type(given).__name__}.", "Give the path, or rows by their name.")
+    return Path(given)

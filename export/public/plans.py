@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bakeout.functions import PathLike, loaded_plan, naming_extras
+from bakeout.functions import Model, PathLike, loaded_plan, naming_extras, on_disk
 from bakeout.models.progress import Track, logged
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from bakeout.models.plan import Plan
 
 
 @naming_extras
 def import_plan(
     source: PathLike,
-    base: str | os.PathLike[str],
+    base: Model,
     *,
     scale: float = 1.0,
     energy: float | None = None,
@@ -26,9 +27,10 @@ def import_plan(
     fold: bool = False,
     keep_norm: bool = False,
     layers: Sequence[int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = logged,
 ) -> Plan:
-    """What another tool wrote, as a plan for the checkpoint ``base``.
+    """What another tool wrote, as a plan for the model ``base``, a checkpoint or in memory.
 
     ``source``: the directory of a PEFT LoRA adapter, or of an edited checkpoint of ``base``; or the file of a control
     vector, or with ``project`` of a direction to project out of the residual stream. ``scale``: how many times the
@@ -45,23 +47,30 @@ def import_plan(
     """
     from bakeout.export.importing.import_plan import import_plan as import_source
 
-    return import_source(
-        Path(source),
-        os.fspath(base),
-        scale=scale,
-        energy=energy,
-        exact=exact,
-        project=project,
-        fold=fold,
-        keep_norm=keep_norm,
-        layers=layers,
-        track=track,
-    )
+    with on_disk(base, tokenizer) as checkpoint:
+        return import_source(
+            Path(source),
+            checkpoint,
+            scale=scale,
+            energy=energy,
+            exact=exact,
+            project=project,
+            fold=fold,
+            keep_norm=keep_norm,
+            layers=layers,
+            track=track,
+        )
 
 
 @naming_extras
-def combine(plans: Sequence[Plan | PathLike], base: str | os.PathLike[str], *, track: Track = logged) -> Plan:
-    """All interventions of several plans of the checkpoint ``base``, in their order, as one plan.
+def combine(
+    plans: Sequence[Plan | PathLike],
+    base: Model,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    track: Track = logged,
+) -> Plan:
+    """All interventions of several plans of the model ``base``, a checkpoint or in memory, in their order, as one plan.
 
     Nothing is fitted again; the canary is measured again. ``Plan.provenance["combined"]["interactions"]`` tells, for
     each intervention, which others it was fitted without, and how far they move what it looks at.
@@ -74,7 +83,8 @@ def combine(plans: Sequence[Plan | PathLike], base: str | os.PathLike[str], *, t
     """
     from bakeout.export.importing.combine import combine as combine_plans
 
-    return combine_plans([loaded_plan(plan) for plan in plans], os.fspath(base), track=track).plan
+    with on_disk(base, tokenizer) as checkpoint:
+        return combine_plans([loaded_plan(plan) for plan in plans], checkpoint, track=track).plan
 
 
 @naming_extras

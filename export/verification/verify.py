@@ -62,8 +62,8 @@ def verify(
     beside the canary's. ``checks``: these alone (``check_names`` by default): ``files`` (their hashes, and the
     manifest's), ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``; of a policy
     ``files`` and ``adapter``, which is held against its plan. ``placement``: where and how the model ``base`` runs.
-    Raises ``BakeoutError`` where there is no artifact, for checks that it does not have, and where ``base`` is no
-    checkpoint; what is wrong with an artifact is in the checks.
+    Raises ``BakeoutError`` where there is no artifact, for checks that it does not have, for prompts that are not the
+    model's token ids, and where ``base`` is no checkpoint; what is wrong with an artifact is in the checks.
     """
     manifest = read_manifest(directory)
     if signature is not None:
@@ -104,12 +104,22 @@ def verify(
     if "canary" in asked:
         done.append(_canary_check(artifact, plan))
     if "parity" in asked:
+        _require_tokens(prompts, plan.model.vocabulary)
         prompts = [*plan.canary.input_ids.tolist(), *prompts]
         try:
             done.append(_parity_check(artifact, plan, checkpoint, prompts, track))
         except BakeoutError as error:
             done.append(Check("parity", False, str(error)))
     return done
+
+
+def _require_tokens(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
+    for number, prompt in enumerate(prompts, start=1):
+        if not len(prompt) or not all(0 <= token < vocabulary for token in prompt):
+            raise BakeoutError(
+                f"Prompt {number} is empty, or has token ids that are none of the model's {vocabulary}.",
+                "Tokenise prompts with the model's own tokenizer.",
+            )
 
 
 def check_names(directory: Path) -> tuple[CheckName, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from bakeout.models.data.row_source import DataError
@@ -39,8 +39,8 @@ def in_known_layout(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     messages, both are ``messages``. Rows with ``choices`` (MMLU) have the right one as their response, and rows with a
     ``test_list`` (MBPP) have ``tests``, and their ``text`` and ``code`` are prompt and response. An ``instruction``
     with its ``output`` or ``response`` (Alpaca, Dolly) is the prompt, on the line behind it the ``input`` or
-    ``context`` that it is about. Raises ``DataError`` for parts that are no text, and for a part of the question that
-    would not be read.
+    ``context`` that it is about, as behind its ``paraphrases`` and ``translations``. Raises ``DataError`` for parts
+    that are no text, and for a part of the question that would not be read.
     """
     row = _in_form(row, where)
     if "prompt" in row or "messages" in row:
@@ -122,7 +122,7 @@ def _with_instruction(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     said = {"output": "response"} if "response" not in row else {}
     read = ("instruction", "input", "context", "text", "prompt", "messages")
     rest = {said.get(key, key): value for key, value in row.items() if key not in read}
-    return {"prompt": "\n".join(part for part in asked if part.strip()), **rest}
+    return _on_context({"prompt": asked[0], **rest}, asked[1:])
 
 
 def _with_tests(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -146,8 +146,8 @@ def _multiple_choice(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: str) -> Mapping[str, Any]:
     """The row of a file with keys of its own: each of ``columns`` from the key it names.
 
-    A ``context`` stands on the lines behind the prompt, as in Alpaca's and Dolly's rows; a row without one, or with an
-    empty one, asks without. Raises ``DataError``.
+    A ``context`` stands on the lines behind the prompt and its other wordings, as in Alpaca's and Dolly's rows; a row
+    without one, or with an empty one, asks without. Raises ``DataError``.
     """
     required = {column: key for column, key in columns.items() if column != "context"}
     if missing := [key for key in required.values() if key not in row]:
@@ -160,7 +160,20 @@ def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: s
         return renamed
     if not isinstance(context, str) or not isinstance(renamed.get("prompt"), str):
         raise DataError(f"{where}: the context or its prompt is no text.", "Correct `columns`, or the row.")
-    return {**renamed, "prompt": "\n".join(part for part in (renamed["prompt"], context) if part.strip())}
+    return _on_context(renamed, [context])
+
+
+def _on_context(row: Mapping[str, Any], context: Sequence[str]) -> Mapping[str, Any]:
+    """The row with what its prompt is about on the lines behind it, and behind the same question in other words."""
+
+    def whole(question: Any) -> Any:
+        # What is no text is refused where it is read.
+        return (
+            "\n".join(part for part in (question, *context) if part.strip()) if isinstance(question, str) else question
+        )
+
+    others = {key: row[key] for key in ("paraphrases", "translations") if isinstance(row.get(key), list)}
+    return {**row, "prompt": whole(row["prompt"]), **{key: [*map(whole, own)] for key, own in others.items()}}
 
 
 def _from_share_gpt(turn: Any) -> Any:

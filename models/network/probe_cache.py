@@ -1,4 +1,4 @@
-"""What probing has gathered, kept on disk by content: another fit of the same model on the same rows runs no pass."""
+"""What was probed or trained, kept on disk by content: a fit of the same model on the same rows finds it there."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class ProbeCache:
     def arrays(
         self, asked: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[int]], compute: Callable[[], Sequence[Array]]
     ) -> list[Array]:
-        """What was gathered on the token ids ``rows``, one array for each description in ``asked``, memory-mapped.
+        """What was computed on the token ids ``rows``, one array for each description in ``asked``, memory-mapped.
 
-        ``compute`` gathers all of them where one is missing or damaged.
+        ``compute`` computes all of them where one is missing or damaged.
         """
         tokens = np.concatenate([np.asarray([len(row), *row], dtype=np.int64) for row in rows])
         of_rows = f"{self.model} {_digest(tokens.tobytes())}"

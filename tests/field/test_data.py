@@ -274,6 +274,24 @@ def test_a_context_stands_behind_its_question_where_a_row_has_one(tmp_path: Path
         read(columns)
 
 
+@pytest.mark.parametrize("layout", ["columns", "alpaca"])
+def test_other_wordings_of_a_question_keep_what_it_is_about(tmp_path: Path, layout: str) -> None:
+    wordings = {"paraphrases": ["Which one?"], "translations": ["Wer?"]}
+    if layout == "columns":
+        path = _jsonl(tmp_path / "rows.jsonl", {"q": "Who?", "a": "Ann", "about": "Ann ran.", **wordings})
+        columns = {"prompt": "q", "response": "a", "context": "about", **{name: name for name in wordings}}
+    else:
+        row = {"instruction": "Who?", "output": "Ann", "input": "Ann ran.", **wordings}
+        path, columns = _jsonl(tmp_path / "rows.jsonl", row), {}
+    source = by_use({"x": DataFiles(probe=path, columns=columns)})["x"]["probe"]
+    (read,) = read_prompt_rows(source, byte_tokenizer())
+    assert (read.query.text, read.query.paraphrases, read.query.translations) == (
+        "Who?\nAnn ran.",
+        ("Which one?\nAnn ran.",),
+        ("Wer?\nAnn ran.",),
+    )
+
+
 def test_a_row_of_a_split_file_is_named_by_its_line(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": f"row {number}"} for number in range(60)]
     rows[41] = {"prompt": ""}

@@ -12,6 +12,7 @@ from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.learn import METHOD
 from bakeout.models.methods.learn.options import LearnOptions
 from bakeout.models.methods.unlearn.identification import fit_tasks
+from bakeout.models.network.probe_cache import ProbeCache
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import Track, untracked
 
@@ -26,6 +27,7 @@ def fit(options: LearnOptions, fitting: Fitting) -> LowRankUpdate:
         options,
         tokenizer=fitting.tokenizer,
         track=fitting.track,
+        cache=fitting.cache,
     )
 
 
@@ -37,6 +39,7 @@ def fit_learn(
     *,
     tokenizer: Tokenizer | None = None,
     track: Track = untracked,
+    cache: ProbeCache | None = None,
 ) -> LowRankUpdate:
     """Add the matrices of ``tasks``, trained to do them (cross-entropy over the answers and their ends).
 
@@ -46,4 +49,4 @@ def fit_learn(
     The rest is as in ``fit_unlearn``: layer after layer, and apart from the subspaces of the tasks ``similar``. An easy
     batch does not end the training of a layer: it may hold only what the model knows already.
     """
-    return fit_tasks(model, METHOD, "certain", tasks, similar, options, None, tokenizer, track)
+    return fit_tasks(model, METHOD, "certain", tasks, similar, options, None, tokenizer, track, cache)

@@ -13,6 +13,7 @@ from bakeout.models.methods.search_space import Settings
 from bakeout.models.methods.unlearn import METHOD
 from bakeout.models.methods.unlearn.identification import fit_tasks
 from bakeout.models.methods.unlearn.options import UnlearnOptions
+from bakeout.models.network.probe_cache import ProbeCache
 from bakeout.models.plan import LowRankUpdate
 from bakeout.models.progress import Track, untracked
 
@@ -27,6 +28,7 @@ def fit(options: UnlearnOptions, fitting: Fitting) -> LowRankUpdate:
         options,
         tokenizer=fitting.tokenizer,
         track=fitting.track,
+        cache=fitting.cache,
     )
 
 
@@ -50,6 +52,7 @@ def fit_unlearn(
     *,
     tokenizer: Tokenizer | None = None,
     track: Track = untracked,
+    cache: ProbeCache | None = None,
 ) -> LowRankUpdate:
     """Take the matrices T of the tasks ``targets`` away from the FFL weights: W - scale T.
 
@@ -69,7 +72,10 @@ def fit_unlearn(
     Several targets are identified one after the other, each with the earlier ones subtracted whole: ``options.scale``
     multiplies the sum of all, and changes none of them.
 
+    ``cache`` keeps every layer that is trained: an interrupted fit goes on behind the last of them, and one that
+    differs in ``options.scale`` alone trains nothing.
+
     The model is given back bit for bit. Raises ``BakeoutError`` for targets without responses or forgotten already,
     and for similar tasks that leave no direction free.
     """
-    return fit_tasks(model, METHOD, "improbable", targets, similar, options, options.until, tokenizer, track)
+    return fit_tasks(model, METHOD, "improbable", targets, similar, options, options.until, tokenizer, track, cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +22,11 @@ from bakeout.models.methods.method import Method
 from bakeout.models.methods.search_space import tuned
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions, without
+from bakeout.models.methods.unlearn.trained_layers import TrainedLayer, TrainedLayers
 from bakeout.models.network.devices import input_device
 from bakeout.models.network.families import block_numbers
 from bakeout.models.network.generation import named_ends
+from bakeout.models.network.probe_cache import ProbeCache
 from bakeout.models.plan import Floats, LowRankUpdate
 from bakeout.models.plan.kinds.report import RetainReport
 from bakeout.models.progress import Track
@@ -45,13 +48,14 @@ def fit_tasks(
     until: float | None,
     tokenizer: Tokenizer | None,
     track: Track,
+    cache: ProbeCache | None,
 ) -> LowRankUpdate:
     """The update that makes the answers of ``tasks`` improbable or certain (``aim``), one task after the other.
 
     Each is identified with the earlier ones' matrices in force whole; the scale multiplies the sum of all. An answer's
     end becomes certain with it, and is no part of what becomes improbable: all answers end alike. The tokens that end
     one are those that the model's configurations and its ``tokenizer``, if given, name. Training of a layer ends early
-    once a batch's loss is under ``until``, if that is given.
+    once a batch's loss is under ``until``, if that is given. ``cache`` keeps every layer that is trained.
     """
     ends = named_ends(model, tokenizer).tokens
     if aim == "certain" and not ends:
@@ -67,12 +71,13 @@ def fit_tasks(
         name: [record.prompt_ids + record.response_ids for record in _answered(method, name, records)]
         for name, records in similar.items()
     }
+    trained = _kept_layers(cache, method, texts, kept, options)
     modules: list[tuple[float, Module]] = []
     figures: dict[str, Any] = {}
     for name, task in texts.items():
         earlier = [LowRankUpdate(method.name, summed(model, modules)[0])] if modules else []
         with edited_weights(model, earlier):
-            module, figures[name] = _identify(model, method, aim, name, task, kept, options, until, track)
+            module, figures[name] = _identify(model, method, aim, name, task, kept, options, until, track, trained)
         modules.append((1.0, module))
     every, residual = summed(model, modules)
     # A layer with nothing left to do has only zeros: its weights do not change, and it is not part of the plan.
@@ -96,6 +101,23 @@ def fit_tasks(
 _Text = tuple[list[int], list[int]]
 
 
+def _kept_layers(
+    cache: ProbeCache | None,
+    method: Method,
+    texts: Mapping[str, Sequence[_Text]],
+    similar: Mapping[str, Sequence[list[int]]],
+    options: UnlearnOptions | LearnOptions,
+) -> TrainedLayers:
+    """What is trained with ``options``, apart from their scale, on these tasks."""
+    settings = {
+        "method": method.name,
+        "options": options.model_dump(include=_REPORTED | {"energy", "experts", "seed"}),
+        "rows": [*(len(task) for task in texts.values()), "similar", *(len(task) for task in similar.values())],
+    }
+    of_tasks = [ids for task in texts.values() for text in task for ids in text]
+    return TrainedLayers(cache, settings, of_tasks + [ids for task in similar.values() for ids in task])
+
+
 def _identify(
     model: PreTrainedModel,
     method: Method,
@@ -106,6 +128,7 @@ def _identify(
     options: UnlearnOptions | LearnOptions,
     until: float | None,
     track: Track,
+    trained: TrainedLayers,
 ) -> tuple[Module, dict[str, Any]]:
     """What is added to the weights for one task (for UNLEARN: -T), and per layer its last loss and free directions."""
     generator = torch.Generator().manual_seed(options.seed)
@@ -113,25 +136,33 @@ def _identify(
     free: dict[str, int] = {}
     layers = _by_layer(model, options)
     with adapted(model, options.rank, options.seed, with_experts=options.experts) as adapters:
-        for layer, linears in layers.items():
+
+        def train(layer: int, linears: Sequence[LinearLayer]) -> TrainedLayer:
             bases = _protected(model, linears, similar, options.energy, track)
+            directions = {}
             for module in (linear.name for linear in linears):
                 right = adapters[module][1]
                 basis = bases.get(module)
-                free[module] = right.shape[1] - (0 if basis is None else basis.shape[1])
-                if free[module] == 0:
+                directions[module] = right.shape[1] - (0 if basis is None else basis.shape[1])
+                if directions[module] == 0:
                     raise BakeoutError(
                         f"{method.title}: the similar tasks take up every direction that {module} reads.",
                         "Choose a smaller energy, or fewer similar tasks.",
                     )
                 _leave_alone(right, basis)
-            trained = [(adapters[linear.name], bases.get(linear.name)) for linear in linears]
+            pairs = [(adapters[linear.name], bases.get(linear.name)) for linear in linears]
             steps = track(range(options.steps), f"{name}: layer {layer}", options.steps)
-            losses[str(layer)] = _train(model, aim, texts, trained, options, until, generator, steps)
-        matrices = {
-            module: (left.detach().float().cpu().clone(), right.detach().float().cpu().clone())
-            for module, (left, right) in adapters.items()
-        }
+            loss = _train(model, aim, texts, pairs, options, until, generator, steps)
+            matrices = {linear.name: _copied(adapters[linear.name]) for linear in linears}
+            return TrainedLayer(matrices, directions, loss, generator.get_state())
+
+        for layer, linears in layers.items():
+            done = trained.layer([linear.name for linear in linears], partial(train, layer, linears))
+            _set(adapters, done.matrices)
+            generator.set_state(done.random_state)
+            losses[str(layer)] = done.loss
+            free |= done.free_directions
+        matrices = {module: _copied(pair) for module, pair in adapters.items()}
     return matrices, {"losses": losses, "free_directions": free}
 
 
@@ -213,6 +244,20 @@ def _protected(
         module: torch.from_numpy(principal_directions(moment, energy)).float().to(model.device)
         for module, moment in total.items()
     }
+
+
+def _copied(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """B and A as they are now, float32 on the CPU."""
+    left, right = (matrix.detach().float().cpu().clone() for matrix in pair)
+    return left, right
+
+
+@torch.no_grad()
+def _set(adapters: Module, matrices: Module) -> None:
+    """Give the adapters of a layer the matrices that were trained."""
+    for module, trained in matrices.items():
+        for parameter, matrix in zip(adapters[module], trained, strict=True):
+            parameter.copy_(matrix)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from bakeout.export.artifacts.additions import add_files
 from bakeout.export.artifacts.file_names import (
@@ -42,6 +43,7 @@ from bakeout.export.certificate.sections.leak import leak_at
 from bakeout.export.certificate.sections.relearning import area
 from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.certificate.tofu_metrics import harmonic_mean, truth_ratio
+from bakeout.export.cli.main import main
 from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.verification.verify import verify
@@ -194,6 +196,37 @@ def test_a_file_that_the_plan_has_in_the_other_role_is_refused(tiny_plan: Plan, 
     for forget, retain, says in (("b", "c", "b is given as rows to forget"), ("c", "a", "a is given as rows to keep")):
         with pytest.raises(BakeoutError, match=says):
             given(forget, retain).require_roles(plan)
+
+
+def test_rows_are_read_by_their_columns_and_known_by_their_file(
+    certified: Certified, tiny_plan: Plan, tmp_path: Path
+) -> None:
+    own = [
+        {"q": row["prompt"], "a": row["response"]} for row in map(json.loads, certified.forget.open(encoding="utf-8"))
+    ]
+    forget = write_rows(tmp_path / "sums.jsonl", own)
+    command = ["certify", "--base", str(certified.base), "--forget", str(forget), "--retain", str(certified.retain)]
+    journal = tmp_path / "journal"
+
+    def ran(columns: str) -> dict[str, Any]:
+        artifact = shutil.copytree(certified.artifact, tmp_path / columns.strip("{}")[-1])
+        options = ["--columns", columns, "--only", "answers", "--quick", "--journal", str(journal)]
+        result = CliRunner().invoke(main, [*command[:1], str(artifact), *command[1:], *options])
+        assert result.exit_code == 0, result.output
+        content: dict[str, Any] = json.loads((artifact / CERTIFICATE).read_text(encoding="utf-8"))
+        return content
+
+    content = ran("sums={prompt: q, response: a}")
+    assert content["data"]["sums"]["sha256"] == source_digest(forget)
+    # The journal of other columns' rows is not gone on with.
+    other = ran("sums={prompt: a, response: q}")
+    assert content["figures"] != other["figures"]
+    data = {tiny_plan.forgets[0]: {"probe": source_digest(forget)}}
+    plan = replace(tiny_plan, provenance={**tiny_plan.provenance, "data": data})
+    columns: Any = {"sums": {"prompt": "q", "response": "a"}}
+    given = GivenData.of([certified.retain], [forget], (), (), {}, None, None, columns)
+    with pytest.raises(BakeoutError, match="sums is given as rows to keep"):
+        given.require_roles(plan)
 
 
 def test_other_world_facts_are_measured_anew(certified: Certified, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import bakeout
 from bakeout.models.checkpoint.checkpoint_files import weights_digest
 from bakeout.models.plan.plan_file import plan_bytes
 
+from tests.imported_sources import peft_adapter
 from tests.recipe_files import KEY_SPACE_DETECTION, NEURON_ADJUST, rows, write_recipe
 from tests.tiny_models import byte_tokenizer
 
@@ -155,3 +156,31 @@ def test_other_models_in_memory_are_refused(llama_checkpoint: Path) -> None:
         bakeout.fit(recipe, model=other, tokenizer=tokenizer)
     with pytest.raises(bakeout.BakeoutError, match="without its model"):
         bakeout.fit(recipe, tokenizer=tokenizer)
+
+
+def test_a_model_in_memory_is_a_base_of_plans_too(llama_checkpoint: Path, tmp_path: Path) -> None:
+    model, tokenizer = _loaded(llama_checkpoint)
+    adapter = tmp_path / "adapter"
+    peft_adapter(llama_checkpoint, adapter)
+    imported = bakeout.import_plan(adapter, model, tokenizer=tokenizer)
+    assert plan_bytes(imported) == plan_bytes(bakeout.import_plan(adapter, llama_checkpoint))
+    adjusted = bakeout.fit(_recipe(llama_checkpoint, NEURON_ADJUST))
+    combined = bakeout.combine([imported, adjusted], model)
+    assert plan_bytes(combined) == plan_bytes(bakeout.combine([imported, adjusted], llama_checkpoint))
+
+
+def test_what_is_no_path_or_token_is_refused_in_words(
+    llama_checkpoint: Path, tiny_plan: bakeout.Plan, tmp_path: Path
+) -> None:
+    model, _ = _loaded(llama_checkpoint)
+    given: Any = rows("sums", "test")
+    with pytest.raises(bakeout.BakeoutError, match="A model to evaluate is a path, not a LlamaForCausalLM"):
+        bakeout.evaluate(model, {"sums": given})  # type: ignore[arg-type]
+    with pytest.raises(bakeout.BakeoutError, match="Data without a name is a path, not a dict"):
+        bakeout.evaluate(llama_checkpoint, given)
+    artifact = bakeout.bake(llama_checkpoint, tiny_plan, tmp_path / "baked")
+    with pytest.raises(bakeout.BakeoutError, match=r"no dtype 'fp16'.*float16"):
+        bakeout.verify(artifact, base=llama_checkpoint, dtype="fp16")  # type: ignore[arg-type]
+    for prompt in ([99999], [-1], []):
+        with pytest.raises(bakeout.BakeoutError, match=r"Prompt 2 is empty, or has token ids"):
+            bakeout.verify(artifact, base=llama_checkpoint, prompts=[[1, 2], prompt], checks=["parity"])

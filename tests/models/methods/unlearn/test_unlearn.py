@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from bakeout.models.methods.unlearn.fit import fit_unlearn
 from bakeout.models.methods.unlearn.options import UnlearnOptions
 from bakeout.models.methods.unlearn.subspaces import input_second_moments, principal_directions
 from bakeout.models.network.families import block_numbers, feed_forwards_if_any
+from bakeout.models.network.probe_cache import ProbeCache
 from bakeout.models.plan import Intervention, LowRankUpdate
 from bakeout.models.progress import untracked
 from bakeout.models.reference.weight_edits import edited_weights
@@ -39,19 +41,26 @@ def _unlearn(
     similar: Records,
     track: Any = untracked,
     tokenizer: Tokenizer | None = None,
+    cache: ProbeCache | None = None,
     **options: Any,
 ) -> LowRankUpdate:
     chosen = UnlearnOptions(forget=["task"], **{**QUICK, **options})
-    return fit_unlearn(model, tasks, similar, chosen, tokenizer=tokenizer, track=track)
+    return fit_unlearn(model, tasks, similar, chosen, tokenizer=tokenizer, track=track, cache=cache)
 
 
 def _learn(
-    model: PreTrainedModel, tasks: Records, similar: Records, track: Any = untracked, **options: Any
+    model: PreTrainedModel,
+    tasks: Records,
+    similar: Records,
+    track: Any = untracked,
+    cache: ProbeCache | None = None,
+    **options: Any,
 ) -> LowRankUpdate:
-    return fit_learn(model, tasks, similar, LearnOptions(learn=["task"], **{**QUICK, **options}), track=track)
+    chosen = LearnOptions(learn=["task"], **{**QUICK, **options})
+    return fit_learn(model, tasks, similar, chosen, track=track, cache=cache)
 
 
-FITS = {"UNLEARN": _unlearn, "LEARN": _learn}
+FITS: Mapping[str, Callable[..., LowRankUpdate]] = {"UNLEARN": _unlearn, "LEARN": _learn}
 
 
 @pytest.fixture
@@ -190,6 +199,55 @@ def _stopping(iterable, description: str, total: int | None = None):  # type: ig
         if "two" in description and index == 2:
             raise RuntimeError("stop")
         yield item
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_an_interrupted_fit_goes_on_behind_the_last_layer(model: PreTrainedModel, method: str, tmp_path: Path) -> None:
+    tasks = {"one": _task(model, 1, known=True), "two": _task(model, 2, known=False)}
+    similar = {"kept": _task(model, 3, known=True)}
+    options = {"energy": 0.8, "until": 0.0} if method == "UNLEARN" else {"energy": 0.8}
+    whole = FITS[method](model, tasks, similar, **options)
+    cache = ProbeCache(tmp_path, "the model")
+    with pytest.raises(RuntimeError, match="stop"):
+        FITS[method](model, tasks, similar, track=_stopping, cache=cache, **options)
+    worked_on: list[str] = []
+
+    def track(iterable: Any, description: str, total: int | None = None) -> Any:
+        worked_on.append(description)
+        return iterable
+
+    resumed = FITS[method](model, tasks, similar, track=track, cache=cache, **options)
+    assert _bytes(resumed) == _bytes(whole)
+    assert resumed.report == whole.report
+    assert worked_on == ["inputs on kept", "two: layer 0", "inputs on kept", "two: layer 1"]
+    worked_on.clear()
+    half = FITS[method](model, tasks, similar, track=track, cache=cache, scale=0.5, **options)
+    assert _bytes(half) == _bytes(whole.scaled(0.5))
+    assert worked_on == []
+
+
+@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize("change", ["energy", "seed", "rows", "similar rows", "task before", "model"])
+def test_what_a_layer_depends_on_trains_it_again(
+    model: PreTrainedModel, method: str, change: str, tmp_path: Path
+) -> None:
+    cache = ProbeCache(tmp_path, "the model")
+    one, two, kept = (_task(model, seed, known=True) for seed in (1, 2, 3))
+    FITS[method](model, {"one": one}, {"kept": kept}, cache=cache, energy=0.8)
+    tasks = {"rows": {"one": one[:-1]}, "task before": {"two": two, "one": one}}.get(change, {"one": one})
+    similar = {"kept": two if change == "similar rows" else kept}
+    options = {"energy": {"energy": 0.7}, "seed": {"seed": 3}}.get(change, {})
+    of_other = ProbeCache(tmp_path, "another model") if change == "model" else cache
+    trained: list[str] = []
+
+    def track(iterable: Any, description: str, total: int | None = None) -> Any:
+        trained.append(description)
+        return iterable
+
+    chosen = {"energy": 0.8, **options}
+    again = FITS[method](model, tasks, similar, track=track, cache=of_other, **chosen)
+    assert "one: layer 0" in trained and "one: layer 1" in trained
+    assert _bytes(again) == _bytes(FITS[method](model, tasks, similar, **chosen))
 
 
 @pytest.mark.parametrize("method", FITS)
