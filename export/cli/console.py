@@ -63,6 +63,11 @@ def show_messages() -> None:
         logger.addHandler(_Lines())
 
 
+def show_errors_alone() -> None:
+    """Of several processes, the first one shows the messages of all."""
+    logging.getLogger("bakeout").setLevel(logging.ERROR)
+
+
 class _Lines(logging.Handler):
     """Messages as plain lines, wherever standard error leads at the time."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bakeout.export.cli.console import emit_json, progress, show
+from bakeout.export.cli.console import emit_json, progress, show, show_errors_alone
 from bakeout.export.cli.options import PATH, json_output
 from bakeout.export.cli.placement import cache_options, kept_in, placement_options
 
@@ -40,6 +40,8 @@ def fit(
 
     require_new(output)
     with joined() as rank, progress() as track:
+        if rank:
+            show_errors_alone()
         placed = load_recipe(recipe).placed(device=device, dtype=dtype, device_map=device_map)
         plan = fit(placed, untracked if rank else track, cache=kept_in(cache, no_cache))
     if rank:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,6 +16,7 @@ from bakeout.export.cli.signals import ended_by_signals
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import missing_extra
 from bakeout.models.files.writing import disk_errors
+from bakeout.models.launched import launched_processes
 
 # Each is the name of a module in this package, and of the command in that module, unless ``MODULES`` names another.
 COMMANDS = (
@@ -106,7 +106,7 @@ class _Commands(click.Group):
 
 def _require_one_process(name: str | None) -> None:
     """All commands but ``fit`` would do the same work in each process, and write the same files."""
-    if name != "fit" and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+    if name != "fit" and launched_processes() > 1:
         raise BakeoutError(
             f"`bakeout {name}` was started in several processes, which share the work of `bakeout fit` alone.",
             f"Start `bakeout {name}` by itself, with a plan where it takes one.",

@@ -14,8 +14,9 @@ import numpy as np
 
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import graphs_of, home_of
+from bakeout.export.running.batching import batches
 from bakeout.export.running.genai_config import GENAI_CONFIG, genai_config
-from bakeout.export.running.runner import MOST_LOGITS, Runner
+from bakeout.export.running.runner import Runner
 from bakeout.export.running.sampling import Sampling
 from bakeout.graph_passes.graph.graph_file import load_graph
 from bakeout.models.checkpoint.end_of_text import read_end_of_text
@@ -100,9 +101,19 @@ class GenaiRunner:
                     "End it otherwise, or run it with ONNX Runtime.",
                 )
         cut = 0
-        for rows in self._batches(prompts, max_new_tokens, 1 if sampling else batch_size, only):
+        together = batches(
+            prompts,
+            1 if sampling else batch_size,
+            self._vocabulary,
+            # A padded batch would leave a longer prompt less room than the context does.
+            longest=self._context - max_new_tokens,
+            only=only,
+        )
+        for rows in together:
             search = dict(_GREEDY) if sampling is None else {**_GREEDY, **_drawing(sampling, rows[0])}
             for row, tokens in self._answers(rows, prompts, max_new_tokens, search):
+                if only is not None and row not in only:
+                    continue
                 cut += len(tokens) < max_new_tokens and not self.end_tokens.intersection(tokens[-1:])
                 yield row, tokens
         if cut:
@@ -140,29 +151,6 @@ class GenaiRunner:
         except RuntimeError as error:
             raise _cannot_run(self.path, error) from None
         yield from answers.items()
-
-    def _batches(
-        self, prompts: Sequence[Sequence[int]], new: int, batch_size: int, only: Collection[int] | None
-    ) -> Iterator[list[int]]:
-        """The prompts' indices, or those of ``only``, in batches, the shortest prompts first.
-
-        A prompt is answered alone where a padded batch would leave it less room than the context does.
-        """
-        batch: list[int] = []
-        for row in sorted(range(len(prompts)) if only is None else only, key=lambda row: len(prompts[row])):
-            length = len(prompts[row])
-            alone = length + new > self._context
-            # Its builder's graphs compute the logits of every token of a prompt.
-            full = len(batch) == batch_size or (len(batch) + 1) * length * self._vocabulary > MOST_LOGITS
-            if batch and (alone or full):
-                yield batch
-                batch = []
-            if alone:
-                yield [row]
-            else:
-                batch.append(row)
-        if batch:
-            yield batch
 
 
 # What generates answers; only the first shows logits too.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bakeout.export.artifacts.model_source import find_graph
 from bakeout.export.artifacts.onnx_layout import graphs_of, home_of
 from bakeout.export.running.adapter_file import read_adapter
+from bakeout.export.running.batching import batches
 from bakeout.export.running.cache_entries import TYPES, CacheEntry, cache_entries, told_sizes
 from bakeout.export.running.sampling import Choose, Given, Integers, Logits, Sampling, greedy
 from bakeout.export.running.session import CANNOT_RUN, cannot_run, open_session
@@ -40,8 +41,6 @@ _logger = logging.getLogger(__name__)
 Cache = Mapping[str, onnxruntime.OrtValue]
 
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "cache_position", *LOGITS_TO_KEEP)
-# The logits of one batch's prompts stay within a gibibyte of float32.
-MOST_LOGITS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -266,13 +265,15 @@ class Runner:
     ) -> Iterator[tuple[int, list[int]]]:
         """The answers of ``generate``, each as soon as it has ended, as (the prompt's index, its tokens).
 
-        ``only``: the indices of the prompts to answer; what is drawn for one does not depend on which these are.
+        ``only``: the indices of the prompts to answer; no answer depends on which these are.
         ``read_once``: equal prompts of a batch are read once, on the processor; not for graphs that draw themselves.
         """
         answers: dict[int, list[int]] = {}
         for row, token, _ in self._tokens(
             prompts, max_new_tokens, sampling, batch_size, only=only, read_once=read_once
         ):
+            if only is not None and row not in only:
+                continue
             answers.setdefault(row, []).append(token)
             if token in self.end_tokens or len(answers[row]) == max_new_tokens:
                 yield row, answers.pop(row)
@@ -402,21 +403,11 @@ class Runner:
         same_length: bool,
         only: Collection[int] | None = None,
     ) -> Iterator[list[int]]:
-        """The prompts' indices, or those of ``only``, in batches, the shortest prompts first."""
         if not all(prompts):
             raise BakeoutError("A prompt has no tokens.", "Give each prompt some text.")
         for prompt in prompts:
             self.limits.require(prompt, None, "A prompt")
-        batch: list[int] = []
-        for row in sorted(range(len(prompts)) if only is None else only, key=lambda row: len(prompts[row])):
-            length = len(prompts[row])
-            full = len(batch) == batch_size or (len(batch) + 1) * length * self._vocabulary > MOST_LOGITS
-            if batch and (full or (same_length and length != len(prompts[batch[0]]))):
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+        return batches(prompts, batch_size, self._vocabulary, same_length=same_length, only=only)
 
     def _empty(self, entry: CacheEntry, batch: int) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_numpy(entry.empty(batch), self._device)

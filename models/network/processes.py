@@ -6,7 +6,6 @@ a plan does not depend on the number of processes.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import torch.distributed as distributed
 
 from bakeout.models.errors import BakeoutError
+from bakeout.models.launched import launched_processes
 
 _Item = TypeVar("_Item")
 
@@ -32,7 +32,7 @@ def joined() -> Iterator[int]:
 
     Raises ``BakeoutError`` where the others cannot be reached.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched_processes() == 1:
         yield 0
         return
     try:

@@ -207,6 +207,8 @@ def test_what_is_no_grader_is_refused(given: Any) -> None:
         ("```python\ndef f(): pass\nand no end", "def f(): pass\nand no end"),
         ("1. So:\n   ```python\n   def f():\n       pass\n   ```", "def f():\n    pass"),
         ("```PYTHON\ndef f(): pass\n```", "def f(): pass"),
+        ("```bash\npip install it\n```\nThen:\n```python\ndef f(): pass\n```", "def f(): pass"),
+        ("Here: ``` python \nx = 1\n```\nand\n```text\ndef f(): it is\n```", "x = 1"),
         ("~~~Python\ndef f(): pass\n~~~", "def f(): pass"),
         ("```python\r\ndef f():\r\n    pass\r\n```", "def f():\n    pass"),
         ('"""\nTitle\n~~~\n"""', '"""\nTitle\n~~~\n"""'),

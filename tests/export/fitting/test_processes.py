@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+
+from bakeout.export.cli.main import main
 
 from tests.recipe_files import NEURON_ADJUST, write_recipe
 
@@ -42,6 +45,9 @@ def test_two_processes_give_the_plan_of_one(llama_checkpoint: Path, tmp_path: Pa
         assert ran.returncode == 0, ran.stderr
         assert plan.read_bytes() == (tmp_path / "one.safetensors").read_bytes()
         assert ran.stdout.count("Next: bakeout bake") == 1
+        # Each message once, as of one process.
+        for message in set(single.stderr.splitlines()):
+            assert ran.stderr.splitlines().count(message) <= single.stderr.splitlines().count(message)
 
 
 @pytest.mark.parametrize("launcher", _LAUNCHERS)
@@ -100,3 +106,23 @@ def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(
             told = process.communicate(timeout=30)[1]
     assert process.returncode == 128 + number
     assert "interrupted" in told
+
+
+@pytest.mark.parametrize(
+    ("left_over", "says"),
+    [
+        ({"WORLD_SIZE": "8"}, None),
+        ({"WORLD_SIZE": "", "RANK": "0"}, None),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, None),
+        ({"WORLD_SIZE": "8", "RANK": "0"}, "was started in several processes"),
+        ({"WORLD_SIZE": "a few", "RANK": "0"}, "WORLD_SIZE is 'a few', no number of processes."),
+    ],
+)
+def test_a_process_that_nobody_launched_is_alone(
+    left_over: dict[str, str], says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in left_over.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(main, ["inspect", "missing"])
+    assert result.exit_code == 1
+    assert (says or "missing") in result.output

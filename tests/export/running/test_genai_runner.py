@@ -68,7 +68,7 @@ def test_a_batch_holds_no_more_than_its_prompts_logits_take(
     vocabulary = exported.limits.embeddings
     assert vocabulary is not None
     monkeypatch.setattr(genai, "GeneratorParams", Counted)
-    monkeypatch.setattr("bakeout.export.running.genai_runner.MOST_LOGITS", 10 * vocabulary)
+    monkeypatch.setattr("bakeout.export.running.batching.MOST_LOGITS", 10 * vocabulary)
     assert _answers(exported) == unlimited
     # Of 3, 5, 5, 9 and 12 tokens; the last is more than the limit alone.
     assert rows == [2, 1, 1, 1]

@@ -236,7 +236,7 @@ def test_what_a_layer_depends_on_trains_it_again(
     FITS[method](model, {"one": one}, {"kept": kept}, cache=cache, energy=0.8)
     tasks = {"rows": {"one": one[:-1]}, "task before": {"two": two, "one": one}}.get(change, {"one": one})
     similar = {"kept": two if change == "similar rows" else kept}
-    options = {"energy": {"energy": 0.7}, "seed": {"seed": 3}}.get(change, {})
+    options: Mapping[str, dict[str, Any]] = {"energy": {"energy": 0.7}, "seed": {"seed": 3}}
     of_other = ProbeCache(tmp_path, "another model") if change == "model" else cache
     trained: list[str] = []
 
@@ -244,7 +244,7 @@ def test_what_a_layer_depends_on_trains_it_again(
         trained.append(description)
         return iterable
 
-    chosen = {"energy": 0.8, **options}
+    chosen = {"energy": 0.8, **options.get(change, {})}
     again = FITS[method](model, tasks, similar, track=track, cache=of_other, **chosen)
     assert "one: layer 0" in trained and "one: layer 1" in trained
     assert _bytes(again) == _bytes(FITS[method](model, tasks, similar, **chosen))
