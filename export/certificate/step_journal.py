@@ -11,7 +11,7 @@ from typing import Any
 
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.reading import may_be_cut_line, parse_json, read_regular
-from bakeout.models.files.writing import disk_errors
+from bakeout.models.files.writing import disk_errors, require_new
 
 Json = Any
 
@@ -35,6 +35,8 @@ class Journal:
         self._whole = 0
         if path is not None and os.path.lexists(path):
             self._whole = self._read(path)
+        elif path is not None:
+            require_new(path)
 
     def step(self, step: str, measure: Callable[[], Json], *, of_base: bool = False) -> Json:
         """What ``step`` gave before, or what ``measure`` gives now: JSON, forced to the disk.

@@ -26,7 +26,7 @@ from bakeout.models.data.row_source import source_digest
 from bakeout.models.data.rows import Sources
 from bakeout.models.data.tokenizers.tokenization import load_tokenizer
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.writing import require_writable
+from bakeout.models.files.writing import require_own_directory
 from bakeout.models.methods.fitting import Fitting, candidate_fitter, fit_method, method_figures
 from bakeout.models.methods.search_space import SearchSpace, Settings
 from bakeout.models.plan import Intervention
@@ -95,7 +95,7 @@ def tune(
     outputs = {"recipe": output} if figures is None else {"recipe": output, "figures": figures}
     directory = directory or output.with_name(f"{output.stem}.tuning")
     require_new_outputs(directory, outputs)
-    require_writable(directory)
+    require_own_directory(directory)
     read = read_recipe(recipe_file)
     recipe = parse_recipe(read, recipe_file).placed(**placed)
     _require_retained(recipe)

@@ -64,6 +64,12 @@ def require_writable(directory: Path) -> None:
         _try_to_write(directory.absolute(), f".{_WRITABLE}")
 
 
+def require_own_directory(directory: Path) -> None:
+    """The same of a directory of one's own: in an artifact, whose manifest lists its files, it is refused."""
+    _require_outside_artifacts(directory / MANIFEST)
+    require_writable(directory)
+
+
 def _try_to_write(directory: Path, prefix: str) -> None:
     place = next(parent for parent in (directory, *directory.parents) if os.path.lexists(parent))
     if not place.is_dir():

@@ -12,7 +12,7 @@ from bakeout.models.data.rows import Record
 from bakeout.models.data.tokenizers.chat_template import chosen_template
 from bakeout.models.data.tokenizers.tokenization import Tokenizer
 from bakeout.models.errors import BakeoutError
-from bakeout.models.files.writing import require_writable
+from bakeout.models.files.writing import require_own_directory
 from bakeout.models.methods.fitting import Fitting
 from bakeout.models.methods.lora_modules import summed
 from bakeout.models.methods.reveal_and_release import METHOD
@@ -85,7 +85,7 @@ def fit_reveal_and_release(
             "Reveal-and-Release: `chat` is set, and the tokenizer has no chat template.",
             "Leave out `chat`, or take the chat model's tokenizer.",
         )
-    require_writable(options.directory)
+    require_own_directory(options.directory)
     files = RoundFiles(options.directory)
     settings = {
         "candidates": options.instructions,

@@ -26,7 +26,7 @@ from bakeout.models.plan import Plan
 from bakeout.models.plan.plan_file import save_plan
 
 from tests import plan_examples
-from tests.recipe_files import write_recipe, write_rows
+from tests.recipe_files import rows, write_recipe, write_rows
 
 
 def _run(*arguments: object, **options: Any) -> Result:
@@ -265,6 +265,7 @@ def test_nothing_is_written_into_an_artifact_from_python(
     plan, output = bakeout.load_plan(plan_file), artifact / "new"
     recipe = write_recipe(tmp_path, llama_checkpoint)
     options = {"answers": output}
+    revealing = {"instructions": ["1"], "patterns": ["1"], "retain": ["names"], "directory": str(artifact)}
     writes: list[Callable[[], object]] = [
         lambda: plan.save(output),
         lambda: bakeout.bake(llama_export, plan, output),
@@ -274,6 +275,11 @@ def test_nothing_is_written_into_an_artifact_from_python(
         lambda: bakeout.evaluate(artifact, [data], options=options),
         lambda: build(recipe, output),
         lambda: tune(recipe, output),
+        lambda: tune(recipe, tmp_path / "tuned.yaml", directory=artifact),
+        lambda: bakeout.fit(
+            write_recipe(tmp_path / "revealing", llama_checkpoint, [{"reveal_and_release": revealing}])
+        ),
+        lambda: bakeout.certify(artifact, llama_checkpoint, [data], {"kept": rows("names", "test")}, journal=output),
     ]
     for write in writes:
         with pytest.raises(bakeout.BakeoutError, match="lies in the artifact"):
