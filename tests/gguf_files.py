@@ -72,7 +72,8 @@ def write_gguf(
     else:
         writer.add_layer_norm_eps(config.norm_epsilon)
     writer.add_rope_freq_base(_rope_base(config))
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    if f"{family}.rope.dimension_count" not in (metadata or {}):
+        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     if pieces:
         _add_pieces(writer, config.vocab_size, begins)
     else:

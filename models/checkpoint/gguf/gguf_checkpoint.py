@@ -225,6 +225,7 @@ def _loaded(path: Path, header: GgufHeader, link: Path) -> tuple[PreTrainedModel
         )
     _set_left_out(header, model.config)
     _require_computed(path, header, model.config)
+    _require_rotated(path, header, model)
     if (scaling := rope_scaling(path, header)) is not None:
         scale_positions(model.config, scaling)
     known = {*get_gguf_hf_weights_map(model), FACTORS}
@@ -270,6 +271,17 @@ def _require_computed(path: Path, header: GgufHeader, config: Any) -> None:
                 f"{path} has {prefix}{key} = {value}, which transformers would leave out without a word.",
                 "Name the model's safetensors checkpoint.",
             )
+
+
+def _require_rotated(path: Path, header: GgufHeader, model: PreTrainedModel) -> None:
+    """Raise ``BakeoutError`` where the file rotates another part of each head by its position than ``model``."""
+    key = f"{header.text('general.architecture')}.rope.dimension_count"
+    rotated = {2 * len(buffer) for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    if rotated and header.metadata.get(key, 0) not in (0, *rotated):
+        raise BakeoutError(
+            f"{path} has {key} = {header.metadata[key]}, and transformers would take {max(rotated)}.",
+            "Name the model's safetensors checkpoint.",
+        )
 
 
 def _is_close(value: Any, number: float) -> bool:

@@ -305,6 +305,8 @@ def test_metadata_that_transformers_leaves_out_is_computed_by(
         # Not a number that a configuration could have.
         ("phi3", {"phi3.attention.sliding_window": 7.5}),
         ("phi3", {"phi3.attention.sliding_window": "all"}),
+        # A part of each head, as in Phi-4-mini.
+        ("phi3", {"phi3.rope.dimension_count": 6}),
         # llama.cpp does not read it for this architecture.
         ("starcoder2", {"starcoder2.attention.sliding_window": 16}),
     ],
