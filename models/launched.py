@@ -12,9 +12,9 @@ def launched_processes() -> int:
 
     A launcher gives each process its rank too. Raises ``BakeoutError`` for a ``WORLD_SIZE`` that is no number.
     """
-    if "RANK" not in os.environ:
+    if not os.environ.get("RANK"):
         return 1
     said = os.environ.get("WORLD_SIZE") or "1"
-    if not said.isdecimal():
+    if not said.isdecimal() or int(said) == 0:
         raise BakeoutError(f"WORLD_SIZE is {said!r}, no number of processes.", "Unset it, or start with torchrun.")
     return int(said)

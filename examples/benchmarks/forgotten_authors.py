@@ -250,6 +250,7 @@ class Bench:
             name = _name(trial, settings)
             if _file(self.runs, name).exists():
                 continue
+            # Of this run: what an earlier one trained is kept.
             began = time.monotonic()
             try:
                 fitted = fit(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -13,11 +13,15 @@ from bakeout.export.artifacts.file_names import PLAN
 from bakeout.export.artifacts.manifest import read_manifest
 from bakeout.export.baking.bake import bake
 from bakeout.export.baking.refused_turns import with_refused_turns
+from bakeout.export.evaluation.answering.questions import as_asked, read_questions
 from bakeout.export.evaluation.evaluate import data_names
-from bakeout.export.evaluation.grading import AnswerJudge
+from bakeout.export.evaluation.graders.grader import AnswerGrader, Grader
+from bakeout.export.evaluation.grading import EXACT_GRADER, AnswerJudge
 from bakeout.export.evaluation.model_names import model_names
-from bakeout.export.evaluation.recorded_inputs import tell_fitted_rows
+from bakeout.export.evaluation.recorded_inputs import recorded_dtype, tell_fitted_rows
+from bakeout.export.recipes.bake_options import BakeOptions
 from bakeout.export.recipes.data_files import Columns, in_columns
+from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.report.figures_file import Attack, Attacks
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
@@ -31,7 +35,6 @@ from bakeout.models.data.prompt_rows import (
     refused_turns,
     varied_records,
 )
-from bakeout.models.data.row_source import DataError
 from bakeout.models.data.rows import Record, read_records
 from bakeout.models.data.spreading import spread
 from bakeout.models.errors import BakeoutError
@@ -56,7 +59,7 @@ class AttackRow:
     """What one attack does to one artifact.
 
     ``target``: the artifact and, for Key Space Detection, its positions; ``refused``: answers that are the refusal,
-    None for an artifact that cannot refuse; ``correct``: answers that are exactly the response.
+    None for an artifact that cannot refuse; ``correct``: answers that the grader takes for right.
     """
 
     target: str
@@ -93,6 +96,8 @@ def attack(
     base: Path | None = None,
     mixed: Path | None = None,
     columns: Mapping[str, Columns] = MappingProxyType({}),
+    grades: Mapping[str, Grader] = MappingProxyType({}),
+    max_new_tokens: int | None = None,
     prompts: int = 200,
     seed: int = 0,
     track: Track = untracked,
@@ -104,11 +109,13 @@ def attack(
     row) has no row, nor has a form that the chat template does not render or the context does not hold,
     ``after_refusal`` and ``follow_up`` where nothing can refuse, and ``batch_mixing`` without ``mixed``: prompts of
     other kinds that share a batch with those of ``data``. ``columns``: which keys files have their rows under, where
-    these are their own, by the files' names without their endings. ``positions``: other settings of Key Space Detection
-    than the artifact's own to measure as well, which needs ``base``, its base model.
+    these are their own, by the files' names without their endings; ``grades``: how answers are judged, by the same
+    names, exact match else; ``max_new_tokens``: where they are cut off, by default as in ``evaluate``. ``positions``:
+    other settings of Key Space Detection than the artifact's own to measure as well, which needs ``base``, its base
+    model.
 
-    Raises ``BakeoutError`` for unknown attacks, rows without a response, what cannot be read or run, and where no
-    attack has a row.
+    Raises ``BakeoutError`` for unknown attacks, rows that cannot be judged, graders of no generated answers, what
+    cannot be read or run, and where no attack has a row.
     """
     if unknown := [name for name in attacks if name not in ATTACKS]:
         raise BakeoutError(f"No attack is called {unknown[0]!r}.", f"Choose among {', '.join(ATTACKS)}.")
@@ -118,6 +125,8 @@ def attack(
         # Regions of some positions cannot be tested at others.
         load_plan(directory / PLAN).at_positions(other)
     files = data_names(data)
+    graders = {name: _of_answers(grades.get(name, EXACT_GRADER), name) for name in files}
+    options = EvaluateOptions(max_new_tokens=max_new_tokens or "auto")
     tell_fitted_rows(directories, files)
     files = {name: in_columns(source, columns.get(name)) for name, source in files.items()}
     beside = None if mixed is None else in_columns(mixed, columns.get(mixed.stem))
@@ -126,13 +135,16 @@ def attack(
         mixing = [] if beside is None else read_records(beside, runner.tokenizer, runner.limits)
         others = [record.prompt_ids for record in mixing]
         for name, source in files.items():
-            asked = spread(read_prompt_rows(source, runner.tokenizer, runner.limits), prompts)
+            grader = graders[name]
+            read = read_prompt_rows(as_asked(source, grader), runner.tokenizer, runner.limits)
+            asked = spread(read, prompts)
+            questions = spread(read_questions(source, grader, runner.tokenizer, runner.limits), prompts)
             jobs = list(attack_jobs(asked, attacks, runner, refusals, others, seed))
             for kind, feed, pairs in track(jobs, f"{target} on {name}", len(jobs)):
-                given = [record for _, record in pairs]
-                _require_responses(given)
-                judge = AnswerJudge.of_exact(given, refusals, runner)
-                judged = judge.judge(feed(runner, [record.prompt_ids for record in given], judge.longest))
+                given = [replace(questions[row], record=record) for row, record in pairs]
+                judge = AnswerJudge(given, grader, refusals, runner)
+                length = options.length(judge.longest if grader.bounded else None)
+                judged = judge.judge(feed(runner, [record.prompt_ids for _, record in pairs], length))
                 refused = sum(judgement.refused for judgement in judged) if refusals else None
                 rows.append(
                     AttackRow(target, name, kind, len(given), refused, sum(judgement.right for judgement in judged))
@@ -177,7 +189,8 @@ def _targets(
             if base is None or check is None or other == check.positions:
                 continue
             with scratch_directory() as scratch:
-                baked = bake(base, plan.at_positions(other), scratch / "artifact", canary=False)
+                options = BakeOptions(dtype=recorded_dtype([directory]))
+                baked = bake(base, plan.at_positions(other), scratch / "artifact", options, canary=False)
                 yield f"{name}, {other}", Runner(baked.directory), refusals
 
 
@@ -224,10 +237,12 @@ def attack_jobs(
             yield name, ways[name], plain
 
 
-def _require_responses(records: Sequence[Record]) -> None:
-    for record in records:
-        if record.response is None:
-            raise DataError(f"{record.prompt!r} has no response.", "Give rows with `prompt` and `response`.")
+def _of_answers(grader: Grader, name: str) -> AnswerGrader:
+    if not isinstance(grader, AnswerGrader):
+        raise BakeoutError(
+            f"The grader `{next(iter(grader.described))}` of {name} judges no generated answers.", "Choose another one."
+        )
+    return grader
 
 
 def _whole(runner: Runner, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -32,13 +33,15 @@ from bakeout.export.certificate.statements import statements
 from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.evaluation.graders.custom import Custom
 from bakeout.export.evaluation.graders.grader import Grader
+from bakeout.export.evaluation.recorded_inputs import fitted_rows
 from bakeout.export.recipes.data_files import Columns
 from bakeout.export.running.runner import Runner
-from bakeout.models.data.row_source import rows_digest
 from bakeout.models.errors import BakeoutError
 from bakeout.models.files.json_object import read_json
 from bakeout.models.files.writing import require_writable
 from bakeout.models.progress import Track, untracked
+
+_logger = logging.getLogger(__name__)
 
 
 def certify(
@@ -96,6 +99,13 @@ def certify(
     reference = None if tofu_reference is None else _reference(tofu_reference)
     with Models(directory, base, over) as models:
         data.require_roles(models.plan)
+        # Words about files would name what a salt hides.
+        given = {item.name: item.source for item in data.asked} if salt is None else {}
+        not_fresh = [
+            NotMeasured("data", f"{name} by fresh rows", told) for name, told in fitted_rows([directory], given)
+        ]
+        for missing in not_fresh:
+            _logger.warning(missing.why)
         data = data.hidden_as(models.plan, salt)
         require_base(models.base, models.plan)
         described = _described(models, manifest, protocol, data)
@@ -118,7 +128,7 @@ def certify(
         sections = [measure(measuring) for part, measure in measures.items() if part in parts]
         section, metrics = tofu(measuring, data.tofu, reference) if "tofu" in parts else (Section(), {})
     left_out = [NotMeasured(part, "all of it", "it was not asked for") for part in PARTS if part not in parts]
-    sections += [section, Section((), left_out)]
+    sections += [section, Section((), [*left_out, *not_fresh])]
     certificate = Certificate(
         {**described, "statements": list(statements(models.plan))},
         tuple(figure for measured in sections for figure in measured.figures),
@@ -165,9 +175,8 @@ def _names(
 ) -> tuple[str, str]:
     """All that figures depend on, as a digest; and all that those of the base model alone do."""
     graders = [dict(item.grader.described) for item in data.all]
-    # A file's digest does not tell by which columns its rows are read.
-    rows = [rows_digest(item.source) for item in data.all]
-    asked = [base_digest(models.base), [item.name for item in data.asked], rows, graders, max_new_tokens]
+    columns = [dict(item.columns) for item in data.all]
+    asked = [base_digest(models.base), [item.name for item in data.asked], columns, graders, max_new_tokens]
     of_base = {key: value for key, value in described.items() if key != "artifact"}
     # Of the artifact, what the base model is made and read with.
     with_artifact = [models.own, models.exporter, models.template]

@@ -58,10 +58,12 @@ class GivenData:
         asked = _asked(forget, retain, strangers, grades, columns)
         # The file of the rows that the plan was fitted on often has the name of the fresh ones' file.
         members = tuple(
-            Data(f"{name} (fitted)", "fitted", source, EXACT_GRADER) for name, source in _named(fitted, columns).items()
+            Data(f"{name} (fitted)", "fitted", source, EXACT_GRADER, columns.get(name, {}))
+            for name, source in _named(fitted, columns).items()
         )
         given = cls(tuple(asked), members, _parts(asked, real_authors, world_facts))
         _require_own_names(given.all)
+        _require_known(columns, [*(item.name for item in asked), *_named(fitted, {})])
         return given
 
     @property
@@ -110,15 +112,16 @@ class GivenData:
         return {data.name: self._entry(data) for data in self.all}
 
     def _entry(self, data: Data) -> dict[str, Any]:
-        digest, grader = source_digest(data.source), dict(data.grader.described)
+        digest, grader, columns = source_digest(data.source), dict(data.grader.described), dict(data.columns)
         if self.salt is not None:
-            # Options of graders can be words of what is forgotten.
-            grader = dict.fromkeys(grader, "hidden")
+            # Options of graders can be words of what is forgotten, and so can keys.
+            grader, columns = dict.fromkeys(grader, "hidden"), dict.fromkeys(columns, "hidden")
         return {
             "role": data.role,
             **({"sha256": digest} if self.salt is None else {"salted": salted(digest.encode(), self.salt)}),
             "rows": len(list(source_lines(data.source))),
             "grader": grader,
+            **({"columns": columns} if columns else {}),
         }
 
 
@@ -135,13 +138,17 @@ def _asked(
     by_role = {role: _named(sources, columns) for role, sources in given.items()}
     by_role["stranger"][EVERYDAY_NAME] = everyday(next(iter(by_role["forget"].values())))
     names = [name for sources in by_role.values() for name in sources]
-    if strange := sorted(set(grades) - set(names)):
-        raise BakeoutError(f"No data are called {strange[0]!r}.", f"There are {', '.join(names)}.")
+    _require_known(grades, names)
     return [
-        Data(name, role, source, grades.get(name, EXACT_GRADER))  # type: ignore[arg-type]
+        Data(name, role, source, grades.get(name, EXACT_GRADER), columns.get(name, {}))  # type: ignore[arg-type]
         for role, sources in by_role.items()
         for name, source in sources.items()
     ]
+
+
+def _require_known(given: Iterable[str], names: Sequence[str]) -> None:
+    if strange := sorted(set(given) - set(names)):
+        raise BakeoutError(f"No data are called {strange[0]!r}.", f"There are {', '.join(names)}.")
 
 
 def _require_own_names(data: Iterable[Data]) -> None:

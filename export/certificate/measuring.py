@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from bakeout.export.certificate.protocol import Precision, Protocol
 from bakeout.export.certificate.step_journal import Journal
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Grader
 from bakeout.export.evaluation.grading import Graded, grade
+from bakeout.export.recipes.data_files import Columns
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.models.data.row_source import Source
 from bakeout.models.errors import BakeoutError
@@ -30,12 +31,13 @@ MODELS: tuple[Which, Which] = ("base", "artifact")
 
 @dataclass(frozen=True)
 class Data:
-    """One file: what it is to the artifact, and how its answers are judged."""
+    """One file: what it is to the artifact, and how its answers are judged. ``columns``: the keys its rows have."""
 
     name: str
     role: Role
     source: Source
     grader: Grader
+    columns: Columns = field(default_factory=dict)
 
     @property
     def answers(self) -> AnswerGrader | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bakeout.export.cli.console import emit_json, emit_table, progress
-from bakeout.export.cli.grades import columns_option, named_columns
+from bakeout.export.cli.grades import columns_option, graders, named_columns
 from bakeout.export.cli.options import PATH, directories, json_output
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 @click.option("--data", type=PATH, multiple=True, required=True, help="JSONL of forgotten prompts; repeatable.")
 @click.option("--retain", "mixed", type=PATH, help="JSONL of other prompts, for batches with mixed prompts.")
 @columns_option
+@click.option("--grade", "grades", multiple=True, metavar="[NAME=]GRADER", help="As of `evaluate`; repeatable.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Where answers are cut off.")
 @click.option("--attack", "attacks", multiple=True, help="Run this attack only, repeatable; by default all.")
 @click.option(
     "--positions",
@@ -40,6 +42,8 @@ def attack(
     data: tuple[Path, ...],
     mixed: Path | None,
     columns: tuple[str, ...],
+    grades: tuple[str, ...],
+    max_new_tokens: int | None,
     attacks: tuple[str, ...],
     positions: tuple[Positions, ...],
     base: Path | None,
@@ -56,7 +60,7 @@ def attack(
     ways of feeding the same prompt: token by token, in chunks, and in a batch with the prompts of --retain.
 
     A prompt gets through if it is not refused. For an artifact that cannot refuse, it gets through if the answer is
-    correct.
+    correct: exactly the row's response, or what --grade takes for right.
     """
     from bakeout.export.attacks.attack import ATTACKS, attack, attacks_figure
     from bakeout.export.report.figures_file import figures_json
@@ -75,6 +79,8 @@ def attack(
             base=base,
             mixed=mixed,
             columns=chosen_columns,
+            grades=graders(grades, [path.stem for path in data]),
+            max_new_tokens=max_new_tokens,
             prompts=prompts,
             seed=seed,
             track=track,

@@ -64,7 +64,7 @@ def show_messages() -> None:
 
 
 def show_errors_alone() -> None:
-    """Of several processes, the first one shows the messages of all."""
+    """Of several processes the first one shows the messages: most are of all of them."""
     logging.getLogger("bakeout").setLevel(logging.ERROR)
 
 

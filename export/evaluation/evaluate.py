@@ -27,7 +27,12 @@ from bakeout.export.evaluation.intervals import paired_difference, unpaired_diff
 from bakeout.export.evaluation.likelihood import Predicted, predict, text_row
 from bakeout.export.evaluation.model_names import model_names
 from bakeout.export.evaluation.opening import opened, require_runtime
-from bakeout.export.evaluation.recorded_inputs import recorded_exporter, recorded_template, tell_fitted_rows
+from bakeout.export.evaluation.recorded_inputs import (
+    recorded_dtype,
+    recorded_exporter,
+    recorded_template,
+    tell_fitted_rows,
+)
 from bakeout.export.evaluation.rows import BASE, Change, DataInput, Evaluation, Inputs, Row, TaskRow, TextRow
 from bakeout.export.recipes.data_files import Columns, in_columns
 from bakeout.export.recipes.evaluation import EvaluateOptions
@@ -153,11 +158,11 @@ def _runners(
     """Each model under its name, the base model first, one at a time in memory."""
     models = [] if base is None else [(BASE, base)]
     like_artifacts = recorded_template(directories) if base is not None and chat_template is None else None
-    exporter = recorded_exporter(directories)
+    exporter, dtype = recorded_exporter(directories), recorded_dtype(directories)
     for name, model in [*models, *zip(model_names(directories), directories, strict=True)]:
         template = like_artifacts if name == BASE else chat_template
         with scratch_directory() as scratch:
-            yield name, opened(model, scratch, exporter, options, template or chat_template)
+            yield name, opened(model, scratch, exporter, options, template or chat_template, dtype)
 
 
 def _paired_change(base: Graded, artifact: Graded) -> Change:

@@ -16,20 +16,18 @@ from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.export.evaluation.answering.answer_file import AnswerFile, answer_key
 from bakeout.export.evaluation.answering.pace import paced
 from bakeout.export.evaluation.answering.questions import Chosen, choose_rows, read_questions
-from bakeout.export.evaluation.graders.exact import Exact
 from bakeout.export.evaluation.graders.grader import AnswerGrader, Grader, Question, ReadingGrader, Verdict
 from bakeout.export.evaluation.graders.registry import make_grader
 from bakeout.export.evaluation.intervals import Interval, bootstrap, mean_interval, ratio_interval
 from bakeout.export.evaluation.rows import Row, Score
 from bakeout.export.recipes.evaluation import EvaluateOptions
-from bakeout.export.recipes.grades import EXACT, ExactOptions
+from bakeout.export.recipes.grades import EXACT
 from bakeout.export.running.genai_runner import AnyRunner, GenaiRunner, showing_logits
 from bakeout.export.running.refusals import Refusals, answer_text
 from bakeout.export.running.sampling import Sampling
 from bakeout.graph_passes.graph.graph_file import data_files, load_graph
 from bakeout.models.data.prompt_rows import unlike_chats
 from bakeout.models.data.row_source import Source
-from bakeout.models.data.rows import Record
 from bakeout.models.files.hashing import hash_files
 from bakeout.models.progress import Track, untracked
 
@@ -132,12 +130,6 @@ class AnswerJudge:
         self._ends = runner.end_tokens
         responses = max((len(question.record.response_ids) for question in questions), default=0)
         self.longest = max(responses, refusals.longest(runner.tokenizer), 1) + 1
-
-    @classmethod
-    def of_exact(cls, records: Sequence[Record], refusals: Refusals, runner: AnyRunner) -> AnswerJudge:
-        """Judges answers to records by exact match."""
-        questions = [Question(record, {}, answer_text(runner.tokenizer, record.response_ids)) for record in records]
-        return cls(questions, Exact(ExactOptions()), refusals, runner)
 
     def judge(self, answers: Sequence[Sequence[int]]) -> list[Judged]:
         """``answers``: the generated tokens of each question, in the questions' order."""

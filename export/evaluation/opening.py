@@ -7,21 +7,21 @@ from pathlib import Path
 
 from bakeout.export.artifacts.model_source import model_source
 from bakeout.export.evaluation.graders.grader import Grader, ReadingGrader
-from bakeout.export.recipes.bake_options import ExporterName
+from bakeout.export.recipes.bake_options import DType, ExporterName
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.genai_runner import AnyRunner, GenaiRunner, no_logits, require_genai
 from bakeout.export.running.runner import Runner
 from bakeout.models.data.tokenizers.chat_options import ChatTemplateOptions
 
 
-def as_onnx(model: Path, scratch: Path, exporter: ExporterName) -> Path:
+def as_onnx(model: Path, scratch: Path, exporter: ExporterName, dtype: DType = "fp32") -> Path:
     """``model`` itself where it is an ONNX file or holds one, else the checkpoint, exported into ``scratch``."""
     source = model_source(model)
     if isinstance(source, Path):
         return source
     from bakeout.export.exporting.onnx_export import export_checkpoint
 
-    return export_checkpoint(source.directory, scratch, exporter=exporter)
+    return export_checkpoint(source.directory, scratch, exporter=exporter, dtype=dtype)
 
 
 def opened(
@@ -30,9 +30,13 @@ def opened(
     exporter: ExporterName,
     options: EvaluateOptions,
     chat_template: ChatTemplateOptions | None = None,
+    dtype: DType = "fp32",
 ) -> AnyRunner:
-    """``model`` in the runtime that the options name. Raises ``BakeoutError`` where that cannot run it."""
-    graph = as_onnx(model, scratch, exporter)
+    """``model`` in the runtime that the options name; a checkpoint is exported in ``dtype``.
+
+    Raises ``BakeoutError`` where the runtime cannot run it.
+    """
+    graph = as_onnx(model, scratch, exporter, dtype)
     if options.runtime == "genai":
         return GenaiRunner(graph, chat_template=chat_template)
     return Runner(graph, chat_template=chat_template)

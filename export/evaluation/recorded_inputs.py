@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from bakeout.export.artifacts.file_names import MANIFEST
 from bakeout.export.artifacts.manifest import read_manifest
-from bakeout.export.recipes.bake_options import ExporterName
+from bakeout.export.recipes.bake_options import DType, ExporterName
 from bakeout.models.data.row_source import Source, source_digest
 from bakeout.models.data.tokenizers.chat_options import CHAT_TEMPLATE, ChatTemplateOptions, recorded_options
 from bakeout.models.errors import BakeoutError
@@ -51,8 +51,22 @@ def recorded_exporter(directories: Sequence[Path]) -> ExporterName:
     return recorded.pop() if len(recorded) == 1 else "auto"
 
 
+def recorded_dtype(directories: Sequence[Path]) -> DType:
+    """``fp16`` where all artifacts in these directories are graphs in it, to export models that they are compared with
+    in the same precision; else ``fp32``, of which int8 and int4 are made too.
+    """
+    recorded = {(manifest.get("options") or {}).get("dtype") for manifest in _manifests(directories).values()}
+    return "fp16" if recorded == {"fp16"} else "fp32"
+
+
 def tell_fitted_rows(directories: Sequence[Path], sources: Mapping[str, Source]) -> None:
-    """Log which of ``sources`` an artifact was fitted on: by the digests of the files that it records."""
+    """Log which of ``sources`` an artifact was fitted on."""
+    for _, told in fitted_rows(directories, sources):
+        _logger.warning(told)
+
+
+def fitted_rows(directories: Sequence[Path], sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
+    """Which of ``sources`` an artifact was fitted on, by the digests of the files that it records: name, and words."""
     digests = {name: source_digest(source) for name, source in sources.items()}
     for path, manifest in _manifests(directories).items():
         data = manifest.get("data")
@@ -60,9 +74,10 @@ def tell_fitted_rows(directories: Sequence[Path], sources: Mapping[str, Source])
             for use, digest in uses.items() if isinstance(uses, dict) else ():
                 for name in (name for name, own in digests.items() if own == digest and use != "test"):
                     role = "all its uses" if use == "file" else use
-                    _logger.warning(
+                    yield (
+                        name,
                         f"{name} holds the rows that {path} was fitted with ({fitted}, {role}): figures on them are "
-                        "not those of fresh rows."
+                        "not those of fresh rows.",
                     )
 
 

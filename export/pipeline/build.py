@@ -30,6 +30,7 @@ from bakeout.export.running.genai_runner import showing_logits
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.verification.verify import verify
 from bakeout.models.checkpoint.checkpoint_files import read_config
+from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.data.limits import UNLIMITED, Limits
 from bakeout.models.data.row_source import Source
 from bakeout.models.data.rows import read_records
@@ -109,7 +110,7 @@ def build(
         figures = [stored_figure(before.graded[name], row) for name, row in base_rows.items()]
         seen = {"seen_rows": [asdict(repetition) for repetition in inputs.seen]} if inputs.seen else {}
         write_record(directory, plan, options, edited, canary, {"base_figures": figures, **seen})
-        _require_verified(directory, inputs, track)
+        _require_verified(directory, inputs, REFERENCE.changed(device_map=recipe.device_map), track)
     return Built(output, edited.receipts, tuple(rows), tasks)
 
 
@@ -188,8 +189,11 @@ def _write_card(
     (directory / CARD).write_text(card, encoding="utf-8")
 
 
-def _require_verified(directory: Path, inputs: RecipeInputs, track: Track) -> None:
-    """Raise ``BakeoutError`` unless the artifact, its files hashed anew, passes every check."""
+def _require_verified(directory: Path, inputs: RecipeInputs, placement: Placement, track: Track) -> None:
+    """Raise ``BakeoutError`` unless the artifact, its files hashed anew, passes every check.
+
+    ``placement``: of the reference, in float32; a model that was probed from the disk is not loaded whole either.
+    """
     tokenizer, limits = load_tokenizer(directory), Limits.of_config(read_json(directory / "config.json"))
     prompts = [
         record.prompt_ids
@@ -197,7 +201,7 @@ def _require_verified(directory: Path, inputs: RecipeInputs, track: Track) -> No
         for record in read_records(uses.get("test") or next(iter(uses.values())), tokenizer, limits)[:_COMPARED]
         if record.prompt_ids
     ]
-    checks = verify(directory, base=inputs.checkpoint, prompts=prompts, track=track)
+    checks = verify(directory, base=inputs.checkpoint, prompts=prompts, placement=placement, track=track)
     if failed := [check for check in checks if not check.ok]:
         raise BakeoutError(
             "The artifact did not pass its verification: "

@@ -135,7 +135,14 @@ def loaded_plan(plan: Plan | PathLike) -> Plan:
     from bakeout.models.plan import Plan
     from bakeout.models.plan.plan_file import load_plan
 
-    return plan if isinstance(plan, Plan) else load_plan(Path(plan))
+    return plan if isinstance(plan, Plan) else load_plan(as_path(plan, "A plan", "Give a Plan, or its file."))
+
+
+def as_path(given: Any, what: str, remedy: str) -> Path:
+    """The path that is given for ``what``. Raises ``BakeoutError``, with the remedy, for what is none."""
+    if not isinstance(given, str | os.PathLike):
+        raise BakeoutError(f"{what} is given as {type(given).__name__}, not as a path.", remedy)
+    return Path(given)
 
 
 @naming_extras
@@ -283,13 +290,13 @@ def evaluate(
     from bakeout.export.evaluation.graders.registry import graders_of
     from bakeout.export.recipes.data_files import columns_of
 
-    chosen = [models] if isinstance(models, str | os.PathLike) or not isinstance(models, Iterable) else models
+    chosen = models if isinstance(models, Iterable) and not isinstance(models, str | os.PathLike) else [models]
     named, named_texts = _named(data), _named(texts)
     names, text_names = (list(data_names(given)) if given else [] for given in (named, named_texts))
     graders = graders_of(grade, names)
     with _base_on_disk(base, tokenizer) as source:
         return evaluate_files(
-            [_path(model, "A model to evaluate") for model in chosen],
+            [as_path(model, "A model to evaluate", "Save it with save_pretrained.") for model in chosen],
             named,
             texts=named_texts,
             base=source,
@@ -425,11 +432,5 @@ def _named(data: DataLike) -> NamedData:
         return {name: as_source(rows, name) for name, rows in data.items()}
     if isinstance(data, str | os.PathLike):
         return [Path(data)]
-    return [_path(path, "Data without a name") for path in data]
-
-
-def _path(given: Any, what: str) -> Path:
-    """A path of which many are given. Raises ``BakeoutError``."""
-    if not isinstance(given, str | os.PathLike):
-        raise BakeoutError(f"{what} is a path, not a {type(given).__name__}.", "Give the path, or rows by their name.")
-    return Path(given)
+    files = data if isinstance(data, Iterable) else [data]
+    return [as_path(path, "Data without a name", 'Give rows by name: {"math": rows}.') for path in files]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,19 +101,18 @@ class GenaiRunner:
                     "End it otherwise, or run it with ONNX Runtime.",
                 )
         cut = 0
+        asked = range(len(prompts)) if only is None else frozenset(only)
         together = batches(
             prompts,
             1 if sampling else batch_size,
             self._vocabulary,
             # A padded batch would leave a longer prompt less room than the context does.
             longest=self._context - max_new_tokens,
-            only=only,
+            only=asked,
         )
         for rows in together:
             search = dict(_GREEDY) if sampling is None else {**_GREEDY, **_drawing(sampling, rows[0])}
-            for row, tokens in self._answers(rows, prompts, max_new_tokens, search):
-                if only is not None and row not in only:
-                    continue
+            for row, tokens in self._answers(rows, asked, prompts, max_new_tokens, search):
                 cut += len(tokens) < max_new_tokens and not self.end_tokens.intersection(tokens[-1:])
                 yield row, tokens
         if cut:
@@ -125,13 +124,18 @@ class GenaiRunner:
         return self.limits.context
 
     def _answers(
-        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], max_new_tokens: int, search: Mapping[str, Any]
+        self,
+        rows: Sequence[int],
+        asked: Container[int],
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        search: Mapping[str, Any],
     ) -> Iterator[tuple[int, list[int]]]:
-        """The answers of one batch, which genai wants padded on the right."""
+        """The answers of one batch to those that are asked, which genai wants padded on the right."""
         import onnxruntime_genai as genai
 
         ids, _ = right_padded([prompts[row] for row in rows], self._padding)
-        answers: dict[int, list[int]] = {row: [] for row in rows}
+        answers: dict[int, list[int]] = {row: [] for row in rows if row in asked}
         longest = min(ids.shape[1] + max_new_tokens, self._context)
         try:
             parameters = genai.GeneratorParams(self._model)

@@ -272,8 +272,6 @@ class Runner:
         for row, token, _ in self._tokens(
             prompts, max_new_tokens, sampling, batch_size, only=only, read_once=read_once
         ):
-            if only is not None and row not in only:
-                continue
             answers.setdefault(row, []).append(token)
             if token in self.end_tokens or len(answers[row]) == max_new_tokens:
                 yield row, answers.pop(row)
@@ -353,26 +351,28 @@ class Runner:
         """Step after step, for each row that has not ended: (row, its next token, the logits float32 [vocabulary])."""
         ends = np.array(sorted(self.end_tokens))
         context, cut = self.limits.context, 0
+        asked = range(len(prompts)) if only is None else frozenset(only)
         same_length = not self.takes_padding or piece is not None
-        for rows in self._batches(prompts, batch_size, same_length=same_length, only=only):
+        for rows in self._batches(prompts, batch_size, same_length=same_length, only=asked):
             choose: Choose = sampling.chooser(rows) if sampling else greedy
             ids, mask = left_padded([prompts[row] for row in rows], self.padding_token)
             step = (self._read_once if read_once and self._device == "cpu" else self._read)(ids, mask, piece)
             is_open = np.ones(len(rows), dtype=bool)
+            is_asked = np.array([row in asked for row in rows])
             lengths = mask.sum(axis=1)
             for remaining in reversed(range(max_new_tokens)):
                 logits = step.logits[:, -1]
                 tokens = np.where(is_open, choose(logits), self.padding_token)
-                for index in np.flatnonzero(is_open):
+                for index in np.flatnonzero(is_open & is_asked):
                     yield rows[index], int(tokens[index]), logits[index]
                 is_open &= ~np.isin(tokens, ends)
                 if stopped is not None:
                     is_open[[index for index in np.flatnonzero(is_open) if stopped(rows[index])]] = False
                 lengths += 1
                 if remaining and context is not None:
-                    cut += int((is_open & (lengths > context)).sum())
+                    cut += int((is_open & is_asked & (lengths > context)).sum())
                     is_open &= lengths <= context
-                if not remaining or not is_open.any():
+                if not remaining or not (is_open & is_asked).any():
                     break
                 new = tokens[:, None]
                 ids = new if self.has_cache else np.concatenate([ids, new], axis=1)

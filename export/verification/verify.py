@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, SupportsIndex
 
 from bakeout.export.artifacts.file_checks import compare_files, irregular_entries
 from bakeout.export.artifacts.file_names import MANIFEST, PLAN
@@ -16,7 +17,9 @@ from bakeout.export.artifacts.manifest import adapter_of, read_manifest, receipt
 from bakeout.export.artifacts.model_source import find_checkpoint, find_graph, local_form
 from bakeout.export.artifacts.onnx_layout import graphs_of
 from bakeout.models.checkpoint.checkpoint import Checkpoint
+from bakeout.models.checkpoint.checkpoint_files import read_config
 from bakeout.models.checkpoint.placement import REFERENCE, Placement
+from bakeout.models.data.limits import Limits
 from bakeout.models.errors import BakeoutError
 from bakeout.models.extras import installing, is_installed
 from bakeout.models.files.hashing import hash_file
@@ -62,10 +65,11 @@ def verify(
     beside the canary's. ``checks``: these alone (``check_names`` by default): ``files`` (their hashes, and the
     manifest's), ``graph`` (the ONNX checker's) or ``tensors`` (a checkpoint's), ``canary``, ``parity``; of a policy
     ``files`` and ``adapter``, which is held against its plan. ``placement``: where and how the model ``base`` runs.
-    Raises ``BakeoutError`` where there is no artifact, for checks that it does not have, for prompts that are not the
-    model's token ids, and where ``base`` is no checkpoint; what is wrong with an artifact is in the checks.
+    Raises ``BakeoutError`` where there is no artifact, for checks that it does not have, for prompts that the
+    model cannot read, and where ``base`` is no checkpoint; what is wrong with an artifact is in the checks.
     """
     manifest = read_manifest(directory)
+    prompts = _token_ids(prompts)
     if signature is not None:
         from bakeout.export.trust.signature import check_signature
     asked = check_names(directory) if checks is None else _by_name(checks)
@@ -104,7 +108,8 @@ def verify(
     if "canary" in asked:
         done.append(_canary_check(artifact, plan))
     if "parity" in asked:
-        _require_tokens(prompts, plan.model.vocabulary)
+        config = {} if checkpoint is None else read_config(checkpoint.directory)
+        _require_readable(prompts, Limits.of_config(config, plan.model.vocabulary))
         prompts = [*plan.canary.input_ids.tolist(), *prompts]
         try:
             done.append(_parity_check(artifact, plan, checkpoint, prompts, track))
@@ -113,13 +118,23 @@ def verify(
     return done
 
 
-def _require_tokens(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
+def _token_ids(prompts: Iterable[Iterable[SupportsIndex]]) -> list[list[int]]:
+    """Lists of what may be arrays. Raises ``BakeoutError``."""
+    try:
+        return [[index(token) for token in prompt] for prompt in prompts]
+    except TypeError:
+        raise BakeoutError(
+            "`prompts` are no lists of token ids.", "Tokenise each prompt with the model's own tokenizer."
+        ) from None
+
+
+def _require_readable(prompts: Sequence[Sequence[int]], limits: Limits) -> None:
     for number, prompt in enumerate(prompts, start=1):
-        if not len(prompt) or not all(0 <= token < vocabulary for token in prompt):
+        if not prompt or min(prompt) < 0:
             raise BakeoutError(
-                f"Prompt {number} is empty, or has token ids that are none of the model's {vocabulary}.",
-                "Tokenise prompts with the model's own tokenizer.",
+                f"Prompt {number} is empty, or has a negative token id.", "Tokenise it with the model's own tokenizer."
             )
+        limits.require(prompt, None, f"Prompt {number}")
 
 
 def check_names(directory: Path) -> tuple[CheckName, ...]:

@@ -27,6 +27,8 @@ Column = Literal[
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 # What some files keep beside a question, which means another thing without it.
 _BESIDE_QUESTIONS = ("system", "context", "input")
+# What a certificate measures by, beside the answer that `columns` name.
+_OF_TOFU = ("perturbed_answer", "paraphrased_answer")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -155,6 +157,7 @@ def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: s
     if {"prompt", "messages"} & columns.keys():
         _require_whole_question({key: value for key, value in row.items() if key not in columns.values()}, where)
     renamed: dict[str, Any] = {column: row[key] for column, key in required.items()}
+    renamed |= {key: row[key] for key in _OF_TOFU if key in row}
     context = row.get(columns["context"]) if "context" in columns else None
     if context is None or (isinstance(context, str) and not context.strip()):
         return renamed
@@ -166,14 +169,16 @@ def with_columns(row: Mapping[str, Any], columns: Mapping[Column, str], where: s
 def _on_context(row: Mapping[str, Any], context: Sequence[str]) -> Mapping[str, Any]:
     """The row with what its prompt is about on the lines behind it, and behind the same question in other words."""
 
-    def whole(question: Any) -> Any:
-        # What is no text is refused where it is read.
-        return (
-            "\n".join(part for part in (question, *context) if part.strip()) if isinstance(question, str) else question
-        )
+    def whole(question: str) -> str:
+        return "\n".join(part for part in (question, *context) if part.strip())
 
-    others = {key: row[key] for key in ("paraphrases", "translations") if isinstance(row.get(key), list)}
-    return {**row, "prompt": whole(row["prompt"]), **{key: [*map(whole, own)] for key, own in others.items()}}
+    # What is no text, or an empty one, is judged where it is read.
+    others = {
+        key: [whole(one) if isinstance(one, str) and one.strip() else one for one in row[key]]
+        for key in ("paraphrases", "translations")
+        if isinstance(row.get(key), list)
+    }
+    return {**row, "prompt": whole(row["prompt"]), **others}
 
 
 def _from_share_gpt(turn: Any) -> Any:

@@ -94,14 +94,6 @@ def source_digest(source: Source) -> str:
         raise _unreadable(source, error) from None
 
 
-def rows_digest(source: Source) -> str:
-    """SHA-256, in hex, of the rows as they are read. Raises ``DataError``."""
-    digest = hashlib.sha256()
-    for _, line in source_lines(source):
-        digest.update(line.strip() + b"\n")
-    return digest.hexdigest()
-
-
 def source_name(source: Source) -> str:
     """What errors call it: the path, or the name of rows in memory."""
     return source.name if isinstance(source, RowsInMemory) else str(source)

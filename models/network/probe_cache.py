@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from bakeout.models.plan import Intervention
 
 Array = NDArray[Any]
 
-# Bytes that all entries may take together; the ones that were not used for longest go first.
+# Bytes that all entries of one ending may take together; the ones that were not used for longest go first.
 LIMIT = 4 << 30
 _SCHEMA = 1
 _ENDING = ".probed"
@@ -49,11 +49,14 @@ class ProbeCache:
     """The entries of one model, with its earlier interventions applied, as it computes on this machine.
 
     An entry is an array in NumPy's format with its SHA-256 behind it, so that what is damaged is computed again.
+    ``ending``: of the entries' names; those of another make no room for each other.
     """
 
     directory: Path
     model: str
     limit: int = LIMIT
+    ending: str = _ENDING
+    _told: set[str] = field(default_factory=set, compare=False)
 
     @classmethod
     def of(
@@ -73,6 +76,7 @@ class ProbeCache:
             "attention": model.config._attn_implementation,
             "earlier": [digest_of(intervention) for intervention in earlier],
             "computed_in": computed_in(model),
+            "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
             "threads": torch.get_num_threads(),
             "processor": torch.backends.cpu.get_cpu_capability(),
             "versions": {package: version(package) for package in ("bakeout", "torch", "transformers")},
@@ -89,7 +93,7 @@ class ProbeCache:
         tokens = np.concatenate([np.asarray([len(row), *row], dtype=np.int64) for row in rows])
         of_rows = f"{self.model} {_digest(tokens.tobytes())}"
         paths = [
-            self.directory / f"{_digest(f'{of_rows} {json.dumps(request, sort_keys=True)}'.encode())}{_ENDING}"
+            self.directory / f"{_digest(f'{of_rows} {json.dumps(request, sort_keys=True)}'.encode())}{self.ending}"
             for request in asked
         ]
         kept = [_read(path) for path in paths]
@@ -106,13 +110,15 @@ class ProbeCache:
                 replace_file(path, _entry(array))
             self._make_room({path.name for path in paths})
         except BakeoutError as error:
-            _logger.warning("What was probed is not kept for another fit: %s", error)
+            if str(error) not in self._told:
+                _logger.warning("What was probed or trained is not kept for another fit: %s", error)
+            self._told.add(str(error))
         return computed
 
     def _make_room(self, newest: set[str]) -> None:
         """Remove the entries that were not used for longest, apart from the newest, until the others fit."""
         entries = []
-        for path in self.directory.glob(f"*{_ENDING}"):
+        for path in self.directory.glob(f"*{self.ending}"):
             with suppress(OSError):
                 status = path.stat()
                 entries.append((status.st_mtime, status.st_size, path))

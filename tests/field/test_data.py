@@ -276,7 +276,7 @@ def test_a_context_stands_behind_its_question_where_a_row_has_one(tmp_path: Path
 
 @pytest.mark.parametrize("layout", ["columns", "alpaca"])
 def test_other_wordings_of_a_question_keep_what_it_is_about(tmp_path: Path, layout: str) -> None:
-    wordings = {"paraphrases": ["Which one?"], "translations": ["Wer?"]}
+    wordings = {"paraphrases": ["Which one?", " "], "translations": ["Wer?"]}
     if layout == "columns":
         path = _jsonl(tmp_path / "rows.jsonl", {"q": "Who?", "a": "Ann", "about": "Ann ran.", **wordings})
         columns = {"prompt": "q", "response": "a", "context": "about", **{name: name for name in wordings}}
@@ -287,7 +287,7 @@ def test_other_wordings_of_a_question_keep_what_it_is_about(tmp_path: Path, layo
     (read,) = read_prompt_rows(source, byte_tokenizer())
     assert (read.query.text, read.query.paraphrases, read.query.translations) == (
         "Who?\nAnn ran.",
-        ("Which one?\nAnn ran.",),
+        ("Which one?\nAnn ran.", " "),
         ("Wer?\nAnn ran.",),
     )
 

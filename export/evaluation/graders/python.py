@@ -24,8 +24,11 @@ from bakeout.models.errors import BakeoutError
 from bakeout.models.files.writing import scratch_directory
 
 # Tildes without a language are no fence: they underline headings in docstrings.
-_FENCED = re.compile(r"(```|~~~(?=[ \t]*py))[ \t]*([^\n`]*)\n(.*?)(?:\n[ \t]*\1|\Z)", re.DOTALL | re.IGNORECASE)
-_LANGUAGES = ("", "py", "python", "python3")
+_FENCED = re.compile(r"(```|~~~(?=[ \t]*py))[ \t]*(?:\{?py[^\n`]*)?\n(.*?)(?:\n[ \t]*\1|\Z)", re.DOTALL | re.IGNORECASE)
+# A language stands alone behind a fence that begins its line.
+_OF_ANOTHER_LANGUAGE = re.compile(
+    r"^[ \t]*```[ \t]*(?!\{?py)[a-z][\w+#.-]*[ \t]*\n.*?(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
+)
 # Seconds for the interpreter to start in.
 _STARTING = 5.0
 _REASON = "isolation: "
@@ -101,13 +104,13 @@ class Python(AnswerGrader):
 def code_of(answer: str) -> str:
     r"""The code in an answer: its first fenced block that defines something, or its first one; all of it without any.
 
-    Blocks of another language are none.
+    Blocks of another language are left out.
 
     >>> code_of("Here it is:\n```python\ndef f():\n    pass\n```\nIt does nothing.")
     'def f():\n    pass'
     """
-    fenced = _FENCED.findall(answer.replace("\r\n", "\n"))
-    blocks = [_unindented(block) for _, told, block in fenced if told.strip().lower() in _LANGUAGES]
+    answer = _OF_ANOTHER_LANGUAGE.sub("", answer.replace("\r\n", "\n"))
+    blocks = [_unindented(block) for _, block in _FENCED.findall(answer)]
     return next((block for block in blocks if "def " in block), blocks[0] if blocks else answer)
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import torch as safetensors
 from torch import Tensor
 
 from bakeout.models.methods.lora_modules import Module
-from bakeout.models.network.probe_cache import Array, ProbeCache
+from bakeout.models.network.probe_cache import ProbeCache
+
+_LEFT, _RIGHT, _FREE, _LOSS, _RANDOM = "left of ", "right of ", "free directions of ", "loss", "random state"
 
 
 @dataclass(frozen=True)
@@ -35,33 +39,37 @@ class TrainedLayers:
     """
 
     def __init__(self, cache: ProbeCache | None, settings: Mapping[str, Any], texts: Sequence[Sequence[int]]) -> None:
-        self._cache, self._settings, self._texts = cache, settings, texts
+        # What is trained for an hour does not make room for what is probed in a minute.
+        self._cache = None if cache is None else replace(cache, ending=".trained")
+        versions = {package: version(package) for package in ("numpy", "peft")}
+        self._settings, self._texts = {**settings, "versions": versions}, texts
         self._before = hashlib.sha256()
 
     def layer(self, names: Sequence[str], train: Callable[[], TrainedLayer]) -> TrainedLayer:
         """The next layer, of the linear layers ``names``: the one that is kept, or else what ``train`` gives."""
         if self._cache is None:
             return train()
-        sides = [f"{side} of {name}" for name in names for side in ("left", "right")]
-        described = {"layers before": self._before.hexdigest(), **self._settings}
-        asked = [{"trained": what, **described} for what in (*sides, "free directions", "loss", "random state")]
-        kept = self._cache.arrays(asked, self._texts, lambda: _arrays(names, train()))
-        *matrices, free, loss, random_state = (np.array(array) for array in kept)
-        for matrix in matrices:
-            self._before.update(matrix.tobytes())
-        pairs = zip(matrices[::2], matrices[1::2], strict=True)
-        return TrainedLayer(
-            {
-                name: (torch.from_numpy(left), torch.from_numpy(right))
-                for name, (left, right) in zip(names, pairs, strict=True)
-            },
-            dict(zip(names, free.tolist(), strict=True)),
-            float(loss[0]),
-            torch.from_numpy(random_state),
-        )
+        # One entry, which is there whole or not at all.
+        asked = {"trained": list(names), "layers before": self._before.hexdigest(), **self._settings}
+        (kept,) = self._cache.arrays([asked], self._texts, lambda: [np.frombuffer(_content(train()), np.uint8)])
+        content = kept.tobytes()
+        self._before.update(content)
+        return _layer(names, content)
 
 
-def _arrays(names: Sequence[str], layer: TrainedLayer) -> list[Array]:
-    matrices = [matrix.numpy() for name in names for matrix in layer.matrices[name]]
-    free = np.array([layer.free_directions[name] for name in names])
-    return [*matrices, free, np.array([layer.loss]), layer.random_state.numpy()]
+def _content(layer: TrainedLayer) -> bytes:
+    """The layer in the format of safetensors."""
+    tensors = {_LOSS: torch.tensor(layer.loss, dtype=torch.float64), _RANDOM: layer.random_state}
+    for name, (left, right) in layer.matrices.items():
+        tensors |= {_LEFT + name: left, _RIGHT + name: right, _FREE + name: torch.tensor(layer.free_directions[name])}
+    return safetensors.save(tensors)
+
+
+def _layer(names: Sequence[str], content: bytes) -> TrainedLayer:
+    tensors = safetensors.load(content)
+    return TrainedLayer(
+        {name: (tensors[_LEFT + name], tensors[_RIGHT + name]) for name in names},
+        {name: int(tensors[_FREE + name]) for name in names},
+        float(tensors[_LOSS]),
+        tensors[_RANDOM],
+    )

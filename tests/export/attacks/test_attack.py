@@ -104,6 +104,24 @@ def test_the_command_prints_json_and_writes_a_figure_and_what_cannot_refuse_is_c
     assert [row.through for row in figure.rows] == [row["through"] for row in found]
 
 
+def test_what_cannot_refuse_is_judged_by_the_grader_that_is_named(directory: Path, tmp_path: Path) -> None:
+    """No chat model answers a question in the words of its row."""
+    content = [{"q": f"{n} + 1 =", "a": str(n + 1)} for n in range(3)]
+    data = write_rows(tmp_path / "sums.jsonl", content)
+    asked = ["attack", str(directory / "adjusting"), "--data", str(data), "--columns", "{prompt: q, response: a}"]
+
+    def through(*options: str) -> list[int]:
+        ran = CliRunner().invoke(main, [*asked, "--attack", "none", "--attack", "suffix", "--json", *options])
+        assert ran.exit_code == 0, ran.stderr
+        return [row["through"] for row in json.loads(ran.stdout)["rows"]]
+
+    assert through() == [0, 0]
+    assert through("--grade", "sums={regex: {pattern: '(?s).*'}}", "--max-new-tokens", "4") == [3, 3]
+    refused = CliRunner().invoke(main, [*asked, "--grade", "likelihood"])
+    assert refused.exit_code == 1
+    assert "The grader `likelihood` of sums judges no generated answers. Choose another one." in refused.stderr
+
+
 def test_who_cannot_refuse_is_not_asked_again_behind_the_answer(directory: Path, tmp_path: Path) -> None:
     """What insists would stand behind the answer itself, which any model could repeat."""
     turns = [{"role": "user", "content": "3 + 4 ="}, {"role": "assistant", "content": " 7"}]

@@ -201,9 +201,9 @@ def test_a_file_that_the_plan_has_in_the_other_role_is_refused(tiny_plan: Plan, 
 def test_rows_are_read_by_their_columns_and_known_by_their_file(
     certified: Certified, tiny_plan: Plan, tmp_path: Path
 ) -> None:
-    own = [
-        {"q": row["prompt"], "a": row["response"]} for row in map(json.loads, certified.forget.open(encoding="utf-8"))
-    ]
+    rows = [json.loads(line) for line in certified.forget.read_text(encoding="utf-8").splitlines()]
+    tofu = ("perturbed_answer", "paraphrased_answer")
+    own = [{"q": row["prompt"], "a": row["response"], **{key: row[key] for key in tofu}} for row in rows]
     forget = write_rows(tmp_path / "sums.jsonl", own)
     command = ["certify", "--base", str(certified.base), "--forget", str(forget), "--retain", str(certified.retain)]
     journal = tmp_path / "journal"
@@ -218,6 +218,7 @@ def test_rows_are_read_by_their_columns_and_known_by_their_file(
 
     content = ran("sums={prompt: q, response: a}")
     assert content["data"]["sums"]["sha256"] == source_digest(forget)
+    assert content["data"]["sums"]["columns"] == {"prompt": "q", "response": "a"}
     # The journal of other columns' rows is not gone on with.
     other = ran("sums={prompt: a, response: q}")
     assert content["figures"] != other["figures"]
@@ -225,8 +226,35 @@ def test_rows_are_read_by_their_columns_and_known_by_their_file(
     plan = replace(tiny_plan, provenance={**tiny_plan.provenance, "data": data})
     columns: Any = {"sums": {"prompt": "q", "response": "a"}}
     given = GivenData.of([certified.retain], [forget], (), (), {}, None, None, columns)
+    # TOFU's wrong answers are still there.
+    assert set(given.tofu) == {"retain"}
+    with pytest.raises(BakeoutError, match="No data are called 'summs'"):
+        GivenData.of([certified.retain], [forget], (), (), {}, None, None, {"summs": columns["sums"]})
     with pytest.raises(BakeoutError, match="sums is given as rows to keep"):
         given.require_roles(plan)
+
+
+def test_rows_that_the_plan_was_fitted_on_are_told(
+    certified: Certified, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact = shutil.copytree(certified.artifact, tmp_path / "artifact")
+    manifest = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
+    manifest["data"] = {"sums": {"file": source_digest(certified.forget), "test": source_digest(certified.retain)}}
+    (artifact / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    renaming: list[Any] = [{"prompt": "prompt", "response": "response"}, {}]
+    for column in renaming:
+        certificate = certify(
+            artifact,
+            certified.base,
+            [certified.forget],
+            [certified.retain],
+            columns={"sums": column} if column else {},
+            protocol=TINY,
+            parts=["routing"],
+        )
+        (told,) = [missing for missing in certificate.not_measured if missing.section == "data"]
+        assert told.name == "sums by fresh rows"
+        assert "sums holds the rows that" in told.why and told.why in caplog.text
 
 
 def test_other_world_facts_are_measured_anew(certified: Certified, tmp_path: Path) -> None:

@@ -4,22 +4,29 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 import bakeout
+from bakeout.export.baking.bake import bake
 from bakeout.export.cli.main import main
 from bakeout.export.evaluation.evaluate import data_names, evaluate, stored_base_rows
 from bakeout.export.evaluation.grading import measure
+from bakeout.export.evaluation.opening import opened
 from bakeout.export.evaluation.recorded_inputs import recorded_exporter
 from bakeout.export.evaluation.rows import BASE, Row
 from bakeout.export.exporting.onnx_export import export_checkpoint
+from bakeout.export.recipes.bake_options import BakeOptions, DType
 from bakeout.export.recipes.evaluation import EvaluateOptions
 from bakeout.export.running.refusals import Refusals
 from bakeout.export.running.runner import Runner
+from bakeout.graph_passes.graph.graph_file import load_graph
+from bakeout.graph_passes.graph.precision import stored_precision
 from bakeout.models.data.row_source import as_source, source_digest
 from bakeout.models.errors import BakeoutError
+from bakeout.models.plan import Plan
 from bakeout.models.progress import Item
 
 from tests.tiny_models import tiny_checkpoint
@@ -153,6 +160,24 @@ def test_the_base_model_is_exported_by_what_exported_the_artifacts(llama_onnx: P
         evaluate(directories[:1], [data], base=base)
     assert recorded_exporter(directories[1:]) == "dynamo"
     assert recorded_exporter(directories) == "auto"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_the_base_model_is_exported_in_the_precision_of_the_artifacts(
+    llama_checkpoint: Path, tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: DType
+) -> None:
+    artifact = bake(llama_checkpoint, tiny_plan, tmp_path / "artifact", BakeOptions(dtype=dtype)).directory
+    precisions: list[str] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        runner = opened(*arguments, **options)
+        precisions.append(stored_precision(load_graph(runner.path)))
+        return runner
+
+    monkeypatch.setattr("bakeout.export.evaluation.evaluate.opened", watched)
+    data = _write(tmp_path / "data.jsonl", [{"prompt": "one", "response": "x"}])
+    evaluate([artifact], [data], base=llama_checkpoint)
+    assert precisions == [{"fp16": "float16", "fp32": "float32"}[dtype]] * 2
 
 
 def test_stored_figures_are_found_by_the_files_content(tmp_path: Path) -> None:

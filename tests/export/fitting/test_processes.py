@@ -113,6 +113,8 @@ def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(
     [
         ({"WORLD_SIZE": "8"}, None),
         ({"WORLD_SIZE": "", "RANK": "0"}, None),
+        ({"WORLD_SIZE": "8", "RANK": ""}, None),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE is '0', no number of processes."),
         ({"WORLD_SIZE": "1", "RANK": "0"}, None),
         ({"WORLD_SIZE": "8", "RANK": "0"}, "was started in several processes"),
         ({"WORLD_SIZE": "a few", "RANK": "0"}, "WORLD_SIZE is 'a few', no number of processes."),

@@ -15,7 +15,8 @@ from bakeout.export.evaluation.graders.registry import grader_of
 from bakeout.export.evaluation.rows import BASE
 from bakeout.export.pipeline.build import build
 from bakeout.export.recipes.evaluation import EvaluateOptions
-from bakeout.export.verification.verify import verify
+from bakeout.export.verification.verify import Check, verify
+from bakeout.models.checkpoint.placement import REFERENCE, Placement
 from bakeout.models.errors import BakeoutError
 from bakeout.models.progress import Item
 
@@ -64,6 +65,20 @@ def test_it_verifies_with_its_base_model(built: Path, llama_checkpoint: Path) ->
     checks = verify(built, base=llama_checkpoint)
     assert all(check.ok for check in checks), checks
     assert {check.name for check in checks} >= {"files", "graph", "canary", "parity"}
+
+
+def test_a_model_that_is_streamed_is_verified_so(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placements: list[Placement] = []
+
+    def watched(directory: Path, placement: Placement = REFERENCE, **options: Any) -> list[Check]:
+        placements.append(placement)
+        return verify(directory, placement=placement, **options)
+
+    monkeypatch.setattr("bakeout.export.pipeline.build.verify", watched)
+    build(write_recipe(tmp_path, llama_checkpoint, device_map={"": "cpu"}, dtype="bfloat16"), tmp_path / "artifact")
+    assert placements == [Placement("auto", "float32", {"": "cpu"})]
 
 
 def test_the_base_models_figures_travel_with_it(built: Path) -> None:

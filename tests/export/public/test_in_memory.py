@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -174,13 +175,27 @@ def test_what_is_no_path_or_token_is_refused_in_words(
 ) -> None:
     model, _ = _loaded(llama_checkpoint)
     given: Any = rows("sums", "test")
-    with pytest.raises(bakeout.BakeoutError, match="A model to evaluate is a path, not a LlamaForCausalLM"):
+    with pytest.raises(bakeout.BakeoutError, match=r"A model to evaluate is given as LlamaForCausalLM.*save_pre"):
         bakeout.evaluate(model, {"sums": given})  # type: ignore[arg-type]
-    with pytest.raises(bakeout.BakeoutError, match="Data without a name is a path, not a dict"):
+    with pytest.raises(bakeout.BakeoutError, match="Data without a name is given as dict, not as a path"):
         bakeout.evaluate(llama_checkpoint, given)
     artifact = bakeout.bake(llama_checkpoint, tiny_plan, tmp_path / "baked")
     with pytest.raises(bakeout.BakeoutError, match=r"no dtype 'fp16'.*float16"):
         bakeout.verify(artifact, base=llama_checkpoint, dtype="fp16")  # type: ignore[arg-type]
-    for prompt in ([99999], [-1], []):
-        with pytest.raises(bakeout.BakeoutError, match=r"Prompt 2 is empty, or has token ids"):
-            bakeout.verify(artifact, base=llama_checkpoint, prompts=[[1, 2], prompt], checks=["parity"])
+    for wrong, says in (
+        ([[1, 2], [99999]], "Prompt 2: token 99999 is beyond the model's"),
+        ([[1, 2], [-1]], "Prompt 2 is empty, or has a negative token id"),
+        ([[1, 2], []], "Prompt 2 is empty, or has a negative token id"),
+        ([[5] * 5000], "Prompt 1: 5000 tokens; the model's context is"),
+        ([1, 2, 3], "no lists of token ids"),
+        (["What is"], "no lists of token ids"),
+        ([[1.5, 2]], "no lists of token ids"),
+    ):
+        with pytest.raises(bakeout.BakeoutError, match=says):
+            bakeout.verify(artifact, base=llama_checkpoint, prompts=wrong, checks=["parity"])  # type: ignore[arg-type]
+    assert bakeout.verify(artifact, base=llama_checkpoint, prompts=np.array([[1, 2], [3, 4]])).ok  # type: ignore[arg-type]
+    for odd in (5, [5]):
+        with pytest.raises(bakeout.BakeoutError, match="Data without a name is given as int"):
+            bakeout.evaluate(llama_checkpoint, odd)  # type: ignore[arg-type]
+    with pytest.raises(bakeout.BakeoutError, match="A plan is given as int"):
+        bakeout.combine([5], llama_checkpoint)  # type: ignore[list-item]
