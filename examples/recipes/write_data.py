@@ -1,7 +1,7 @@
 """What the recipes beside this file begin with: the bundled model and questions and answers about what it knows.
 
-    python examples/recipes/write_data.py
-    bakeout build examples/recipes/unlearn.yaml -o unlearned
+    python write_data.py
+    bakeout build unlearn.yaml -o unlearned
 
 Writes ``model/`` and ``data/`` into this directory (or ``--directory``): for each skill a file to fit on and one to
 test on, and the *facts* once more by the people that they are about.

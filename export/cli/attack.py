@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Measure Key Space Detection with this setting too, repeatable; needs --base.",
 )
-@click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
+@click.option("--base", type=PATH, help="The base model: its checkpoint's directory or hub id, or an ONNX one.")
 @click.option("--prompts", type=click.IntRange(1), default=200, show_default=True, help="Prompts of each file.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the variants.")
 @click.option("--figures", type=PATH, help="Write the figures of a report to this file; it must not exist.")

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--chat-template", "chats", is_flag=True, help="Put tasks' prompts through the tokenizer's chat template."
 )
-@click.option("--base", type=PATH, help="The base model: its checkpoint's directory, or an ONNX one.")
+@click.option("--base", type=PATH, help="The base model: its checkpoint's directory or hub id, or an ONNX one.")
 @click.option(
     "--runtime",
     type=click.Choice(["onnxruntime", "genai"]),

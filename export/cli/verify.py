@@ -20,7 +20,7 @@ from bakeout.export.cli.placement import placement_options
 @click.option(
     "--signature", type=PATH, help="The public key, or root certificates, in PEM, that `model.sig` is checked with."
 )
-@click.option("--base", type=PATH, help="The base model: its checkpoint's directory.")
+@click.option("--base", type=PATH, help="The base model: its checkpoint's directory or hub id.")
 @click.option("--data", type=PATH, multiple=True, help="JSONL of prompts to compare with the reference too.")
 @click.option("--checks", help="These checks alone, as in files,graph,canary: they are the verdict.")
 @placement_options

@@ -39,7 +39,7 @@ class EvaluateOptions(Section):
         "auto",
         description=f"The most rows of each data name, spread evenly over them. `auto`: as many as make "
         f"{GENERATED_TOKENS:,} generated tokens at `max_new_tokens`, or {READ_ROWS} where nothing is generated, so "
-        "that a build ends in minutes.",
+        "that a build of a small model ends in minutes.",
     )
     max_new_tokens: PositiveInt | Literal["auto"] = Field(
         "auto",
