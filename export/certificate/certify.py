@@ -99,14 +99,16 @@ def certify(
     reference = None if tofu_reference is None else _reference(tofu_reference)
     with Models(directory, base, over) as models:
         data.require_roles(models.plan)
-        # Words about files would name what a salt hides.
-        given = {item.name: item.source for item in data.asked} if salt is None else {}
-        not_fresh = [
-            NotMeasured("data", f"{name} by fresh rows", told) for name, told in fitted_rows([directory], given)
-        ]
-        for missing in not_fresh:
-            _logger.warning(missing.why)
+        told = dict(fitted_rows([directory], {item.name: item.source for item in data.asked}))
+        for words in told.values():
+            _logger.warning(words)
+        fitted_on = [item.name in told for item in data.asked]
         data = data.hidden_as(models.plan, salt)
+        not_fresh = [
+            NotMeasured("data", f"{item.name} by fresh rows", "the plan was fitted with these rows")
+            for item, is_known in zip(data.asked, fitted_on, strict=True)
+            if is_known
+        ]
         require_base(models.base, models.plan)
         described = _described(models, manifest, protocol, data)
         steps = Journal(journal, *_names(described, models, data, max_new_tokens))
