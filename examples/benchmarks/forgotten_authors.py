@@ -100,6 +100,7 @@ TRIALS = (
     Trial("lunar", {**_LED, "solver": "gradient"}),
     Trial("unlearn", _TAKEN, [{"scale": 1.0}, {"scale": 2.0}]),
     Trial("unlearn", {**_TAKEN, "energy": 0.8}, [{"scale": 1.0}, {"scale": 0.5}]),
+    Trial("unlearn", {**_TAKEN, "similar": ["others", "unknown"], "batch_size": 8}, [{"scale": 1.0}, {"scale": 0.5}]),
     Trial("reveal_and_release", _REVEAL),
     Trial("reveal_and_release", {**_REVEAL, "release": {"forget_step": 1.0}}),
     Trial("reveal_and_release", {**_REVEAL, "release": {"softening": 1.0, "steps": 60}}),
