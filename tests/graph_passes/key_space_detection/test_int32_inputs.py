@@ -77,7 +77,7 @@ def test_the_refusal_and_what_passes(
 def _answers(session: Session, prompts: Sequence[Sequence[int]], given: Array | None = None) -> tuple[Array, Array]:
     """An answer to each prompt, int64 [rows, steps], and all logits, float32 [rows, prompt and steps - 1, vocabulary].
 
-    It has as many tokens as the refusal: those ``given``, else the likeliest at each step.
+    It has as many tokens as the refusal. They are ``given``, or else the likeliest at each step.
     """
     tokens, before = np.array(prompts, np.int32), None
     mask = np.ones_like(tokens)
