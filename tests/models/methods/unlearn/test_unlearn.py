@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +196,9 @@ def test_the_model_is_given_back_bit_for_bit(model: PreTrainedModel, method: str
         assert parameter.grad is None
 
 
-def _stopping(iterable, description: str, total: int | None = None):  # type: ignore[no-untyped-def]
+def _stopping(iterable, description: str, total: int | None = None, at: str = "two"):  # type: ignore[no-untyped-def]
     for index, item in enumerate(iterable):
-        if "two" in description and index == 2:
+        if at in description and index == 2:
             raise RuntimeError("stop")
         yield item
 
@@ -210,7 +211,7 @@ def test_an_interrupted_fit_goes_on_behind_the_last_layer(model: PreTrainedModel
     whole = FITS[method](model, tasks, similar, **options)
     cache = ProbeCache(tmp_path, "the model")
     with pytest.raises(RuntimeError, match="stop"):
-        FITS[method](model, tasks, similar, track=_stopping, cache=cache, **options)
+        FITS[method](model, tasks, similar, track=partial(_stopping, at="two: layer 1"), cache=cache, **options)
     worked_on: list[str] = []
 
     def track(iterable: Any, description: str, total: int | None = None) -> Any:
@@ -220,7 +221,7 @@ def test_an_interrupted_fit_goes_on_behind_the_last_layer(model: PreTrainedModel
     resumed = FITS[method](model, tasks, similar, track=track, cache=cache, **options)
     assert _bytes(resumed) == _bytes(whole)
     assert resumed.report == whole.report
-    assert worked_on == ["inputs on kept", "two: layer 0", "inputs on kept", "two: layer 1"]
+    assert worked_on == ["inputs on kept", "two: layer 1"]
     worked_on.clear()
     half = FITS[method](model, tasks, similar, track=track, cache=cache, scale=0.5, **options)
     assert _bytes(half) == _bytes(whole.scaled(0.5))
